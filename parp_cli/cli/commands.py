@@ -1,0 +1,338 @@
+"""One function a subcommand: read the options, call one stage, show its result.
+
+Stages are imported inside the functions, so that `parp --help` does not wait for torch.
+"""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from parp_cli.cli import render
+from parp_cli.cli.options import (
+    DEFAULT_RUN,
+    DeviceOption,
+    JsonOption,
+    OutOption,
+    QuietOption,
+    RunOption,
+    SeedOption,
+    SetOption,
+)
+from parp_cli.console import Output, percent, size
+
+
+def mask(
+    sparsity: Annotated[
+        float, typer.Option("--sparsity", "-s", help="Share of the prunable weights to prune, in [0, 1).")
+    ] = 0.5,
+    model: Annotated[
+        str,
+        typer.Option(
+            "--model", "-m", help="mini, another architecture's name, a Hugging Face folder or hub name, or a file."
+        ),
+    ] = "mini",
+    architecture: Annotated[
+        str | None,
+        typer.Option("--architecture", help="What the model is, where its file does not tell.", show_default=False),
+    ] = None,
+    method: Annotated[
+        Literal["magnitude", "random"], typer.Option("--method", help="The smallest weights of all, or random ones.")
+    ] = "magnitude",
+    biases: Annotated[bool, typer.Option("--biases/--no-biases", help="Whether biases are pruned too.")] = True,
+    run: RunOption = DEFAULT_RUN,
+    out: OutOption = None,
+    device: DeviceOption = "auto",
+    seed: SeedOption = None,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Prune a pre-trained model: write its weights and a mask.
+
+    [bold]Examples:[/]
+
+      parp mask --sparsity 0.5
+
+      parp mask --model wav2vec2-base --sparsity 0.7 --run base70
+    """
+    from parp_cli.environment import select_device
+    from parp_cli.stages.mask import mask as stage
+
+    output = Output(as_json=as_json, quiet=quiet)
+    with output.progress() as notify:
+        result = stage(
+            model,
+            sparsity=sparsity,
+            out=out or run / "mask.safetensors",
+            method=method,
+            biases=biases,
+            seed=seed or 0,
+            architecture=architecture,
+            device=select_device(device),
+            notify=notify,
+        )
+    amount = result.sparsity
+    output.text(f"pruned {amount.pruned:,} of {amount.total:,} weights of {model} ({percent(amount.exact)})")
+    output.text(f"wrote {result.path}")
+    output.json(result)
+
+
+def finetune(
+    recipe: Annotated[
+        Path | None, typer.Argument(help="A YAML file; without one, recipes/mini/10min.", show_default=False)
+    ] = None,
+    init: Annotated[
+        Path | None,
+        typer.Option(
+            "--init",
+            metavar="CHECKPOINT",
+            help="Start from this checkpoint; by default from the newest of the run folder that fine-tuning did not "
+            "write, else from the recipe's model.",
+            show_default=False,
+        ),
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the interrupted run of the run folder.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show the resolved recipe and the run in figures; train nothing.")
+    ] = False,
+    settings: SetOption = None,
+    run: RunOption = DEFAULT_RUN,
+    out: OutOption = None,
+    device: DeviceOption = "auto",
+    seed: SeedOption = None,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Fine-tune with CTC while the mask adjusts: PARP, or a fixed mask, or dense.
+
+    [bold]Examples:[/]
+
+      parp finetune recipe.yaml
+
+      parp finetune recipe.yaml --set pruning.mode=fixed --set training.updates=500
+
+      parp finetune recipe.yaml --init parp-run/mask.safetensors --dry-run
+    """
+    from parp_cli.recipe import dump_yaml, load_recipe
+
+    output = Output(as_json=as_json, quiet=quiet)
+    resolved = load_recipe(recipe, settings or ())
+    if seed is not None:
+        resolved = replace(resolved, seed=seed)
+
+    from parp_cli.environment import select_device
+    from parp_cli.run_folder import newest_checkpoint
+    from parp_cli.stages.finetune import finetune as stage
+    from parp_cli.stages.finetune import plan
+
+    start = init or newest_checkpoint(run, but_not_by=["finetune"])
+    with output.progress() as notify:
+        if dry_run:
+            planned = plan(resolved, init=start, notify=notify)
+        else:
+            output.note(f"starting from {start or resolved.model or 'mini'}")
+            result = stage(
+                resolved, run=run, init=start, out=out, device=select_device(device), resume=resume, notify=notify
+            )
+    if dry_run:
+        output.text(dump_yaml(resolved).rstrip())
+        render.plan(output, planned)
+        output.json({"recipe": resolved, "plan": planned})
+    else:
+        render.finetune(output, result)
+        output.json(result)
+
+
+def reprune(
+    checkpoint: Annotated[
+        Path | None, typer.Argument(help="By default the newest of the run folder.", show_default=False)
+    ] = None,
+    sparsity: Annotated[
+        float | None, typer.Option("--sparsity", "-s", help="In [0, 1); by default as before.", show_default=False)
+    ] = None,
+    run: RunOption = DEFAULT_RUN,
+    out: OutOption = None,
+    device: DeviceOption = "auto",
+    seed: SeedOption = None,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Prune a checkpoint anew by its current weights, at the same or another sparsity.
+
+    [bold]Examples:[/]
+
+      parp reprune
+
+      parp reprune parp-run/finetune.safetensors --sparsity 0.7
+    """
+    from parp_cli.environment import select_device
+    from parp_cli.run_folder import checkpoint_or_newest
+    from parp_cli.stages.reprune import reprune as stage
+
+    del seed  # nothing here is random; taken because every stage takes it
+    output = Output(as_json=as_json, quiet=quiet)
+    source = checkpoint_or_newest(checkpoint, run)
+    result = stage(source, out=out or run / "reprune.safetensors", sparsity=sparsity, device=select_device(device))
+    amount = result.sparsity
+    output.text(f"pruned {amount.pruned:,} of {amount.total:,} weights of {source} ({percent(amount.exact)})")
+    output.text(f"revived {result.revived:,}, dropped {result.dropped:,}")
+    output.text(f"wrote {result.path}")
+    output.json(result)
+
+
+def evaluate(
+    checkpoint: Annotated[
+        Path | None, typer.Argument(help="By default the newest of the run folder.", show_default=False)
+    ] = None,
+    split: Annotated[
+        str | None,
+        typer.Option("--split", help="By default the test split of the checkpoint's recipe.", show_default=False),
+    ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="Another corpus: data.corpus, data.root, data.manifest.",
+            show_default=False,
+        ),
+    ] = None,
+    batch_seconds: Annotated[
+        float, typer.Option("--batch-seconds", min=1.0, help="Most audio in one forward pass, in seconds.")
+    ] = 60.0,
+    run: RunOption = DEFAULT_RUN,
+    out: OutOption = None,
+    device: DeviceOption = "auto",
+    seed: SeedOption = None,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Recognise a split and count the errors: WER and CER, or PER.
+
+    [bold]Examples:[/]
+
+      parp eval --split test-clean
+
+      parp eval model.safetensors --set data.corpus=librispeech --set data.root=~/LibriSpeech --split test-other
+    """
+    from parp_cli.checkpoint import read_metadata
+    from parp_cli.environment import select_device
+    from parp_cli.run_folder import checkpoint_or_newest, require_head
+    from parp_cli.stages.evaluate import evaluate as stage
+    from parp_cli.stages.evaluate import recorded_recipe
+
+    del seed  # nothing here is random; taken because every stage takes it
+    output = Output(as_json=as_json, quiet=quiet)
+    source = checkpoint_or_newest(checkpoint, run)
+    metadata = read_metadata(source)
+    require_head(source, metadata)
+    data = recorded_recipe(metadata, settings or ()).data
+    chosen = split or data.test
+    with output.progress() as notify:
+        result = stage(
+            source,
+            out=out or run / f"eval-{chosen}.jsonl",
+            split=chosen,
+            data=data,
+            device=select_device(device),
+            batch_seconds=batch_seconds,
+            notify=notify,
+        )
+    render.evaluation(output, result)
+    output.json({"real_time_factor": result.real_time_factor, **vars(result)})
+
+
+def export(
+    to: Annotated[
+        Literal["hf", "torchaudio"], typer.Option("--to", help="A folder for transformers, or a state dict.")
+    ],
+    checkpoint: Annotated[
+        Path | None, typer.Argument(help="By default the newest of the run folder.", show_default=False)
+    ] = None,
+    run: RunOption = DEFAULT_RUN,
+    out: OutOption = None,
+    device: DeviceOption = "auto",
+    seed: SeedOption = None,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Write a checkpoint for other tools, zero wherever its mask prunes.
+
+    [bold]Example:[/]
+
+      parp export --to hf
+    """
+    from parp_cli.run_folder import checkpoint_or_newest
+    from parp_cli.stages.export import export as stage
+
+    del device, seed  # files are only rewritten; taken because every stage takes them
+    output = Output(as_json=as_json, quiet=quiet)
+    source = checkpoint_or_newest(checkpoint, run)
+    default = run / ("export-hf" if to == "hf" else "export-torchaudio.pt")
+    result = stage(source, to=to, out=out or default)
+    output.text(f"exported {source} for {'transformers' if to == 'hf' else 'torchaudio'}, {size(result.size)}")
+    output.text(f"wrote {result.path}")
+    output.json(result)
+
+
+def inspect(
+    checkpoint: Annotated[
+        Path | None, typer.Argument(help="By default the newest of the run folder.", show_default=False)
+    ] = None,
+    run: RunOption = DEFAULT_RUN,
+    as_json: JsonOption = False,
+) -> None:
+    """Show what a checkpoint holds: architecture, ancestry, sparsity, recipe. Weights are not read.
+
+    [bold]Example:[/]
+
+      parp inspect parp-run/finetune.safetensors
+    """
+    from parp_cli.run_folder import checkpoint_or_newest
+    from parp_cli.stages.inspect import inspect as stage
+
+    output = Output(as_json=as_json)
+    result = stage(checkpoint_or_newest(checkpoint, run))
+    render.inspection(output, result)
+    output.json(result)
+
+
+def pretrain(
+    recipe: Annotated[Path, typer.Argument(help="A YAML file such as recipes/mini/pretrain.yaml.")],
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the interrupted run of the run folder.")] = False,
+    settings: SetOption = None,
+    run: RunOption = DEFAULT_RUN,
+    out: OutOption = None,
+    device: DeviceOption = "auto",
+    seed: SeedOption = None,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Pre-train an encoder on unlabelled speech: masked prediction of clusters, as HuBERT.
+
+    [bold]Example:[/]
+
+      parp pretrain recipes/mini/pretrain.yaml --run my-encoder
+    """
+    from parp_cli.recipe import PretrainRecipe, load_recipe
+
+    output = Output(as_json=as_json, quiet=quiet)
+    resolved = load_recipe(recipe, settings or (), kind=PretrainRecipe)
+    if seed is not None:
+        resolved = replace(resolved, seed=seed)
+
+    from parp_cli.environment import select_device
+    from parp_cli.stages.pretrain import pretrain as stage
+
+    with output.progress() as notify:
+        result = stage(
+            resolved,
+            run=run,
+            out=out or run / "pretrain.safetensors",
+            device=select_device(device),
+            resume=resume,
+            notify=notify,
+        )
+    render.pretraining(output, result)
+    output.json(result)

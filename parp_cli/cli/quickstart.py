@@ -1,0 +1,121 @@
+"""`parp quickstart`: the whole way in one command, on a budget of minutes."""
+
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from parp_cli.cli.options import DeviceOption, JsonOption, QuietOption
+from parp_cli.console import Output, duration, percent, size
+
+if TYPE_CHECKING:
+    from parp_cli.recipe import Recipe
+
+_UPDATES = 300
+"""Updates of each of the three runs."""
+
+_METHODS: tuple[tuple[str, Literal["dense", "fixed", "parp"]], ...] = (
+    ("dense", "dense"),
+    ("MPI (fixed mask)", "fixed"),
+    ("PARP", "parp"),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One method's result; `size` is of the checkpoint, in bytes."""
+
+    method: str
+    word: float
+    character: float
+    sparsity: float
+    size: int
+    seconds: float
+    checkpoint: Path
+    hypotheses: Path
+
+
+def quickstart(
+    run: Annotated[Path, typer.Option("--run", metavar="DIR", help="Where everything is written.")] = Path(
+        "parp-quickstart"
+    ),
+    sparsity: Annotated[float, typer.Option("--sparsity", "-s", help="Share of weights to prune, in [0, 1).")] = 0.5,
+    updates: Annotated[int, typer.Option("--updates", min=1, help="Updates of each of the three runs.")] = _UPDATES,
+    seed: Annotated[int, typer.Option("--seed", min=0, max=2**32 - 1, help="Of everything random.")] = 0,
+    device: DeviceOption = "auto",
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Dense, fixed-mask and PARP fine-tuning of the bundled encoder on ten minutes of generated speech.
+
+    Generates the corpus, gives each method the same updates, evaluates each on test-clean, and prints one table.
+
+    [bold]Example:[/]
+
+      parp quickstart
+    """
+    import time
+
+    from parp_cli.environment import select_device
+    from parp_cli.stages.evaluate import evaluate
+    from parp_cli.stages.finetune import finetune
+    from parp_cli.stages.mask import mask
+
+    output = Output(as_json=as_json, quiet=quiet)
+    began = time.monotonic()
+    where = select_device(device)
+    rows = []
+    with output.progress() as notify:
+        masked = mask("mini", sparsity=sparsity, out=run / "mask.safetensors", seed=seed, device=where, notify=notify)
+        for number, (name, mode) in enumerate(_METHODS, start=1):
+            output.note(f"{number} of {len(_METHODS)}: {name}")
+            tuned = finetune(
+                _recipe(mode, updates, seed),
+                run=run / mode,
+                init=None if mode == "dense" else masked.path,
+                device=where,
+                notify=notify,
+            )
+            judged = evaluate(
+                tuned.path, out=run / mode / "eval-test-clean.jsonl", split="test-clean", device=where, notify=notify
+            )
+            assert judged.words is not None
+            assert judged.characters is not None
+            rows.append(
+                Row(
+                    method=name,
+                    word=judged.words.rate,
+                    character=judged.characters.rate,
+                    sparsity=judged.sparsity,
+                    size=tuned.path.stat().st_size,
+                    seconds=tuned.seconds,
+                    checkpoint=tuned.path,
+                    hypotheses=judged.hypotheses,
+                )
+            )
+    _show(output, rows, masked.path, time.monotonic() - began)
+
+
+def _recipe(mode: Literal["dense", "fixed", "parp"], updates: int, seed: int) -> "Recipe":
+    """The bundled ten-minute recipe, shortened."""
+    from parp_cli.recipe import Recipe
+
+    whole = Recipe(seed=seed)
+    training = replace(whole.training, updates=updates, validate_every=max(1, updates // 3))
+    return replace(whole, training=training, pruning=replace(whole.pruning, mode=mode))
+
+
+def _show(output: Output, rows: list[Row], mask: Path, seconds: float) -> None:
+    output.table(
+        "Ten minutes of generated English, test-clean",
+        ("method", "WER", "CER", "sparsity", "file", "time"),
+        [
+            [r.method, percent(r.word), percent(r.character), percent(r.sparsity), size(r.size), duration(r.seconds)]
+            for r in rows
+        ],
+    )
+    output.text(f"all in {duration(seconds)}; wrote")
+    for path in (mask, *(path for row in rows for path in (row.checkpoint, row.hypotheses))):
+        output.text(f"  {path}")
+    output.json({"rows": [asdict(row) for row in rows], "mask": mask, "seconds": seconds})

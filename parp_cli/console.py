@@ -1,0 +1,164 @@
+"""Everything that people see: results on stdout; progress, notes and errors on stderr.
+
+With `json` a command's result is one JSON object on stdout. Progress is a bar on a terminal, and otherwise one plain
+line now and then.
+"""
+
+import dataclasses
+import json
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
+from rich.table import Table
+
+from parp_cli.errors import ParpError
+from parp_cli.progress import Notify, Progress, silent
+
+_PLAIN_LINE_SECONDS = 15.0
+"""Time between two lines of progress where there is no terminal."""
+
+
+class Output:
+    """What one command shows.
+
+    Args:
+        as_json: results as one JSON object.
+        quiet: no progress and no notes; results and errors stay.
+    """
+
+    def __init__(self, *, as_json: bool = False, quiet: bool = False) -> None:
+        self.as_json = as_json
+        self.quiet = quiet
+        # Piped tables keep their columns: 120 characters where there is no terminal to ask.
+        width = None if sys.stdout.isatty() else 120
+        self._out = Console(highlight=False, width=width, soft_wrap=not sys.stdout.isatty())
+        self._err = Console(stderr=True, highlight=False)
+
+    def note(self, text: str) -> None:
+        """A line on stderr for whoever watches."""
+        if not self.quiet:
+            self._err.print(escape(text), soft_wrap=True)
+
+    def text(self, text: str) -> None:
+        """A line of the result."""
+        if not self.as_json:
+            self._out.print(escape(text), soft_wrap=True)
+
+    def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+        """A table of the result; every column but the first is of numbers."""
+        if self.as_json:
+            return
+        table = Table(title=title, title_justify="left", title_style="bold")
+        for index, column in enumerate(columns):
+            table.add_column(column, justify="left" if index == 0 else "right", overflow="fold")
+        for row in rows:
+            table.add_row(*map(escape, row))
+        self._out.print(table)
+
+    def json(self, value: Any) -> None:
+        """The result as one object, where JSON was asked for."""
+        if self.as_json:
+            sys.stdout.write(json.dumps(jsonable(value), ensure_ascii=False, sort_keys=True) + "\n")
+
+    @contextmanager
+    def progress(self) -> Iterator[Notify]:
+        """A function for stages to report to, drawn until the block ends."""
+        if self.quiet:
+            yield silent
+        elif self._err.is_terminal:
+            yield from self._bars()
+        else:
+            yield self._plain_lines()
+
+    def _bars(self) -> Iterator[Notify]:
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}"),
+        )
+        tasks: dict[str, TaskID] = {}
+        with Bar(*columns, console=self._err) as bar:
+
+            def notify(step: Progress) -> None:
+                if step.task not in tasks or bar.tasks[tasks[step.task]].total != step.total:
+                    tasks[step.task] = bar.add_task(escape(step.task), total=step.total, note="")
+                bar.update(tasks[step.task], completed=step.done, note=escape(step.note))
+
+            yield notify
+
+    def _plain_lines(self) -> Notify:
+        began: dict[str, float] = {}
+        shown = 0.0
+
+        def notify(step: Progress) -> None:
+            nonlocal shown
+            now = time.monotonic()
+            start = began.setdefault(step.task, now)
+            if step.done < step.total and now - shown < _PLAIN_LINE_SECONDS:
+                return
+            shown = now
+            left = ""
+            if 0 < step.done < step.total:
+                left = f", {duration((now - start) / step.done * (step.total - step.done))} left"
+            note = f", {step.note}" if step.note else ""
+            self.note(f"{step.task}: {step.done}/{step.total}{left}{note}")
+
+        return notify
+
+
+def show_error(error: ParpError) -> None:
+    """An error as the user sees it, on stderr."""
+    console = Console(stderr=True, highlight=False)
+    console.print(f"[bold red]parp: error:[/] {escape(error.message)}", soft_wrap=True)
+    for detail in error.details:
+        console.print(f"  {escape(detail)}", soft_wrap=True)
+    if error.hint is not None:
+        console.print(f"  [bold]hint:[/] {escape(error.hint)}", soft_wrap=True)
+
+
+def jsonable(value: Any) -> Any:
+    """Dataclasses, paths and tuples as plain values."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: jsonable(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {key if isinstance(key, str) else " ".join(key): jsonable(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [jsonable(item) for item in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def duration(seconds: float) -> str:
+    """A length of time for people: 45 s, 3 min 20 s, 2 h 5 min."""
+    total = round(seconds)
+    if total < 60:
+        return f"{total} s"
+    if total < 3600:
+        return f"{total // 60} min {total % 60} s"
+    return f"{total // 3600} h {total % 3600 // 60} min"
+
+
+def size(count: int) -> str:
+    """A number of bytes for people."""
+    value = float(count)
+    for unit in ("B", "kB", "MB"):
+        if value < 1000:
+            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+        value /= 1000
+    return f"{value:.2f} GB"
+
+
+def percent(share: float | None) -> str:
+    """A share for people, or a dash."""
+    return "–" if share is None else f"{share:.1%}"

@@ -1,0 +1,130 @@
+"""Sound files in, waveforms out: any rate and channel count becomes 16 kHz mono."""
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import soundfile
+import torch
+import torchaudio
+from torch import Tensor
+
+from parp_cli.errors import DataError
+
+SAMPLE_RATE = 16_000
+"""Hz of every waveform inside parp."""
+
+AUDIO_SUFFIXES = frozenset({".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3"})
+"""Endings, in lower case, by which sound files are found in a folder."""
+
+_REPLACE = "replace the file, or convert it anew to 16-bit FLAC"
+
+# libsndfile gives the largest count there is where a header leaves the length open (FLAC from a pipe).
+_UNKNOWN_FRAMES = 1 << 48
+
+# What writers that could not seek back put as the size of a WAV's data; everything up to the file's end is meant.
+_OPEN_WAV_SIZE = 0x7FFF0000
+
+# One MPEG frame: encoder delay and padding may be counted or not.
+_MP3_SLACK_SAMPLES = 1152
+
+
+def read_audio(path: Path) -> Tensor:
+    """Read a WAV, FLAC, OGG or MP3 file.
+
+    Args:
+        path: of any sampling rate; several channels are averaged.
+
+    Returns:
+        Samples (S,), float32 at `SAMPLE_RATE`; full scale is 1.
+
+    Raises:
+        DataError: the file is missing, unreadable, empty, cut short, or has samples that are not finite.
+    """
+    with _opened(path) as file:
+        declared = _frames(path, file)
+        samples = torch.from_numpy(file.read(dtype="float32", always_2d=True)).mean(dim=1)
+        rate = int(file.samplerate)
+        if _is_cut_short(path, file, declared=declared, read=len(samples)):
+            raise _unreadable(path, f"it is cut short: {len(samples) / rate:.2f} s are left")
+    if len(samples) == 0:
+        raise _unreadable(path, "it holds no samples")
+    if not bool(torch.isfinite(samples).all()):
+        bad = int((~torch.isfinite(samples)).nonzero()[0]) / rate
+        raise _unreadable(path, f"a sample at {bad:.3f} s is not a finite number")
+    if rate != SAMPLE_RATE:
+        resampled: Tensor = torchaudio.functional.resample(samples, rate, SAMPLE_RATE)
+        return resampled
+    return samples
+
+
+def audio_seconds(path: Path) -> float:
+    """Length of a sound file in seconds, from its header alone.
+
+    Raises:
+        DataError: the file is missing, unreadable or empty.
+    """
+    with _opened(path) as file:
+        return _frames(path, file) / int(file.samplerate)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[soundfile.SoundFile]:
+    """The open file; libsndfile's errors become ours, those while decoding included."""
+    if not path.is_file():
+        what = "it is a folder" if path.is_dir() else "there is no such file"
+        raise DataError(f"cannot read audio {path}", details=[what], hint="check the path")
+    try:
+        if path.stat().st_size == 0:
+            raise _unreadable(path, "it is empty: 0 bytes")
+        with soundfile.SoundFile(path) as file:
+            yield file
+    except soundfile.SoundFileError as error:
+        # LibsndfileError's own text repeats the path.
+        raise _unreadable(path, str(getattr(error, "error_string", error)).strip()) from error
+    except OSError as error:
+        raise _unreadable(path, error.strerror or str(error)) from error
+
+
+def _frames(path: Path, file: soundfile.SoundFile) -> int:
+    frames = int(file.frames)
+    if frames > _UNKNOWN_FRAMES:
+        raise _unreadable(path, "its header does not give its length")
+    if frames == 0:
+        raise _unreadable(path, "it holds no samples")
+    return frames
+
+
+def _is_cut_short(path: Path, file: soundfile.SoundFile, *, declared: int, read: int) -> bool:
+    """Whether the file ends before its header says so. A cut FLAC does not decode, so that none arrives here."""
+    if file.format in ("WAV", "WAVEX"):
+        # libsndfile quietly takes what is there; only its log tells the size that was declared.
+        size = re.search(r"^data : (\d+) \(should be (\d+)\)", file.extra_info, re.MULTILINE)
+        return size is not None and int(size[2]) < int(size[1]) < _OPEN_WAV_SIZE
+    if file.format == "MP3":
+        # Without the encoder's Xing or Info frame the declared length is an estimate.
+        with path.open("rb") as raw:
+            head = raw.read(1 << 16)
+        return (b"Xing" in head or b"Info" in head) and read < declared - _MP3_SLACK_SAMPLES
+    if file.format == "OGG":
+        return not _ogg_is_closed(path)
+    return read < declared
+
+
+def _ogg_is_closed(path: Path) -> bool:
+    """Whether the last page is whole and marked as the end of the stream (RFC 3533, section 6)."""
+    with path.open("rb") as raw:
+        size = path.stat().st_size
+        raw.seek(max(0, size - (1 << 17)))  # a page is at most 65,307 bytes
+        tail = raw.read()
+    start = tail.rfind(b"OggS")
+    if start < 0 or start + 27 > len(tail):
+        return False
+    end_of_stream, segments = tail[start + 5] & 0x04, tail[start + 26]
+    lengths = tail[start + 27 : start + 27 + segments]
+    return bool(end_of_stream) and start + 27 + segments + sum(lengths) <= len(tail)
+
+
+def _unreadable(path: Path, reason: str) -> DataError:
+    return DataError(f"cannot read audio {path}", details=[reason], hint=_REPLACE)

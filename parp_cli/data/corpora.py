@@ -1,0 +1,129 @@
+"""Where utterances come from: one function for every corpus, and one for folders of sound without labels."""
+
+from pathlib import Path
+from typing import Literal, get_args
+
+from parp_cli.data.audio import AUDIO_SUFFIXES, audio_seconds
+from parp_cli.data.downloads import ByteProgress, download_librilight, download_librispeech
+from parp_cli.data.librispeech import (
+    LIBRISPEECH_SPLITS,
+    librilight_base,
+    librispeech_splits,
+    load_librilight,
+    load_librispeech,
+)
+from parp_cli.data.manifest import read_manifest
+from parp_cli.data.problems import shown
+from parp_cli.data.utterances import Utterance
+from parp_cli.errors import DataError
+
+Corpus = Literal["generated", "librispeech", "librilight", "manifest"]
+
+CORPORA: tuple[Corpus, ...] = get_args(Corpus)
+
+
+def load_split(
+    corpus: str,
+    split: str,
+    *,
+    root: Path | None = None,
+    manifest: Path | None = None,
+    download: bool = False,
+    progress: ByteProgress | None = None,
+    seed: int = 0,
+) -> list[Utterance]:
+    """All utterances of one split.
+
+    Args:
+        corpus: one of `CORPORA`. "librispeech" is any corpus in LibriSpeech's layout.
+        split: its name, as the corpus spells it.
+        root: the corpus's folder; by default one in the user's cache folder. Manifests have none.
+        manifest: the file, where `corpus` is "manifest".
+        download: fetch LibriSpeech or Libri-light limited where it is not under `root`.
+        progress: called with done and total: bytes where something is downloaded, speakers where it is generated.
+        seed: of the generated corpus.
+
+    Raises:
+        DataError: there is no such corpus or split (those there are listed), or it is broken or cannot be fetched.
+    """
+    match corpus:
+        case "generated":
+            from parp_cli.data.generated import ensure_split
+
+            return load_librispeech(ensure_split(split, root=root, seed=seed, progress=progress), split)
+        case "librispeech":
+            folder = root or _cached("librispeech")
+            if download and split not in librispeech_splits(folder):
+                download_librispeech(split, folder, progress=progress)
+            _require(folder, "LibriSpeech")
+            return load_librispeech(folder, split)
+        case "librilight" if split in LIBRISPEECH_SPLITS:
+            # It has no dev and test sets of its own: they are LibriSpeech's, under the same root.
+            return load_split("librispeech", split, root=root, download=download, progress=progress)
+        case "librilight":
+            folder = root or _cached("librilight")
+            if download and not (librilight_base(folder) / "1h").is_dir():
+                download_librilight(folder, progress=progress)
+            _require(folder, "Libri-light limited")
+            return load_librilight(folder, split)
+        case "manifest":
+            return _load_manifest(manifest, split)
+    raise DataError(f"no corpus named {corpus}", hint="name one of " + ", ".join(CORPORA))
+
+
+def find_audio(folder: Path) -> list[Utterance]:
+    """Every sound file under a folder, unlabelled, sorted by path; ids are paths from the folder.
+
+    Raises:
+        DataError: there is no such folder, no sound in it, or files that cannot be read (all are listed).
+    """
+    if not folder.is_dir():
+        raise DataError(f"no folder {folder}", hint="name a folder that holds sound files")
+    utterances: list[Utterance] = []
+    problems: list[str] = []
+    for path in sorted(folder.rglob("*")):
+        if path.suffix.lower() not in AUDIO_SUFFIXES or path.name.startswith(".") or not path.is_file():
+            continue
+        try:
+            seconds = audio_seconds(path)
+        except DataError as error:
+            problems.append(f"{path}: {'; '.join(error.details)}")
+            continue
+        name = path.relative_to(folder).as_posix()
+        utterances.append(Utterance(id=name, audio=path, split="", seconds=seconds))
+    if problems:
+        raise DataError(
+            f"{len(problems):,} sound files under {folder} cannot be read",
+            details=shown(problems),
+            hint="remove them, or convert them anew to 16-bit FLAC",
+        )
+    if not utterances:
+        endings = " ".join(sorted(AUDIO_SUFFIXES))
+        raise DataError(f"no sound files under {folder}", hint=f"files that end in {endings} are looked for")
+    return utterances
+
+
+def _cached(corpus: str) -> Path:
+    from parp_cli.data.generated import cache_folder
+
+    return cache_folder() / corpus
+
+
+def _require(folder: Path, corpus: str) -> None:
+    if not folder.is_dir():
+        raise DataError(f"no folder {folder}", hint=f"name the folder that holds {corpus}, or have it downloaded")
+
+
+def _load_manifest(manifest: Path | None, split: str) -> list[Utterance]:
+    if manifest is None:
+        raise DataError("no manifest is named", hint="name a TSV or JSON Lines file that lists the utterances")
+    utterances = read_manifest(manifest)
+    chosen = [utterance for utterance in utterances if utterance.split == split]
+    if not chosen:
+        there = sorted({utterance.split for utterance in utterances})
+        raise DataError(
+            f"no split {split} in manifest {manifest}",
+            details=["splits there: " + ", ".join(there)],
+            hint="name one of these",
+        )
+    return chosen

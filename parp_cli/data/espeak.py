@@ -1,0 +1,200 @@
+"""Speech and phones from espeak-ng, called in process through espeakng-loader (extra `demo`).
+
+espeak-ng keeps state between utterances (the phase of its noise and flutter generators), so the same call
+gives other samples the second time. A speaker is therefore synthesised in a process of its own, always
+from the same state: `synthesise` starts it and is deterministic, `python -m parp_cli.data.espeak` is it.
+"""
+
+import ctypes
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from parp_cli.errors import DataError, UsageError
+
+SAMPLE_RATE = 22_050
+"""Hz of what espeak-ng returns."""
+
+# From espeak-ng's speak_lib.h.
+_RETRIEVAL_OUTPUT = 1 + 1  # AUDIO_OUTPUT_SYNCHRONOUS
+_PHONEME_EVENTS_AS_IPA = 0x1 | 0x2
+_DONT_EXIT = 0x8000
+_CHARS_UTF8 = 1
+_RATE, _PITCH = 1, 3
+_EVENT_END, _EVENT_WORD, _EVENT_PHONEME = 0, 1, 7
+_STRESS_MARKS = "ˈˌ"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Voice:
+    """A speaker: espeak-ng's language and voice variant, its pitch (0 to 99) and rate (words a minute)."""
+
+    language: str
+    variant: str
+    pitch: int
+    rate: int
+
+    @property
+    def name(self) -> str:
+        """What espeak-ng calls it, e.g. `en-us+f3`."""
+        return f"{self.language}+{self.variant}" if self.variant else self.language
+
+
+@dataclass(frozen=True)
+class Speech:
+    """One synthesised sentence: 16-bit samples at `SAMPLE_RATE`, little endian, and its words as phones (IPA)."""
+
+    text: str
+    pcm: bytes
+    phones: tuple[tuple[str, ...], ...]
+
+    @property
+    def seconds(self) -> float:
+        return len(self.pcm) / 2 / SAMPLE_RATE
+
+
+class _EventId(ctypes.Union):
+    _fields_ = [("number", ctypes.c_int), ("name", ctypes.c_char_p), ("string", ctypes.c_char * 8)]
+
+
+class _Event(ctypes.Structure):
+    _fields_ = [
+        ("type", ctypes.c_int),
+        ("unique_identifier", ctypes.c_uint),
+        ("text_position", ctypes.c_int),
+        ("length", ctypes.c_int),
+        ("audio_position", ctypes.c_int),
+        ("sample", ctypes.c_int),
+        ("user_data", ctypes.c_void_p),
+        ("id", _EventId),
+    ]
+
+
+_Callback = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.POINTER(_Event))
+
+
+def _loader() -> Any:
+    try:
+        import espeakng_loader
+    except ImportError:
+        raise UsageError(
+            "generated speech needs the package espeakng-loader", hint="pip install 'parp-cli[demo]'"
+        ) from None
+    return espeakng_loader
+
+
+def variants() -> list[str]:
+    """Names of the voice variants that the installed espeak-ng has, sorted."""
+    return sorted(os.listdir(os.path.join(_loader().get_data_path(), "voices", "!v")))
+
+
+def versions() -> dict[str, str]:
+    """Versions of what decides the samples."""
+    from importlib.metadata import version
+
+    return {"espeakng-loader": version("espeakng-loader")}
+
+
+def synthesise(voice: Voice, texts: Sequence[str], *, seconds: float, seed: int = 0) -> list[Speech]:
+    """Speak `texts` one after another until the next one would not fit into `seconds`.
+
+    The same arguments give the same samples, whatever was synthesised before.
+
+    Raises:
+        UsageError: espeakng-loader is not installed.
+        DataError: espeak-ng does not know the voice, or failed.
+    """
+    _loader()
+    request = {"voice": asdict(voice), "texts": list(texts), "seconds": seconds, "seed": seed}
+    done = subprocess.run(
+        [sys.executable, "-m", __spec__.name if __spec__ else __name__],
+        input=json.dumps(request).encode(),
+        capture_output=True,
+        check=False,
+    )
+    if done.returncode != 0:
+        raise DataError(
+            f"espeak-ng could not speak with voice {voice.name}",
+            details=done.stderr.decode(errors="replace").strip().splitlines()[-1:],
+            hint="see the voices of the installed espeak-ng with parp_cli.data.espeak.variants()",
+        )
+    header, _, pcm = done.stdout.partition(b"\n")
+    result, start = [], 0
+    for item in json.loads(header):
+        phones = tuple(tuple(word) for word in item["phones"])
+        result.append(Speech(item["text"], pcm[start : start + item["bytes"]], phones))
+        start += item["bytes"]
+    return result
+
+
+class _Engine:
+    """The library, initialised once a process."""
+
+    def __init__(self, seed: int) -> None:
+        loader = _loader()
+        self._library = ctypes.CDLL(loader.get_library_path())
+        data_folder = os.path.dirname(loader.get_data_path())
+        rate = self._library.espeak_Initialize(
+            _RETRIEVAL_OUTPUT, 0, data_folder.encode(), _PHONEME_EVENTS_AS_IPA | _DONT_EXIT
+        )
+        if rate != SAMPLE_RATE:
+            raise DataError(f"espeak-ng gives {rate} samples a second, {SAMPLE_RATE} expected")
+        self._library.espeak_ng_SetRandSeed(ctypes.c_long(seed))
+        self._pcm: list[bytes] = []
+        self._words: list[list[str]] = [[]]
+        self._callback = _Callback(self._receive)  # kept alive as long as the library may call it
+        self._library.espeak_SetSynthCallback(self._callback)
+
+    def _receive(self, samples: Any, count: int, events: Any) -> int:
+        if samples and count > 0:
+            self._pcm.append(ctypes.string_at(samples, count * 2))
+        index = 0
+        while events[index].type != _EVENT_END:
+            event = events[index]
+            if event.type == _EVENT_WORD:
+                self._words.append([])
+            elif event.type == _EVENT_PHONEME:
+                phone = bytes(event.id.string).decode(errors="ignore").strip(_STRESS_MARKS)
+                if phone:
+                    self._words[-1].append(phone)
+            index += 1
+        return 0
+
+    def select(self, voice: Voice) -> None:
+        if self._library.espeak_SetVoiceByName(voice.name.encode()) != 0:
+            raise DataError(f"espeak-ng has no voice {voice.name}")
+        self._library.espeak_SetParameter(_RATE, voice.rate, 0)
+        self._library.espeak_SetParameter(_PITCH, voice.pitch, 0)
+
+    def speak(self, text: str) -> Speech:
+        self._pcm.clear()
+        self._words = [[]]
+        data = text.lower().encode()  # espeak-ng spells out short words in capitals
+        if self._library.espeak_Synth(data, len(data) + 1, 0, 1, 0, _CHARS_UTF8, None, None) != 0:
+            raise DataError(f"espeak-ng could not speak {text!r}")
+        self._library.espeak_Synchronize()
+        return Speech(text, b"".join(self._pcm), tuple(tuple(word) for word in self._words if word))
+
+
+def _main() -> None:
+    request = json.load(sys.stdin)
+    engine = _Engine(request["seed"])
+    engine.select(Voice(**request["voice"]))
+    spoken: list[Speech] = []
+    total = 0.0
+    for text in request["texts"]:
+        speech = engine.speak(text)
+        total += speech.seconds
+        if total > request["seconds"]:
+            break
+        spoken.append(speech)
+    header = [{"text": s.text, "bytes": len(s.pcm), "phones": s.phones} for s in spoken]
+    sys.stdout.buffer.write(json.dumps(header).encode() + b"\n" + b"".join(s.pcm for s in spoken))
+
+
+if __name__ == "__main__":
+    _main()

@@ -1,0 +1,173 @@
+"""LibriSpeech and Libri-light limited as they are published, and other corpora laid out like LibriSpeech.
+
+LibriSpeech/<split>/<speaker>/<chapter>/<id>.flac
+                                        <speaker>-<chapter>.trans.txt     id WORDS OF THE TRANSCRIPT
+                                        <speaker>-<chapter>.phones.txt    id W ER D Z | AH V     (generated corpus)
+librispeech_finetuning/1h/{0..5}/{clean,other}/<speaker>/<chapter>/…
+                       9h/{clean,other}/<speaker>/<chapter>/…
+"""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from parp_cli.data.audio import audio_seconds
+from parp_cli.data.problems import shown
+from parp_cli.data.utterances import Utterance, normalize_text, parse_phones
+from parp_cli.errors import DataError
+
+LIBRISPEECH_FOLDER = "LibriSpeech"
+LIBRILIGHT_FOLDER = "librispeech_finetuning"
+
+LIBRISPEECH_SPLITS = (
+    "train-clean-100",
+    "train-clean-360",
+    "train-other-500",
+    "dev-clean",
+    "dev-other",
+    "test-clean",
+    "test-other",
+)
+
+_FOLDS = range(6)
+
+LIBRILIGHT_SPLITS: dict[str, tuple[str, ...]] = {
+    "10min": ("1h/0",),
+    **{f"10min-{fold}": (f"1h/{fold}",) for fold in _FOLDS},
+    "1h": tuple(f"1h/{fold}" for fold in _FOLDS),
+    "10h": (*(f"1h/{fold}" for fold in _FOLDS), "9h"),
+}
+"""The folders that make up each split; "10min" is the first of the six folds."""
+
+
+def librispeech_base(root: Path) -> Path:
+    """The folder that holds the splits: `root` itself, or `LibriSpeech` in it."""
+    return _inside(root, LIBRISPEECH_FOLDER)
+
+
+def librispeech_splits(root: Path) -> list[str]:
+    """Names of the splits that lie under `root`, sorted."""
+    base = librispeech_base(root)
+    if not base.is_dir():
+        return []
+    return sorted(
+        folder.name
+        for folder in base.iterdir()
+        # A split in the making has a hidden name.
+        if not folder.name.startswith(".") and folder.is_dir() and _has_audio(folder)
+    )
+
+
+def load_librispeech(root: Path, split: str) -> list[Utterance]:
+    """One split of LibriSpeech, or of any corpus in its layout, sorted by id.
+
+    Args:
+        root: the folder named LibriSpeech, or the one it lies in.
+        split: a folder under it, such as "train-clean-100".
+
+    Raises:
+        DataError: there is no such split, audio cannot be read, or a transcript has no audio.
+    """
+    available = librispeech_splits(root)
+    if split not in available:
+        raise DataError(
+            f"no split {split} in {librispeech_base(root)}",
+            details=["splits there: " + (", ".join(available) or "none")],
+            hint="name one of these, or the folder that holds LibriSpeech/<split>/<speaker>/<chapter>",
+        )
+    return _load_chapters((librispeech_base(root) / split).glob("*/*"), split)
+
+
+def librilight_base(root: Path) -> Path:
+    """The folder that holds `1h` and `9h`: `root` itself, or `librispeech_finetuning` in it."""
+    return _inside(root, LIBRILIGHT_FOLDER)
+
+
+def load_librilight(root: Path, split: str) -> list[Utterance]:
+    """One split of Libri-light limited, sorted by id.
+
+    Args:
+        root: the folder named librispeech_finetuning, or the one it lies in.
+        split: a key of `LIBRILIGHT_SPLITS`.
+
+    Raises:
+        DataError: there is no such split, a part of it is missing, audio cannot be read, or a transcript has no audio.
+    """
+    if split not in LIBRILIGHT_SPLITS:
+        raise DataError(f"Libri-light limited has no split {split}", hint="name one of " + ", ".join(LIBRILIGHT_SPLITS))
+    base = librilight_base(root)
+    parts = LIBRILIGHT_SPLITS[split]
+    missing = [part for part in parts if next((base / part).glob("*/*/*/*.flac"), None) is None]
+    if missing:
+        raise DataError(
+            f"split {split} of Libri-light limited is not whole in {base}",
+            details=[f"{base / part}: no {{clean,other}}/<speaker>/<chapter>/*.flac in it" for part in missing],
+            hint=f"name the folder that holds {LIBRILIGHT_FOLDER}, or have it downloaded",
+        )
+    chapters = [chapter for part in parts for chapter in (base / part).glob("*/*/*")]
+    return _load_chapters(chapters, split)
+
+
+def _inside(root: Path, name: str) -> Path:
+    return root / name if (root / name).is_dir() else root
+
+
+def _has_audio(folder: Path) -> bool:
+    return next(folder.glob("*/*/*.flac"), None) is not None
+
+
+def _load_chapters(chapters: Iterable[Path], split: str) -> list[Utterance]:
+    utterances: list[Utterance] = []
+    problems: list[str] = []
+    for chapter in chapters:
+        if chapter.is_dir():
+            utterances += _load_chapter(chapter, split, problems)
+    if problems:
+        raise DataError(
+            f"split {split} has {len(problems):,} broken or missing files",
+            details=shown(sorted(problems)),
+            hint="unpack or download the corpus again",
+        )
+    return sorted(utterances, key=lambda utterance: utterance.id)
+
+
+def _load_chapter(chapter: Path, split: str, problems: list[str]) -> list[Utterance]:
+    """The utterances of a folder `<speaker>/<chapter>`; what is wrong with it is added to `problems`."""
+    speaker = chapter.parent.name
+    prefix = f"{speaker}-{chapter.name}"
+    texts = _read_lines(chapter / f"{prefix}.trans.txt", problems)
+    phones = _read_lines(chapter / f"{prefix}.phones.txt", problems)
+    audio = {path.stem: path for path in chapter.glob("*.flac") if not path.name.startswith(".")}
+    for name in sorted(texts.keys() - audio.keys()):
+        problems.append(f"{chapter / name}.flac: missing, but it has a transcript")
+    utterances = []
+    for name, path in audio.items():
+        try:
+            seconds = audio_seconds(path)
+        except DataError as error:
+            problems.append(f"{path}: {'; '.join(error.details)}")
+            continue
+        utterances.append(
+            Utterance(
+                id=name,
+                audio=path,
+                split=split,
+                seconds=seconds,
+                text=normalize_text(texts.get(name, "")) or None,
+                phones=parse_phones(phones.get(name, "")) or None,
+                speaker=speaker,
+            )
+        )
+    return utterances
+
+
+def _read_lines(path: Path, problems: list[str]) -> dict[str, str]:
+    """Lines `id rest` as a dict; empty where the file is not there."""
+    if not path.is_file():
+        return {}
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        problems.append(f"{path}: {error}")
+        return {}
+    pairs = (line.strip().partition(" ") for line in lines if line.strip())
+    return {name: rest for name, _, rest in pairs}

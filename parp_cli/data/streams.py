@@ -1,0 +1,87 @@
+"""Unlabelled speech as one long waveform a speaker, from which pre-training cuts its crops without padding."""
+
+import random
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from parp_cli.data.audio import SAMPLE_RATE, read_audio
+from parp_cli.data.utterances import Utterance
+from parp_cli.errors import DataError
+from parp_cli.progress import Notify, Progress
+
+FRAME = 320
+"""Samples between two frames of the front end (20 ms)."""
+
+OVERHANG = 80
+"""Samples by which the front end's receptive field (400) exceeds its stride."""
+
+
+@dataclass(frozen=True)
+class Stream:
+    """All of one speaker's utterances, one after another.
+
+    Attributes:
+        name: the speaker.
+        samples: (S,) int16, half the memory of floats; full scale is 32768.
+    """
+
+    name: str
+    samples: Tensor
+
+    @property
+    def frames(self) -> int:
+        """Front-end frames T in the stream."""
+        return max(0, (len(self.samples) - OVERHANG) // FRAME)
+
+    def cut(self, first: int, frames: int) -> Tensor:
+        """The waveform (S,) in [-1, 1] that the front end turns into `frames` frames from frame `first` on."""
+        start = first * FRAME
+        return self.samples[start : start + frames * FRAME + OVERHANG].float() / 32768
+
+
+def read_streams(utterances: Sequence[Utterance], notify: Notify) -> list[Stream]:
+    """Read all audio, joined by speaker; an utterance without a speaker is a stream of its own."""
+    pieces: dict[str, list[Tensor]] = {}
+    for done, utterance in enumerate(utterances, start=1):
+        samples = (read_audio(utterance.audio) * 32767).round().clamp(-32768, 32767).to(torch.int16)
+        pieces.setdefault(utterance.speaker or utterance.id, []).append(samples)
+        if done % 100 == 0 or done == len(utterances):
+            notify(Progress("reading audio", done, len(utterances)))
+    return [Stream(name, torch.cat(parts)) for name, parts in pieces.items()]
+
+
+def seconds_of(streams: Iterable[Stream]) -> float:
+    """Length of all streams together."""
+    return sum(len(stream.samples) for stream in streams) / SAMPLE_RATE
+
+
+class Crops:
+    """Random windows of a fixed number of frames, uniform over all the speech.
+
+    Args:
+        streams: what to cut from; those shorter than a crop are left out.
+        frames: length of a crop T.
+
+    Raises:
+        DataError: no stream is as long as a crop.
+    """
+
+    def __init__(self, streams: Sequence[Stream], frames: int) -> None:
+        self.frames = frames
+        self._streams = [(index, stream) for index, stream in enumerate(streams) if stream.frames >= frames]
+        if not self._streams:
+            raise DataError(
+                f"no speaker has {frames * FRAME / SAMPLE_RATE:g} s of speech to cut a crop from",
+                hint="make crop_seconds shorter, or add speech",
+            )
+        self._weights = [stream.frames - frames + 1 for _, stream in self._streams]
+
+    def draw(self, count: int, rng: random.Random) -> tuple[Tensor, list[tuple[int, int]]]:
+        """`count` crops (B, S), and for each the index of its stream and its first frame."""
+        chosen = rng.choices(self._streams, self._weights, k=count)
+        places = [(index, rng.randrange(stream.frames - self.frames + 1)) for index, stream in chosen]
+        waveforms = [stream.cut(first, self.frames) for (_, stream), (_, first) in zip(chosen, places, strict=True)]
+        return torch.stack(waveforms), places

@@ -1,0 +1,78 @@
+"""Every error a user can cause, each with its exit code.
+
+    ParpError                 1  a bug, or a case nobody foresaw
+    ├── UsageError            2  the command line asks for something that cannot be
+    │   └── RecipeError       2  a recipe does not say what it should
+    ├── DataError             3  audio, transcripts or a corpus
+    ├── CheckpointError       4  a checkpoint cannot be used
+    │   └── MaskError         4  a mask does not fit what it is laid over
+    ├── ResourceError         5  disk, memory or a device gave out
+    └── Interrupted         130  Ctrl-C
+
+An error has one line that names the thing, details that list what is wrong with it, and a hint that
+says what to do. `console.py` draws it; nothing else prints it.
+"""
+
+from collections.abc import Iterable
+
+
+class ParpError(Exception):
+    """Base of all errors with a message for the user.
+
+    Args:
+        message: one line, lower case, that names the offending thing.
+        details: one line for each thing that is wrong.
+        hint: what to do about it.
+    """
+
+    exit_code = 1
+
+    def __init__(self, message: str, *, details: Iterable[str] = (), hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.details = tuple(details)
+        self.hint = hint
+
+    def __str__(self) -> str:
+        lines = [self.message, *(f"  {detail}" for detail in self.details)]
+        if self.hint is not None:
+            lines.append(f"  hint: {self.hint}")
+        return "\n".join(lines)
+
+
+class UsageError(ParpError):
+    """The command line asks for something that cannot be."""
+
+    exit_code = 2
+
+
+class RecipeError(UsageError):
+    """A recipe has unknown keys, wrong types or values out of range."""
+
+
+class DataError(ParpError):
+    """Audio, transcripts or a corpus cannot be used."""
+
+    exit_code = 3
+
+
+class CheckpointError(ParpError):
+    """A checkpoint is missing, broken, foreign, or of another kind than needed."""
+
+    exit_code = 4
+
+
+class MaskError(CheckpointError):
+    """A mask does not fit the weights it is laid over."""
+
+
+class ResourceError(ParpError):
+    """Disk, memory or a device gave out."""
+
+    exit_code = 5
+
+
+class Interrupted(ParpError):
+    """The user stopped the run (Ctrl-C)."""
+
+    exit_code = 130

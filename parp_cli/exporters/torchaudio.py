@@ -1,0 +1,39 @@
+"""A plain state dict that torchaudio's builders load."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from parp_cli.files import replacing, write_error
+from parp_cli.models.architectures import Architecture
+from parp_cli.models.weights import fit
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def export_torchaudio(architecture: Architecture, weights: Mapping[str, Tensor], path: Path) -> None:
+    """Write the weights to `path` for `torch.load(path, weights_only=True)`.
+
+    The model they fit is `torchaudio.models.wavlm_model` (family "wavlm") or `wav2vec2_model` of
+    `architecture.builder`, with `aux_num_out` rows of `aux.weight` where there is a head.
+
+    Raises:
+        CheckpointError: the weights are not the architecture's.
+        ResourceError: no space is left on the disk.
+        UsageError: the folder cannot be written to.
+    """
+    size = len(weights["aux.weight"]) if "aux.weight" in weights else None
+    state = fit(weights, architecture, source="the checkpoint", vocabulary_size=size)
+    # An open file, not a name: torch's own writer hides a full disk behind a RuntimeError.
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        try:
+            torch.save(state, file)
+        except RuntimeError as error:
+            if isinstance(error.__context__, OSError):
+                raise write_error(path, error.__context__) from error
+            raise

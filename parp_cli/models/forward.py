@@ -1,0 +1,83 @@
+"""From waveform to logits, in the two halves that training and evaluation need apart.
+
+The convolutional front end runs on one utterance at a time, so that padding never enters its statistics; the encoder
+runs on padded batches of its output. B utterances, S samples, T frames of 20 ms, C front-end channels, D features,
+V tokens.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from parp_cli.models.architectures import Architecture
+from parp_cli.models.waveform import normalize
+
+if TYPE_CHECKING:
+    from torchaudio.models import Wav2Vec2Model
+
+
+def front_end(model: "Wav2Vec2Model", architecture: Architecture, waveform: Tensor) -> Tensor:
+    """Front-end features (T, C) of one utterance's waveform (S,) at 16 kHz, on the model's device."""
+    device = next(model.parameters()).device
+    features, _ = model.feature_extractor(normalize(waveform.to(device), architecture)[None], None)
+    result: Tensor = features[0]
+    return result
+
+
+def pad(features: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Features of several utterances, each (T_i, C), as a batch (B, T, C) padded with zeros, and lengths (B,)."""
+    lengths = torch.tensor([len(item) for item in features], device=features[0].device)
+    return torch.nn.utils.rnn.pad_sequence(list(features), batch_first=True), lengths
+
+
+def encode(
+    model: "Wav2Vec2Model",
+    features: Tensor,
+    lengths: Tensor,
+    *,
+    alter: Callable[[Tensor, Tensor], Tensor] | None = None,
+) -> Tensor:
+    """Logits (B, T, V) of padded front-end features, or hidden states (B, T, D) of a model without a head.
+
+    Padded frames are hidden from attention and zero before the positional convolution, so that an utterance's logits
+    do not depend on what it is padded with. This is torchaudio's own pass, spelt out because theirs does not hand a
+    padding mask to WavLM's attention.
+
+    Args:
+        model: from `architectures.build`; in training mode it drops layers and units as built.
+        features: (B, T, C), zero where padded.
+        lengths: (B,) valid frames.
+        alter: called with projected features (B, T, D) and lengths before the Transformer: the place for masking
+            latent features in training.
+    """
+    hidden = model.encoder.feature_projection(features)
+    padded = torch.arange(hidden.shape[1], device=lengths.device) >= lengths[:, None]
+    if alter is not None:
+        hidden = alter(hidden, lengths)
+    hidden = hidden.masked_fill(padded[..., None], 0.0)
+    transformer = model.encoder.transformer
+    hidden = transformer._preprocess(hidden)
+    nothing_padded = not bool(padded.any())
+    bias: Tensor | None = None
+    position_bias: Tensor | None = None
+    if not nothing_padded:
+        bias = torch.zeros(padded.shape, dtype=hidden.dtype, device=hidden.device).masked_fill(padded, -1e4)
+    for index, layer in enumerate(transformer.layers):
+        relative = hasattr(layer.attention, "rel_attn_embed")  # WavLM
+        # WavLM's first layer makes the position bias of all, so it is never dropped.
+        droppable = model.training and not (relative and index == 0)
+        if droppable and torch.rand(()).item() <= transformer.layer_drop:
+            continue
+        if relative:
+            hidden, position_bias = layer(
+                hidden, position_bias=position_bias, key_padding_mask=None if nothing_padded else padded
+            )
+        else:
+            attention_mask = None if bias is None else bias[:, None, None, :].expand(-1, 1, padded.shape[1], -1)
+            hidden, _ = layer(hidden, attention_mask)
+    if not transformer.layer_norm_first:
+        hidden = transformer.layer_norm(hidden)
+    result: Tensor = hidden if model.aux is None else model.aux(hidden)
+    return result

@@ -1,0 +1,29 @@
+"""A model rebuilt from a checkpoint of parp, ready to run."""
+
+from typing import TYPE_CHECKING
+
+from parp_cli.checkpoint import Checkpoint
+from parp_cli.models.architectures import Architecture, build
+from parp_cli.models.weights import MASK_EMBEDDING, fit, without
+
+if TYPE_CHECKING:
+    import torch
+    from torchaudio.models import Wav2Vec2Model
+
+
+def rebuild(checkpoint: Checkpoint, device: "torch.device", *, source: str) -> tuple[Architecture, "Wav2Vec2Model"]:
+    """The checkpoint's model in evaluation mode, float32, with its CTC head if it has one.
+
+    Args:
+        source: names the checkpoint in errors.
+
+    Raises:
+        CheckpointError: the weights are not those of the architecture; every name is listed.
+    """
+    architecture = Architecture.from_json(checkpoint.metadata.architecture)
+    vocabulary = checkpoint.metadata.vocabulary
+    size = None if vocabulary is None else len(vocabulary)
+    model = build(architecture, vocabulary_size=size)
+    weights = fit(checkpoint.weights, architecture, source=source, vocabulary_size=size)
+    model.load_state_dict(without(weights, [MASK_EMBEDDING]))
+    return architecture, model.to(device).eval()

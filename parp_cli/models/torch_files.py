@@ -1,0 +1,116 @@
+"""Files of `torch.save`, read without running anything in them."""
+
+from __future__ import annotations
+
+import pickletools
+import re
+import zipfile
+from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
+from collections.abc import Mapping
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, Self
+
+import torch
+
+from parp_cli.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+# Before zip files, torch.save wrote a row of pickles: magic number, protocol, system, then the object.
+_PICKLES_BEFORE_TENSORS = 4
+
+# torch's unpickler refuses these under any circumstances, with a long text.
+_REFUSED_MODULES = ("os", "posix", "nt", "sys")
+
+
+class Inert:
+    """Stands for an object whose class or function is not resolved; keeps what it was made from."""
+
+    arguments: tuple[Any, ...]
+    state: Any
+
+    def __new__(cls, *arguments: Any, **_: Any) -> Self:
+        inert = super().__new__(cls)
+        inert.arguments = arguments
+        inert.state = None
+        return inert
+
+    def __init__(self, *_: Any, **__: Any) -> None:
+        pass
+
+    def __setstate__(self, state: Any) -> None:
+        self.state = state
+
+
+def load(path: Path) -> Any:
+    """Read a file of `torch.save`, zipped or of the older format.
+
+    torch's `weights_only` unpickler resolves tensors and plain containers alone. Every other class or
+    function that the file names becomes an `Inert`, so that files with a training configuration beside the
+    weights (fairseq's) can be read; a file that calls into the operating system is refused.
+
+    Raises:
+        CheckpointError: the file is missing, truncated, no file of `torch.save`, or refused.
+    """
+    try:
+        names = _globals(path)
+        refused = sorted(name for name in names if name.partition(".")[0] in _REFUSED_MODULES)
+        if refused:
+            raise CheckpointError(
+                f"{path} calls into the operating system", details=refused, hint="no checkpoint does; delete the file"
+            )
+        inert: list[Any] = [(Inert, name) for name in names]
+        with torch.serialization.safe_globals(inert):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise CheckpointError(f"there is no file {path}") from error
+    except (CheckpointError, MemoryError):
+        raise
+    except Exception as error:  # the file's bytes decide where reading stumbles, and so over what
+        raise CheckpointError(
+            f"{path} cannot be read as a PyTorch file",
+            details=[one_line(error)],
+            hint="it may be truncated or of another kind; download or copy it again",
+        ) from error
+
+
+def tensors(value: Any) -> dict[str, Tensor] | None:
+    """`value` as a state dict, or None if it is none."""
+    if not isinstance(value, Mapping) or not value:
+        return None
+    if not all(isinstance(name, str) and isinstance(tensor, torch.Tensor) for name, tensor in value.items()):
+        return None
+    return dict(value)
+
+
+def one_line(error: Exception) -> str:
+    """Another library's error for a detail: its kind, and the first line of its text."""
+    # torch tells what its unpickler stumbled over after paragraphs of advice on how to load it all the same.
+    text = re.split(r"WeightsUnpickler error: |trusted source\.", str(error))[-1].strip()
+    return f"{type(error).__name__}: {text.splitlines()[0]}" if text else type(error).__name__
+
+
+def _globals(path: Path) -> set[str]:
+    """Every class and function that the file's pickles name, as `module.name`. Nothing is unpickled."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            found: set[str] = set()
+            for name in archive.namelist():
+                if name.endswith("/data.pkl"):
+                    with archive.open(name) as file:
+                        found |= _globals_of_pickle(file)
+            return found
+    with path.open("rb") as file:
+        return set().union(*(_globals_of_pickle(file) for _ in range(_PICKLES_BEFORE_TENSORS)))
+
+
+def _globals_of_pickle(file: IO[bytes]) -> set[str]:
+    found = set()
+    for opcode, argument, _ in pickletools.genops(file):
+        if opcode.name == "GLOBAL":
+            module, _, name = str(argument).partition(" ")
+            found.add(f"{module}.{name}")
+            # Protocol 2 writes Python 2's names; torch's unpickler translates some of them.
+            found.add(".".join(NAME_MAPPING.get((module, name), (IMPORT_MAPPING.get(module, module), name))))
+    return found

@@ -1,0 +1,69 @@
+"""Masks by the names of the weights they are for, and what can be counted on them. True = kept, False = pruned."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from parp_cli.errors import MaskError
+
+Masks = Mapping[str, Tensor]
+
+
+def count_pruned(masks: Masks) -> int:
+    """How many weights the masks prune."""
+    return sum(mask.numel() - int(mask.sum()) for mask in masks.values())
+
+
+def count_all(masks: Masks) -> int:
+    """How many weights the masks cover."""
+    return sum(mask.numel() for mask in masks.values())
+
+
+def sparsity(masks: Masks) -> float:
+    """Share of the covered weights that is pruned; 0 without any masks."""
+    total = count_all(masks)
+    return count_pruned(masks) / total if total else 0.0
+
+
+def check_fit(masks: Masks, weights: Mapping[str, Tensor], *, what: str) -> None:
+    """Refuse masks that are not for these weights.
+
+    Args:
+        masks: by the weights' names.
+        weights: what the masks are to be laid over; may hold more than the masks name.
+        what: names the weights in the error.
+
+    Raises:
+        MaskError: a masked name is absent or has another shape.
+    """
+    wrong = []
+    for name, mask in masks.items():
+        if name not in weights:
+            wrong.append(f"{name}: mask {tuple(mask.shape)}, no such weight")
+        elif weights[name].shape != mask.shape:
+            wrong.append(f"{name}: mask {tuple(mask.shape)}, weight {tuple(weights[name].shape)}")
+    if wrong:
+        shown = wrong[:10] + ([f"… and {len(wrong) - 10} more"] if len(wrong) > 10 else [])
+        raise MaskError(
+            f"mask does not fit {what}",
+            details=shown,
+            hint="the mask is from another model; make one for this model with `parp mask --model NAME`",
+        )
+
+
+@torch.no_grad()
+def apply_(masks: Masks, weights: Mapping[str, Tensor]) -> None:
+    """Set the pruned entries of `weights` to zero, in place.
+
+    Zero times NaN or infinity is no zero, so entries are filled, not multiplied.
+    """
+    for name, mask in masks.items():
+        weights[name].masked_fill_(~mask.to(weights[name].device), 0.0)
+
+
+def revived_and_dropped(before: Masks, after: Masks) -> tuple[int, int]:
+    """How many weights `after` keeps that `before` pruned, and how many it prunes that `before` kept."""
+    revived = sum(int((after[name] & ~before[name]).sum()) for name in after)
+    dropped = sum(int((before[name] & ~after[name]).sum()) for name in after)
+    return revived, dropped

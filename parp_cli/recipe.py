@@ -1,0 +1,372 @@
+"""Recipes: what a fine-tuning or a pre-training run does, in frozen dataclasses read from strict YAML.
+
+A recipe is checked whole before any model loads; `strict_yaml.py` does the reading, and the limits stand in the
+annotations here. The defaults of `Recipe` are those of recipes/mini/10min.yaml.
+"""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar, overload
+
+from parp_cli import strict_yaml
+from parp_cli.strict_yaml import IsPath, Range
+
+T = TypeVar("T")
+
+Seed = Annotated[int, Range(at_least=0, at_most=2**32 - 1)]
+Count = Annotated[int, Range(at_least=1)]
+CountOrZero = Annotated[int, Range(at_least=0)]
+Positive = Annotated[float, Range(above=0)]
+PositiveOrZero = Annotated[float, Range(at_least=0)]
+Share = Annotated[float, Range(at_least=0, at_most=1)]
+ShareBelowOne = Annotated[float, Range(at_least=0, below=1)]
+FilePath = Annotated[str, IsPath()]
+NameOrPath = Annotated[str, IsPath(only_if_dotted=True)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data:
+    """What is learnt from, and what it is judged on."""
+
+    corpus: Literal["generated", "librispeech", "librilight", "manifest"] = "generated"
+    """Where utterances come from: synthetic speech, LibriSpeech, Libri-light limited (to train on; it is validated
+    and tested on LibriSpeech's splits), or a list of one's own."""
+
+    root: FilePath | None = None
+    """The corpus's folder, for librilight one that holds both LibriSpeech and librispeech_finetuning; null is the
+    user's cache. Nothing to `manifest`."""
+
+    manifest: FilePath | None = None
+    """The TSV or JSON Lines file of corpus `manifest`, and of no other."""
+
+    train: str = "train-10min"
+    """The split to learn from."""
+
+    valid: str = "dev-clean"
+    """The split that decides which checkpoint is best."""
+
+    test: str = "test-clean"
+    """The split that `parp eval` takes where none is named."""
+
+    labels: Literal["letters", "phones"] = "letters"
+    """What the CTC head spells."""
+
+    strip_stress: bool = False
+    """Read phones without their stress digits (AH0 as AH). Nothing to letters."""
+
+    unusable: Literal["refuse", "skip"] = "refuse"
+    """What to do about utterances that cannot be trained on, such as those with more labels than frames."""
+
+    download: bool = False
+    """Fetch the splits that are not in `root`; several GB for LibriSpeech."""
+
+    max_valid_utterances: Count | None = None
+    """Validate on so many utterances only; null is all."""
+
+    def conflicts(self) -> Iterator[tuple[str, str]]:
+        """Values that do not go together."""
+        if self.corpus == "manifest" and self.manifest is None:
+            yield "manifest", "corpus manifest needs the path of one"
+        if self.corpus != "manifest" and self.manifest is not None:
+            yield "manifest", f"is not read by corpus {self.corpus}; set data.corpus to manifest, or remove it"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pruning:
+    """Which weights go, and whether they may come back."""
+
+    mode: Literal["parp", "fixed", "dense"] = "parp"
+    """parp: pruned weights train too, and are pruned anew; fixed: they stay zero; dense: nothing is pruned."""
+
+    sparsity: ShareBelowOne | None = None
+    """Share of the prunable weights that is zero at the end; null is that of the mask the run starts from, else 0.5.
+    Nothing to mode `dense`."""
+
+    biases: bool = True
+    """Whether the biases of prunable layers are prunable."""
+
+    interval: Count = 50
+    """Updates between two re-prunings of mode `parp`; there is another one at the end."""
+
+    initial: Literal["magnitude", "random"] = "magnitude"
+    """How the first mask is chosen, where the run starts from a model without one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """How the network is optimised. Times are in updates, sound in seconds."""
+
+    updates: Count = 2000
+    """Length of the run, in updates."""
+
+    batch_seconds: Positive = 24.0
+    """Sound in one update, in seconds."""
+
+    micro_batch_seconds: Positive = 48.0
+    """Most sound in one forward pass, padding included, in seconds: as much as memory holds. An update is divided
+    into as many passes as it needs."""
+
+    learning_rate: Positive = 5e-4
+    """Peak of the schedule, for the encoder, and for the head unless it has its own."""
+
+    head_learning_rate: Positive | None = None
+    """Peak of the schedule for the CTC head; null is `learning_rate`."""
+
+    warmup: Share = 0.1
+    """Share of the updates in which the rate rises to its peak. With hold and decay 1."""
+
+    hold: Share = 0.4
+    """Share of the updates at the peak."""
+
+    decay: Share = 0.5
+    """Share of the updates in which the rate falls, exponentially, to `final_scale` of the peak."""
+
+    final_scale: Annotated[float, Range(above=0, at_most=1)] = 0.05
+    """Rate at the end, as a share of the peak."""
+
+    adam_betas: tuple[ShareBelowOne, ShareBelowOne] = (0.9, 0.98)
+    """Decay of Adam's two moments."""
+
+    adam_epsilon: Positive = 1e-8
+    """Adam's epsilon."""
+
+    weight_decay: PositiveOrZero = 0.0
+    """Decoupled weight decay, per unit of learning rate."""
+
+    gradient_clip: Positive | None = None
+    """Largest norm of the whole gradient; null does not clip."""
+
+    layer_drop: ShareBelowOne = 0.05
+    """Probability that a Transformer layer is skipped in an update."""
+
+    dropout: ShareBelowOne = 0.0
+    """Dropout probability after projections and before the head."""
+
+    attention_dropout: ShareBelowOne = 0.0
+    """Dropout probability of attention weights."""
+
+    activation_dropout: ShareBelowOne = 0.1
+    """Dropout probability within the feed-forward layers."""
+
+    time_mask_probability: Share = 0.5
+    """Share of frames hidden from the encoder, before spans overlap."""
+
+    time_mask_length: Count = 10
+    """Length of a hidden span, in frames of 20 ms."""
+
+    channel_mask_probability: Share = 0.25
+    """Share of feature channels hidden from the encoder, before spans overlap."""
+
+    channel_mask_length: Count = 64
+    """Length of a hidden span, in channels."""
+
+    train_front_end: bool = False
+    """Whether the convolutional front end trains; frozen in the paper."""
+
+    freeze_encoder_updates: CountOrZero = 0
+    """Updates at the start in which only the head trains."""
+
+    validate_every: Count = 200
+    """Updates between two validations; there is another one at the end."""
+
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """What the encoder computes in; weights and the CTC loss are float32 always."""
+
+    def conflicts(self) -> Iterator[tuple[str, str]]:
+        """Values that do not go together."""
+        total = self.warmup + self.hold + self.decay
+        if abs(total - 1) > 1e-6:
+            yield "warmup", f"warmup, hold and decay sum to {total:.7g}: expected 1"
+        if self.freeze_encoder_updates > self.updates:
+            yield "freeze_encoder_updates", f"{self.freeze_encoder_updates} is more than training.updates"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """A fine-tuning run."""
+
+    model: NameOrPath | None = None
+    """The encoder to start from: a name, a folder or file, or a hub name. `./` or `~/` makes it a path that is
+    relative to the recipe. Null is that of the checkpoint the run starts from, else `mini`."""
+
+    seed: Seed = 0
+    """Of everything random: data order, masking, dropout, the new head."""
+
+    data: Data = Data()
+    pruning: Pruning = Pruning()
+    training: Training = Training()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """Sound for pre-training; transcripts are not read."""
+
+    kind: Literal["generated", "folder", "manifest"]
+    """Synthetic speech, all sound files under a folder, or a list of them."""
+
+    path: FilePath | None = None
+    """The folder or the manifest. For generated speech, where it is kept; null is the user's cache."""
+
+    split: str | None = None
+    """The split to take; null is all of a manifest. Folders have none, generated speech needs one."""
+
+    hours: Positive | None = None
+    """How much to generate, in hours; null is the whole split."""
+
+    def conflicts(self) -> Iterator[tuple[str, str]]:
+        """Values that do not go together."""
+        if self.kind != "generated" and self.path is None:
+            yield "path", f"kind {self.kind} needs one"
+        if self.kind != "generated" and self.hours is not None:
+            yield "hours", "is for generated speech alone"
+        if self.kind == "folder" and self.split is not None:
+            yield "split", "a folder has no splits"
+        if self.kind == "generated" and self.split is None:
+            yield "split", "generated speech needs one, such as pretrain-clean"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """One round of masked prediction, on targets of its own."""
+
+    targets: str
+    """What is clustered: `mfcc`, or `layer-N`, the output of Transformer layer N (from 1) as the last stage left it."""
+
+    updates: Count
+    """Length of the stage, in updates."""
+
+    clusters: Annotated[int, Range(at_least=2)] = 100
+    """How many targets there are."""
+
+    def conflicts(self) -> Iterator[tuple[str, str]]:
+        """Values that do not go together."""
+        if not re.fullmatch(r"mfcc|layer-[1-9][0-9]*", self.targets):
+            yield "targets", f"{self.targets} is neither mfcc nor layer-N"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainRecipe:
+    """A pre-training run: HuBERT's masked prediction of clusters."""
+
+    architecture: str = "mini"
+    """The encoder to build, by name; it starts from random weights."""
+
+    seed: Seed = 0
+    """Of everything random: weights, clusters, crops, masking."""
+
+    data: tuple[Source, ...] = (
+        Source(kind="generated", split="pretrain-clean"),
+        Source(kind="generated", split="pretrain-other"),
+    )
+    """All that is learnt from, together."""
+
+    crop_seconds: Positive = 4.0
+    """Length of the crops that a batch is made of, in seconds."""
+
+    batch_seconds: Positive = 32.0
+    """Sound in one update, in seconds."""
+
+    mask_probability: Share = 0.65
+    """Share of masked frames, before spans overlap."""
+
+    mask_length: Count = 10
+    """Length of a masked span, in frames of 20 ms."""
+
+    unmasked_loss_weight: PositiveOrZero = 0.5
+    """Weight of the frames that were not masked, those that were having 1."""
+
+    learning_rate: Positive = 2e-3
+    """Peak of the schedule: a linear rise, then a linear fall to zero, in each stage."""
+
+    warmup: Share = 0.08
+    """Share of a stage's updates in which the rate rises."""
+
+    adam_betas: tuple[ShareBelowOne, ShareBelowOne] = (0.9, 0.98)
+    """Decay of Adam's two moments."""
+
+    adam_epsilon: Positive = 1e-6
+    """Adam's epsilon."""
+
+    weight_decay: PositiveOrZero = 0.01
+    """Decoupled weight decay, per unit of learning rate."""
+
+    gradient_clip: Positive | None = 1.0
+    """Largest norm of the whole gradient; null does not clip."""
+
+    precision: Literal["float32", "bfloat16"] = "bfloat16"
+    """What the encoder computes in; weights and the loss are float32 always."""
+
+    stages: tuple[Stage, ...] = (
+        Stage(targets="mfcc", clusters=100, updates=4000),
+        Stage(targets="layer-4", clusters=200, updates=8000),
+    )
+    """Rounds of prediction, one after another."""
+
+    log_every: Count = 50
+    """Updates between two lines of the log."""
+
+    save_every: Count = 250
+    """Updates between two checkpoints."""
+
+    def conflicts(self) -> Iterator[tuple[str, str]]:
+        """Values that do not go together."""
+        if not self.data:
+            yield "data", "has no source"
+        if not self.stages:
+            yield "stages", "there is none"
+        elif self.stages[0].targets != "mfcc":
+            yield "stages", f"the first cannot be {self.stages[0].targets}: nothing is learnt yet, start with mfcc"
+        if self.crop_seconds > self.batch_seconds:
+            yield "crop_seconds", f"a crop of {self.crop_seconds:g} s is more than batch_seconds"
+
+
+@overload
+def load_recipe(path: Path | None, overrides: Sequence[str] = ()) -> Recipe: ...
+
+
+@overload
+def load_recipe(path: Path | None, overrides: Sequence[str] = (), *, kind: type[T]) -> T: ...
+
+
+def load_recipe(path: Path | None, overrides: Sequence[str] = (), *, kind: type[Any] = Recipe) -> Any:
+    """Read and check a recipe.
+
+    Args:
+        path: the YAML file, to whose folder its relative paths belong; None for the defaults.
+        overrides: `section.key=value`, as `--set` takes them; their paths are relative to the working folder.
+        kind: `Recipe`, `PretrainRecipe`, or another dataclass of settings.
+
+    Raises:
+        RecipeError: no such file, not YAML, or with all that is wrong as its details.
+    """
+    hint = "`parp finetune --dry-run` without a recipe shows every key and its default" if kind is Recipe else None
+    return strict_yaml.load(kind, path, overrides, hint=hint)
+
+
+def recipe_to_dict(recipe: Any) -> dict[str, Any]:
+    """Every field of a recipe as plain values for JSON, defaults too."""
+    return strict_yaml.to_dict(recipe)
+
+
+@overload
+def recipe_from_dict(values: Mapping[str, Any], overrides: Sequence[str] = ()) -> Recipe: ...
+
+
+@overload
+def recipe_from_dict(values: Mapping[str, Any], overrides: Sequence[str] = (), *, kind: type[T]) -> T: ...
+
+
+def recipe_from_dict(values: Mapping[str, Any], overrides: Sequence[str] = (), *, kind: type[Any] = Recipe) -> Any:
+    """Read back what `recipe_to_dict` gave, with overrides and all checks; its paths are left as they are.
+
+    Raises:
+        RecipeError: with all that is wrong as its details.
+    """
+    return strict_yaml.from_dict(kind, values, overrides)
+
+
+def dump_yaml(recipe: Any) -> str:
+    """Every field of a recipe as YAML that `load_recipe` reads back to an equal one."""
+    return strict_yaml.dump(recipe)

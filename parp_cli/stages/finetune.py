@@ -1,0 +1,439 @@
+"""Adjust and re-prune: fine-tune a pruned encoder with CTC while its mask may change (PARP, steps 2 and 3)."""
+
+import json
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from parp_cli import checkpoint
+from parp_cli.checkpoint import Checkpoint, Metadata, Sparsity
+from parp_cli.decoding.metrics import character_errors, word_errors
+from parp_cli.decoding.transcribe import transcribe
+from parp_cli.environment import versions
+from parp_cli.errors import CheckpointError, Interrupted
+from parp_cli.interrupts import Stop, stopping
+from parp_cli.models.architectures import build
+from parp_cli.models.prunable import prunable_parameters
+from parp_cli.models.weights import MASK_EMBEDDING
+from parp_cli.progress import Notify, Progress, silent
+from parp_cli.pruning.masks import count_all, count_pruned
+from parp_cli.pruning.pruner import Pruner, Repruning
+from parp_cli.pruning.select import magnitude_masks, prune_count, random_masks
+from parp_cli.recipe import Recipe, recipe_to_dict
+from parp_cli.training.ctc import CtcObjective, UpdateBatches
+from parp_cli.training.features import FrontEndFeatures
+from parp_cli.training.latent_masking import LatentMasking
+from parp_cli.training.preparation import Plan, Preparation, prepare
+from parp_cli.training.schedule import tri_stage
+from parp_cli.training.state import load_state, save_state
+
+_VALIDATION_BATCH_SECONDS = 60.0
+"""Padded sound in one forward pass of a validation."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Validation:
+    """Error rates on the validation split, of the pruned model, after an update. `character` is None for phones."""
+
+    update: int
+    train_loss: float
+    word: float
+    character: float | None
+
+    @property
+    def score(self) -> tuple[float, float]:
+        """Lower is better; characters decide where as many words are wrong."""
+        return (self.word, 0.0 if self.character is None else self.character)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneResult:
+    """What `parp finetune` wrote and how it went.
+
+    Attributes:
+        path: the best checkpoint on the validation split, pruned as evaluated.
+        last: the one after the last update.
+        best: the validation that chose `path`.
+        reprunings: in order, the last one at the end of the run.
+        audio_seconds: heard in training, over all updates.
+        seconds: wall time of this process's part.
+    """
+
+    path: Path
+    last: Path
+    sha256: str
+    best: Validation
+    validations: tuple[Validation, ...]
+    reprunings: tuple[Repruning, ...]
+    sparsity: Sparsity | None
+    plan: Plan
+    audio_seconds: float
+    seconds: float
+
+
+def plan(recipe: Recipe, *, init: Path | None = None, notify: Notify = silent) -> Plan:
+    """What `finetune` would do, without training."""
+    return prepare(recipe, init, notify).plan
+
+
+def finetune(
+    recipe: Recipe,
+    *,
+    run: Path,
+    init: Path | None = None,
+    out: Path | None = None,
+    device: torch.device | None = None,
+    resume: bool = False,
+    notify: Notify = silent,
+) -> FinetuneResult:
+    """Fine-tune as the recipe says.
+
+    Args:
+        recipe: the whole run.
+        run: the run folder, for the state that `resume` needs, the log, and results without `out`.
+        init: the checkpoint to begin from; None for the recipe's model, which is then pruned first.
+        out: where the best checkpoint goes; the last one goes beside it.
+        device: by default the CPU.
+        resume: go on from the state in the run folder.
+
+    Raises:
+        CheckpointError, DataError, UsageError: as `training.preparation.prepare`; or the state is of another run.
+        Interrupted: by the user; the state is saved.
+        ResourceError: the disk is full; the last files written are whole.
+    """
+    preparation = prepare(recipe, init, notify)
+    with stopping() as stop:
+        training = _Run(recipe, preparation, run, out, device or torch.device("cpu"), notify)
+        if resume:
+            training.resume()
+        else:
+            training.begin()
+        training.train(stop)
+        return training.result()
+
+
+class _Run:
+    """One fine-tuning run: the model, what changes with every update, and where it is written."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        preparation: Preparation,
+        run: Path,
+        out: Path | None,
+        device: torch.device,
+        notify: Notify,
+    ) -> None:
+        self._began = time.monotonic()
+        self._recipe, self._preparation, self._notify = recipe, preparation, notify
+        self._best_path = out or run / "finetune.safetensors"
+        self._last_path = self._best_path.with_name(self._best_path.stem + "-last.safetensors")
+        self._state_path = run / "state" / "finetune.safetensors"
+        self._log_path = run / "finetune.jsonl"
+        torch.manual_seed(recipe.seed)
+        self._model = _build(recipe, preparation).to(device)
+        weights = prunable_parameters(self._model, biases=recipe.pruning.biases)
+        self._prunable = tuple(weights)
+        self._pruner = Pruner(
+            weights,
+            _first_masks(recipe, preparation, weights),
+            mode=recipe.pruning.mode,
+            sparsity=preparation.sparsity,
+            interval=recipe.pruning.interval,
+        )
+        self._features = FrontEndFeatures(
+            self._model, preparation.start.architecture, frozen=not recipe.training.train_front_end
+        )
+        self._objective = _objective(recipe, preparation, self._model, self._features)
+        self._optimizer = _optimizer(recipe, self._model)
+        self._batches = UpdateBatches(
+            [utterance.seconds for utterance in preparation.train],
+            batch_seconds=recipe.training.batch_seconds,
+            seed=recipe.seed,
+        )
+        self._update = 0
+        self._audio_seconds = 0.0
+        self._validations: list[Validation] = []
+        self._losses: list[float] = []
+        self._digest = ""
+
+    def begin(self) -> None:
+        """Prune, and forget what an earlier run left."""
+        self._pruner.start()
+        self._log_path.parent.mkdir(parents=True, exist_ok=True)
+        for path in (self._log_path, self._state_path):
+            path.unlink(missing_ok=True)
+
+    def train(self, stop: Stop) -> None:
+        """All updates that are left, with validations."""
+        training = self._recipe.training
+        self._model.train()
+        while self._update < training.updates:
+            if stop.requested:
+                self._save_state()
+                raise Interrupted(
+                    f"stopped after update {self._update} of {training.updates}; the state is saved",
+                    hint="go on with the same command and --resume",
+                )
+            self._step()
+            at_end = self._update == training.updates
+            if at_end and self._recipe.pruning.mode == "parp" and self._update % self._recipe.pruning.interval:
+                self._log("reprune", asdict(self._pruner.reprune(self._update)))
+            if self._update % training.validate_every == 0 or at_end:
+                self._validate()
+                self._save_state()
+        self._write(self._last_path, self._pruner.masks, self._validations[-1])
+        with suppress(FileNotFoundError):
+            self._best_path.touch()  # the newest of the run folder, which later stages take
+        self._state_path.unlink(missing_ok=True)
+
+    def result(self) -> FinetuneResult:
+        """The finished run."""
+        written = checkpoint.read_metadata(self._best_path)
+        return FinetuneResult(
+            path=self._best_path,
+            last=self._last_path,
+            sha256=checkpoint.file_hash(self._best_path),
+            best=self._best(),
+            validations=tuple(self._validations),
+            reprunings=tuple(self._pruner.history),
+            sparsity=written.sparsity,
+            plan=self._preparation.plan,
+            audio_seconds=self._audio_seconds,
+            seconds=time.monotonic() - self._began,
+        )
+
+    def _best(self) -> Validation:
+        return min(self._validations, key=lambda validation: validation.score)
+
+    def _step(self) -> None:
+        training = self._recipe.training
+        # All randomness of an update follows from its number, so that a resumed run needs no random states.
+        torch.manual_seed(self._recipe.seed * 10_000_019 + self._update)
+        share = tri_stage(
+            self._update,
+            training.updates,
+            warmup=training.warmup,
+            hold=training.hold,
+            decay=training.decay,
+            final_scale=training.final_scale,
+        )
+        for group in self._optimizer.param_groups:
+            group["lr"] = group["peak"] * share
+        _freeze(self._model, training.train_front_end, self._update < training.freeze_encoder_updates)
+        utterances = [self._preparation.train[index] for index in self._batches.take()]
+        self._optimizer.zero_grad(set_to_none=True)
+        self._losses.append(self._objective.backward(utterances))
+        if training.gradient_clip is not None:
+            nn.utils.clip_grad_norm_(self._model.parameters(), training.gradient_clip)
+        self._pruner.mask_gradients()
+        self._optimizer.step()
+        self._update += 1
+        self._audio_seconds += sum(utterance.seconds for utterance in utterances)
+        repruning = self._pruner.after_update(self._update)
+        if repruning is not None:
+            self._log("reprune", asdict(repruning))
+        note = f"loss {self._losses[-1]:.3f}"
+        if self._validations:
+            note += f", best error rate {self._best().word:.1%}"
+        self._notify(Progress(f"fine-tuning ({self._recipe.pruning.mode})", self._update, training.updates, note))
+
+    def _validate(self) -> None:
+        """Judge the model as it would be shipped, and keep it if it is the best so far."""
+        with self._pruner.pruned_view() as masks:
+            hypotheses = transcribe(
+                self._model,
+                self._features,
+                self._preparation.valid,
+                self._preparation.vocabulary,
+                batch_seconds=_VALIDATION_BATCH_SECONDS,
+            )
+            references = [self._preparation.vocabulary.reference(u) for u in self._preparation.valid]
+            letters = self._preparation.vocabulary.labels == "letters"
+            validation = Validation(
+                update=self._update,
+                train_loss=sum(self._losses) / max(1, len(self._losses)),
+                word=word_errors(references, hypotheses).rate,
+                character=character_errors(references, hypotheses).rate if letters else None,
+            )
+            self._losses.clear()
+            self._validations.append(validation)
+            self._log("validation", {**asdict(validation), "example": [references[0], hypotheses[0]]})
+            if self._best() is validation:
+                self._write(self._best_path, masks, validation)
+
+    def _write(self, path: Path, masks: Mapping[str, Tensor], validation: Validation) -> None:
+        start = self._preparation.start
+        amount = None
+        if masks:
+            amount = Sparsity(target=self._preparation.sparsity, pruned=count_pruned(masks), total=count_all(masks))
+        metadata = Metadata(
+            stage="finetune",
+            architecture=start.architecture.to_json(),
+            vocabulary=self._preparation.vocabulary.symbols,
+            labels=self._preparation.vocabulary.labels,
+            prunable=self._prunable,
+            sparsity=amount,
+            recipe=recipe_to_dict(self._recipe),
+            seed=self._recipe.seed,
+            parents=start.parents,
+            metrics={
+                **asdict(validation),
+                "reprunings": [asdict(repruning) for repruning in self._pruner.history],
+            },
+            versions=versions(),
+        )
+        checkpoint.write(path, Checkpoint(weights=self._model.state_dict(), masks=masks, metadata=metadata))
+
+    def _log(self, event: str, values: Mapping[str, Any]) -> None:
+        line = json.dumps({"event": event, "update": self._update, **values}, ensure_ascii=False)
+        with self._log_path.open("a", encoding="utf-8") as file:
+            file.write(line + "\n")
+
+    def _save_state(self) -> None:
+        position = {
+            "recipe": recipe_to_dict(self._recipe),
+            "parents": [asdict(parent) for parent in self._preparation.start.parents],
+            "update": self._update,
+            "epoch": self._batches.epoch,
+            "group": self._batches.group,
+            "audio_seconds": self._audio_seconds,
+            "losses": self._losses,
+            "validations": [asdict(validation) for validation in self._validations],
+            "reprunings": [asdict(repruning) for repruning in self._pruner.history],
+        }
+        save_state(self._state_path, self._model, self._optimizer, position, self._pruner.masks)
+
+    def resume(self) -> None:
+        """Go on where the state in the run folder is.
+
+        Raises:
+            CheckpointError: there is none, or it is of a run with another recipe or beginning.
+        """
+        if not self._state_path.exists():
+            raise CheckpointError(
+                f"nothing to resume in {self._state_path.parent.parent}", hint="start anew without --resume"
+            )
+        position, masks = load_state(self._state_path, self._model, self._optimizer)
+        mine = {
+            "recipe": json.loads(json.dumps(recipe_to_dict(self._recipe))),
+            "parents": [asdict(parent) for parent in self._preparation.start.parents],
+        }
+        for key, value in mine.items():
+            if position[key] != value:
+                raise CheckpointError(
+                    f"the state in {self._state_path} is of a run with another {key.rstrip('s')}",
+                    details=_differences(position[key], value),
+                    hint="resume with the recipe and --init the run began with, or start anew without --resume",
+                )
+        self._update = position["update"]
+        self._batches.epoch, self._batches.group = position["epoch"], position["group"]
+        self._audio_seconds, self._losses = position["audio_seconds"], position["losses"]
+        self._validations = [Validation(**values) for values in position["validations"]]
+        self._pruner.history = [Repruning(**values) for values in position["reprunings"]]
+        self._pruner.masks = {name: mask.to(self._pruner.masks[name].device) for name, mask in masks.items()}
+
+
+def _differences(before: Any, after: Any, key: str = "") -> list[str]:
+    """Dotted keys whose values differ."""
+    if isinstance(before, dict) and isinstance(after, dict):
+        prefix = f"{key}." if key else ""
+        return [
+            line
+            for name in sorted({*before, *after})
+            for line in _differences(before.get(name), after.get(name), prefix + name)
+        ]
+    return [] if before == after else [f"{key}: {before} before, {after} now"]
+
+
+def _build(recipe: Recipe, preparation: Preparation) -> Any:
+    """The model with the run's dropouts, the start's weights, and its head where the labels are the same."""
+    training, start = recipe.training, preparation.start
+    model = build(
+        start.architecture,
+        vocabulary_size=len(preparation.vocabulary),
+        layer_drop=training.layer_drop,
+        dropout=training.dropout,
+        attention_dropout=training.attention_dropout,
+        activation_dropout=training.activation_dropout,
+    )
+    model.register_parameter(MASK_EMBEDDING, nn.Parameter(torch.rand(start.architecture.builder["encoder_embed_dim"])))
+    fresh = model.state_dict()
+    same_head = start.vocabulary == preparation.vocabulary
+    weights = {n: w.float() for n, w in start.weights.items() if same_head or not n.startswith("aux.")}
+    missing = [name for name in fresh if name not in weights and not name.startswith(("aux.", MASK_EMBEDDING))]
+    if missing or not set(weights) <= set(fresh):
+        raise CheckpointError(
+            f"{start.source} does not hold the weights of a {start.architecture.name}",
+            details=[f"missing: {n}" for n in missing] + [f"left over: {n}" for n in weights if n not in fresh],
+        )
+    model.load_state_dict({**fresh, **weights})
+    return model
+
+
+def _first_masks(recipe: Recipe, preparation: Preparation, weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """The checkpoint's masks; without any, new ones, as `parp mask` makes them."""
+    if recipe.pruning.mode == "dense":
+        return {}
+    if preparation.start.masks:
+        if set(preparation.start.masks) != set(weights):
+            raise CheckpointError(
+                f"{preparation.start.source} masks other weights than the recipe prunes",
+                details=sorted(set(preparation.start.masks) ^ set(weights))[:6],
+                hint="give pruning.biases as it was given to `parp mask`",
+            )
+        return preparation.start.masks
+    count = prune_count(preparation.sparsity, sum(weight.numel() for weight in weights.values()))
+    if recipe.pruning.initial == "random":
+        return random_masks({name: tuple(w.shape) for name, w in weights.items()}, count, seed=recipe.seed)
+    return magnitude_masks(weights, count)
+
+
+def _objective(recipe: Recipe, preparation: Preparation, model: Any, features: FrontEndFeatures) -> CtcObjective:
+    training = recipe.training
+    return CtcObjective(
+        model=model,
+        features=features,
+        vocabulary=preparation.vocabulary,
+        masking=LatentMasking(
+            time_probability=training.time_mask_probability,
+            time_length=training.time_mask_length,
+            channel_probability=training.channel_mask_probability,
+            channel_length=training.channel_mask_length,
+        ),
+        micro_batch_seconds=training.micro_batch_seconds,
+        precision=training.precision,
+    )
+
+
+def _optimizer(recipe: Recipe, model: Any) -> torch.optim.Optimizer:
+    """Adam, with a group of its own for the head, whose peak rate may differ."""
+    training = recipe.training
+    head = [parameter for name, parameter in model.named_parameters() if name.startswith("aux.")]
+    rest = [
+        parameter
+        for name, parameter in model.named_parameters()
+        if not name.startswith("aux.") and (training.train_front_end or not name.startswith("feature_extractor."))
+    ]
+    return torch.optim.AdamW(
+        [
+            {"params": rest, "peak": training.learning_rate},
+            {"params": head, "peak": training.head_learning_rate or training.learning_rate},
+        ],
+        lr=training.learning_rate,
+        betas=training.adam_betas,
+        eps=training.adam_epsilon,
+        weight_decay=training.weight_decay,
+    )
+
+
+def _freeze(model: Any, train_front_end: bool, only_head: bool) -> None:
+    model.feature_extractor.requires_grad_(train_front_end and not only_head)
+    model.encoder.requires_grad_(not only_head)
+    model.mask_embedding.requires_grad_(not only_head)

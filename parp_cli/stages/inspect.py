@@ -1,0 +1,91 @@
+"""What a checkpoint holds, from its header and masks alone; the weights stay unread."""
+
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from torch import Tensor
+
+from parp_cli import checkpoint
+from parp_cli.checkpoint import Metadata
+from parp_cli.models.prunable import KINDS, kind_of, layer_of
+from parp_cli.pruning.masks import count_all, count_pruned
+
+K = TypeVar("K", bound=Hashable)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Group:
+    """Masks of one layer or kind of module, taken together."""
+
+    name: str
+    pruned: int
+    total: int
+
+    @property
+    def sparsity(self) -> float:
+        return self.pruned / self.total
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inspection:
+    """A checkpoint, for people.
+
+    Attributes:
+        size: of the file, in bytes.
+        by_layer, by_kind: sparsity of the masks; empty without any.
+        by_layer_and_kind: the same, crossed.
+    """
+
+    path: Path
+    size: int
+    sha256: str
+    metadata: Metadata
+    overall: Group | None
+    by_layer: tuple[Group, ...]
+    by_kind: tuple[Group, ...]
+    by_layer_and_kind: Mapping[tuple[str, str], Group]
+
+
+def inspect(path: Path) -> Inspection:
+    """Summarise a checkpoint.
+
+    Raises:
+        CheckpointError: missing, truncated or foreign.
+    """
+    metadata = checkpoint.read_metadata(path)
+    masks = checkpoint.read_masks(path)
+
+    def layer(name: str) -> str:
+        number = layer_of(name)
+        return "other" if number is None else str(number)
+
+    def order(name: str) -> tuple[int, str]:
+        return (int(name), "") if name.isdigit() else (10**9, name)
+
+    by_layer = _grouped(masks, layer)
+    by_kind = _grouped(masks, kind_of)
+    crossed = _grouped(masks, lambda name: (layer(name), kind_of(name)))
+    kinds = [*KINDS, "other"]
+    return Inspection(
+        path=path,
+        size=path.stat().st_size,
+        sha256=checkpoint.file_hash(path),
+        metadata=metadata,
+        overall=Group(name="all", pruned=count_pruned(masks), total=count_all(masks)) if masks else None,
+        by_layer=tuple(_group(name, by_layer[name]) for name in sorted(by_layer, key=order)),
+        by_kind=tuple(_group(name, by_kind[name]) for name in kinds if name in by_kind),
+        by_layer_and_kind={key: _group(" ".join(key), group) for key, group in crossed.items()},
+    )
+
+
+def _grouped(masks: Mapping[str, Tensor], key: Callable[[str], K]) -> dict[K, dict[str, Tensor]]:
+    groups: dict[K, dict[str, Tensor]] = {}
+    for name, mask in masks.items():
+        groups.setdefault(key(name), {})[name] = mask
+    return groups
+
+
+def _group(name: str, masks: Mapping[str, Tensor]) -> Group:
+    return Group(name=name, pruned=count_pruned(masks), total=count_all(masks))

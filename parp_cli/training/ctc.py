@@ -1,0 +1,125 @@
+"""One update of CTC fine-tuning: which utterances it sees, its loss, its gradients."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from parp_cli.data.batching import batches_by_seconds, sorted_batches
+from parp_cli.data.labels import Vocabulary
+from parp_cli.data.utterances import Utterance
+from parp_cli.errors import ParpError
+from parp_cli.models.forward import encode, pad
+from parp_cli.training.features import FrontEndFeatures
+from parp_cli.training.latent_masking import LatentMasking
+
+if TYPE_CHECKING:
+    from torchaudio.models import Wav2Vec2Model
+
+BLANK_ID = 0
+
+
+class UpdateBatches:
+    """Which utterances each update sees, one pass over the data after another.
+
+    An update holds at most `batch_seconds`, padding included, unless one utterance is longer. What it holds depends
+    on the position alone, so that a resumed run goes on where it was.
+
+    Args:
+        lengths: of the utterances, in seconds.
+        batch_seconds: sound in an update.
+        seed: of the order.
+
+    Attributes:
+        epoch, group: the position: passes finished, and groups taken from the current one.
+    """
+
+    def __init__(self, lengths: Sequence[float], *, batch_seconds: float, seed: int) -> None:
+        self.epoch = 0
+        self.group = 0
+        self._lengths = lengths
+        self._seconds = batch_seconds
+        self._seed = seed
+        self._groups: tuple[int, list[list[int]]] | None = None
+
+    def take(self) -> list[int]:
+        """Indices of the next update's utterances; one that is longer than an epoch holds some more than once."""
+        chosen: list[int] = []
+        room = self._seconds
+        while True:
+            group = self._next_group()
+            size = max(self._lengths[index] for index in group) * len(group)
+            if chosen and size > room:
+                return chosen
+            chosen += group
+            room -= size
+            self.group += 1
+
+    def _next_group(self) -> list[int]:
+        if self._groups is None or self._groups[0] != self.epoch:
+            self._groups = (self.epoch, self._groups_of(self.epoch))
+        if self.group == len(self._groups[1]):
+            self.epoch, self.group = self.epoch + 1, 0
+            self._groups = (self.epoch, self._groups_of(self.epoch))
+        return self._groups[1][self.group]
+
+    def _groups_of(self, epoch: int) -> list[list[int]]:
+        return batches_by_seconds(self._lengths, seconds=self._seconds, seed=self._seed, epoch=epoch)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CtcObjective:
+    """The loss of a list of utterances, computed in micro-batches that fit into memory.
+
+    Attributes:
+        model: with a CTC head; `model.mask_embedding` (D,) replaces masked frames.
+        features: front-end features of utterances.
+        vocabulary: of the head.
+        masking: of latent features.
+        micro_batch_seconds: padded sound in one forward pass.
+        precision: "float32", or "bfloat16" for the encoder; the loss is always float32.
+    """
+
+    model: "Wav2Vec2Model"
+    features: FrontEndFeatures
+    vocabulary: Vocabulary
+    masking: LatentMasking
+    micro_batch_seconds: float
+    precision: str
+
+    def backward(self, utterances: Sequence[Utterance]) -> float:
+        """Add the gradients of the mean loss a label, and return that loss.
+
+        Raises:
+            ParpError: the loss is not finite.
+        """
+        labels = [self.vocabulary.encode(utterance) for utterance in utterances]
+        total = sum(map(len, labels))
+        loss = 0.0
+        for batch in sorted_batches([utterance.seconds for utterance in utterances], self.micro_batch_seconds):
+            part = self._loss([utterances[i] for i in batch], [labels[i] for i in batch]) / total
+            part.backward()  # type: ignore[no-untyped-call]
+            loss += float(part.detach())
+        if not torch.isfinite(torch.tensor(loss)):
+            raise ParpError(
+                f"the training loss is {loss}",
+                details=[f"utterances: {', '.join(u.id for u in utterances[:8])}"],
+                hint="lower training.learning_rate or set training.gradient_clip; the last saved state is intact",
+            )
+        return loss
+
+    def _loss(self, utterances: Sequence[Utterance], labels: Sequence[list[int]]) -> Tensor:
+        features, lengths = pad(self.features(utterances))
+        with torch.autocast(features.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
+            logits = encode(self.model, features, lengths, alter=self.masking.altering(self.model.mask_embedding))
+        return nn.functional.ctc_loss(
+            nn.functional.log_softmax(logits.float(), -1).transpose(0, 1),
+            torch.tensor([label for row in labels for label in row], device=logits.device),
+            lengths,
+            torch.tensor([len(row) for row in labels], device=logits.device),
+            blank=BLANK_ID,
+            reduction="sum",
+            zero_infinity=True,
+        )

@@ -1,0 +1,78 @@
+"""SpecAugment on latent features: spans of frames are replaced, spans of channels zeroed (wav2vec 2.0, section 4.3).
+
+B utterances, T frames, D features.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+_MIN_TIME_SPANS = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatentMasking:
+    """How much is masked.
+
+    Attributes:
+        time_probability: expected share of masked frames, were no spans to overlap.
+        time_length: frames a span.
+        channel_probability: the same for channels.
+        channel_length: channels a span.
+    """
+
+    time_probability: float
+    time_length: int
+    channel_probability: float
+    channel_length: int
+
+    def altering(self, embedding: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
+        """A function for `models.forward.encode` that masks projected features.
+
+        Args:
+            embedding: (D,) what masked frames are replaced with.
+        """
+
+        def alter(features: Tensor, lengths: Tensor) -> Tensor:
+            batch, frames, channels = features.shape
+            if self.time_probability > 0:
+                hidden = span_mask(lengths.tolist(), frames, self.time_probability, self.time_length, _MIN_TIME_SPANS)
+                features = torch.where(hidden.to(features.device)[..., None], embedding.to(features.dtype), features)
+            if self.channel_probability > 0:
+                hidden = span_mask([channels] * batch, channels, self.channel_probability, self.channel_length, 0)
+                features = features.masked_fill(hidden.to(features.device)[:, None, :], 0.0)
+            return features
+
+        return alter
+
+
+def span_mask(sizes: list[int], width: int, probability: float, length: int, least: int) -> Tensor:
+    """Random spans, which may overlap.
+
+    The number of spans of a row is probability · size / length, rounded up or down at random so that its expectation
+    is exact, and at least `least`. Draws from torch's global generator.
+
+    Args:
+        sizes: valid entries of each row.
+        width: columns of the result.
+        probability: expected share of entries covered, were no spans to overlap.
+        length: entries a span.
+        least: spans a row at least, where they fit.
+
+    Returns:
+        (len(sizes), width) boolean, True in a span, False beyond a row's size.
+    """
+    mask = torch.zeros(len(sizes), width, dtype=torch.bool)
+    for row, size in enumerate(sizes):
+        span = min(length, size)
+        places = size - span + 1
+        wanted = max(least, int(probability * size / length + torch.rand(()).item()))
+        starts = torch.randperm(places)[: min(wanted, places)]
+        if size > span or wanted > 0:
+            covered = (starts[:, None] + torch.arange(span)).flatten()
+            mask[row, covered] = True
+        if mask[row, :size].all():  # never hide all of a row
+            mask[row, : size // 2] = False
+    return mask

@@ -1,0 +1,85 @@
+"""What a stopped run needs to go on: weights, the optimizer's moments, and where it was.
+
+One safetensors file: `model/<name>`, `optimizer/<parameter index>/<moment>`, `extra/<name>` for whatever else the run
+keeps in tensors, and JSON in the metadata.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from parp_cli.errors import CheckpointError
+from parp_cli.files import replacing
+
+
+def save_state(
+    path: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    position: Mapping[str, Any],
+    extra: Mapping[str, Tensor] | None = None,
+) -> None:
+    """Write the state atomically; `position` is anything JSON can hold."""
+    tensors = {f"model/{name}": value for name, value in model.state_dict().items()}
+    tensors |= {f"extra/{name}": value for name, value in (extra or {}).items()}
+    for index, moments in optimizer.state_dict()["state"].items():
+        for key, value in moments.items():
+            tensors[f"optimizer/{index}/{key}"] = value if isinstance(value, Tensor) else torch.tensor(value)
+    with replacing(path) as temporary:
+        save_file(
+            {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()},
+            temporary,
+            metadata={"parp": json.dumps(position, sort_keys=True)},
+        )
+
+
+def read_position(path: Path) -> dict[str, Any]:
+    """The `position` that `save_state` wrote, without reading any tensor.
+
+    Raises:
+        CheckpointError: the file is missing or was not written by `save_state`.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            position: dict[str, Any] = json.loads(file.metadata()["parp"])
+            return position
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"{path} is not the state of a run", details=[str(error)], hint="start anew without --resume"
+        ) from error
+
+
+def load_state(
+    path: Path, model: nn.Module, optimizer: torch.optim.Optimizer
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Put a saved state back into `model` and `optimizer`; return its position and extra tensors.
+
+    Raises:
+        CheckpointError: the file is missing, broken, or of another model.
+    """
+    position = read_position(path)
+    with safe_open(path, framework="pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+    weights = {name.removeprefix("model/"): value for name, value in tensors.items() if name.startswith("model/")}
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        raise CheckpointError(
+            f"{path} is the state of another model",
+            details=str(error).splitlines()[1:6],
+            hint="resume with the recipe the run began with",
+        ) from error
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, value in tensors.items():
+        if name.startswith("optimizer/"):
+            _, index, key = name.split("/")
+            state.setdefault(int(index), {})[key] = value
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    extra = {name.removeprefix("extra/"): value for name, value in tensors.items() if name.startswith("extra/")}
+    return position, extra
