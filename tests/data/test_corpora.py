@@ -1,0 +1,99 @@
+from pathlib import Path
+
+import pytest
+
+from parp_cli.data import corpora, generated
+from parp_cli.data.corpora import CORPORA, find_audio, load_split
+from parp_cli.errors import DataError
+
+
+def test_librispeech(tmp_path, write_chapter):
+    write_chapter(tmp_path / "dev-clean", "1", "1", ["A"])
+    assert [u.id for u in load_split("librispeech", "dev-clean", root=tmp_path)] == ["1-1-0000"]
+    with pytest.raises(DataError) as caught:
+        load_split("librispeech", "dev-other", root=tmp_path)
+    assert "dev-clean" in caught.value.details[0]
+    with pytest.raises(DataError, match="no folder"):
+        load_split("librispeech", "dev-clean", root=tmp_path / "none")
+
+
+def test_librispeech_is_downloaded_only_on_request_and_only_if_absent(tmp_path, write_chapter, monkeypatch):
+    asked: list[str] = []
+
+    def download(split: str, root: Path, *, progress: object) -> None:
+        asked.append(split)
+        write_chapter(root / "LibriSpeech" / split, "1", "1", ["A"])
+
+    monkeypatch.setattr(corpora, "download_librispeech", download)
+    monkeypatch.setenv("PARP_CACHE", str(tmp_path))
+    with pytest.raises(DataError) as caught:
+        load_split("librispeech", "dev-clean")
+    assert "downloaded" in (caught.value.hint or "")
+    for _ in range(2):
+        (utterance,) = load_split("librispeech", "dev-clean", download=True)
+    assert asked == ["dev-clean"]
+    assert utterance.audio.is_relative_to(tmp_path / "librispeech")
+
+
+def test_librilight_is_downloaded_on_request(tmp_path, write_chapter, monkeypatch):
+    def download(root: Path, *, progress: object) -> None:
+        write_chapter(root / "librispeech_finetuning" / "1h" / "0" / "clean", "1", "1", ["A"])
+
+    monkeypatch.setattr(corpora, "download_librilight", download)
+    assert len(load_split("librilight", "10min", root=tmp_path / "new", download=True)) == 1
+    with pytest.raises(DataError, match="no folder"):
+        load_split("librilight", "10min", root=tmp_path / "none")
+
+
+def test_manifest(tmp_path, write_tone):
+    write_tone(tmp_path / "a.wav")
+    manifest = tmp_path / "m.tsv"
+    manifest.write_text("id\taudio\tsplit\na\ta.wav\ttrain\nb\ta.wav\ttest\n")
+    assert [u.id for u in load_split("manifest", "test", manifest=manifest)] == ["b"]
+    with pytest.raises(DataError) as caught:
+        load_split("manifest", "dev", manifest=manifest)
+    assert caught.value.details == ("splits there: test, train",)
+    with pytest.raises(DataError, match="no manifest is named"):
+        load_split("manifest", "dev")
+
+
+def test_generated_is_read_from_where_it_was_made(tmp_path, write_chapter, monkeypatch):
+    def ensure_split(split: str, *, root: Path | None, seed: int, progress: object) -> Path:
+        write_chapter(tmp_path / f"seed{seed}" / split, "1", "1", ["A"], phones=["x"])
+        return tmp_path / f"seed{seed}"
+
+    monkeypatch.setattr(generated, "ensure_split", ensure_split)
+    (utterance,) = load_split("generated", "train-10min", seed=7)
+    assert utterance.audio.is_relative_to(tmp_path / "seed7")
+    assert utterance.phones == (("x",),)
+
+
+def test_an_unknown_corpus():
+    with pytest.raises(DataError, match="no corpus named librisspeech") as caught:
+        load_split("librisspeech", "dev-clean")
+    assert all(name in (caught.value.hint or "") for name in CORPORA)
+
+
+def test_find_audio(tmp_path, write_tone):
+    write_tone(tmp_path / "b" / "x.flac")
+    write_tone(tmp_path / "b" / "deep" / "y.mp3")
+    write_tone(tmp_path / "a.wav", seconds=0.25)
+    (tmp_path / "notes.txt").write_text("no sound")
+    (tmp_path / "._a.wav").write_bytes(b"what a Mac leaves behind")
+    utterances = find_audio(tmp_path)
+    assert [u.id for u in utterances] == ["a.wav", "b/deep/y.mp3", "b/x.flac"]
+    assert utterances[0].seconds == 0.25
+    assert utterances[0].text is None
+
+
+def test_find_audio_refuses_what_it_cannot_read(tmp_path, write_tone):
+    with pytest.raises(DataError, match="no folder"):
+        find_audio(tmp_path / "none")
+    with pytest.raises(DataError, match="no sound files"):
+        find_audio(tmp_path)
+    write_tone(tmp_path / "a.wav")
+    (tmp_path / "b.wav").write_bytes(b"noise")
+    (tmp_path / "c.flac").write_bytes(b"")
+    with pytest.raises(DataError, match="2 sound files") as caught:
+        find_audio(tmp_path)
+    assert [Path(detail.split(":")[0]).name for detail in caught.value.details] == ["b.wav", "c.flac"]

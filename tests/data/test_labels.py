@@ -1,0 +1,140 @@
+from itertools import groupby
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from parp_cli.data.labels import (
+    BLANK,
+    Vocabulary,
+    check_utterances,
+    frames_needed,
+    letters_vocabulary,
+    phones_vocabulary,
+)
+from parp_cli.data.utterances import Utterance
+from parp_cli.errors import DataError
+
+
+def test_letters_of_english():
+    vocabulary = letters_vocabulary()
+    assert vocabulary.symbols[:4] == (BLANK, "|", "A", "B")
+    assert vocabulary.symbols[-1] == "'"
+    assert len(vocabulary) == 29
+
+
+def test_letters_from_transcripts(make_utterance):
+    utterances = [make_utterance(text="ÇA VA"), make_utterance(text="L'EAU|X"), make_utterance()]
+    assert "".join(letters_vocabulary(utterances).symbols[1:]) == "|'AELUVXÇ"
+    with pytest.raises(DataError, match="no letters"):
+        letters_vocabulary([make_utterance()])
+
+
+def test_letters_are_spelt_with_boundaries_and_read_back(make_utterance):
+    vocabulary = letters_vocabulary()
+    utterance = make_utterance(text="I'M ALL IN")
+    ids = vocabulary.encode(utterance)
+    assert "".join(vocabulary.symbols[index] for index in ids) == "I'M|ALL|IN"
+    assert vocabulary.decode(ids) == vocabulary.reference(utterance) == "I'M ALL IN"
+
+
+def test_decoding_drops_blanks_and_stray_boundaries():
+    vocabulary = letters_vocabulary()
+    ids = [1, 0, 2, 0, 2, 1, 1, 3, 1]
+    assert vocabulary.decode(ids) == "AA B"
+    assert vocabulary.decode([]) == ""
+
+
+@given(st.lists(st.text("ABZ'", min_size=1), min_size=1).map(" ".join))
+def test_any_text_reads_back(text):
+    vocabulary = letters_vocabulary()
+    utterance = Utterance(id="u", audio=Path("u"), split="", seconds=1, text=text)
+    assert vocabulary.decode(vocabulary.encode(utterance)) == text
+
+
+def test_phones_with_and_without_stress(make_utterance):
+    utterance = make_utterance(phones=(("AH0", "B"), ("AH1",)))
+    stressed = phones_vocabulary([utterance])
+    assert stressed.symbols == (BLANK, "AH0", "AH1", "B")
+    assert stressed.decode(stressed.encode(utterance)) == stressed.reference(utterance) == "AH0 B AH1"
+    plain = phones_vocabulary([utterance], strip_stress=True)
+    assert plain.symbols == (BLANK, "AH", "B")
+    assert plain.encode(utterance) == [1, 2, 1]
+    assert plain.decode([1, 2, 1]) == plain.reference(utterance) == "AH B AH"
+
+
+def test_phones_that_are_no_arpabet_stay_as_they_are(make_utterance):
+    utterance = make_utterance(phones=(("eː", "t͡s", "5"),))
+    vocabulary = phones_vocabulary([utterance], strip_stress=True)
+    assert vocabulary.decode(vocabulary.encode(utterance)) == "eː t͡s 5"
+
+
+def test_phones_are_needed(make_utterance):
+    with pytest.raises(DataError, match="no phones"):
+        phones_vocabulary([make_utterance(text="A")])
+
+
+def test_characters_outside_the_vocabulary_are_named(make_utterance):
+    with pytest.raises(DataError) as caught:
+        letters_vocabulary().encode(make_utterance(id="u7", text="CAFÉ 2 | É"))
+    assert "u7" in caught.value.message
+    assert caught.value.details[0].split()[0] == "2"
+    assert "É" in caught.value.details[0]
+    assert "| in the text" in caught.value.details[0]
+    assert caught.value.hint
+
+
+def test_no_label_to_encode(make_utterance):
+    with pytest.raises(DataError, match="u has no letters"):
+        letters_vocabulary().encode(make_utterance(phones=(("A",),)))
+    with pytest.raises(DataError, match="u has no phones"):
+        Vocabulary((BLANK, "A"), "phones").encode(make_utterance(text="A"))
+
+
+def test_special_symbols_of_imported_models(make_utterance):
+    vocabulary = Vocabulary((BLANK, "<s>", "<unk>", "|", "A"), "letters")
+    assert vocabulary.decode([1, 4, 2, 3, 4, 0]) == "A A"
+    assert Vocabulary((BLANK, "<unk>", "A"), "phones").outside(make_utterance(phones=(("<unk>", BLANK, "A"),))) == [
+        BLANK,
+        "<unk>",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("symbols", "labels"),
+    [((), "letters"), (("|", BLANK), "letters"), ((BLANK, "|", "A", "A"), "letters"), ((BLANK, "A"), "letters")],
+)
+def test_not_a_vocabulary(symbols, labels):
+    with pytest.raises(DataError, match="not a vocabulary of letters"):
+        Vocabulary(symbols, labels)
+
+
+@given(st.lists(st.integers(1, 3), max_size=6))
+def test_frames_needed_are_the_fewest_that_collapse_to_the_labels(ids):
+    # The shortest path: a blank before every label that equals the one before it.
+    path: list[int] = []
+    for label in ids:
+        path += [0, label] if path and path[-1] == label else [label]
+    assert [label for label, _ in groupby(path) if label] == ids
+    assert frames_needed(ids) == len(path)
+
+
+def test_everything_wrong_is_found(tmp_path, write_tone, make_utterance):
+    audio = write_tone(tmp_path / "a.wav")
+    utterances = [
+        make_utterance(id="good", audio=audio, text="ALL"),
+        make_utterance(id="bare", audio=audio),
+        make_utterance(id="odd", audio=audio, text="A2"),
+        make_utterance(id="fast", audio=audio, text="ALL", seconds=0.06),
+        make_utterance(id="gone", audio=tmp_path / "none.wav", text="A"),
+    ]
+    problems = check_utterances(utterances, letters_vocabulary(), lambda samples: samples // 320)
+    assert [(p.utterance_id, p.kind) for p in problems] == [
+        ("bare", "no label"),
+        ("odd", "outside vocabulary"),
+        ("fast", "more labels than frames"),
+        ("gone", "no audio"),
+    ]
+    assert problems[1].message == "odd: letters outside the vocabulary: 2"
+    assert problems[2].message == "fast: 3 labels need 4 frames, but it has 3"

@@ -1,0 +1,53 @@
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+from torchaudio.models import wav2vec2_model, wavlm_model
+
+from parp_cli.errors import CheckpointError, ResourceError, UsageError
+from parp_cli.exporters import torchaudio as exporter
+from parp_cli.exporters.torchaudio import export_torchaudio
+from parp_cli.files import write_error
+from parp_cli.models.architectures import build
+from tests.models.small import SMALL, randomise, waveform
+
+
+@pytest.mark.parametrize("size", [None, 6], ids=["bare", "ctc"])
+@pytest.mark.parametrize("name", SMALL)
+def test_torchaudios_builder_loads_it(name: str, size: int | None, tmp_path: Path) -> None:
+    ours = randomise(build(SMALL[name], vocabulary_size=size))
+    export_torchaudio(SMALL[name], ours.state_dict(), tmp_path / "deep" / "model.pt")
+    builder = wavlm_model if SMALL[name].family == "wavlm" else wav2vec2_model
+    theirs = builder(**SMALL[name].builder, aux_num_out=size).eval()
+    theirs.load_state_dict(torch.load(tmp_path / "deep" / "model.pt", weights_only=True))
+    with torch.inference_mode():
+        assert torch.equal(theirs(waveform())[0], ours(waveform())[0])
+    assert [file.name for file in (tmp_path / "deep").iterdir()] == ["model.pt"]
+
+
+def test_foreign_weights_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="missing"):
+        export_torchaudio(SMALL["hubert-base"], {}, tmp_path / "model.pt")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="the system has no /dev/full")
+def test_no_space(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    @contextmanager
+    def on_a_full_disk(path: Path) -> Iterator[Path]:
+        try:
+            yield Path("/dev/full")
+        except OSError as error:
+            raise write_error(path, error) from error
+
+    monkeypatch.setattr(exporter, "replacing", on_a_full_disk)
+    with pytest.raises(ResourceError, match="no space left"):
+        export_torchaudio(SMALL["hubert-base"], build(SMALL["hubert-base"]).state_dict(), tmp_path / "model.pt")
+
+
+def test_a_file_in_the_folders_place(tmp_path: Path) -> None:
+    (tmp_path / "out").write_text("")
+    with pytest.raises(UsageError):
+        export_torchaudio(SMALL["hubert-base"], build(SMALL["hubert-base"]).state_dict(), tmp_path / "out" / "model.pt")
