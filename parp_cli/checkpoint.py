@@ -17,12 +17,11 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from parp_cli.bits import pack, unpack
 from parp_cli.errors import CheckpointError
-from parp_cli.files import replacing
+from parp_cli.tensor_files import write_tensors
 
 FORMAT_VERSION = 1
 
@@ -115,13 +114,9 @@ def write(path: Path, checkpoint: Checkpoint) -> str:
         "mask_shapes": {name: list(mask.shape) for name, mask in checkpoint.masks.items()},
         "content_sha256": _content_hash(tensors),
     }
-    with replacing(path) as temporary:
-        try:
-            save_file(tensors, temporary, metadata={_KEY: json.dumps(header, sort_keys=True)})
-        except SafetensorError as error:  # its own I/O errors do not derive from OSError
-            raise _as_os_error(error) from error
-        digest = file_hash(temporary)
-    return digest
+    header["header_sha256"] = _header_hash(header)
+    write_tensors(path, tensors, {_KEY: json.dumps(header, sort_keys=True)})
+    return file_hash(path)
 
 
 def read(path: Path) -> Checkpoint:
@@ -135,9 +130,7 @@ def read(path: Path) -> Checkpoint:
         header = _header(path, file)
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
     if _content_hash(tensors) != header["content_sha256"]:
-        raise CheckpointError(
-            f"{path} was changed or damaged after it was written", hint="make it again, or copy it again"
-        )
+        raise _damaged(path)
     return Checkpoint(
         weights={name: tensor for name, tensor in tensors.items() if not name.startswith(_MASK)},
         masks=_unpack_all(header, tensors),
@@ -193,7 +186,7 @@ def _opened(path: Path) -> Any:
 
 def _header(path: Path, file: Any) -> dict[str, Any]:
     try:
-        header = json.loads((file.metadata() or {})[_KEY])
+        header = dict(json.loads((file.metadata() or {})[_KEY]))
         version = header["format"]
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(
@@ -204,7 +197,19 @@ def _header(path: Path, file: Any) -> dict[str, Any]:
         raise CheckpointError(
             f"{path} has format {version}; this parp reads {FORMAT_VERSION}", hint="update parp to read it"
         )
-    return dict(header)
+    masked = header.get("mask_shapes")
+    stored = {name.removeprefix(_MASK) for name in file.keys() if name.startswith(_MASK)}  # noqa: SIM118 (no mapping)
+    if not isinstance(masked, dict) or set(masked) != stored or "content_sha256" not in header:
+        raise _damaged(path)
+    if header.pop("header_sha256", None) not in (None, _header_hash(header)):  # the first files had none
+        raise _damaged(path)
+    return header
+
+
+def _damaged(path: Path) -> CheckpointError:
+    return CheckpointError(
+        f"{path} was changed or damaged after it was written", hint="make it again, or copy it again"
+    )
 
 
 def _metadata(path: Path, header: Mapping[str, Any]) -> Metadata:
@@ -216,11 +221,17 @@ def _metadata(path: Path, header: Mapping[str, Any]) -> Metadata:
         values["sparsity"] = None if values["sparsity"] is None else Sparsity(**values["sparsity"])
         return Metadata(**values)
     except (KeyError, TypeError) as error:
-        raise CheckpointError(f"{path} has an incomplete header", details=[str(error)]) from error
+        raise CheckpointError(
+            f"{path} has an incomplete header", details=[str(error)], hint="make it again, or copy it again"
+        ) from error
 
 
 def _unpack_all(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: unpack(tensors[_MASK + name], tuple(shape)) for name, shape in header["mask_shapes"].items()}
+
+
+def _header_hash(header: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(header, sort_keys=True).encode()).hexdigest()
 
 
 def _content_hash(tensors: Mapping[str, Tensor]) -> str:
@@ -230,12 +241,3 @@ def _content_hash(tensors: Mapping[str, Tensor]) -> str:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
-
-
-def _as_os_error(error: SafetensorError) -> OSError:
-    """safetensors reports a full disk as text: give it back its number."""
-    import errno
-    import re
-
-    code = re.search(r"os error (\d+)", str(error))
-    return OSError(int(code[1]) if code else errno.EIO, str(error))

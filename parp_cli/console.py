@@ -67,6 +67,7 @@ class Output:
         """The result as one object, where JSON was asked for."""
         if self.as_json:
             sys.stdout.write(json.dumps(jsonable(value), ensure_ascii=False, sort_keys=True) + "\n")
+            sys.stdout.flush()  # here, where a closed pipe can still be answered
 
     @contextmanager
     def progress(self) -> Iterator[Notify]:

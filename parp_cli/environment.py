@@ -25,6 +25,20 @@ def select_device(name: str) -> "torch.device":
     return torch.device(name)
 
 
+def resolve_precision(name: str, device: "torch.device") -> str:
+    """`auto` is bfloat16 where the device computes it natively, else float32; other names stay as they are."""
+    import torch
+
+    if name != "auto":
+        return name
+    if device.type == "cuda":
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        capabilities = torch.cpu.get_capabilities()
+        native = any(capabilities.get(feature, False) for feature in ("avx512_bf16", "amx_bf16", "bf16"))
+    return "bfloat16" if native else "float32"
+
+
 def versions() -> dict[str, str]:
     """Of the software that decides a result."""
     import torch

@@ -101,14 +101,14 @@ class Training:
     updates: Count = 2000
     """Length of the run, in updates."""
 
-    batch_seconds: Positive = 24.0
+    batch_seconds: Positive = 16.0
     """Sound in one update, in seconds."""
 
     micro_batch_seconds: Positive = 48.0
     """Most sound in one forward pass, padding included, in seconds: as much as memory holds. An update is divided
     into as many passes as it needs."""
 
-    learning_rate: Positive = 5e-4
+    learning_rate: Positive = 1e-3
     """Peak of the schedule, for the encoder, and for the head unless it has its own."""
 
     head_learning_rate: Positive | None = None
@@ -150,7 +150,7 @@ class Training:
     activation_dropout: ShareBelowOne = 0.1
     """Dropout probability within the feed-forward layers."""
 
-    time_mask_probability: Share = 0.5
+    time_mask_probability: Share = 0.4
     """Share of frames hidden from the encoder, before spans overlap."""
 
     time_mask_length: Count = 10
@@ -159,7 +159,7 @@ class Training:
     channel_mask_probability: Share = 0.25
     """Share of feature channels hidden from the encoder, before spans overlap."""
 
-    channel_mask_length: Count = 64
+    channel_mask_length: Count = 16
     """Length of a hidden span, in channels."""
 
     train_front_end: bool = False
@@ -168,11 +168,12 @@ class Training:
     freeze_encoder_updates: CountOrZero = 0
     """Updates at the start in which only the head trains."""
 
-    validate_every: Count = 200
+    validate_every: Count = 250
     """Updates between two validations; there is another one at the end."""
 
-    precision: Literal["float32", "bfloat16"] = "float32"
-    """What the encoder computes in; weights and the CTC loss are float32 always."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """What the encoder computes in; auto is bfloat16 where the device has it, else float32. Weights and CTC loss are
+    float32 always. A checkpoint records what auto came to."""
 
     def conflicts(self) -> Iterator[tuple[str, str]]:
         """Values that do not go together."""

@@ -1,11 +1,13 @@
 """The `parp` command: errors become messages and exit codes here, and nowhere else."""
 
 import errno
+import os
 import sys
 import traceback
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+import typer.core
 
 import parp_cli
 from parp_cli.cli import commands, quickstart
@@ -26,8 +28,24 @@ Each stage reads and writes one file that holds weights and mask, in a run folde
 [bold]All of it at once, in six minutes:[/]  parp quickstart
 """
 
+
+class _Group(typer.core.TyperGroup):
+    """Typer answers Ctrl-C and a closed pipe itself, and says nothing: here they become what `main` knows."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as error:
+            raise Interrupted("interrupted") from error
+        except BrokenPipeError:  # the reader of a pipe has gone, as in `parp inspect FILE | head`
+            # Whatever is left in the buffer goes nowhere, or Python would complain about it at its end.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(0)
+
+
 app = typer.Typer(
     name="parp",
+    cls=_Group,
     help=_HELP,
     rich_markup_mode="rich",
     no_args_is_help=True,
@@ -37,13 +55,20 @@ app = typer.Typer(
 )
 
 
-@app.callback()
-def root(
-    version: Annotated[bool, typer.Option("--version", help="Print the version.", is_eager=True)] = False,
-) -> None:
-    if version:
+def _print_version(asked: bool) -> None:
+    if asked:
         sys.stdout.write(f"parp {parp_cli.__version__}\n")
         raise typer.Exit
+
+
+@app.callback()
+def root(
+    # With a callback of its own it is answered before a command is missed.
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", is_eager=True, callback=_print_version)
+    ] = False,
+) -> None:
+    del version
 
 
 app.command()(commands.mask)
@@ -66,9 +91,6 @@ def main() -> None:
     except KeyboardInterrupt:
         show_error(Interrupted("interrupted"))
         sys.exit(Interrupted.exit_code)
-    except BrokenPipeError:  # the reader of a pipe has gone, as in `parp inspect FILE | head`
-        sys.stderr.close()
-        sys.exit(0)
     except Exception as error:
         known = _out_of_resources(error)
         if known is not None:

@@ -20,7 +20,7 @@ SAMPLE_RATE = 22_050
 """Hz of what espeak-ng returns."""
 
 # From espeak-ng's speak_lib.h.
-_RETRIEVAL_OUTPUT = 1 + 1  # AUDIO_OUTPUT_SYNCHRONOUS
+_OUTPUT_SYNCHRONOUS = 2
 _PHONEME_EVENTS_AS_IPA = 0x1 | 0x2
 _DONT_EXIT = 0x8000
 _CHARS_UTF8 = 1
@@ -93,7 +93,12 @@ def variants() -> list[str]:
 
 
 def versions() -> dict[str, str]:
-    """Versions of what decides the samples."""
+    """Versions of what decides the samples.
+
+    Raises:
+        UsageError: espeakng-loader is not installed.
+    """
+    _loader()
     from importlib.metadata import version
 
     return {"espeakng-loader": version("espeakng-loader")}
@@ -111,7 +116,9 @@ def synthesise(voice: Voice, texts: Sequence[str], *, seconds: float, seed: int 
     _loader()
     request = {"voice": asdict(voice), "texts": list(texts), "seconds": seconds, "seed": seed}
     done = subprocess.run(
-        [sys.executable, "-m", __spec__.name if __spec__ else __name__],
+        # -P: a file in the working folder named like a module is not run in its place.
+        [sys.executable, "-P", "-m", "parp_cli.data.espeak"],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
         input=json.dumps(request).encode(),
         capture_output=True,
         check=False,
@@ -132,14 +139,14 @@ def synthesise(voice: Voice, texts: Sequence[str], *, seconds: float, seed: int 
 
 
 class _Engine:
-    """The library, initialised once a process."""
+    """The library, which can be initialised once a process."""
 
     def __init__(self, seed: int) -> None:
         loader = _loader()
         self._library = ctypes.CDLL(loader.get_library_path())
         data_folder = os.path.dirname(loader.get_data_path())
         rate = self._library.espeak_Initialize(
-            _RETRIEVAL_OUTPUT, 0, data_folder.encode(), _PHONEME_EVENTS_AS_IPA | _DONT_EXIT
+            _OUTPUT_SYNCHRONOUS, 0, data_folder.encode(), _PHONEME_EVENTS_AS_IPA | _DONT_EXIT
         )
         if rate != SAMPLE_RATE:
             raise DataError(f"espeak-ng gives {rate} samples a second, {SAMPLE_RATE} expected")
@@ -174,7 +181,8 @@ class _Engine:
         self._pcm.clear()
         self._words = [[]]
         data = text.lower().encode()  # espeak-ng spells out short words in capitals
-        if self._library.espeak_Synth(data, len(data) + 1, 0, 1, 0, _CHARS_UTF8, None, None) != 0:
+        size = ctypes.c_size_t(len(data) + 1)
+        if self._library.espeak_Synth(data, size, 0, 1, 0, _CHARS_UTF8, None, None) != 0:
             raise DataError(f"espeak-ng could not speak {text!r}")
         self._library.espeak_Synchronize()
         return Speech(text, b"".join(self._pcm), tuple(tuple(word) for word in self._words if word))

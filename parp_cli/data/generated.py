@@ -4,20 +4,24 @@ Speakers are espeak-ng voice variant × pitch × rate. The variants of train, de
 are their sentences. The "other" splits add reverberation, noise and band limits.
 """
 
+import io
 import json
 import os
 import random
 import shutil
 import tempfile
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from parp_cli.data import espeak
 from parp_cli.data.phrases import Grammar, Part
 from parp_cli.errors import DataError
+from parp_cli.files import write_error
 
 if TYPE_CHECKING:
     import torch
@@ -25,6 +29,9 @@ if TYPE_CHECKING:
 
 SAMPLE_RATE = 16_000
 """Hz of the files written."""
+
+_RECORD = "generated.json"
+"""What a split was made with, in its folder."""
 
 _PEAK = 0.5
 """Amplitude of the loudest sample of an utterance, full scale being 1."""
@@ -39,7 +46,14 @@ _NOT_SPEAKERS = ("whisper", "croak", "demonic", "robo", "unirobot", "tweaky", "f
 
 @dataclass(frozen=True, kw_only=True)
 class Split:
-    """Whose voices and sentences a split takes, how much of them, and how they are recorded."""
+    """Whose voices and sentences a split takes, how much of them, and how they are recorded.
+
+    Attributes:
+        part: of the voices and sentences.
+        minutes: the most speech it has. There is a little less, as nothing is cut off.
+        speakers: how many speakers share it.
+        condition: "other" is what a poor recording would give.
+    """
 
     part: Part
     minutes: float
@@ -59,14 +73,21 @@ SPLITS: dict[str, Split] = {
     "pretrain-other": Split(part="train", minutes=120, speakers=120, condition="other"),
 }
 
+_LEAST_SECONDS = 20.0
+"""Speech of each speaker, at least: what the last sentence leaves unused is then a small part of it."""
+
+_STALE_SECONDS = 3600.0
+"""A split in the making to which no speaker was added for so long is one that was killed."""
+
 _FIRST_SPEAKER: dict[Part, int] = {"train": 1000, "dev": 3000, "test": 5000}
 
 
 def cache_folder() -> Path:
     """Where generated corpora are kept: `$PARP_CACHE`, else `parp` in the user's cache folder."""
-    if "PARP_CACHE" in os.environ:
-        return Path(os.environ["PARP_CACHE"])
-    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "parp"
+    own = os.environ.get("PARP_CACHE")
+    if own:
+        return Path(own).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "parp"
 
 
 def speakers(part: Part, seed: int = 0) -> list[tuple[int, espeak.Voice]]:
@@ -106,15 +127,18 @@ def ensure_split(
         split: a key of `SPLITS`.
         root: the corpus's folder; by default one in the user's cache that is named after what decides its content.
         seed: of sentences, voices and conditions.
-        minutes: less or more than the split's own length; part of the folder's name.
+        minutes: less or more than the split's own length, with fewer speakers where it is much less; part of the
+            default folder's name.
         progress: called with speakers done and speakers in all.
 
     Returns:
         The folder that holds `split` in LibriSpeech's layout.
 
     Raises:
-        DataError: there is no such split.
-        UsageError: the extra `demo` is not installed.
+        DataError: there is no such split, no sentence fits into `minutes`, or `root` holds the split with another
+            seed or length.
+        UsageError: the extra `demo` is not installed, or the folder cannot be written to.
+        ResourceError: no space is left on the disk.
     """
     if split not in SPLITS:
         raise DataError(f"the generated corpus has no split {split}", hint="it has " + ", ".join(SPLITS))
@@ -122,24 +146,65 @@ def ensure_split(
     versions = {**espeak.versions(), "Babel": _babel_version()}
     if root is None:
         tag = "-".join(f"{name.lower()}{version}" for name, version in versions.items())
-        length = "" if minutes is None else f"-{minutes:g}min"
-        root = cache_folder() / "generated" / f"seed{seed}-{tag}{length}"
-    if (root / split).is_dir():
-        return root
-    root.mkdir(parents=True, exist_ok=True)
-    # Complete or absent: speakers are written into a folder beside it that is then moved into place.
-    partial = Path(tempfile.mkdtemp(prefix=f".{split}-", dir=root))
+        suffix = "" if minutes is None else f"-{minutes:g}min"
+        root = cache_folder() / "generated" / f"seed{seed}-{tag}{suffix}"
+    own = {"split": split, "seed": seed} | ({} if minutes is None else {"minutes": minutes})
+    if not (root / split).is_dir():
+        try:
+            length = plan.minutes if minutes is None else minutes
+            _generate(root / split, plan, length, {**own, "versions": versions}, progress)
+        except OSError as error:
+            raise write_error(root / split, error) from error
+    _check_made_as(own, root / split)
+    return root
+
+
+def _generate(
+    target: Path, plan: Split, minutes: float, record: Mapping[str, Any], progress: Callable[[int, int], None] | None
+) -> None:
+    """Make a split, complete or not at all: it is written into a folder beside it that is then moved into place."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    _remove_stale(target.parent)
+    partial = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
     try:
-        _write_split(partial, split, plan, plan.minutes if minutes is None else minutes, seed, progress)
-        (partial / "generated.json").write_text(
-            json.dumps({"split": split, "seed": seed, "versions": versions}, sort_keys=True) + "\n"
-        )
+        _write_split(partial, target.name, plan, minutes, record["seed"], progress)
+        if next(partial.glob("*/*/*.flac"), None) is None:
+            raise DataError(f"no sentence fits into {minutes:g} minutes", hint=f"a minute is enough for {target.name}")
+        (partial / _RECORD).write_text(json.dumps(record, sort_keys=True) + "\n")
         partial.chmod(0o755)
-        if not (root / split).is_dir():
-            partial.rename(root / split)
+        try:
+            partial.rename(target)
+        except OSError:
+            if not target.is_dir():  # where it is, another process made the same split meanwhile
+                raise
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    return root
+
+
+def _remove_stale(root: Path) -> None:
+    """Remove what runs that were killed have left of their splits."""
+    for split in SPLITS:
+        for folder in root.glob(f".{split}-*"):
+            with suppress(OSError):  # another process may be at it, or have finished it
+                if time.time() - folder.stat().st_mtime > _STALE_SECONDS:
+                    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _check_made_as(own: Mapping[str, Any], folder: Path) -> None:
+    """Refuse a split that another seed or length gave; one without a record is taken as it is."""
+    try:
+        found = json.loads((folder / _RECORD).read_text())
+    except FileNotFoundError:
+        return
+    except (OSError, ValueError) as error:
+        raise DataError(f"{folder / _RECORD} cannot be read", details=[str(error)], hint=f"delete {folder}") from error
+    details = [
+        f"{key}: {found.get(key, 'its own')} there, {own.get(key, 'its own')} wanted"
+        for key in ("seed", "minutes")
+        if found.get(key) != own.get(key)
+    ]
+    if details:
+        raise DataError(f"{folder} was generated otherwise", details=details, hint="name another folder, or delete it")
 
 
 def _babel_version() -> str:
@@ -153,16 +218,21 @@ def _write_split(
     folder: Path, split: str, plan: Split, minutes: float, seed: int, progress: Callable[[int, int], None] | None
 ) -> None:
     grammar = Grammar()
-    chosen = speakers(plan.part, seed)[: plan.speakers]
+    count = min(plan.speakers, max(1, int(minutes * 60 / _LEAST_SECONDS)))
+    chosen = speakers(plan.part, seed)[:count]
     seconds = minutes * 60 / len(chosen)
 
     def write(speaker: tuple[int, espeak.Voice]) -> None:
         _write_speaker(folder, split, plan, speaker, grammar, seconds, seed)
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for done, _ in enumerate(pool.map(write, chosen), start=1):
-            if progress is not None:
-                progress(done, len(chosen))
+        try:
+            for done, _ in enumerate(pool.map(write, chosen), start=1):
+                if progress is not None:
+                    progress(done, len(chosen))
+        except BaseException:  # Ctrl-C too must not wait for the speakers that are left
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
 
 
 def _write_speaker(
@@ -188,7 +258,9 @@ def _write_speaker(
     for index, speech in enumerate(espeak.synthesise(voice, texts, seconds=seconds, seed=seed)):
         name = f"{number}-1-{index:04d}"
         samples = _record(speech.pcm, plan.condition, generator)
-        soundfile.write(chapter / f"{name}.flac", samples.numpy(), SAMPLE_RATE, subtype="PCM_16")
+        flac = io.BytesIO()  # not the file itself: libsndfile would not say that the disk is full
+        soundfile.write(flac, samples.numpy(), SAMPLE_RATE, format="FLAC", subtype="PCM_16")
+        (chapter / f"{name}.flac").write_bytes(flac.getvalue())
         transcripts.append(f"{name} {speech.text}\n")
         phones.append(f"{name} " + " | ".join(" ".join(word) for word in speech.phones) + "\n")
     (chapter / f"{number}-1.trans.txt").write_text("".join(transcripts), encoding="utf-8")

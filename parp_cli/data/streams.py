@@ -43,7 +43,7 @@ class Stream:
 
 
 def read_streams(utterances: Sequence[Utterance], notify: Notify) -> list[Stream]:
-    """Read all audio, joined by speaker; an utterance without a speaker is a stream of its own."""
+    """Read all audio of one source, joined by speaker; an utterance without a speaker is a stream of its own."""
     pieces: dict[str, list[Tensor]] = {}
     for done, utterance in enumerate(utterances, start=1):
         samples = (read_audio(utterance.audio) * 32767).round().clamp(-32768, 32767).to(torch.int16)
@@ -59,11 +59,14 @@ def seconds_of(streams: Iterable[Stream]) -> float:
 
 
 class Crops:
-    """Random windows of a fixed number of frames, uniform over all the speech.
+    """Random windows of a fixed number of frames T, uniform over all the speech.
 
     Args:
         streams: what to cut from; those shorter than a crop are left out.
-        frames: length of a crop T.
+        frames: T, the length of a crop.
+
+    Attributes:
+        streams: those that are long enough.
 
     Raises:
         DataError: no stream is as long as a crop.
@@ -71,17 +74,16 @@ class Crops:
 
     def __init__(self, streams: Sequence[Stream], frames: int) -> None:
         self.frames = frames
-        self._streams = [(index, stream) for index, stream in enumerate(streams) if stream.frames >= frames]
-        if not self._streams:
+        self.streams = [stream for stream in streams if stream.frames >= frames]
+        if not self.streams:
             raise DataError(
-                f"no speaker has {frames * FRAME / SAMPLE_RATE:g} s of speech to cut a crop from",
+                f"no speaker has {(frames * FRAME + OVERHANG) / SAMPLE_RATE:g} s of speech to cut a crop from",
                 hint="make crop_seconds shorter, or add speech",
             )
-        self._weights = [stream.frames - frames + 1 for _, stream in self._streams]
+        self._weights = [stream.frames - frames + 1 for stream in self.streams]
 
     def draw(self, count: int, rng: random.Random) -> tuple[Tensor, list[tuple[int, int]]]:
-        """`count` crops (B, S), and for each the index of its stream and its first frame."""
-        chosen = rng.choices(self._streams, self._weights, k=count)
-        places = [(index, rng.randrange(stream.frames - self.frames + 1)) for index, stream in chosen]
-        waveforms = [stream.cut(first, self.frames) for (_, stream), (_, first) in zip(chosen, places, strict=True)]
-        return torch.stack(waveforms), places
+        """`count` crops (B, S), and for each the index of its stream in `streams` and its first frame."""
+        chosen = rng.choices(range(len(self.streams)), self._weights, k=count)
+        places = [(index, rng.randrange(self._weights[index])) for index in chosen]
+        return torch.stack([self.streams[index].cut(first, self.frames) for index, first in places]), places

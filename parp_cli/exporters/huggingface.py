@@ -15,13 +15,16 @@ from parp_cli.files import replacing, write_text
 from parp_cli.models import huggingface
 from parp_cli.models.architectures import Architecture
 from parp_cli.models.waveform import SAMPLE_RATE_HZ
-from parp_cli.models.weights import BLANK, WORD_BOUNDARY, fit
+from parp_cli.models.weights import BLANK, MASK_EMBEDDING, WORD_BOUNDARY, fit
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 _MODEL_CLASSES = {"wav2vec2": "Wav2Vec2", "hubert": "Hubert", "wavlm": "WavLM"}
 _PADDING = "<pad>"
+
+_MASK_TIME_PROBABILITY = 0.05
+"""transformers' own default; only training reads it."""
 
 
 def export_huggingface(
@@ -37,7 +40,7 @@ def export_huggingface(
 
     Args:
         architecture: of the model.
-        weights: under our names, zeros where they are pruned.
+        weights: under our names, zeros where they are pruned; with or without a mask embedding.
         vocabulary: V labels by id, the blank first; None for no head.
         directory: made if need be; files of the same names in it are replaced, config.json last, so that what
             is half written does not load.
@@ -58,7 +61,7 @@ def export_huggingface(
         _write_json(directory / huggingface.VOCABULARY, {label: index for index, label in enumerate(labels)})
         _write_json(directory / huggingface.TOKENIZER, _tokenizer(labels))
     _write_json(directory / huggingface.PREPROCESSOR, _preprocessor(architecture, has_head=vocabulary is not None))
-    _write_json(directory / huggingface.CONFIG, _config(architecture, size))
+    _write_json(directory / huggingface.CONFIG, _config(architecture, size, masks=MASK_EMBEDDING in state))
 
 
 def _write_weights(path: Path, weights: dict[str, Tensor]) -> None:
@@ -73,13 +76,13 @@ def _write_json(path: Path, value: Mapping[str, Any]) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
-def _config(architecture: Architecture, vocabulary_size: int | None) -> dict[str, Any]:
+def _config(architecture: Architecture, vocabulary_size: int | None, *, masks: bool) -> dict[str, Any]:
     kind = "Model" if vocabulary_size is None else "ForCTC"
     config = {
         "architectures": [_MODEL_CLASSES[architecture.family] + kind],
         **huggingface.config_of(architecture),
-        # transformers' models hold an embedding for masked frames, which ours don't, unless these are zero.
-        "mask_time_prob": 0.0,
+        # transformers' models have an embedding for masked frames unless both of these are zero.
+        "mask_time_prob": _MASK_TIME_PROBABILITY if masks else 0.0,
         "mask_feature_prob": 0.0,
         "final_dropout": 0.0,
         "ctc_loss_reduction": "mean",

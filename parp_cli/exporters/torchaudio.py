@@ -10,7 +10,7 @@ import torch
 
 from parp_cli.files import replacing, write_error
 from parp_cli.models.architectures import Architecture
-from parp_cli.models.weights import fit
+from parp_cli.models.weights import MASK_EMBEDDING, fit, without
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -20,7 +20,8 @@ def export_torchaudio(architecture: Architecture, weights: Mapping[str, Tensor],
     """Write the weights to `path` for `torch.load(path, weights_only=True)`.
 
     The model they fit is `torchaudio.models.wavlm_model` (family "wavlm") or `wav2vec2_model` of
-    `architecture.builder`, with `aux_num_out` rows of `aux.weight` where there is a head.
+    `architecture.builder`, with `aux_num_out` rows of `aux.weight` where there is a head. It has no place for a
+    mask embedding, which is left out.
 
     Raises:
         CheckpointError: the weights are not the architecture's.
@@ -28,7 +29,7 @@ def export_torchaudio(architecture: Architecture, weights: Mapping[str, Tensor],
         UsageError: the folder cannot be written to.
     """
     size = len(weights["aux.weight"]) if "aux.weight" in weights else None
-    state = fit(weights, architecture, source="the checkpoint", vocabulary_size=size)
+    state = without(fit(weights, architecture, source="the checkpoint", vocabulary_size=size), [MASK_EMBEDDING])
     # An open file, not a name: torch's own writer hides a full disk behind a RuntimeError.
     with replacing(path) as temporary, temporary.open("wb") as file:
         try:

@@ -13,14 +13,13 @@ from typing import TYPE_CHECKING, Any
 from parp_cli.errors import CheckpointError
 from parp_cli.models.architectures import Architecture, Family, encoder_architecture
 from parp_cli.models.torch_files import Inert, tensors
-from parp_cli.models.weights import Encoder, fit, pack_attention, renamed, without
+from parp_cli.models.weights import MASK_EMBEDDING, Encoder, fit, pack_attention, renamed, without
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 # Parts of pre-training, and the fine-tuned head, whose labels are in a file that does not come with it.
 _DROPPED = (
-    "mask_emb",
     "quantizer.",
     "input_quantizer.",
     "project_q.",
@@ -34,6 +33,7 @@ _DROPPED = (
 _ATTENTION = r"encoder\.layers\.(\d+)\.self_attn"
 _OURS = r"encoder.transformer.layers.\1"
 _NAMES = (
+    (r"mask_emb$", MASK_EMBEDDING),
     (r"feature_extractor\.conv_layers\.(\d+)\.0\.", r"feature_extractor.conv_layers.\1.conv."),
     (r"feature_extractor\.conv_layers\.(\d+)\.2\.(?:1\.)?", r"feature_extractor.conv_layers.\1.layer_norm."),
     (r"post_extract_proj\.", "encoder.feature_projection.projection."),

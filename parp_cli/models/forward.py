@@ -59,21 +59,20 @@ def encode(
     hidden = hidden.masked_fill(padded[..., None], 0.0)
     transformer = model.encoder.transformer
     hidden = transformer._preprocess(hidden)
-    nothing_padded = not bool(padded.any())
     bias: Tensor | None = None
     position_bias: Tensor | None = None
-    if not nothing_padded:
-        bias = torch.zeros(padded.shape, dtype=hidden.dtype, device=hidden.device).masked_fill(padded, -1e4)
+    if bool(padded.any()):
+        # A number and of the weights' dtype, because WavLM adds it to its position bias, which is so too.
+        dtype = next(transformer.parameters()).dtype
+        bias = torch.zeros(padded.shape, dtype=dtype, device=hidden.device).masked_fill(padded, -1e4)
     for index, layer in enumerate(transformer.layers):
         relative = hasattr(layer.attention, "rel_attn_embed")  # WavLM
         # WavLM's first layer makes the position bias of all, so it is never dropped.
         droppable = model.training and not (relative and index == 0)
-        if droppable and torch.rand(()).item() <= transformer.layer_drop:
+        if droppable and torch.rand(()).item() < transformer.layer_drop:
             continue
         if relative:
-            hidden, position_bias = layer(
-                hidden, position_bias=position_bias, key_padding_mask=None if nothing_padded else padded
-            )
+            hidden, position_bias = layer(hidden, position_bias=position_bias, key_padding_mask=bias)
         else:
             attention_mask = None if bias is None else bias[:, None, None, :].expand(-1, 1, padded.shape[1], -1)
             hidden, _ = layer(hidden, attention_mask)

@@ -14,6 +14,7 @@ from parp_cli.models.architectures import Architecture, Family, encoder_architec
 from parp_cli.models.waveform import SAMPLE_RATE_HZ
 from parp_cli.models.weights import (
     BLANK,
+    MASK_EMBEDDING,
     WORD_BOUNDARY,
     Encoder,
     fit,
@@ -85,13 +86,15 @@ _SUPPORTED: dict[str, Any] = {
 }
 
 # Parts of pre-training that no fine-tuned model needs.
-_DROPPED = ("masked_spec_embed", "quantizer.", "project_q.", "project_hid.")
+_DROPPED = ("quantizer.", "project_q.", "project_hid.")
 _HEAD = "lm_head."
+_MASK_EMBEDDING = "masked_spec_embed"
 
 _NAMES = (
     (r"feature_projection\.", "encoder.feature_projection."),
     (r"encoder\.", "encoder.transformer."),
     (r"lm_head\.", "aux."),
+    (_MASK_EMBEDDING, MASK_EMBEDDING),
 )
 
 
@@ -221,12 +224,16 @@ def config_of(architecture: Architecture) -> dict[str, Any]:
 
 
 def names_of(weights: Mapping[str, Tensor], architecture: Architecture) -> dict[str, Tensor]:
-    """Our weights under transformers' names: of its CTC model if there is a head, of its bare model if not."""
+    """Our weights under transformers' names: of its CTC model if there is a head, of its bare model if not.
+
+    Its models have a mask embedding unless `mask_time_prob` and `mask_feature_prob` of the config are zero.
+    """
     if architecture.family == "wavlm":
         weights = unpack_attention(weights)
     prefix = f"{architecture.family}." if "aux.weight" in weights else ""
     rules = (
         (r"aux\.", _HEAD),
+        (MASK_EMBEDDING, f"{prefix}{_MASK_EMBEDDING}"),
         (r"encoder\.feature_projection\.", f"{prefix}feature_projection."),
         (r"encoder\.transformer\.", f"{prefix}encoder."),
         (r"feature_extractor\.", f"{prefix}feature_extractor."),

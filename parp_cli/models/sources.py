@@ -83,7 +83,7 @@ def _read_parp(path: Path) -> Encoder:
     vocabulary = None if content.metadata.vocabulary is None else list(content.metadata.vocabulary)
     size = None if vocabulary is None else len(vocabulary)
     weights = fit(content.weights, architecture, source=str(path), vocabulary_size=size)
-    return Encoder(architecture, weights, vocabulary)
+    return Encoder(architecture, weights, vocabulary, checkpoint.lineage(path, content.metadata))
 
 
 def _read_torch(path: Path, named: Architecture | None) -> Encoder:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
+from parp_cli.checkpoint import Parent
 from parp_cli.errors import CheckpointError
 from parp_cli.models.architectures import Architecture, build
 
@@ -24,13 +25,15 @@ class Encoder(NamedTuple):
     Attributes:
         architecture: what to build.
         weights: float32, exactly those of `build(architecture, ...)`, with `aux.weight` (V, D) and `aux.bias`
-            (V,) where there is a vocabulary.
+            (V,) where there is a vocabulary, and with `MASK_EMBEDDING` where it came with one.
         vocabulary: V labels by id, the blank ("<blank>") first and "|" between words; None without a CTC head.
+        parents: the checkpoint of parp it was read from, and what that descends from; empty for other sources.
     """
 
     architecture: Architecture
     weights: dict[str, Tensor]
     vocabulary: list[str] | None
+    parents: tuple[Parent, ...] = ()
 
 
 BLANK = "<blank>"

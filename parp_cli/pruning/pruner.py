@@ -15,6 +15,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from parp_cli.errors import MaskError
 from parp_cli.pruning.masks import apply_, check_fit, revived_and_dropped
 from parp_cli.pruning.select import magnitude_masks, prune_count
 
@@ -59,6 +60,8 @@ class Pruner:
         self.masks: dict[str, Tensor] = {}
         if mode != "dense":
             check_fit(masks, self._weights, what="the model to fine-tune")
+            if unmasked := [f"{name}: no mask" for name in self._weights if name not in masks]:
+                raise MaskError("mask does not fit the model to fine-tune", details=unmasked[:10])
             self.masks = {name: masks[name].to(self._weights[name].device) for name in self._weights}
 
     def start(self) -> None:
@@ -68,7 +71,9 @@ class Pruner:
     def mask_gradients(self) -> None:
         """Between the backward pass and the optimizer's step."""
         if self.mode == "fixed":
-            apply_(self.masks, {n: w.grad for n, w in self._weights.items() if n in self.masks and w.grad is not None})
+            # Weights that are frozen for now have no gradient.
+            gradients = {name: weight.grad for name, weight in self._weights.items() if weight.grad is not None}
+            apply_({name: self.masks[name] for name in gradients}, gradients)
 
     def after_update(self, update: int) -> Repruning | None:
         """After the optimizer's step; `update` counts from 1. Re-prunes when it is time, and says so."""

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from parp_cli.errors import ParpError
+from parp_cli.errors import ParpError, UsageError
 
 _CHUNK = 1 << 22
 """Entries looked at together, which bounds the memory beyond the masks."""
@@ -25,6 +25,16 @@ _INTEGERS = {
     torch.bfloat16: (torch.int16, 0x7FFF, 0x7F80, 16),
 }
 """By dtype: the integer of its width, the mask that clears the sign, the bits of infinity, the width."""
+
+
+def check_sparsity(sparsity: float) -> None:
+    """Refuse a share that cannot be pruned.
+
+    Raises:
+        UsageError: outside [0, 1).
+    """
+    if not 0 <= sparsity < 1:
+        raise UsageError(f"sparsity {sparsity:g} is outside [0, 1)", hint="0.5 prunes half of the weights")
 
 
 def prune_count(sparsity: float, total: int) -> int:
@@ -70,7 +80,7 @@ def random_masks(shapes: Mapping[str, tuple[int, ...]], k: int, *, seed: int) ->
     generator = torch.Generator().manual_seed(seed)
     kept = torch.ones(total, dtype=torch.bool)
     kept[torch.randperm(total, generator=generator)[:k]] = False
-    parts = kept.split(list(sizes.values()))
+    parts = torch.split(kept, list(sizes.values()))
     return {name: part.reshape(shapes[name]).clone() for name, part in zip(sizes, parts, strict=True)}
 
 
@@ -91,7 +101,7 @@ def _bits(weight: Tensor) -> Tensor:
 
 
 def _chunks(bits: Tensor) -> tuple[Tensor, ...]:
-    return torch.split(bits, _CHUNK)  # type: ignore[no-untyped-call]
+    return torch.split(bits, _CHUNK)
 
 
 def _magnitudes(bits: Tensor, dtype: torch.dtype) -> Tensor:

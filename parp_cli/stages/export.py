@@ -8,7 +8,7 @@ from parp_cli import checkpoint
 from parp_cli.exporters.huggingface import export_huggingface
 from parp_cli.exporters.torchaudio import export_torchaudio
 from parp_cli.models.architectures import Architecture
-from parp_cli.models.weights import MASK_EMBEDDING, fit, without
+from parp_cli.models.weights import fit
 from parp_cli.pruning.masks import apply_, check_fit
 
 Target = Literal["hf", "torchaudio"]
@@ -40,7 +40,7 @@ def export(source: Path, *, to: Target, out: Path) -> ExportResult:
     architecture = Architecture.from_json(content.metadata.architecture)
     vocabulary = content.metadata.vocabulary
     size = None if vocabulary is None else len(vocabulary)
-    weights = without(fit(content.weights, architecture, source=str(source), vocabulary_size=size), [MASK_EMBEDDING])
+    weights = fit(content.weights, architecture, source=str(source), vocabulary_size=size)
     check_fit(content.masks, weights, what=str(source))
     weights |= {name: weights[name].clone() for name in content.masks}
     apply_(content.masks, weights)

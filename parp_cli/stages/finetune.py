@@ -4,7 +4,7 @@ import json
 import time
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,22 +15,19 @@ from parp_cli import checkpoint
 from parp_cli.checkpoint import Checkpoint, Metadata, Sparsity
 from parp_cli.decoding.metrics import character_errors, word_errors
 from parp_cli.decoding.transcribe import transcribe
-from parp_cli.environment import versions
+from parp_cli.environment import resolve_precision, versions
 from parp_cli.errors import CheckpointError, Interrupted
 from parp_cli.interrupts import Stop, stopping
-from parp_cli.models.architectures import build
 from parp_cli.models.prunable import prunable_parameters
-from parp_cli.models.weights import MASK_EMBEDDING
 from parp_cli.progress import Notify, Progress, silent
 from parp_cli.pruning.masks import count_all, count_pruned
 from parp_cli.pruning.pruner import Pruner, Repruning
-from parp_cli.pruning.select import magnitude_masks, prune_count, random_masks
 from parp_cli.recipe import Recipe, recipe_to_dict
-from parp_cli.training.ctc import CtcObjective, UpdateBatches
+from parp_cli.training.ctc import UpdateBatches
 from parp_cli.training.features import FrontEndFeatures
-from parp_cli.training.latent_masking import LatentMasking
 from parp_cli.training.preparation import Plan, Preparation, prepare
 from parp_cli.training.schedule import tri_stage
+from parp_cli.training.setup import build_model, first_masks, freeze, objective, optimizer
 from parp_cli.training.state import load_state, save_state
 
 _VALIDATION_BATCH_SECONDS = 60.0
@@ -107,9 +104,12 @@ def finetune(
         Interrupted: by the user; the state is saved.
         ResourceError: the disk is full; the last files written are whole.
     """
+    device = device or torch.device("cpu")
+    precision: Any = resolve_precision(recipe.training.precision, device)
+    recipe = replace(recipe, training=replace(recipe.training, precision=precision))
     preparation = prepare(recipe, init, notify)
     with stopping() as stop:
-        training = _Run(recipe, preparation, run, out, device or torch.device("cpu"), notify)
+        training = _Run(recipe, preparation, run, out, device, notify)
         if resume:
             training.resume()
         else:
@@ -137,12 +137,12 @@ class _Run:
         self._state_path = run / "state" / "finetune.safetensors"
         self._log_path = run / "finetune.jsonl"
         torch.manual_seed(recipe.seed)
-        self._model = _build(recipe, preparation).to(device)
+        self._model = build_model(recipe, preparation).to(device)
         weights = prunable_parameters(self._model, biases=recipe.pruning.biases)
         self._prunable = tuple(weights)
         self._pruner = Pruner(
             weights,
-            _first_masks(recipe, preparation, weights),
+            first_masks(recipe, preparation, weights),
             mode=recipe.pruning.mode,
             sparsity=preparation.sparsity,
             interval=recipe.pruning.interval,
@@ -150,8 +150,8 @@ class _Run:
         self._features = FrontEndFeatures(
             self._model, preparation.start.architecture, frozen=not recipe.training.train_front_end
         )
-        self._objective = _objective(recipe, preparation, self._model, self._features)
-        self._optimizer = _optimizer(recipe, self._model)
+        self._objective = objective(recipe, preparation, self._model, self._features)
+        self._optimizer = optimizer(recipe, self._model)
         self._batches = UpdateBatches(
             [utterance.seconds for utterance in preparation.train],
             batch_seconds=recipe.training.batch_seconds,
@@ -226,7 +226,11 @@ class _Run:
         )
         for group in self._optimizer.param_groups:
             group["lr"] = group["peak"] * share
-        _freeze(self._model, training.train_front_end, self._update < training.freeze_encoder_updates)
+        freeze(
+            self._model,
+            train_front_end=training.train_front_end,
+            only_head=self._update < training.freeze_encoder_updates,
+        )
         utterances = [self._preparation.train[index] for index in self._batches.take()]
         self._optimizer.zero_grad(set_to_none=True)
         self._losses.append(self._objective.backward(utterances))
@@ -350,90 +354,3 @@ def _differences(before: Any, after: Any, key: str = "") -> list[str]:
             for line in _differences(before.get(name), after.get(name), prefix + name)
         ]
     return [] if before == after else [f"{key}: {before} before, {after} now"]
-
-
-def _build(recipe: Recipe, preparation: Preparation) -> Any:
-    """The model with the run's dropouts, the start's weights, and its head where the labels are the same."""
-    training, start = recipe.training, preparation.start
-    model = build(
-        start.architecture,
-        vocabulary_size=len(preparation.vocabulary),
-        layer_drop=training.layer_drop,
-        dropout=training.dropout,
-        attention_dropout=training.attention_dropout,
-        activation_dropout=training.activation_dropout,
-    )
-    model.register_parameter(MASK_EMBEDDING, nn.Parameter(torch.rand(start.architecture.builder["encoder_embed_dim"])))
-    fresh = model.state_dict()
-    same_head = start.vocabulary == preparation.vocabulary
-    weights = {n: w.float() for n, w in start.weights.items() if same_head or not n.startswith("aux.")}
-    missing = [name for name in fresh if name not in weights and not name.startswith(("aux.", MASK_EMBEDDING))]
-    if missing or not set(weights) <= set(fresh):
-        raise CheckpointError(
-            f"{start.source} does not hold the weights of a {start.architecture.name}",
-            details=[f"missing: {n}" for n in missing] + [f"left over: {n}" for n in weights if n not in fresh],
-        )
-    model.load_state_dict({**fresh, **weights})
-    return model
-
-
-def _first_masks(recipe: Recipe, preparation: Preparation, weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    """The checkpoint's masks; without any, new ones, as `parp mask` makes them."""
-    if recipe.pruning.mode == "dense":
-        return {}
-    if preparation.start.masks:
-        if set(preparation.start.masks) != set(weights):
-            raise CheckpointError(
-                f"{preparation.start.source} masks other weights than the recipe prunes",
-                details=sorted(set(preparation.start.masks) ^ set(weights))[:6],
-                hint="give pruning.biases as it was given to `parp mask`",
-            )
-        return preparation.start.masks
-    count = prune_count(preparation.sparsity, sum(weight.numel() for weight in weights.values()))
-    if recipe.pruning.initial == "random":
-        return random_masks({name: tuple(w.shape) for name, w in weights.items()}, count, seed=recipe.seed)
-    return magnitude_masks(weights, count)
-
-
-def _objective(recipe: Recipe, preparation: Preparation, model: Any, features: FrontEndFeatures) -> CtcObjective:
-    training = recipe.training
-    return CtcObjective(
-        model=model,
-        features=features,
-        vocabulary=preparation.vocabulary,
-        masking=LatentMasking(
-            time_probability=training.time_mask_probability,
-            time_length=training.time_mask_length,
-            channel_probability=training.channel_mask_probability,
-            channel_length=training.channel_mask_length,
-        ),
-        micro_batch_seconds=training.micro_batch_seconds,
-        precision=training.precision,
-    )
-
-
-def _optimizer(recipe: Recipe, model: Any) -> torch.optim.Optimizer:
-    """Adam, with a group of its own for the head, whose peak rate may differ."""
-    training = recipe.training
-    head = [parameter for name, parameter in model.named_parameters() if name.startswith("aux.")]
-    rest = [
-        parameter
-        for name, parameter in model.named_parameters()
-        if not name.startswith("aux.") and (training.train_front_end or not name.startswith("feature_extractor."))
-    ]
-    return torch.optim.AdamW(
-        [
-            {"params": rest, "peak": training.learning_rate},
-            {"params": head, "peak": training.head_learning_rate or training.learning_rate},
-        ],
-        lr=training.learning_rate,
-        betas=training.adam_betas,
-        eps=training.adam_epsilon,
-        weight_decay=training.weight_decay,
-    )
-
-
-def _freeze(model: Any, train_front_end: bool, only_head: bool) -> None:
-    model.feature_extractor.requires_grad_(train_front_end and not only_head)
-    model.encoder.requires_grad_(not only_head)
-    model.mask_embedding.requires_grad_(not only_head)

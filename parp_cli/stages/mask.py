@@ -9,13 +9,13 @@ import torch
 from parp_cli import checkpoint
 from parp_cli.checkpoint import Checkpoint, Metadata, Sparsity
 from parp_cli.environment import versions
-from parp_cli.errors import UsageError
 from parp_cli.models.architectures import build
 from parp_cli.models.prunable import prunable_parameters
 from parp_cli.models.sources import load_encoder
+from parp_cli.models.weights import WORD_BOUNDARY
 from parp_cli.progress import Notify, silent
 from parp_cli.pruning.masks import apply_, count_pruned
-from parp_cli.pruning.select import magnitude_masks, prune_count, random_masks
+from parp_cli.pruning.select import check_sparsity, magnitude_masks, prune_count, random_masks
 
 Method = Literal["magnitude", "random"]
 
@@ -29,16 +29,6 @@ class MaskResult:
     model: str
     method: str
     sparsity: Sparsity
-
-
-def check_sparsity(sparsity: float) -> None:
-    """Refuse a share that cannot be pruned.
-
-    Raises:
-        UsageError: outside [0, 1).
-    """
-    if not 0 <= sparsity < 1:
-        raise UsageError(f"sparsity {sparsity:g} is outside [0, 1)", hint="0.5 prunes half of the weights")
 
 
 def mask(
@@ -86,11 +76,12 @@ def mask(
         stage="mask",
         architecture=encoder.architecture.to_json(),
         vocabulary=None if encoder.vocabulary is None else tuple(encoder.vocabulary),
-        labels=None if encoder.vocabulary is None else "letters",
+        labels=None if encoder.vocabulary is None else "letters" if WORD_BOUNDARY in encoder.vocabulary else "phones",
         prunable=tuple(weights),
         sparsity=amount,
         recipe={"model": model, "method": method, "sparsity": sparsity, "biases": biases},
         seed=seed,
+        parents=encoder.parents,
         versions=versions(),
     )
     digest = checkpoint.write(out, Checkpoint(weights={**encoder.weights, **weights}, masks=masks, metadata=metadata))

@@ -9,21 +9,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from parp_cli import checkpoint
 from parp_cli.checkpoint import Checkpoint, Metadata
 from parp_cli.data.audio import SAMPLE_RATE
-from parp_cli.data.corpora import find_audio
+from parp_cli.data.corpora import find_audio, load_split
 from parp_cli.data.generated import ensure_split
 from parp_cli.data.librispeech import load_librispeech
 from parp_cli.data.manifest import read_manifest
 from parp_cli.data.streams import FRAME, Crops, Stream, read_streams, seconds_of
 from parp_cli.data.utterances import Utterance
 from parp_cli.environment import versions
-from parp_cli.errors import CheckpointError, Interrupted
-from parp_cli.files import replacing
+from parp_cli.errors import CheckpointError, DataError, Interrupted, RecipeError
 from parp_cli.interrupts import Stop, stopping
 from parp_cli.models.architectures import ARCHITECTURES, Architecture, build
 from parp_cli.models.prunable import prunable_parameters
@@ -31,6 +31,7 @@ from parp_cli.models.waveform import normalize
 from parp_cli.models.weights import MASK_EMBEDDING, without
 from parp_cli.progress import Notify, Progress, silent
 from parp_cli.recipe import PretrainRecipe, Source, recipe_to_dict
+from parp_cli.tensor_files import write_tensors
 from parp_cli.training.masked_prediction import masked_prediction_loss, masked_prediction_model
 from parp_cli.training.state import load_state, read_position, save_state
 from parp_cli.training.targets import kmeans, mfcc_features, nearest
@@ -75,15 +76,20 @@ def pretrain(
     The state is saved every `save_every` updates in `run`, and `resume` goes on from there.
 
     Raises:
-        CheckpointError: there is no such architecture, or nothing to resume.
+        RecipeError: there is no such architecture, or it cannot do what the stages ask for.
+        CheckpointError: there is nothing to resume, or it is of a run with another recipe.
         DataError: the speech cannot be read, or is too short.
         Interrupted: by the user; the state is saved.
+        ResourceError: the disk is full; the last files written are whole.
     """
     began = time.monotonic()
     architecture = _architecture(recipe)
-    streams = read_streams([u for source in recipe.data for u in _utterances(source, notify)], notify)
+    # Each source by itself: speakers of two corpora may have the same number.
+    streams = [stream for source in recipe.data for stream in read_streams(_utterances(source, notify), notify)]
+    crops = Crops(streams, _crop_frames(recipe))
+    hours = seconds_of(crops.streams) / 3600
     with stopping() as stop:
-        training = _Run(recipe, architecture, streams, run / "state", device or torch.device("cpu"), stop, notify)
+        training = _Run(recipe, architecture, crops, run / "state", device or torch.device("cpu"), stop, notify)
         encoder = training.train(resume)
     metadata = Metadata(
         stage="pretrain",
@@ -91,7 +97,7 @@ def pretrain(
         prunable=tuple(prunable_parameters(build(architecture))),
         recipe=recipe_to_dict(recipe),
         seed=recipe.seed,
-        metrics={"history": training.history, "hours": seconds_of(streams) / 3600},
+        metrics={"history": training.history, "hours": hours},
         versions=versions(),
     )
     weights = {name: weight.half() for name, weight in encoder.items()}
@@ -99,7 +105,7 @@ def pretrain(
         path=out,
         sha256=checkpoint.write(out, Checkpoint(weights=weights, masks={}, metadata=metadata)),
         history=tuple(training.history),
-        hours=seconds_of(streams) / 3600,
+        hours=hours,
         seconds=time.monotonic() - began,
     )
 
@@ -111,27 +117,26 @@ class _Run:
         self,
         recipe: PretrainRecipe,
         architecture: Architecture,
-        streams: Sequence[Stream],
+        crops: Crops,
         folder: Path,
         device: torch.device,
         stop: Stop,
         notify: Notify,
     ) -> None:
-        self._recipe, self._architecture, self._streams = recipe, architecture, streams
+        self._recipe, self._architecture = recipe, architecture
+        self._crops, self._streams = crops, crops.streams
         self._folder, self._device, self._stop, self._notify = folder, device, stop, notify
         self._state = folder / "pretrain.safetensors"
         self.history: list[dict[str, float]] = []
+        self._recent: list[tuple[float, float]] = []  # losses and accuracies since the last line of the history
 
     def train(self, resume: bool) -> dict[str, Tensor]:
         """All stages that are left; the weights of the encoder, and its mask embedding."""
-        begin: dict[str, Any] = {"stage": 0, "update": 0, "history": []}
-        if resume and not self._state.exists():
-            raise CheckpointError(f"nothing to resume in {self._folder.parent}", hint="start anew without --resume")
-        position = read_position(self._state) if resume else begin
-        self.history = position["history"]
+        position = self._position() if resume else self._begin()
+        self.history, self._recent = position["history"], position["recent"]
         encoder: dict[str, Tensor] = {}
         if position["stage"] > 0:
-            encoder = load_file(self._stage_file(position["stage"] - 1))
+            encoder = self._read(self._stage_file(position["stage"] - 1))
         for index in range(position["stage"], len(self._recipe.stages)):
             model = self._model(index, encoder)
             targets = self._targets(index, model)
@@ -142,9 +147,52 @@ class _Run:
             self._train_stage(index, first, model, optimizer, targets)
             encoder = {name: value.detach().cpu().clone() for name, value in model.wav2vec2.state_dict().items()}
             encoder[MASK_EMBEDDING] = model.mask_generator.mask_embedding.detach().cpu().clone()
-            with replacing(self._stage_file(index)) as temporary:
-                save_file(encoder, temporary)
+            write_tensors(self._stage_file(index), encoder)
         return encoder
+
+    def _begin(self) -> dict[str, Any]:
+        """Forget what an earlier run left, the targets too: another recipe may have made them."""
+        for path in self._folder.glob("pretrain*.safetensors"):
+            path.unlink()
+        return {"stage": 0, "update": 0, "history": [], "recent": []}
+
+    def _position(self) -> dict[str, Any]:
+        """Where the run in the folder was stopped.
+
+        Raises:
+            CheckpointError: there is none, or it had another recipe.
+        """
+        if not self._state.exists():
+            raise CheckpointError(f"nothing to resume in {self._folder.parent}", hint="start anew without --resume")
+        position = read_position(self._state)
+        before, now = position["recipe"], json.loads(json.dumps(recipe_to_dict(self._recipe)))
+        details = [f"{key}: {before.get(key)} before, {now[key]} now" for key in now if before.get(key) != now[key]]
+        if details:
+            raise CheckpointError(
+                f"the state in {self._state} is of a run with another recipe",
+                details=details,
+                hint="resume with the recipe the run began with, or start anew without --resume",
+            )
+        return position
+
+    def _save(self, index: int, update: int, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        position = {
+            "recipe": recipe_to_dict(self._recipe),
+            "stage": index,
+            "update": update,
+            "history": self.history,
+            "recent": self._recent,
+        }
+        save_state(self._state, model, optimizer, position)
+
+    def _read(self, path: Path) -> dict[str, Tensor]:
+        """Tensors that this run wrote before it was stopped."""
+        try:
+            return load_file(path)
+        except (OSError, SafetensorError) as error:
+            raise CheckpointError(
+                f"{path} cannot be read", details=[str(error)], hint="start anew without --resume"
+            ) from error
 
     def _stage_file(self, index: int) -> Path:
         return self._folder / f"pretrain-stage{index + 1}.safetensors"
@@ -176,24 +224,21 @@ class _Run:
         self, index: int, first: int, model: Any, optimizer: torch.optim.Optimizer, targets: Sequence[Tensor]
     ) -> None:
         recipe, updates = self._recipe, self._recipe.stages[index].updates
-        frames = int(recipe.crop_seconds * SAMPLE_RATE) // FRAME
-        crops = Crops(self._streams, frames)
         count = max(1, round(recipe.batch_seconds / recipe.crop_seconds))
-        recent: list[tuple[float, float]] = []
         model.train()
         for update in range(first, updates):
             # All randomness of an update follows from its number, so that a resumed run needs no random states.
             seed = (recipe.seed * 1_000_003 + index) * 10_000_019 + update
             torch.manual_seed(seed)
-            waveforms, places = crops.draw(count, random.Random(seed))
-            labels = torch.stack([targets[stream][start : start + frames] for stream, start in places]).long()
+            waveforms, places = self._crops.draw(count, random.Random(seed))
+            labels = torch.stack([targets[stream][start : start + self._crops.frames] for stream, start in places])
             for group in optimizer.param_groups:
                 group["lr"] = recipe.learning_rate * _rate(update, updates, recipe.warmup)
             with self._autocast():
                 loss, accuracy = masked_prediction_loss(
                     model,
                     normalize(waveforms.to(self._device), self._architecture),
-                    labels.to(self._device),
+                    labels.to(self._device).long(),
                     unmasked_weight=recipe.unmasked_loss_weight,
                 )
             optimizer.zero_grad(set_to_none=True)
@@ -201,24 +246,21 @@ class _Run:
             if recipe.gradient_clip is not None:
                 nn.utils.clip_grad_norm_(model.parameters(), recipe.gradient_clip)
             optimizer.step()
-            recent.append((float(loss.detach()), float(accuracy)))
+            self._recent.append((float(loss.detach()), float(accuracy)))
             if (update + 1) % recipe.log_every == 0 or update + 1 == updates:
-                self._log(index, update + 1, recent)
-                recent = []
+                self._log(index, update + 1)
             note = f"masked accuracy {self.history[-1]['accuracy']:.1%}" if self.history else ""
             self._notify(Progress(f"pre-training, stage {index + 1}", update + 1, updates, note))
             if (update + 1) % recipe.save_every == 0 or self._stop.requested:
-                save_state(
-                    self._state, model, optimizer, {"stage": index, "update": update + 1, "history": self.history}
-                )
+                self._save(index, update + 1, model, optimizer)
             if self._stop.requested:
                 raise Interrupted(
                     f"stopped in stage {index + 1} after update {update + 1}; the state is saved",
                     hint="go on with the same command and --resume",
                 )
 
-    def _log(self, index: int, update: int, recent: Sequence[tuple[float, float]]) -> None:
-        losses, accuracies = zip(*recent, strict=True)
+    def _log(self, index: int, update: int) -> None:
+        losses, accuracies = zip(*self._recent, strict=True)
         self.history.append(
             {
                 "stage": index + 1,
@@ -227,6 +269,7 @@ class _Run:
                 "accuracy": sum(accuracies) / len(accuracies),
             }
         )
+        self._recent = []
 
     def _targets(self, index: int, model: Any) -> list[Tensor]:
         """Cluster numbers (T,) of every stream, computed once a stage and kept in the run folder."""
@@ -235,17 +278,21 @@ class _Run:
         content = [[stream.name, stream.frames] for stream in self._streams]
         key = json.dumps([stage.targets, stage.clusters, seed, content]).encode()
         if path.exists():
-            tensors = load_file(path)
+            tensors = self._read(path)
             if bytes(tensors["key"].tolist()) == key:
                 return [tensors[str(number)] for number in range(len(self._streams))]
         features = list(self._features(stage.targets, model))
         pool = torch.cat(features)
+        if len(pool) < stage.clusters:
+            raise DataError(
+                f"{len(pool)} frames of speech are too few for {stage.clusters} clusters",
+                hint="add speech, or ask for fewer clusters",
+            )
         chosen = torch.randperm(len(pool), generator=torch.Generator().manual_seed(seed))[:_KMEANS_FRAMES]
         centroids = kmeans(pool[chosen].float(), stage.clusters, seed=seed)
         labels = [nearest(f.float(), centroids).to(torch.int16) for f in features]
-        with replacing(path) as temporary:
-            kept = {str(number): label for number, label in enumerate(labels)}
-            save_file({**kept, "key": torch.tensor(list(key), dtype=torch.uint8)}, temporary)
+        kept = {str(number): label for number, label in enumerate(labels)}
+        write_tensors(path, {**kept, "key": torch.tensor(list(key), dtype=torch.uint8)})
         return labels
 
     def _features(self, targets: str, model: Any) -> Iterator[Tensor]:
@@ -280,11 +327,33 @@ def _rate(update: int, updates: int, warmup: float) -> float:
 
 
 def _architecture(recipe: PretrainRecipe) -> Architecture:
+    """The recipe's architecture, if it can do what the recipe asks for: hours later would be a bad time to say no."""
     if recipe.architecture not in ARCHITECTURES:
-        raise CheckpointError(
+        raise RecipeError(
             f"there is no architecture {recipe.architecture}", hint="it is one of " + ", ".join(ARCHITECTURES)
         )
-    return ARCHITECTURES[recipe.architecture]
+    architecture = ARCHITECTURES[recipe.architecture]
+    if architecture.family == "wavlm":
+        raise RecipeError(f"{architecture.name} cannot be pre-trained", hint="torchaudio pre-trains HuBERT's network")
+    layers = architecture.builder["encoder_num_layers"]
+    details = [
+        f"stages[{index}].targets: {stage.targets}, but it has {layers} layers"
+        for index, stage in enumerate(recipe.stages)
+        if stage.targets != "mfcc" and int(stage.targets.removeprefix("layer-")) > layers
+    ]
+    if _crop_frames(recipe) < recipe.mask_length:
+        details.append(
+            f"crop_seconds: {recipe.crop_seconds:g} s are {_crop_frames(recipe)} frames, "
+            f"fewer than the {recipe.mask_length} of mask_length"
+        )
+    if details:
+        raise RecipeError(f"the recipe does not suit {architecture.name}", details=details)
+    return architecture
+
+
+def _crop_frames(recipe: PretrainRecipe) -> int:
+    """Front-end frames T in a crop."""
+    return int(recipe.crop_seconds * SAMPLE_RATE) // FRAME
 
 
 def _utterances(source: Source, notify: Notify) -> list[Utterance]:
@@ -303,5 +372,4 @@ def _utterances(source: Source, notify: Notify) -> list[Utterance]:
     assert path is not None, "the recipe's rules ask for one"
     if source.kind == "folder":
         return find_audio(path)
-    utterances = read_manifest(path)
-    return [utterance for utterance in utterances if source.split in (None, utterance.split)]
+    return read_manifest(path) if source.split is None else load_split("manifest", source.split, manifest=path)

@@ -8,9 +8,9 @@ import torch
 from parp_cli import checkpoint
 from parp_cli.checkpoint import Checkpoint, Sparsity, lineage
 from parp_cli.environment import versions
-from parp_cli.errors import CheckpointError, UsageError
+from parp_cli.errors import CheckpointError
 from parp_cli.pruning.masks import apply_, count_pruned, revived_and_dropped
-from parp_cli.pruning.select import magnitude_masks, prune_count
+from parp_cli.pruning.select import check_sparsity, magnitude_masks, prune_count
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,8 +45,8 @@ def reprune(
         UsageError: the sparsity is outside [0, 1).
         CheckpointError: the source cannot be read, names no prunable weights, or no sparsity is known.
     """
-    if sparsity is not None and not 0 <= sparsity < 1:
-        raise UsageError(f"sparsity {sparsity:g} is outside [0, 1)", hint="0.5 prunes half of the weights")
+    if sparsity is not None:
+        check_sparsity(sparsity)
     old = checkpoint.read(source)
     if not old.metadata.prunable:
         raise CheckpointError(f"{source} names no prunable weights", hint="make a mask with `parp mask --model`")

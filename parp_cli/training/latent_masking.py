@@ -74,5 +74,5 @@ def span_mask(sizes: list[int], width: int, probability: float, length: int, lea
             covered = (starts[:, None] + torch.arange(span)).flatten()
             mask[row, covered] = True
         if mask[row, :size].all():  # never hide all of a row
-            mask[row, : size // 2] = False
+            mask[row, : (size + 1) // 2] = False
     return mask

@@ -154,7 +154,7 @@ def _start(recipe: Recipe, init: Path | None, notify: Notify) -> Start:
             masks={},
             target=None,
             vocabulary=None,
-            parents=(),
+            parents=encoder.parents,
             source=recipe.model or "mini",
         )
     content = checkpoint.read(init)
@@ -182,6 +182,11 @@ def _start(recipe: Recipe, init: Path | None, notify: Notify) -> Start:
 def _sparsity(recipe: Recipe, start: Start) -> float:
     asked = recipe.pruning.sparsity
     if recipe.pruning.mode == "dense":
+        if start.masks:
+            raise UsageError(
+                f"the recipe is dense, but {start.source} is pruned",
+                hint="name another checkpoint with --init, or another --run folder",
+            )
         return 0.0
     if asked is not None and start.target is not None and asked != start.target:
         raise UsageError(

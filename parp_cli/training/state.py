@@ -11,11 +11,10 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from parp_cli.errors import CheckpointError
-from parp_cli.files import replacing
+from parp_cli.tensor_files import write_tensors
 
 
 def save_state(
@@ -25,18 +24,19 @@ def save_state(
     position: Mapping[str, Any],
     extra: Mapping[str, Tensor] | None = None,
 ) -> None:
-    """Write the state atomically; `position` is anything JSON can hold."""
+    """Write the state, whole or not at all; `position` is anything JSON can hold.
+
+    Raises:
+        ResourceError: no space is left on the disk.
+        UsageError: the place cannot be written to.
+    """
     tensors = {f"model/{name}": value for name, value in model.state_dict().items()}
     tensors |= {f"extra/{name}": value for name, value in (extra or {}).items()}
     for index, moments in optimizer.state_dict()["state"].items():
         for key, value in moments.items():
             tensors[f"optimizer/{index}/{key}"] = value if isinstance(value, Tensor) else torch.tensor(value)
-    with replacing(path) as temporary:
-        save_file(
-            {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()},
-            temporary,
-            metadata={"parp": json.dumps(position, sort_keys=True)},
-        )
+    copies = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
+    write_tensors(path, copies, {"parp": json.dumps(position, sort_keys=True)})
 
 
 def read_position(path: Path) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from parp_cli.exporters.huggingface import export_huggingface
 from parp_cli.models.architectures import ARCHITECTURES, Architecture, build
 from parp_cli.models.sources import load_encoder
 from parp_cli.models.waveform import normalize
+from parp_cli.models.weights import MASK_EMBEDDING
 from tests.models.small import SMALL, randomise, waveform
 
 transformers = pytest.importorskip("transformers", reason="transformers is what the export is for")
@@ -63,10 +64,27 @@ def test_without_a_head_their_bare_model_loads_it(name: str, tmp_path: Path) -> 
 @pytest.mark.parametrize("name", SMALL)
 def test_there_and_back(name: str, vocabulary: list[str] | None, tmp_path: Path) -> None:
     state = exported(SMALL[name], vocabulary, tmp_path).state_dict()
-    architecture, weights, found = load_encoder(str(tmp_path))
+    architecture, weights, found, _ = load_encoder(str(tmp_path))
     assert (architecture, found) == (SMALL[name], vocabulary)
     assert list(weights) == list(state)
     assert all(torch.equal(weights[key], state[key]) for key in state)
+
+
+@pytest.mark.parametrize("vocabulary", [LETTERS, None], ids=["ctc", "bare"])
+@pytest.mark.parametrize("name", SMALL)
+def test_the_mask_embedding_goes_along(name: str, vocabulary: list[str] | None, tmp_path: Path) -> None:
+    model = randomise(build(SMALL[name], vocabulary_size=len(vocabulary) if vocabulary else None))
+    mask_embedding = torch.rand(SMALL[name].builder["encoder_embed_dim"])
+    export_huggingface(SMALL[name], {**model.state_dict(), MASK_EMBEDDING: mask_embedding}, vocabulary, tmp_path)
+    kind = transformers.AutoModelForCTC if vocabulary else transformers.AutoModel
+    theirs, loading = kind.from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(loading.values())
+    assert torch.equal(theirs.base_model.masked_spec_embed, mask_embedding)
+    assert theirs.config.mask_time_prob > 0
+    with torch.inference_mode():
+        found, expected = theirs.eval()(waveform())[0], model(waveform())[0]
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
+    assert torch.equal(load_encoder(str(tmp_path)).weights[MASK_EMBEDDING], mask_embedding)
 
 
 def test_wav2vec2_base_in_full(tmp_path: Path) -> None:
@@ -75,7 +93,7 @@ def test_wav2vec2_base_in_full(tmp_path: Path) -> None:
     theirs = transformers.AutoModelForCTC.from_pretrained(tmp_path).eval()
     with torch.inference_mode():
         torch.testing.assert_close(theirs(waveform(8_000)).logits, ours(waveform(8_000))[0], atol=1e-4, rtol=0)
-    found, weights, _ = load_encoder(str(tmp_path))
+    found, weights, _, _ = load_encoder(str(tmp_path))
     assert found == architecture
     assert all(torch.equal(weights[key], tensor) for key, tensor in ours.state_dict().items())
 

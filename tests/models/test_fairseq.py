@@ -15,7 +15,7 @@ from parp_cli.errors import CheckpointError
 from parp_cli.models.architectures import ARCHITECTURES, Architecture, build
 from parp_cli.models.fairseq import _conv_layers
 from parp_cli.models.sources import load_encoder
-from parp_cli.models.weights import renamed, unpack_attention
+from parp_cli.models.weights import MASK_EMBEDDING, renamed, unpack_attention
 from tests.models.small import SMALL, randomise, save_legacy
 
 # Our names to fairseq's. The way back is tested against torchaudio's importer.
@@ -47,6 +47,7 @@ class Mode(Enum):
 def fairseq_weights(architecture: Architecture) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Random weights under our names, and under fairseq's with what else a pre-training checkpoint has."""
     ours = randomise(build(architecture)).state_dict()
+    mask_embedding = torch.randn(architecture.builder["encoder_embed_dim"])
     layer_norm = architecture.builder["extractor_mode"] == "layer_norm"
     norm = (
         r"feature_extractor\.conv_layers\.(\d+)\.layer_norm",
@@ -54,7 +55,8 @@ def fairseq_weights(architecture: Architecture) -> tuple[dict[str, Tensor], dict
     )
     theirs = {renamed(name, (*_NAMES, norm)): tensor for name, tensor in unpack_attention(ours).items()}
     extra = {"hubert": ["label_embs_concat", "final_proj.weight"], "wav2vec2": ["quantizer.vars", "project_q.weight"]}
-    return ours, theirs | {name: torch.zeros(2) for name in ["mask_emb", *extra.get(architecture.family, [])]}
+    theirs |= {name: torch.zeros(2) for name in extra.get(architecture.family, [])}
+    return ours | {MASK_EMBEDDING: mask_embedding}, theirs | {"mask_emb": mask_embedding}
 
 
 def model_settings(architecture: Architecture) -> dict[str, Any]:
@@ -138,8 +140,9 @@ def test_configuration_and_weights_are_read(
     content = settings(model_settings(SMALL[name]), SMALL[name].normalize_waveform)
     save({"model": theirs, "optimizer_history": [], **content}, tmp_path / "file.pt")
     monkeypatch.delitem(sys.modules, "omegaconf")
-    architecture, weights, vocabulary = load_encoder(str(tmp_path / "file.pt"))
+    architecture, weights, vocabulary, _ = load_encoder(str(tmp_path / "file.pt"))
     assert (architecture, vocabulary) == (SMALL[name], None)
+    assert weights.keys() == ours.keys()
     assert all(torch.equal(weights[key], tensor) for key, tensor in ours.items())
 
 

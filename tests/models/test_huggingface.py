@@ -10,7 +10,7 @@ from parp_cli.errors import CheckpointError
 from parp_cli.models import huggingface
 from parp_cli.models.architectures import ARCHITECTURES, Architecture, build
 from parp_cli.models.sources import load_encoder
-from parp_cli.models.weights import Encoder
+from parp_cli.models.weights import MASK_EMBEDDING, Encoder, without
 from tests.models.small import SMALL, randomise, waveform
 
 transformers = pytest.importorskip("transformers", reason="transformers is the reference for logits")
@@ -36,7 +36,7 @@ def write_processor(directory: Path, *, normalize: bool) -> None:
 
 def output(encoder: Encoder) -> torch.Tensor:
     model = build(encoder.architecture, vocabulary_size=len(encoder.vocabulary) if encoder.vocabulary else None).eval()
-    model.load_state_dict(encoder.weights)
+    model.load_state_dict(without(encoder.weights, [MASK_EMBEDDING]))
     with torch.inference_mode():
         logits: torch.Tensor = model(waveform())[0]
     return logits
@@ -69,6 +69,7 @@ def test_their_folder_gives_their_logits(name: str, head: bool, tmp_path: Path) 
         expected = theirs(waveform()).logits[..., ORDER] if head else theirs(waveform()).last_hidden_state
     assert expected.std() > 0.1
     torch.testing.assert_close(output(encoder), expected, atol=1e-4, rtol=0)
+    assert torch.equal(encoder.weights[MASK_EMBEDDING], theirs.base_model.masked_spec_embed)
 
 
 @pytest.mark.parametrize("shards", [False, True], ids=["whole", "sharded"])
@@ -127,6 +128,7 @@ def test_pretraining_parts_are_dropped(tmp_path: Path) -> None:
     encoder = load_encoder(str(tmp_path))
     assert encoder.vocabulary is None
     assert encoder.architecture == architecture
+    assert encoder.weights.keys() - build(architecture).state_dict().keys() == {MASK_EMBEDDING}
 
 
 def test_a_head_without_labels_is_left_out(folder: Path) -> None:

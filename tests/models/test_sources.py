@@ -21,7 +21,7 @@ def saved(architecture: Architecture, path: Path, vocabulary_size: int | None = 
 @pytest.mark.parametrize("size", [None, 5], ids=["bare", "ctc"])
 def test_a_state_dict_is_recognised_by_its_shapes(size: int | None, tmp_path: Path) -> None:
     state = saved(ARCHITECTURES["mini"], tmp_path / "file.pt", size)
-    architecture, weights, vocabulary = load_encoder(str(tmp_path / "file.pt"))
+    architecture, weights, vocabulary, _ = load_encoder(str(tmp_path / "file.pt"))
     assert (architecture, vocabulary) == (ARCHITECTURES["mini"], None)
     assert list(weights) == [name for name in state if not name.startswith("aux.")]
     assert all(torch.equal(weights[name], state[name]) for name in weights)
@@ -50,7 +50,7 @@ def test_a_checkpoint_of_parp(vocabulary: tuple[str, ...] | None, tmp_path: Path
     metadata = Metadata(stage="mask", architecture=SMALL["wavlm-large"].to_json(), vocabulary=vocabulary)
     halves = {name: tensor.half() for name, tensor in state.items()}
     checkpoint.write(tmp_path / "file.safetensors", Checkpoint(weights=halves, masks={}, metadata=metadata))
-    architecture, weights, found = load_encoder(str(tmp_path / "file.safetensors"))
+    architecture, weights, found, _ = load_encoder(str(tmp_path / "file.safetensors"))
     assert architecture == SMALL["wavlm-large"]
     assert found == (None if vocabulary is None else list(vocabulary))
     assert all(torch.equal(weights[name], tensor.float()) for name, tensor in halves.items())
@@ -106,6 +106,6 @@ def test_the_bundled_encoder() -> None:
     bundled = Path(sources.__file__).parents[1] / "assets" / "mini.safetensors"
     if not bundled.exists():
         pytest.skip("the bundled encoder is not there yet")
-    architecture, weights, vocabulary = load_encoder("mini")
+    architecture, weights, vocabulary, _ = load_encoder("mini")
     assert (architecture, vocabulary) == (ARCHITECTURES["mini"], None)
     assert all(tensor.dtype == torch.float32 for tensor in weights.values())

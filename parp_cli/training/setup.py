@@ -1,0 +1,105 @@
+"""A fine-tuning run's parts, as its recipe asks for them: model, first masks, objective, optimizer."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from parp_cli.errors import CheckpointError
+from parp_cli.models.architectures import build
+from parp_cli.models.weights import MASK_EMBEDDING
+from parp_cli.pruning.select import magnitude_masks, prune_count, random_masks
+from parp_cli.recipe import Recipe
+from parp_cli.training.ctc import CtcObjective
+from parp_cli.training.features import FrontEndFeatures
+from parp_cli.training.latent_masking import LatentMasking
+from parp_cli.training.preparation import Preparation
+
+
+def build_model(recipe: Recipe, preparation: Preparation) -> Any:
+    """The model with the run's dropouts, the start's weights, and its head where the labels are the same."""
+    training, start = recipe.training, preparation.start
+    model = build(
+        start.architecture,
+        vocabulary_size=len(preparation.vocabulary),
+        layer_drop=training.layer_drop,
+        dropout=training.dropout,
+        attention_dropout=training.attention_dropout,
+        activation_dropout=training.activation_dropout,
+    )
+    model.register_parameter(MASK_EMBEDDING, nn.Parameter(torch.rand(start.architecture.builder["encoder_embed_dim"])))
+    fresh = model.state_dict()
+    same_head = start.vocabulary == preparation.vocabulary
+    weights = {n: w.float() for n, w in start.weights.items() if same_head or not n.startswith("aux.")}
+    missing = [name for name in fresh if name not in weights and not name.startswith(("aux.", MASK_EMBEDDING))]
+    if missing or not set(weights) <= set(fresh):
+        raise CheckpointError(
+            f"{start.source} does not hold the weights of a {start.architecture.name}",
+            details=[f"missing: {n}" for n in missing] + [f"left over: {n}" for n in weights if n not in fresh],
+        )
+    model.load_state_dict({**fresh, **weights})
+    return model
+
+
+def first_masks(recipe: Recipe, preparation: Preparation, weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """The checkpoint's masks; without any, new ones, as `parp mask` makes them."""
+    if recipe.pruning.mode == "dense":
+        return {}
+    if preparation.start.masks:
+        if set(preparation.start.masks) != set(weights):
+            raise CheckpointError(
+                f"{preparation.start.source} masks other weights than the recipe prunes",
+                details=sorted(set(preparation.start.masks) ^ set(weights))[:6],
+                hint="give pruning.biases as it was given to `parp mask`",
+            )
+        return preparation.start.masks
+    count = prune_count(preparation.sparsity, sum(weight.numel() for weight in weights.values()))
+    if recipe.pruning.initial == "random":
+        return random_masks({name: tuple(w.shape) for name, w in weights.items()}, count, seed=recipe.seed)
+    return magnitude_masks(weights, count)
+
+
+def objective(recipe: Recipe, preparation: Preparation, model: Any, features: FrontEndFeatures) -> CtcObjective:
+    training = recipe.training
+    return CtcObjective(
+        model=model,
+        features=features,
+        vocabulary=preparation.vocabulary,
+        masking=LatentMasking(
+            time_probability=training.time_mask_probability,
+            time_length=training.time_mask_length,
+            channel_probability=training.channel_mask_probability,
+            channel_length=training.channel_mask_length,
+        ),
+        micro_batch_seconds=training.micro_batch_seconds,
+        precision=training.precision,
+    )
+
+
+def optimizer(recipe: Recipe, model: Any) -> torch.optim.Optimizer:
+    """Adam, with a group of its own for the head, whose peak rate may differ."""
+    training = recipe.training
+    head = [parameter for name, parameter in model.named_parameters() if name.startswith("aux.")]
+    rest = [
+        parameter
+        for name, parameter in model.named_parameters()
+        if not name.startswith("aux.") and (training.train_front_end or not name.startswith("feature_extractor."))
+    ]
+    return torch.optim.AdamW(
+        [
+            {"params": rest, "peak": training.learning_rate},
+            {"params": head, "peak": training.head_learning_rate or training.learning_rate},
+        ],
+        lr=training.learning_rate,
+        betas=training.adam_betas,
+        eps=training.adam_epsilon,
+        weight_decay=training.weight_decay,
+    )
+
+
+def freeze(model: Any, *, train_front_end: bool, only_head: bool) -> None:
+    """Choose what trains: the head always, the rest unless `only_head`, the front end only if it is to."""
+    model.feature_extractor.requires_grad_(train_front_end and not only_head)
+    model.encoder.requires_grad_(not only_head)
+    model.mask_embedding.requires_grad_(not only_head)

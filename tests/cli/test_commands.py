@@ -1,0 +1,173 @@
+"""Commands: results on stdout and nothing else, the rest on stderr; one object with --json; silence with --quiet."""
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import parp_cli
+from tests.tiny import World
+
+SMOKE = Path(__file__).parents[2] / "recipes" / "mini" / "smoke.yaml"
+COMMANDS = ("mask", "finetune", "reprune", "eval", "export", "inspect", "pretrain", "quickstart")
+
+
+def sets(settings: list[str]) -> list[str]:
+    return [part for value in settings for part in ("--set", value)]
+
+
+@pytest.fixture
+def run_folder(trained: Path, tmp_path: Path) -> Path:
+    """A run folder with a fine-tuned checkpoint."""
+    folder = tmp_path / "parp-run"
+    folder.mkdir()
+    shutil.copy(trained, folder / "finetune.safetensors")
+    return folder
+
+
+@pytest.fixture
+def arguments(world: World, masked: Path, run_folder: Path) -> dict[str, list[object]]:
+    """Every stage's command, on the tiny world."""
+    return {
+        "mask": ["mask", "--model", world.encoder],
+        "finetune": ["finetune", "--init", masked, *sets([*world.settings, "training.updates=2"])],
+        "dry-run": ["finetune", "--dry-run", "--init", masked, *sets(world.settings)],
+        "reprune": ["reprune"],
+        "eval": ["eval"],
+        "export": ["export", "--to", "torchaudio"],
+        "inspect": ["inspect"],
+        "pretrain": ["pretrain", world.folder / "pretrain.yaml"],
+    }
+
+
+@pytest.fixture(autouse=True)
+def pretrain_recipe(world: World) -> None:
+    (world.folder / "pretrain.yaml").write_text(
+        "data: [{kind: folder, path: .}]\ncrop_seconds: 0.4\nbatch_seconds: 0.4\nlog_every: 1\nsave_every: 1\n"
+        "stages: [{targets: mfcc, clusters: 3, updates: 1}]\n"
+    )
+
+
+STAGES = ("mask", "finetune", "dry-run", "reprune", "eval", "export", "inspect", "pretrain")
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_json_is_one_object_on_stdout(parp: Any, arguments: Any, name: str) -> None:
+    answer = parp(*arguments[name], "--json")
+    assert answer.code == 0, answer.err
+    assert answer.out.count("\n") == 1
+    assert isinstance(json.loads(answer.out), dict)
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_stdout_is_the_result_and_quiet_silences_the_rest(parp: Any, arguments: Any, name: str) -> None:
+    quiet = [] if name == "inspect" else ["--quiet"]
+    answer = parp(*arguments[name], *quiet)
+    assert (answer.code, answer.err) == (0, "")
+    assert answer.out
+    if name not in ("dry-run", "inspect"):
+        paths = [line.removeprefix("wrote ") for line in answer.out.splitlines() if line.startswith("wrote ")]
+        assert paths
+        assert all(Path(path).exists() for path in paths)
+
+
+def test_progress_goes_to_stderr(parp: Any, arguments: Any) -> None:
+    answer = parp(*arguments["finetune"])
+    assert "fine-tuning (parp): 2/2" in answer.err
+    assert "fine-tuning" not in answer.out
+    assert "transcribing: 3/3" in parp(*arguments["eval"]).err
+
+
+def test_the_json_is_the_result(parp: Any, arguments: Any, run_folder: Path) -> None:
+    result = json.loads(parp(*arguments["eval"], "--split", "valid", "--json").out)
+    assert (result["split"], result["utterances"]) == ("valid", 3)
+    assert result["hypotheses"] == "parp-run/eval-valid.jsonl"
+    assert result["real_time_factor"] > 0
+    dry = json.loads(parp(*arguments["dry-run"], "--json").out)
+    assert dry["recipe"]["training"]["updates"] == dry["plan"]["updates"] == 12
+    assert not (run_folder / "finetune.jsonl").exists()
+    inspected = json.loads(parp("inspect", "--json").out)
+    assert inspected["overall"]["pruned"] == 8416
+    assert inspected["metadata"]["stage"] == "finetune"
+
+
+def test_dry_run_shows_a_recipe_that_can_be_read(parp: Any, arguments: Any, tmp_path: Path) -> None:
+    out = parp(*arguments["dry-run"]).out
+    (tmp_path / "shown.yaml").write_text(out[: out.index("The run")])
+    again = parp("finetune", "shown.yaml", "--dry-run", *arguments["dry-run"][2:4])
+    assert again.out == out
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_shows_an_example(parp: Any, command: str) -> None:
+    answer = parp(command, "--help")
+    assert (answer.code, answer.err) == (0, "")
+    _, example, after = answer.out.partition("Example")
+    assert example
+    assert f" parp {command}" in after
+
+
+def test_help_shows_the_way(parp: Any) -> None:
+    answer = parp("--help")
+    assert answer.code == 0
+    for line in ("parp mask --sparsity 0.5", "parp finetune recipe.yaml", "parp eval --split test-clean"):
+        assert line in answer.out
+
+
+def test_version(parp: Any) -> None:
+    assert parp("--version").out == f"parp {parp_cli.__version__}\n"
+
+
+def test_python_m_and_help_without_torch() -> None:
+    code = (
+        "import sys, runpy; sys.argv = ['parp', '--help']\n"
+        "try: runpy.run_module('parp_cli', run_name='__main__')\n"
+        "except SystemExit as end: code = end.code\n"
+        "assert 'torch' not in sys.modules and 'numpy' not in sys.modules; sys.exit(code)"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert "parp quickstart" in ended.stdout
+
+
+def test_a_reader_that_goes_away(trained: Path) -> None:
+    """As in `parp inspect FILE --json | true`: nothing is complained about."""
+    command = f"{sys.executable} -m parp_cli inspect {trained} --json | true; exit ${{PIPESTATUS[0]}}"
+    ended = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stderr) == (0, "")
+
+
+def test_three_bare_commands_in_an_empty_folder(
+    parp: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    pytest.importorskip("espeakng_loader", reason="generated speech needs the extra demo")
+    pytest.importorskip("babel", reason="generated speech needs the extra demo")
+    from parp_cli.data import generated
+
+    monkeypatch.setenv("PARP_CACHE", str(tmp_path_factory.mktemp("cache")))
+    for name, split in generated.SPLITS.items():  # a tenth of the speech is enough to see that it works
+        short = generated.Split(part=split.part, minutes=0.5, speakers=2, condition=split.condition)
+        monkeypatch.setitem(generated.SPLITS, name, short)
+    shutil.copy(SMOKE, "recipe.yaml")
+    commands = (
+        ["mask", "--sparsity", "0.5"],
+        ["finetune", "recipe.yaml"],
+        ["eval", "--split", "test-clean"],
+    )
+    written = []
+    for command in commands:
+        answer = parp(*command)
+        assert answer.code == 0, answer.err
+        written += [line.removeprefix("wrote ") for line in answer.out.splitlines() if line.startswith("wrote ")]
+    assert written == [
+        "parp-run/mask.safetensors",
+        "parp-run/finetune.safetensors",
+        "parp-run/finetune-last.safetensors",
+        "parp-run/eval-test-clean.jsonl",
+    ]
+    assert all((tmp_path / path).is_file() for path in written)

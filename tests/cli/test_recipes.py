@@ -1,0 +1,66 @@
+"""One recipe of each kind runs some steps, on tiny data."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.tiny import TEXTS, TRAINING, World, write_speech
+
+RECIPES = Path(__file__).parents[2] / "recipes"
+
+
+def sets(*settings: str) -> list[str]:
+    return [part for value in settings for part in ("--set", value)]
+
+
+def write_librispeech(root: Path) -> None:
+    """Libri-light limited and LibriSpeech, three utterances each."""
+    places = {
+        "train": root / "librispeech_finetuning" / "1h" / "0" / "clean" / "84" / "1",
+        "valid": root / "LibriSpeech" / "dev-other" / "116" / "1",
+        "test": root / "LibriSpeech" / "test-clean" / "121" / "1",
+    }
+    for split, folder in places.items():
+        speaker = folder.parent.name
+        names = [f"{speaker}-1-{number:04d}" for number in range(3)]
+        for name, text in zip(names, TEXTS[split], strict=False):
+            write_speech(folder / f"{name}.flac", text)
+        lines = [f"{name} {text}\n" for name, text in zip(names, TEXTS[split], strict=False)]
+        (folder / f"{speaker}-1.trans.txt").write_text("".join(lines))
+
+
+def test_librispeech(parp: Any, world: World, tmp_path: Path) -> None:
+    write_librispeech(tmp_path / "speech")
+    settings = sets(f"model={world.encoder}", f"data.root={tmp_path / 'speech'}", *TRAINING)
+    answer = parp("finetune", RECIPES / "librispeech" / "base-10min.yaml", *settings, "--json")
+    assert answer.code == 0, answer.err
+    assert json.loads(answer.out)["plan"]["train_utterances"] == 3
+    judged = parp("eval", "--split", "test-clean", "--json")
+    assert judged.code == 0, judged.err
+    assert json.loads(judged.out)["utterances"] == 3
+
+
+@pytest.mark.parametrize(("name", "rate"), [("letters", "WER"), ("phones", "PER")])
+def test_manifest(parp: Any, world: World, name: str, rate: str) -> None:
+    settings = sets(f"model={world.encoder}", f"data.manifest={world.manifest}", *TRAINING)
+    answer = parp("finetune", RECIPES / "manifest" / f"{name}.yaml", *settings)
+    assert answer.code == 0, answer.err
+    judged = parp("eval", "--split", "test")
+    assert judged.code == 0, judged.err
+    assert rate in judged.out
+
+
+def test_pretrain(parp: Any, world: World) -> None:
+    settings = sets(
+        f"data=[{{kind: folder, path: {world.folder}}}]",
+        "crop_seconds=0.5",
+        "batch_seconds=1",
+        "stages=[{targets: mfcc, clusters: 4, updates: 2}, {targets: layer-2, clusters: 4, updates: 1}]",
+    )
+    answer = parp("pretrain", RECIPES / "mini" / "pretrain.yaml", *settings, "--json")
+    assert answer.code == 0, answer.err
+    assert [(e["stage"], e["update"]) for e in json.loads(answer.out)["history"]] == [(1, 2), (2, 1)]
+    masked = parp("mask", "--model", "parp-run/pretrain.safetensors", "--json")
+    assert masked.code == 0, masked.err

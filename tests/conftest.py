@@ -1,0 +1,29 @@
+"""What tests of whole stages and of the command line share: a tiny world, made once."""
+
+from pathlib import Path
+
+import pytest
+
+from parp_cli.stages.finetune import finetune
+from parp_cli.stages.mask import mask
+from tests.tiny import World, make_world
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    """A tiny encoder and a tiny corpus."""
+    return make_world(tmp_path_factory.mktemp("world"))
+
+
+@pytest.fixture(scope="session")
+def masked(world: World) -> Path:
+    """The tiny encoder, half pruned."""
+    return mask(str(world.encoder), sparsity=0.5, out=world.folder / "masked" / "mask.safetensors").path
+
+
+@pytest.fixture(scope="session")
+def trained(world: World, masked: Path) -> Path:
+    """A PARP run that is long enough for some letters to be right."""
+    settings = ("training.updates=300", "training.validate_every=100", "pruning.interval=20", "training.layer_drop=0")
+    recipe = world.recipe(*settings, "training.activation_dropout=0")
+    return finetune(recipe, run=world.folder / "trained", init=masked).path

@@ -1,0 +1,71 @@
+"""Needs Babel (extra `demo`)."""
+
+import random
+import re
+import sys
+from itertools import islice
+from pathlib import Path
+from typing import get_args
+
+import pytest
+
+from parp_cli.data.labels import letters_vocabulary
+from parp_cli.data.phrases import Grammar, Part, part_of
+from parp_cli.data.utterances import Utterance, normalize_text
+from parp_cli.errors import UsageError
+
+
+@pytest.fixture(scope="module")
+def grammar() -> Grammar:
+    pytest.importorskip("babel", reason="the words come with the extra demo")
+    return Grammar()
+
+
+def sentences(grammar: Grammar, part: Part, count: int = 400, seed: int = 0) -> list[str]:
+    return list(islice(grammar.sentences(part, random.Random(seed)), count))
+
+
+def test_several_hundred_words(grammar: Grammar) -> None:
+    assert 250 <= len(grammar.vocabulary) <= 600
+    assert all(len(words) == len(set(words)) for words in grammar.words.values())
+    assert all(re.fullmatch("[A-Z]+", word) for word in grammar.vocabulary)
+
+
+@pytest.mark.parametrize("part", get_args(Part))
+def test_sentences_are_of_the_vocabulary_and_can_be_spelt(grammar: Grammar, part: Part) -> None:
+    letters = letters_vocabulary()
+    for sentence in sentences(grammar, part):
+        assert sentence == normalize_text(sentence)
+        assert set(sentence.split()) <= grammar.vocabulary
+        utterance = Utterance(id="u", audio=Path("u"), split=part, seconds=1.0, text=sentence)
+        assert letters.decode(letters.encode(utterance)) == sentence
+
+
+def test_nearly_all_words_come_up(grammar: Grammar) -> None:
+    said = {word for sentence in sentences(grammar, "train", 5_000) for word in sentence.split()}
+    assert len(said) > 0.98 * len(grammar.vocabulary)
+
+
+def test_the_parts_share_no_sentence(grammar: Grammar) -> None:
+    found = {part: sentences(grammar, part) for part in get_args(Part)}
+    for part, those in found.items():
+        assert {part_of(sentence) for sentence in those} == {part}
+    assert len(set(found["train"])) > 390  # hardly any twice
+
+
+def test_most_sentences_are_to_train_on(grammar: Grammar) -> None:
+    names = [f"{left} AND {right}" for left in grammar.vocabulary for right in ("CHAD", "PERU", "CUBA")]
+    share = sum(part_of(name) == "train" for name in names) / len(names)
+    assert 0.7 < share < 0.9
+
+
+def test_the_same_from_the_same_seed(grammar: Grammar) -> None:
+    assert sentences(grammar, "dev", 20) == sentences(Grammar(), "dev", 20)
+    assert sentences(grammar, "dev", 20) != sentences(grammar, "dev", 20, seed=1)
+
+
+def test_without_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "babel", None)
+    with pytest.raises(UsageError, match="Babel") as caught:
+        Grammar()
+    assert "demo" in (caught.value.hint or "")

@@ -1,0 +1,346 @@
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import numpy
+import pytest
+import soundfile
+import torch
+
+from parp_cli import checkpoint
+from parp_cli.cli.app import main
+from parp_cli.errors import CheckpointError, DataError, Interrupted, ParpError, RecipeError
+from parp_cli.interrupts import Stop
+from parp_cli.models.architectures import ARCHITECTURES
+from parp_cli.models.sources import load_encoder
+from parp_cli.models.weights import MASK_EMBEDDING, shapes
+from parp_cli.progress import Progress
+from parp_cli.recipe import PretrainRecipe, Source, load_recipe
+from parp_cli.stages import pretrain as module
+from parp_cli.stages.pretrain import PretrainResult, pretrain
+from tests.tiny import TINY, write_encoder, write_manifest, write_speech
+
+UPDATES = (4, 6)
+
+SETTINGS = """
+architecture: tiny
+data:
+  - {{kind: folder, path: {folder}/sounds}}
+  - {{kind: manifest, path: {folder}/manifest.jsonl, split: train}}
+crop_seconds: 0.6
+batch_seconds: 1.8
+mask_length: 4
+stages:
+  - {{targets: mfcc, clusters: 8, updates: 4}}
+  - {{targets: layer-1, clusters: 6, updates: 6}}
+log_every: 3
+save_every: 2
+precision: float32
+"""
+
+PROGRAM = """
+import sys
+from parp_cli.cli.app import main
+from parp_cli.models.architectures import ARCHITECTURES
+from parp_cli.stages import pretrain
+from parp_cli.training import state
+from tests.tiny import TINY
+
+ARCHITECTURES["tiny"] = TINY
+save = pretrain.save_state
+
+def slowly(*arguments):
+    save(*arguments)
+    print("saved", flush=True)
+    sys.stdin.readline()
+
+pretrain.save_state = slowly
+main()
+"""
+
+
+@pytest.fixture(autouse=True)
+def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(ARCHITECTURES, "tiny", TINY)
+
+
+@pytest.fixture(scope="module")
+def recipe_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with tones and noise, a manifest with two splits, and the recipe that reads them."""
+    folder = tmp_path_factory.mktemp("speech")
+    for number, text in enumerate(["ABCABC", "CBA CAB", "BBCCAA"]):
+        write_speech(folder / "sounds" / f"{number}.wav", text, seed=number)
+    write_speech(folder / "sounds" / "short.wav", "")  # 0.1 s, less than a crop
+    rows: list[dict[str, object]] = []
+    for number, split in enumerate(["train", "train", "test"]):
+        rng = numpy.random.default_rng(number)
+        soundfile.write(folder / f"{number}.flac", 0.1 * rng.standard_normal(12_000), 8_000)
+        rows.append({"id": f"{number}", "audio": f"{number}.flac", "split": split, "speaker": "s"})
+    write_manifest(folder / "manifest.jsonl", rows)
+    path = folder / "recipe.yaml"
+    path.write_text(SETTINGS.format(folder=folder))
+    return path
+
+
+@pytest.fixture
+def recipe(recipe_file: Path) -> PretrainRecipe:
+    return load_recipe(recipe_file, kind=PretrainRecipe)
+
+
+@pytest.fixture(scope="module")
+def finished(recipe_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[PretrainResult]:
+    """The run without interruption that others are compared with."""
+    folder = tmp_path_factory.mktemp("finished")
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setitem(ARCHITECTURES, "tiny", TINY)
+        recipe = load_recipe(recipe_file, kind=PretrainRecipe)
+        yield pretrain(recipe, run=folder, out=folder / "encoder.safetensors")
+
+
+def run_again(recipe: PretrainRecipe, folder: Path, *, resume: bool = False) -> bytes:
+    return pretrain(recipe, run=folder, out=folder / "encoder.safetensors", resume=resume).path.read_bytes()
+
+
+def test_it_writes_an_encoder(finished: PretrainResult, recipe: PretrainRecipe) -> None:
+    encoder = load_encoder(str(finished.path))
+    assert encoder.architecture == TINY
+    assert encoder.vocabulary is None
+    assert encoder.weights.keys() == {*shapes(TINY), MASK_EMBEDDING}
+    assert all(torch.isfinite(weight).all() for weight in encoder.weights.values())
+    metadata = checkpoint.read_metadata(finished.path)
+    assert (metadata.stage, metadata.seed, metadata.recipe["architecture"]) == ("pretrain", 0, "tiny")  # type: ignore
+    assert any("attention.q_proj" in name for name in metadata.prunable)
+    assert {weight.dtype for weight in checkpoint.read(finished.path).weights.values()} == {torch.float16}
+    assert finished.sha256 == checkpoint.file_hash(finished.path)
+
+
+def test_history(finished: PretrainResult) -> None:
+    assert [(entry["stage"], entry["update"]) for entry in finished.history] == [(1, 3), (1, 4), (2, 3), (2, 6)]
+    assert all(math.isfinite(entry["loss"]) and 0 <= entry["accuracy"] <= 1 for entry in finished.history)
+    folder = 3 * 0.1 + 19 * (0.16 + 0.05) + 0.1 + 0.05  # three texts of 19 letters and one space between them
+    assert finished.hours * 3600 == pytest.approx(folder + 2 * 1.5, abs=0.3)
+
+
+def test_weights_move_in_both_stages(finished: PretrainResult, tmp_path: Path) -> None:
+    from safetensors.torch import load_file
+
+    state = finished.path.parent / "state"
+    first, second = (load_file(state / f"pretrain-stage{number}.safetensors") for number in (1, 2))
+    assert first.keys() == second.keys()
+    still = [name for name in first if torch.equal(first[name], second[name])]
+    assert still == []
+
+
+def test_it_learns_where_there_is_something_to_learn(recipe: PretrainRecipe, tmp_path: Path) -> None:
+    stage = replace(recipe.stages[0], updates=60)
+    learning = replace(recipe, stages=(stage,), log_every=20, save_every=100, mask_probability=0.3)
+    history = pretrain(learning, run=tmp_path, out=tmp_path / "encoder.safetensors").history
+    assert history[-1]["loss"] < 0.8 * history[0]["loss"]
+
+
+def test_the_same_seed_gives_the_same_bytes(finished: PretrainResult, recipe: PretrainRecipe, tmp_path: Path) -> None:
+    assert run_again(recipe, tmp_path) == finished.path.read_bytes()
+
+
+def test_another_seed_gives_others(finished: PretrainResult, recipe: PretrainRecipe, tmp_path: Path) -> None:
+    assert run_again(replace(recipe, seed=1), tmp_path) != finished.path.read_bytes()
+
+
+def test_an_earlier_run_in_the_folder_leaves_no_trace(
+    finished: PretrainResult, recipe: PretrainRecipe, tmp_path: Path
+) -> None:
+    run_again(replace(recipe, learning_rate=1e-2), tmp_path)  # whose learnt targets have the same recipe
+    assert run_again(recipe, tmp_path) == finished.path.read_bytes()
+
+
+@pytest.mark.parametrize("updates", range(1, sum(UPDATES) + 1))
+def test_stopped_anywhere_and_resumed(
+    updates: int, finished: PretrainResult, recipe: PretrainRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stop = Stop()
+
+    @contextmanager
+    def stopping() -> Iterator[Stop]:
+        yield stop
+
+    done = 0
+
+    def count(step: Progress) -> None:
+        nonlocal done
+        done += step.task.startswith("pre-training")
+        stop.requested = done == updates
+
+    with monkeypatch.context() as patched:
+        patched.setattr(module, "stopping", stopping)
+        with pytest.raises(Interrupted, match="the state is saved") as caught:
+            pretrain(recipe, run=tmp_path, out=tmp_path / "encoder.safetensors", notify=count)
+    assert "--resume" in (caught.value.hint or "")
+    assert not (tmp_path / "encoder.safetensors").exists()
+    assert run_again(recipe, tmp_path, resume=True) == finished.path.read_bytes()
+
+
+@pytest.mark.parametrize("updates", [3, 5, 9])
+def test_an_error_anywhere_and_resumed(
+    updates: int, finished: PretrainResult, recipe: PretrainRecipe, tmp_path: Path
+) -> None:
+    """Goes on from the last saved update, which may be of the stage before."""
+    done = 0
+
+    def fail(step: Progress) -> None:
+        nonlocal done
+        done += step.task.startswith("pre-training")
+        if done == updates:
+            raise MemoryError
+
+    with pytest.raises(MemoryError):
+        pretrain(recipe, run=tmp_path, out=tmp_path / "encoder.safetensors", notify=fail)
+    assert run_again(recipe, tmp_path, resume=True) == finished.path.read_bytes()
+
+
+def start(recipe_file: Path, folder: Path) -> "subprocess.Popen[str]":
+    """`parp pretrain` as a process that waits for a line whenever it has saved its state."""
+    root = Path(__file__).parents[2]
+    return subprocess.Popen(
+        [sys.executable, "-c", PROGRAM, "pretrain", str(recipe_file), "--run", str(folder), "--device", "cpu"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(root)},
+    )
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals are POSIX's")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL], ids=["ctrl-c", "kill"])
+def test_signals(
+    number: signal.Signals, finished: PretrainResult, recipe: PretrainRecipe, recipe_file: Path, tmp_path: Path
+) -> None:
+    with start(recipe_file, tmp_path) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert process.stdout.readline() == "saved\n"
+        process.send_signal(number)
+        time.sleep(0.1)
+        _, errors = process.communicate("\n" * 20, timeout=60)
+    if number == signal.SIGINT:
+        assert process.returncode == 130
+        assert "stopped in stage 1" in errors
+        assert "--resume" in errors
+    assert not (tmp_path / "pretrain.safetensors").exists()
+    assert run_again(recipe, tmp_path, resume=True) == finished.path.read_bytes()
+
+
+def command(*arguments: object) -> int:
+    """The exit code of `parp` with these arguments."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(sys, "argv", ["parp", *map(str, arguments)])
+        with pytest.raises(SystemExit) as caught:
+            main()
+    return int(caught.value.code or 0)
+
+
+def test_the_command(
+    finished: PretrainResult, recipe_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ("--run", tmp_path, "--device", "cpu", "--json", "--quiet")
+    assert command("pretrain", recipe_file, *options) == 0
+    shown = capsys.readouterr()
+    result = json.loads(shown.out)
+    assert shown.err == ""
+    assert result["path"] == str(tmp_path / "pretrain.safetensors")
+    assert result["sha256"] == finished.sha256
+    assert [entry["update"] for entry in result["history"]] == [3, 4, 3, 6]
+
+
+def test_the_command_for_people(recipe_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ("--run", tmp_path / "run", "--out", tmp_path / "mine.safetensors", "--device", "cpu")
+    assert command("pretrain", recipe_file, *options) == 0
+    shown = capsys.readouterr()
+    assert f"wrote {tmp_path / 'mine.safetensors'}" in shown.out
+    assert "pre-training, stage 2: 6/6" in shown.err
+
+
+def test_the_command_without_a_recipe(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command("pretrain", tmp_path / "none.yaml", "--run", tmp_path) == 2
+    assert "none.yaml" in capsys.readouterr().err
+
+
+Change = Callable[[PretrainRecipe], PretrainRecipe]
+
+
+@pytest.mark.parametrize(
+    ("change", "kind", "words"),
+    [
+        (lambda r: replace(r, architecture="minni"), RecipeError, "no architecture minni"),
+        (lambda r: replace(r, architecture="wavlm-base"), RecipeError, "wavlm-base cannot be pre-trained"),
+        (lambda r: replace(r, mask_length=30, crop_seconds=0.59), RecipeError, "crop_seconds: 0.59 s are 29 frames"),
+        (
+            lambda r: replace(r, stages=(r.stages[0], replace(r.stages[1], targets="layer-3"))),
+            RecipeError,
+            "stages[1].targets: layer-3, but it has 2 layers",
+        ),
+        (lambda r: replace(r, crop_seconds=10.0), DataError, "no speaker has 10"),
+        (lambda r: replace(r, stages=(replace(r.stages[0], clusters=5000),)), DataError, "too few for 5000 clusters"),
+        (lambda r: replace(r, data=(Source(kind="folder", path="/nowhere"),)), DataError, "no folder /nowhere"),
+        (lambda r: replace(r, data=(replace(r.data[1], split="dev"),)), DataError, "no split dev"),
+    ],
+)
+def test_what_cannot_be_done_is_said_before_training(
+    change: Change, kind: type[ParpError], words: str, recipe: PretrainRecipe, tmp_path: Path
+) -> None:
+    def refuse_to_train(step: Progress) -> None:
+        assert not step.task.startswith("pre-training")
+
+    with pytest.raises(kind) as caught:
+        pretrain(change(recipe), run=tmp_path, out=tmp_path / "encoder.safetensors", notify=refuse_to_train)
+    assert words in str(caught.value)
+    assert not (tmp_path / "encoder.safetensors").exists()
+
+
+def test_nothing_to_resume(recipe: PretrainRecipe, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="nothing to resume"):
+        run_again(recipe, tmp_path, resume=True)
+
+
+def test_another_recipe_does_not_resume(finished: PretrainResult, recipe: PretrainRecipe) -> None:
+    with pytest.raises(CheckpointError, match="another recipe") as caught:
+        run_again(replace(recipe, learning_rate=1.0), finished.path.parent, resume=True)
+    assert caught.value.details == ("learning_rate: 0.002 before, 1.0 now",)
+
+
+@pytest.mark.parametrize(
+    "file", ["pretrain.safetensors", "pretrain-stage1.safetensors", "pretrain-targets2.safetensors"]
+)
+def test_broken_state_is_named(file: str, finished: PretrainResult, recipe: PretrainRecipe, tmp_path: Path) -> None:
+    (tmp_path / "state").mkdir()
+    for path in (finished.path.parent / "state").iterdir():
+        content = path.read_bytes()
+        (tmp_path / "state" / path.name).write_bytes(content[: 20 if path.name == file else None])
+    with pytest.raises(CheckpointError, match=file) as caught:
+        run_again(recipe, tmp_path, resume=True)
+    assert "--resume" in (caught.value.hint or "")
+
+
+def test_sources_do_not_share_speakers(tmp_path: Path, recipe: PretrainRecipe) -> None:
+    """Two corpora may call different people by the same number."""
+    for number, corpus in enumerate("ab"):
+        write_speech(tmp_path / corpus / "1.wav", "ABCABC", seed=number)
+    sources = tuple(Source(kind="folder", path=str(tmp_path / corpus)) for corpus in "ab")
+    run_again(replace(recipe, data=sources, stages=recipe.stages[:1]), tmp_path)
+    from safetensors.torch import load_file
+
+    assert load_file(tmp_path / "state" / "pretrain-targets1.safetensors").keys() == {"key", "0", "1"}
+
+
+def test_the_helpers_encoder_has_none(tmp_path: Path) -> None:
+    """A checkpoint without a mask embedding is read too."""
+    write_encoder(tmp_path / "encoder.safetensors")
+    assert MASK_EMBEDDING not in load_encoder(str(tmp_path / "encoder.safetensors")).weights

@@ -1,0 +1,76 @@
+"""The third step alone: a new mask from the weights as they are."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from parp_cli import checkpoint
+from parp_cli.errors import CheckpointError, UsageError
+from parp_cli.stages.mask import mask
+from parp_cli.stages.reprune import reprune
+from tests.tiny import World
+
+
+@pytest.fixture
+def grown(masked: Path, tmp_path: Path) -> Path:
+    """A checkpoint whose pruned weights have grown back, as PARP leaves them between two re-prunings."""
+    content = checkpoint.read(masked)
+    generator = torch.Generator().manual_seed(5)
+    weights = {
+        name: weight + 0.05 * torch.randn(weight.shape, generator=generator) if name in content.masks else weight
+        for name, weight in content.weights.items()
+    }
+    path = tmp_path / "grown.safetensors"
+    checkpoint.write(path, checkpoint.Checkpoint(weights=weights, masks=content.masks, metadata=content.metadata))
+    return path
+
+
+@pytest.mark.parametrize("sparsity", [None, 0.2, 0.5, 0.9])
+def test_against_brute_force(grown: Path, tmp_path: Path, sparsity: float | None) -> None:
+    result = reprune(grown, out=tmp_path / "out.safetensors", sparsity=sparsity)
+    before, after = checkpoint.read(grown), checkpoint.read(result.path)
+    names = before.metadata.prunable
+    magnitudes = torch.cat([before.weights[name].abs().flatten() for name in names])
+    order = magnitudes.argsort(stable=True)
+    count = round((sparsity or 0.5) * len(magnitudes))
+    kept = torch.ones(len(magnitudes), dtype=torch.bool)
+    kept[order[:count]] = False
+    old = torch.cat([before.masks[name].flatten() for name in names])
+    assert torch.equal(torch.cat([after.masks[name].flatten() for name in names]), kept)
+    assert (result.revived, result.dropped) == (int((kept & ~old).sum()), int((old & ~kept).sum()))
+    assert result.revived > 0
+    assert (result.sparsity.target, result.sparsity.pruned) == (sparsity or 0.5, count)
+    for name in names:
+        assert torch.equal(after.weights[name], before.weights[name].masked_fill(~after.masks[name], 0))
+    assert after.metadata.parents[-1].sha256 == checkpoint.file_hash(grown)
+
+
+def test_twice_is_once(masked: Path, tmp_path: Path) -> None:
+    result = reprune(masked, out=tmp_path / "out.safetensors")
+    assert (result.revived, result.dropped) == (0, 0)
+    assert reprune(masked, out=tmp_path / "again.safetensors").sha256 == result.sha256
+
+
+def test_without_a_mask_everything_was_kept(world: World, tmp_path: Path) -> None:
+    result = reprune(world.encoder, out=tmp_path / "out.safetensors", sparsity=0.25)
+    assert (result.revived, result.dropped) == (0, result.sparsity.pruned)
+    direct = checkpoint.read_masks(mask(str(world.encoder), sparsity=0.25, out=tmp_path / "m.safetensors").path)
+    assert all(torch.equal(kept, direct[name]) for name, kept in checkpoint.read_masks(result.path).items())
+
+
+def test_a_head_stays(trained: Path, tmp_path: Path) -> None:
+    before, after = checkpoint.read(trained), checkpoint.read(reprune(trained, out=tmp_path / "o.safetensors").path)
+    assert torch.equal(before.weights["aux.weight"], after.weights["aux.weight"])
+    assert after.metadata.vocabulary == before.metadata.vocabulary
+
+
+@pytest.mark.parametrize("sparsity", [-0.5, 1.0, float("nan")])
+def test_sparsity_outside_its_range(masked: Path, tmp_path: Path, sparsity: float) -> None:
+    with pytest.raises(UsageError, match="outside"):
+        reprune(masked, out=tmp_path / "out.safetensors", sparsity=sparsity)
+
+
+def test_no_sparsity_to_keep(world: World, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="no mask whose sparsity to keep"):
+        reprune(world.encoder, out=tmp_path / "out.safetensors")

@@ -1,0 +1,125 @@
+"""A run that is stopped or killed at any moment, and resumed, ends in the same bytes."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from parp_cli.errors import CheckpointError
+from parp_cli.stages.finetune import finetune
+from tests.tiny import World
+
+LONG = ("training.updates=300", "training.validate_every=20", "pruning.interval=7")
+FILES = ("finetune.safetensors", "finetune-last.safetensors")
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(world: World, masked: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    run = tmp_path_factory.mktemp("uninterrupted")
+    finetune(world.recipe(*LONG), run=run, init=masked)
+    return {name: (run / name).read_bytes() for name in FILES}
+
+
+def start(world: World, masked: Path, run: Path, *options: str) -> "subprocess.Popen[str]":
+    settings = [part for value in (*world.settings, *LONG) for part in ("--set", value)]
+    command = ["finetune", *settings, "--init", str(masked), "--run", str(run), "--quiet", *options]
+    return subprocess.Popen(
+        [sys.executable, "-m", "parp_cli", *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def wait_for_state(run: Path, after: int, process: "subprocess.Popen[str]") -> None:
+    """Until the state is newer than `after` (nanoseconds)."""
+    state = run / "state" / "finetune.safetensors"
+    for _ in range(6000):
+        if state.exists() and state.stat().st_mtime_ns > after:
+            return
+        assert process.poll() is None, process.stderr.read() if process.stderr else ""
+        time.sleep(0.005)
+    raise AssertionError("the run saves no state")
+
+
+def test_killed_three_times(world: World, masked: Path, tmp_path: Path, uninterrupted: dict[str, bytes]) -> None:
+    rng = random.Random(os.getpid())
+    for attempt in range(3):
+        before = time.time_ns()
+        process = start(world, masked, tmp_path, *(["--resume"] if attempt else []))
+        wait_for_state(tmp_path, before, process)
+        delay = rng.uniform(0, 0.15)
+        time.sleep(delay)
+        process.kill()
+        process.communicate()
+        assert process.returncode == -signal.SIGKILL, f"over before it was killed, {delay:.3f} s after its first state"
+    finetune(world.recipe(*LONG), run=tmp_path, init=masked, resume=True)
+    assert {name: (tmp_path / name).read_bytes() for name in FILES} == uninterrupted
+    assert not (tmp_path / "state" / "finetune.safetensors").exists()
+
+
+def test_interrupted(world: World, masked: Path, tmp_path: Path, uninterrupted: dict[str, bytes]) -> None:
+    process = start(world, masked, tmp_path)
+    wait_for_state(tmp_path, 0, process)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, out) == (130, "")
+    lines = err.splitlines()
+    assert lines[0].startswith("parp: error: stopped after update ")
+    assert lines[1:] == ["  hint: go on with the same command and --resume"]
+    finetune(world.recipe(*LONG), run=tmp_path, init=masked, resume=True)
+    assert {name: (tmp_path / name).read_bytes() for name in FILES} == uninterrupted
+
+
+def stopped(world: World, masked: Path, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that broke off after its first validation."""
+    from parp_cli.stages import finetune as module
+
+    save = module._Run._save_state
+
+    def save_and_break(self: module._Run) -> None:
+        save(self)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module._Run, "_save_state", save_and_break)
+        with pytest.raises(KeyboardInterrupt):
+            finetune(world.recipe(), run=run, init=masked)
+
+
+def test_another_recipe(world: World, masked: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stopped(world, masked, tmp_path, monkeypatch)
+    other = world.recipe("training.learning_rate=1e-3", "seed=3")
+    with pytest.raises(CheckpointError, match="another recipe") as caught:
+        finetune(other, run=tmp_path, init=masked, resume=True)
+    assert caught.value.details == ("seed: 0 before, 3 now", "training.learning_rate: 0.01 before, 0.001 now")
+
+
+def test_another_beginning(world: World, masked: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stopped(world, masked, tmp_path, monkeypatch)
+    with pytest.raises(CheckpointError, match="another parent"):
+        finetune(world.recipe(), run=tmp_path, resume=True)
+
+
+def test_nothing_to_resume(world: World, masked: Path, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="nothing to resume"):
+        finetune(world.recipe(), run=tmp_path, init=masked, resume=True)
+
+
+def test_a_state_that_is_none(world: World, masked: Path, tmp_path: Path) -> None:
+    (tmp_path / "state").mkdir()
+    (tmp_path / "state" / "finetune.safetensors").write_bytes(b"nothing")
+    with pytest.raises(CheckpointError, match="is not the state of a run"):
+        finetune(world.recipe(), run=tmp_path, init=masked, resume=True)
+
+
+def test_a_new_run_forgets_the_old_state(
+    world: World, masked: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stopped(world, masked, tmp_path, monkeypatch)
+    state = tmp_path / "state" / "finetune.safetensors"
+    assert state.exists()
+    finetune(world.recipe("training.updates=2"), run=tmp_path, init=masked)
+    assert not state.exists()

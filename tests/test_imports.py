@@ -1,0 +1,148 @@
+"""Who may import whom: cli → stages → {training, exporters, decoding, pruning, models, data} → the small modules."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import parp_cli
+
+ROOT = Path(parp_cli.__file__).parent
+MODULES = sorted(ROOT.rglob("*.py"))
+
+FILES = {"errors", "files", "bits", "tensor_files", "checkpoint"}
+"""What is kept on the disk, of whatever kind of model."""
+
+BELOW_STAGES = FILES | {"progress", "recipe", "strict_yaml", "yaml_nodes", "environment", "interrupts", "run_folder"}
+PARTS = {"pruning", "models", "data", "training", "decoding", "exporters"}
+
+MAY_IMPORT: dict[str, set[str]] = {
+    "": set(),
+    "__main__": {"cli"},
+    "errors": set(),
+    "progress": set(),
+    "interrupts": set(),
+    "environment": {"", "errors"},
+    "bits": {"errors"},
+    "files": {"errors"},
+    "tensor_files": {"files"},
+    "checkpoint": {"errors", "bits", "files", "tensor_files"},
+    "run_folder": {"errors", "checkpoint"},
+    "yaml_nodes": {"errors"},
+    "strict_yaml": {"errors", "yaml_nodes"},
+    "recipe": {"errors", "strict_yaml"},
+    # No speech in these: another kind of model can be pruned with them.
+    "pruning": {"errors"},
+    "data": {"errors", "files", "progress"},
+    "models": FILES | {"progress"},
+    "exporters": FILES | {"models", "progress"},
+    "decoding": {"errors", "progress", "data", "models"},
+    "training": FILES | {"progress", "recipe", "data", "models", "pruning", "decoding"},
+    "stages": BELOW_STAGES | PARTS,
+    "console": {"errors", "progress"},
+    "cli": BELOW_STAGES | PARTS | {"", "stages", "console"},
+}
+"""By top-level module or package; "" is `parp_cli` itself, with the version. Within a package all may import."""
+
+
+def unit_of(path: Path) -> str:
+    first = path.relative_to(ROOT).parts[0].removesuffix(".py")
+    return "" if first == "__init__" else first
+
+
+def imports(path: Path) -> Iterator[tuple[str, int]]:
+    """Dotted names that a module imports, anywhere in it and under TYPE_CHECKING too, with their lines."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, node.lineno) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}:{node.lineno}: relative import"
+            assert node.module
+            # `from parp_cli import checkpoint` is of the module, `from parp_cli.files import replacing` of its content
+            if (ROOT.parent / node.module.replace(".", "/")).is_dir():
+                yield from ((f"{node.module}.{alias.name}", node.lineno) for alias in node.names)
+            else:
+                yield node.module, node.lineno
+
+
+def named(path: Path) -> str:
+    return str(path.relative_to(ROOT.parent))
+
+
+def test_every_unit_has_its_rule() -> None:
+    assert {unit_of(path) for path in MODULES} == set(MAY_IMPORT)
+
+
+@pytest.mark.parametrize("path", MODULES, ids=named)
+def test_arrows_go_one_way(path: Path) -> None:
+    unit = unit_of(path)
+    for name, line in imports(path):
+        package, *rest = name.split(".")
+        if package != "parp_cli":
+            continue
+        imported = rest[0] if rest and (rest[0] in MAY_IMPORT) else ""
+        allowed = imported == unit or imported in MAY_IMPORT[unit]
+        assert allowed, f"{named(path)}:{line}: {unit} may not import {imported or 'parp_cli'}"
+
+
+@pytest.mark.parametrize("path", [path for path in MODULES if unit_of(path) == "stages"], ids=named)
+def test_stages_never_import_each_other(path: Path) -> None:
+    assert not [f"{named(path)}:{line}" for name, line in imports(path) if name.startswith("parp_cli.stages")]
+
+
+@pytest.mark.parametrize(
+    "path", [path for path in MODULES if unit_of(path) not in ("cli", "console", "__main__")], ids=named
+)
+def test_only_the_command_line_knows_the_terminal(path: Path) -> None:
+    assert not [
+        f"{named(path)}:{line}: {name}" for name, line in imports(path) if name.split(".")[0] in ("typer", "rich")
+    ]
+    prints = [
+        f"{named(path)}:{node.lineno}"
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print"
+    ]
+    assert not prints
+
+
+@pytest.mark.parametrize(
+    "path", [path for path in MODULES if unit_of(path) in ("pruning", "bits", "checkpoint")], ids=named
+)
+def test_pruning_knows_nothing_of_speech(path: Path) -> None:
+    assert "torchaudio" not in {name.split(".")[0] for name, _ in imports(path)}
+
+
+def test_nothing_is_unpickled() -> None:
+    """torch.load has weights_only=True wherever it is called, and nobody imports pickle to load with."""
+    for path in MODULES:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) in ("torch.load", "pickle.load", "pickle.loads"):
+                options = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
+                assert options.get("weights_only") == "True", f"{named(path)}:{node.lineno}"
+
+
+def test_help_does_without_torch() -> None:
+    script = """
+import contextlib, io, sys
+from parp_cli.cli.app import app, main
+
+names = [command.name or command.callback.__name__ for command in app.registered_commands]
+assert len(names) > 5, names
+for arguments in ([], *([name] for name in names)):
+    sys.argv = ["parp", *arguments, "--help"]
+    shown = io.StringIO()
+    with contextlib.redirect_stdout(shown):
+        try:
+            main()
+        except SystemExit as exit:
+            assert exit.code == 0, (arguments, exit.code)
+    assert "Usage" in shown.getvalue(), arguments
+    assert "parp " + " ".join(arguments[:1]) in shown.getvalue(), arguments
+    heavy = {"torch", "torchaudio", "numpy", "soundfile", "safetensors", "transformers"} & set(sys.modules)
+    assert not heavy, (arguments, heavy)
+"""
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
