@@ -98,7 +98,7 @@ class Pruning:
 class Training:
     """How the network is optimised. Times are in updates, sound in seconds."""
 
-    updates: Count = 2000
+    updates: Count = 2500
     """Length of the run, in updates."""
 
     batch_seconds: Positive = 16.0
@@ -108,7 +108,7 @@ class Training:
     """Most sound in one forward pass, padding included, in seconds: as much as memory holds. An update is divided
     into as many passes as it needs."""
 
-    learning_rate: Positive = 1e-3
+    learning_rate: Positive = 2e-3
     """Peak of the schedule, for the encoder, and for the head unless it has its own."""
 
     head_learning_rate: Positive | None = None
@@ -138,7 +138,7 @@ class Training:
     gradient_clip: Positive | None = None
     """Largest norm of the whole gradient; null does not clip."""
 
-    layer_drop: ShareBelowOne = 0.05
+    layer_drop: ShareBelowOne = 0.0
     """Probability that a Transformer layer is skipped in an update."""
 
     dropout: ShareBelowOne = 0.0
@@ -150,13 +150,13 @@ class Training:
     activation_dropout: ShareBelowOne = 0.1
     """Dropout probability within the feed-forward layers."""
 
-    time_mask_probability: Share = 0.4
+    time_mask_probability: Share = 0.25
     """Share of frames hidden from the encoder, before spans overlap."""
 
     time_mask_length: Count = 10
     """Length of a hidden span, in frames of 20 ms."""
 
-    channel_mask_probability: Share = 0.25
+    channel_mask_probability: Share = 0.1
     """Share of feature channels hidden from the encoder, before spans overlap."""
 
     channel_mask_length: Count = 16
@@ -269,7 +269,7 @@ class PretrainRecipe:
     batch_seconds: Positive = 32.0
     """Sound in one update, in seconds."""
 
-    mask_probability: Share = 0.65
+    mask_probability: Annotated[float, Range(above=0, below=1)] = 0.65
     """Share of masked frames, before spans overlap."""
 
     mask_length: Count = 10
@@ -300,8 +300,8 @@ class PretrainRecipe:
     """What the encoder computes in; weights and the loss are float32 always."""
 
     stages: tuple[Stage, ...] = (
-        Stage(targets="mfcc", clusters=100, updates=4000),
-        Stage(targets="layer-4", clusters=200, updates=8000),
+        Stage(targets="mfcc", clusters=100, updates=3000),
+        Stage(targets="layer-4", clusters=200, updates=3100),
     )
     """Rounds of prediction, one after another."""
 

@@ -7,15 +7,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from safetensors import SafetensorError
-from safetensors.torch import save_file
-
-from parp_cli.errors import CheckpointError, ResourceError
-from parp_cli.files import replacing, write_text
+from parp_cli.errors import CheckpointError
+from parp_cli.files import write_text
 from parp_cli.models import huggingface
 from parp_cli.models.architectures import Architecture
 from parp_cli.models.waveform import SAMPLE_RATE_HZ
 from parp_cli.models.weights import BLANK, MASK_EMBEDDING, WORD_BOUNDARY, fit
+from parp_cli.tensor_files import write_tensors
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -54,7 +52,7 @@ def export_huggingface(
         raise CheckpointError(f"the vocabulary does not start with {BLANK}", details=list(vocabulary)[:1])
     size = None if vocabulary is None else len(vocabulary)
     state = fit(weights, architecture, source="the checkpoint", vocabulary_size=size)
-    _write_weights(directory / huggingface.WEIGHTS, huggingface.names_of(state, architecture))
+    write_tensors(directory / huggingface.WEIGHTS, huggingface.names_of(state, architecture), {"format": "pt"})
     if vocabulary is not None:
         padding = BLANK if _PADDING in vocabulary else _PADDING
         labels = [padding, *vocabulary[1:]]
@@ -62,14 +60,6 @@ def export_huggingface(
         _write_json(directory / huggingface.TOKENIZER, _tokenizer(labels))
     _write_json(directory / huggingface.PREPROCESSOR, _preprocessor(architecture, has_head=vocabulary is not None))
     _write_json(directory / huggingface.CONFIG, _config(architecture, size, masks=MASK_EMBEDDING in state))
-
-
-def _write_weights(path: Path, weights: dict[str, Tensor]) -> None:
-    with replacing(path) as temporary:
-        try:
-            save_file(weights, temporary, metadata={"format": "pt"})
-        except SafetensorError as error:  # carries the system's error as text alone
-            raise ResourceError(f"cannot write {path}", details=[str(error)], hint="free some space") from error
 
 
 def _write_json(path: Path, value: Mapping[str, Any]) -> None:

@@ -17,6 +17,7 @@ from parp_cli.decoding.metrics import character_errors, word_errors
 from parp_cli.decoding.transcribe import transcribe
 from parp_cli.environment import resolve_precision, versions
 from parp_cli.errors import CheckpointError, Interrupted
+from parp_cli.files import write_text
 from parp_cli.interrupts import Stop, stopping
 from parp_cli.models.prunable import prunable_parameters
 from parp_cli.progress import Notify, Progress, silent
@@ -300,6 +301,13 @@ class _Run:
         with self._log_path.open("a", encoding="utf-8") as file:
             file.write(line + "\n")
 
+    def _forget_log_after(self, update: int) -> None:
+        """Drop what a killed run logged after its last saved state: it will happen, and be logged, again."""
+        if self._log_path.exists():
+            lines = self._log_path.read_text(encoding="utf-8").splitlines(keepends=True)
+            whole = (line for line in lines if line.endswith("\n"))
+            write_text(self._log_path, "".join(line for line in whole if json.loads(line)["update"] <= update))
+
     def _save_state(self) -> None:
         position = {
             "recipe": recipe_to_dict(self._recipe),
@@ -337,6 +345,7 @@ class _Run:
                     hint="resume with the recipe and --init the run began with, or start anew without --resume",
                 )
         self._update = position["update"]
+        self._forget_log_after(self._update)
         self._batches.epoch, self._batches.group = position["epoch"], position["group"]
         self._audio_seconds, self._losses = position["audio_seconds"], position["losses"]
         self._validations = [Validation(**values) for values in position["validations"]]

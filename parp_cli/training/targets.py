@@ -35,7 +35,7 @@ def mfcc_features(waveform: Tensor, sample_rate: int) -> Tensor:
     ).T
     first = compute_deltas(cepstra)
     features = torch.cat([cepstra, first, compute_deltas(first)]).T
-    return (features - features.mean(0)) / features.std(0).clamp_min(1e-5)
+    return (features - features.mean(0)) / features.std(0, correction=0).clamp_min(1e-5)
 
 
 def nearest(features: Tensor, centroids: Tensor) -> Tensor:

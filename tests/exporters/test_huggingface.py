@@ -6,8 +6,9 @@ import pytest
 import torch
 from safetensors import SafetensorError
 
-from parp_cli.errors import CheckpointError, ParpError, ResourceError
+from parp_cli import tensor_files
 from parp_cli.exporters import huggingface
+from parp_cli.errors import CheckpointError, ParpError, ResourceError
 from parp_cli.exporters.huggingface import export_huggingface
 from parp_cli.models.architectures import ARCHITECTURES, Architecture, build
 from parp_cli.models.sources import load_encoder
@@ -162,7 +163,7 @@ def test_a_full_disk_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.M
     def full(*_: Any, **__: Any) -> None:
         raise SafetensorError("I/O error: No space left on device (os error 28)")
 
-    monkeypatch.setattr(huggingface, "save_file", full)
+    monkeypatch.setattr(tensor_files, "save_file", full)
     with pytest.raises(ResourceError):
         exported(SMALL["hubert-base"], PHONES, tmp_path)
     assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before

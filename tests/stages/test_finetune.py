@@ -290,3 +290,8 @@ def test_plan_is_what_the_run_does(world: World, masked: Path, tmp_path: Path) -
     assert planned.updates == result.validations[-1].update == 12
     assert planned.seconds_per_update * planned.updates == pytest.approx(result.audio_seconds, rel=0.25)
     assert (planned.train_utterances, planned.valid_utterances, planned.skipped) == (6, 3, 0)
+
+
+def test_dense_does_not_start_from_a_pruned_checkpoint(world: World, masked: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="is pruned"):
+        finetune(world.recipe("pruning.mode=dense"), run=tmp_path, init=masked)
