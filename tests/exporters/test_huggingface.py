@@ -7,8 +7,8 @@ import torch
 from safetensors import SafetensorError
 
 from parp_cli import tensor_files
-from parp_cli.exporters import huggingface
 from parp_cli.errors import CheckpointError, ParpError, ResourceError
+from parp_cli.exporters import huggingface
 from parp_cli.exporters.huggingface import export_huggingface
 from parp_cli.models.architectures import ARCHITECTURES, Architecture, build
 from parp_cli.models.sources import load_encoder
