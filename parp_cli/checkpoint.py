@@ -1,7 +1,7 @@
 """The checkpoint-plus-mask file: weights and masks in one safetensors file, so that they cannot part.
 
     <name>          a weight under its own state-dict name, readable by any safetensors reader
-    mask/<name>     the weight's mask, one bit a weight (`pruning.masks.pack`), 1 = kept
+    mask/<name>     the weight's mask, one bit a weight (`bits.pack`), 1 = kept
     metadata["parp"]  sorted JSON: everything that rebuilds and explains the file (`Metadata`)
 
 The mask is explicit, never inferred from zeros: PARP lets pruned weights grow back. Nothing here knows what kind of

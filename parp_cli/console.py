@@ -95,24 +95,28 @@ class Output:
             def notify(step: Progress) -> None:
                 if step.task not in tasks or bar.tasks[tasks[step.task]].total != step.total:
                     tasks[step.task] = bar.add_task(escape(step.task), total=step.total, note="")
+                elif step.done < bar.tasks[tasks[step.task]].completed:  # the same task once more
+                    bar.reset(tasks[step.task], total=step.total)
                 bar.update(tasks[step.task], completed=step.done, note=escape(step.note))
 
             yield notify
 
     def _plain_lines(self) -> Notify:
-        began: dict[str, float] = {}
+        began: dict[str, tuple[float, int]] = {}  # when, and with how much already done
         shown = 0.0
 
         def notify(step: Progress) -> None:
             nonlocal shown
             now = time.monotonic()
-            start = began.setdefault(step.task, now)
+            start, first = began.setdefault(step.task, (now, step.done))
+            if step.done >= step.total:
+                began.pop(step.task)
             if step.done < step.total and now - shown < _PLAIN_LINE_SECONDS:
                 return
             shown = now
             left = ""
-            if 0 < step.done < step.total:
-                left = f", {duration((now - start) / step.done * (step.total - step.done))} left"
+            if first < step.done < step.total:
+                left = f", {duration((now - start) / (step.done - first) * (step.total - step.done))} left"
             note = f", {step.note}" if step.note else ""
             self.note(f"{step.task}: {step.done}/{step.total}{left}{note}")
 
@@ -130,9 +134,11 @@ def show_error(error: ParpError) -> None:
 
 
 def jsonable(value: Any) -> Any:
-    """Dataclasses, paths and tuples as plain values."""
+    """Dataclasses (with what their properties say), paths and tuples as plain values."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {field.name: jsonable(getattr(value, field.name)) for field in dataclasses.fields(value)}
+        names = [field.name for field in dataclasses.fields(value)]
+        names += [name for name, member in vars(type(value)).items() if isinstance(member, property)]
+        return {name: jsonable(getattr(value, name)) for name in names}
     if isinstance(value, Mapping):
         return {key if isinstance(key, str) else " ".join(key): jsonable(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):

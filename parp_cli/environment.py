@@ -1,7 +1,7 @@
 """The device a run uses, and the versions it records."""
 
 import platform
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import parp_cli
 from parp_cli.errors import ResourceError
@@ -25,7 +25,9 @@ def select_device(name: str) -> "torch.device":
     return torch.device(name)
 
 
-def resolve_precision(name: str, device: "torch.device") -> str:
+def resolve_precision(
+    name: Literal["auto", "float32", "bfloat16"], device: "torch.device"
+) -> Literal["float32", "bfloat16"]:
     """`auto` is bfloat16 where the device computes it natively, else float32; other names stay as they are."""
     import torch
 

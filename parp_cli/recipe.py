@@ -1,7 +1,7 @@
 """Recipes: what a fine-tuning or a pre-training run does, in frozen dataclasses read from strict YAML.
 
 A recipe is checked whole before any model loads; `strict_yaml.py` does the reading, and the limits stand in the
-annotations here. The defaults of `Recipe` are those of recipes/mini/10min.yaml.
+annotations here. The defaults of `Recipe` are those of recipes/mini/10min.yaml, but for `model`.
 """
 
 import re
@@ -53,6 +53,9 @@ class Data:
     labels: Literal["letters", "phones"] = "letters"
     """What the CTC head spells."""
 
+    alphabet: Literal["english", "found"] = "english"
+    """Letters of a new head: A to Z and the apostrophe, or those of the training transcripts. Nothing to phones."""
+
     strip_stress: bool = False
     """Read phones without their stress digits (AH0 as AH). Nothing to letters."""
 
@@ -102,7 +105,7 @@ class Training:
     """Length of the run, in updates."""
 
     batch_seconds: Positive = 16.0
-    """Sound in one update, in seconds."""
+    """Sound in one update, in seconds, at most and padding included."""
 
     micro_batch_seconds: Positive = 48.0
     """Most sound in one forward pass, padding included, in seconds: as much as memory holds. An update is divided

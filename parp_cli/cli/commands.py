@@ -121,21 +121,23 @@ def finetune(
     if seed is not None:
         resolved = replace(resolved, seed=seed)
 
-    from parp_cli.environment import select_device
+    from parp_cli.environment import resolve_precision, select_device
     from parp_cli.run_folder import newest_checkpoint
     from parp_cli.stages.finetune import finetune as stage
     from parp_cli.stages.finetune import plan
 
+    where = select_device(device)
+    precision = resolve_precision(resolved.training.precision, where)
+    resolved = replace(resolved, training=replace(resolved.training, precision=precision))
     start = init or newest_checkpoint(run, but_not_by=["finetune"])
     with output.progress() as notify:
         if dry_run:
             planned = plan(resolved, init=start, notify=notify)
         else:
             output.note(f"starting from {start or resolved.model or 'mini'}")
-            result = stage(
-                resolved, run=run, init=start, out=out, device=select_device(device), resume=resume, notify=notify
-            )
+            result = stage(resolved, run=run, init=start, out=out, device=where, resume=resume, notify=notify)
     if dry_run:
+        resolved = replace(resolved, pruning=replace(resolved.pruning, sparsity=planned.sparsity))
         output.text(dump_yaml(resolved).rstrip())
         render.plan(output, planned)
         output.json({"recipe": resolved, "plan": planned})
@@ -240,7 +242,7 @@ def evaluate(
             notify=notify,
         )
     render.evaluation(output, result)
-    output.json({"real_time_factor": result.real_time_factor, **vars(result)})
+    output.json(result)
 
 
 def export(
@@ -282,8 +284,9 @@ def inspect(
     ] = None,
     run: RunOption = DEFAULT_RUN,
     as_json: JsonOption = False,
+    quiet: QuietOption = False,
 ) -> None:
-    """Show what a checkpoint holds: architecture, ancestry, sparsity, recipe. Weights are not read.
+    """Show what a checkpoint holds: architecture, ancestry, sparsity, recipe. Weights are not loaded.
 
     [bold]Example:[/]
 
@@ -292,7 +295,7 @@ def inspect(
     from parp_cli.run_folder import checkpoint_or_newest
     from parp_cli.stages.inspect import inspect as stage
 
-    output = Output(as_json=as_json)
+    output = Output(as_json=as_json, quiet=quiet)
     result = stage(checkpoint_or_newest(checkpoint, run))
     render.inspection(output, result)
     output.json(result)

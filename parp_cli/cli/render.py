@@ -35,6 +35,8 @@ def plan(output: Output, plan: "Plan") -> None:
 
 def finetune(output: Output, result: "FinetuneResult") -> None:
     """How a run went."""
+    from parp_cli.data.problems import shown
+
     phones = result.best.character is None
     columns = ("update", "loss", "PER" if phones else "WER", *(() if phones else ("CER",)))
     rows = []
@@ -46,6 +48,8 @@ def finetune(output: Output, result: "FinetuneResult") -> None:
     if result.reprunings:
         revived = sum(repruning.revived for repruning in result.reprunings)
         output.text(f"re-pruned {len(result.reprunings)} times, {revived:,} weights revived in all")
+    for line in shown(result.skipped):
+        output.text(f"left out {line}")
     amount = "dense" if result.sparsity is None else f"{percent(result.sparsity.exact)} sparse"
     heard = f"{duration(result.audio_seconds)} of audio heard in {duration(result.seconds)}"
     output.text(f"{amount}, {heard}")
@@ -67,6 +71,7 @@ def evaluation(output: Output, result: "EvaluateResult") -> None:
         f"(real-time factor {result.real_time_factor:.3f})"
     )
     output.text(f"wrote {result.hypotheses}")
+    output.text(f"wrote {result.figures}")
 
 
 def _error_row(name: str, errors: "ErrorRate") -> list[str]:
@@ -121,7 +126,7 @@ def pretraining(output: Output, result: "PretrainResult") -> None:
     """How a pre-training went."""
     rows = [
         [f"{int(e['stage'])}", f"{int(e['update']):,}", f"{e['loss']:.3f}", percent(e["accuracy"])]
-        for e in result.history[:: max(1, len(result.history) // 20)]
+        for e in (*result.history[:-1][:: max(1, len(result.history) // 20)], *result.history[-1:])
     ]
     output.table("Masked prediction", ("stage", "update", "loss", "accuracy"), rows)
     output.text(f"learnt from {result.hours:.1f} hours of speech in {duration(result.seconds)}")

@@ -72,7 +72,7 @@ class Vocabulary:
             raise DataError(
                 f"utterance {utterance.id} has {self.labels} outside the vocabulary",
                 details=[" ".join(foreign)],
-                hint="correct or leave out the utterance, or build the vocabulary from the training transcripts",
+                hint="correct or leave out the utterance, or take the letters found: --set data.alphabet=found",
             )
         return [self._ids[symbol] for symbol in wanted]
 

@@ -53,7 +53,10 @@ def export_huggingface(
     size = None if vocabulary is None else len(vocabulary)
     state = fit(weights, architecture, source="the checkpoint", vocabulary_size=size)
     write_tensors(directory / huggingface.WEIGHTS, huggingface.names_of(state, architecture), {"format": "pt"})
-    if vocabulary is not None:
+    if vocabulary is None:  # nor may those of an earlier export stay
+        for name in (huggingface.VOCABULARY, huggingface.TOKENIZER):
+            (directory / name).unlink(missing_ok=True)
+    else:
         padding = BLANK if _PADDING in vocabulary else _PADDING
         labels = [padding, *vocabulary[1:]]
         _write_json(directory / huggingface.VOCABULARY, {label: index for index, label in enumerate(labels)})

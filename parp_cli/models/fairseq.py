@@ -90,7 +90,9 @@ def read(content: Mapping[str, Any], *, source: str, architecture: Architecture 
 def _architecture(config: Any, weights: Iterable[str], *, source: str) -> Architecture:
     model, task = _sections(config)
     if not model:
-        raise CheckpointError(f"{source} does not say what its network looks like", hint="name its architecture")
+        raise CheckpointError(
+            f"{source} does not say what its network looks like", hint="name it: `parp mask --architecture NAME`"
+        )
     details = [
         f"{key}: {model[key]!r}, supported is {value!r}"
         for key, value in _SUPPORTED.items()

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from parp_cli import checkpoint
 from parp_cli.errors import CheckpointError, UsageError
 from parp_cli.models import fairseq, huggingface, pipelines, torch_files
-from parp_cli.models.architectures import ARCHITECTURES, Architecture
+from parp_cli.models.architectures import ARCHITECTURES, Architecture, build
 from parp_cli.models.prunable import layer_of
 from parp_cli.models.weights import Encoder, fit, shapes, with_current_names, without
 from parp_cli.progress import Notify, silent
@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 BUNDLED = "mini"
 """The encoder that comes with parp."""
 
+_RANDOM = "random:"
+"""Before an architecture's name: an encoder that has learnt nothing, for comparison."""
+
 _HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 _FILE_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
 
@@ -31,10 +34,10 @@ def load_encoder(source: str, *, architecture: str | None = None, notify: Notify
     """Read an encoder, with its CTC head if it comes with the labels for it.
 
     Args:
-        source: `mini`; the name of another architecture, whose published weights torchaudio has; a folder of
-            Hugging Face transformers; a name on the Hugging Face hub; a file of `torch.save` with torchaudio's
-            state dict or fairseq's checkpoint; a checkpoint of parp. A registered name goes before a file or
-            folder of that name (`./mini` is the folder).
+        source: `mini`; the name of another architecture, whose published weights torchaudio has; `random:NAME`, an
+            architecture with random weights; a folder of Hugging Face transformers; a name on the Hugging Face hub; a
+            file of `torch.save` with torchaudio's state dict or fairseq's checkpoint; a checkpoint of parp. A
+            registered name goes before a file or folder of that name (`./mini` is the folder).
         architecture: the name of the architecture, where a file does not tell or tells several of equal sizes.
         notify: is told of a download's progress.
 
@@ -63,18 +66,31 @@ def _load(source: str, named: Architecture | None, notify: Notify) -> Encoder:
     if source == BUNDLED:
         with resources.as_file(resources.files("parp_cli") / "assets" / f"{BUNDLED}.safetensors") as path:
             return _read_parp(path)
+    if source.startswith(_RANDOM):
+        return _random(_registered(source.removeprefix(_RANDOM)))
     if source in pipelines.FILES:
         return pipelines.load(source, notify)
     path = Path(source).expanduser()
     if path.is_dir():
         return huggingface.read_directory(path)
     if path.suffix == ".safetensors" and path.is_file():
+        if (path.parent / huggingface.CONFIG).is_file() and not checkpoint.is_checkpoint(path):
+            return huggingface.read_directory(path.parent)
         return _read_parp(path)
     if path.is_file():
         return _read_torch(path, named)
     if _HUB_NAME.fullmatch(source) and path.suffix not in _FILE_SUFFIXES:
         return huggingface.read_directory(huggingface.download(source))
     raise CheckpointError(f"there is no model {source}", hint=_nearest(source))
+
+
+def _random(architecture: Architecture) -> Encoder:
+    """A freshly initialised encoder, always the same one."""
+    import torch
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return Encoder(architecture, build(architecture).state_dict(), None)
 
 
 def _read_parp(path: Path) -> Encoder:
@@ -121,11 +137,13 @@ def _recognise(weights: dict[str, Tensor], path: Path) -> Architecture:
         return candidates[0]
     if candidates:
         names = ", ".join(candidate.name for candidate in candidates)
-        raise CheckpointError(f"{path} fits several architectures", details=[names], hint="name the one it is")
+        raise CheckpointError(
+            f"{path} fits several architectures", details=[names], hint="name it: `parp mask --architecture NAME`"
+        )
     raise CheckpointError(
         f"{path} fits no architecture that parp knows",
         details=[f"{len(found)} tensors"],
-        hint="name the architecture that it should fit, and what differs is listed",
+        hint="name the one it should fit (`parp mask --architecture NAME`), and what differs is listed",
     )
 
 

@@ -36,6 +36,7 @@ class EvaluateResult:
         audio_seconds: recognised.
         seconds: it took, reading included.
         hypotheses: JSON Lines of id, reference, hypothesis.
+        figures: all of this as JSON.
     """
 
     checkpoint: Path
@@ -48,6 +49,7 @@ class EvaluateResult:
     audio_seconds: float
     seconds: float
     hypotheses: Path
+    figures: Path
 
     @property
     def real_time_factor(self) -> float:
@@ -110,6 +112,7 @@ def evaluate(
         audio_seconds=sum(utterance.seconds for utterance in utterances),
         seconds=seconds,
         hypotheses=out,
+        figures=out.with_name(out.stem + ("-figures.json" if out.suffix == ".json" else ".json")),
     )
     rows = (
         {"id": utterance.id, "reference": reference, "hypothesis": hypothesis}
@@ -117,7 +120,7 @@ def evaluate(
     )
     write_text(out, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     figures = {**asdict(result), "real_time_factor": result.real_time_factor}
-    write_text(out.with_suffix(".json"), json.dumps(figures, default=str, indent=2, sort_keys=True) + "\n")
+    write_text(result.figures, json.dumps(figures, default=str, indent=2, sort_keys=True) + "\n")
     return result
 
 
@@ -128,6 +131,9 @@ def recorded_recipe(metadata: checkpoint.Metadata, overrides: Sequence[str] = ()
         RecipeError: an override is no recipe key, or has a wrong value.
     """
     values = metadata.recipe if metadata.recipe is not None and "data" in metadata.recipe else {}
+    if any(override.partition("=")[0].strip() == "data.corpus" for override in overrides) and values:
+        # Where the old corpus lay is nothing to the new one.
+        values = {**values, "data": {**values["data"], "root": None, "manifest": None}}
     return recipe_from_dict(values, overrides)
 
 

@@ -17,7 +17,7 @@ from parp_cli.decoding.metrics import character_errors, word_errors
 from parp_cli.decoding.transcribe import transcribe
 from parp_cli.environment import resolve_precision, versions
 from parp_cli.errors import CheckpointError, Interrupted
-from parp_cli.files import write_text
+from parp_cli.files import write_error, write_text
 from parp_cli.interrupts import Stop, stopping
 from parp_cli.models.prunable import prunable_parameters
 from parp_cli.progress import Notify, Progress, silent
@@ -59,6 +59,7 @@ class FinetuneResult:
         last: the one after the last update.
         best: the validation that chose `path`.
         reprunings: in order, the last one at the end of the run.
+        skipped: why each utterance that was left out cannot be trained on.
         audio_seconds: heard in training, over all updates.
         seconds: wall time of this process's part.
     """
@@ -71,6 +72,7 @@ class FinetuneResult:
     reprunings: tuple[Repruning, ...]
     sparsity: Sparsity | None
     plan: Plan
+    skipped: tuple[str, ...]
     audio_seconds: float
     seconds: float
 
@@ -106,7 +108,7 @@ def finetune(
         ResourceError: the disk is full; the last files written are whole.
     """
     device = device or torch.device("cpu")
-    precision: Any = resolve_precision(recipe.training.precision, device)
+    precision = resolve_precision(recipe.training.precision, device)
     recipe = replace(recipe, training=replace(recipe.training, precision=precision))
     preparation = prepare(recipe, init, notify)
     with stopping() as stop:
@@ -156,6 +158,7 @@ class _Run:
         self._batches = UpdateBatches(
             [utterance.seconds for utterance in preparation.train],
             batch_seconds=recipe.training.batch_seconds,
+            micro_batch_seconds=recipe.training.micro_batch_seconds,
             seed=recipe.seed,
         )
         self._update = 0
@@ -167,9 +170,14 @@ class _Run:
     def begin(self) -> None:
         """Prune, and forget what an earlier run left."""
         self._pruner.start()
-        self._log_path.parent.mkdir(parents=True, exist_ok=True)
-        for path in (self._log_path, self._state_path):
-            path.unlink(missing_ok=True)
+        try:
+            self._log_path.parent.mkdir(parents=True, exist_ok=True)
+            for path in (self._log_path, self._state_path):
+                path.unlink(missing_ok=True)
+        except OSError as error:
+            raise write_error(self._log_path, error) from error
+        for problem in self._preparation.skipped:
+            self._log("skipped", {"utterance": problem.utterance_id, "why": problem.message})
 
     def train(self, stop: Stop) -> None:
         """All updates that are left, with validations."""
@@ -206,6 +214,7 @@ class _Run:
             reprunings=tuple(self._pruner.history),
             sparsity=written.sparsity,
             plan=self._preparation.plan,
+            skipped=tuple(problem.message for problem in self._preparation.skipped),
             audio_seconds=self._audio_seconds,
             seconds=time.monotonic() - self._began,
         )
@@ -235,9 +244,9 @@ class _Run:
         utterances = [self._preparation.train[index] for index in self._batches.take()]
         self._optimizer.zero_grad(set_to_none=True)
         self._losses.append(self._objective.backward(utterances))
+        self._pruner.mask_gradients()
         if training.gradient_clip is not None:
             nn.utils.clip_grad_norm_(self._model.parameters(), training.gradient_clip)
-        self._pruner.mask_gradients()
         self._optimizer.step()
         self._update += 1
         self._audio_seconds += sum(utterance.seconds for utterance in utterances)

@@ -1,4 +1,4 @@
-"""What a checkpoint holds, from its header and masks alone; the weights stay unread."""
+"""What a checkpoint holds, from its header and masks alone; weights are hashed with the file, never loaded."""
 
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass

@@ -228,7 +228,7 @@ class _Run:
         model.train()
         for update in range(first, updates):
             # All randomness of an update follows from its number, so that a resumed run needs no random states.
-            seed = (recipe.seed * 1_000_003 + index) * 10_000_019 + update
+            seed = ((recipe.seed * 1_000_003 + index) * 10_000_019 + update) % 2**63
             torch.manual_seed(seed)
             waveforms, places = self._crops.draw(count, random.Random(seed))
             labels = torch.stack([targets[stream][start : start + self._crops.frames] for stream, start in places])

@@ -1,5 +1,6 @@
 """One update of CTC fine-tuning: which utterances it sees, its loss, its gradients."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -24,23 +25,28 @@ BLANK_ID = 0
 class UpdateBatches:
     """Which utterances each update sees, one pass over the data after another.
 
-    An update holds at most `batch_seconds`, padding included, unless one utterance is longer. What it holds depends
-    on the position alone, so that a resumed run goes on where it was.
+    An update is made of groups of similar length, each no more than a forward pass holds, and holds at most
+    `batch_seconds` with their padding, unless one utterance is longer. What it holds depends on the position alone, so
+    that a resumed run goes on where it was.
 
     Args:
         lengths: of the utterances, in seconds.
         batch_seconds: sound in an update.
+        micro_batch_seconds: sound in a forward pass; by default as much as in an update.
         seed: of the order.
 
     Attributes:
         epoch, group: the position: passes finished, and groups taken from the current one.
     """
 
-    def __init__(self, lengths: Sequence[float], *, batch_seconds: float, seed: int) -> None:
+    def __init__(
+        self, lengths: Sequence[float], *, batch_seconds: float, micro_batch_seconds: float = math.inf, seed: int
+    ) -> None:
         self.epoch = 0
         self.group = 0
         self._lengths = lengths
         self._seconds = batch_seconds
+        self._group_seconds = min(batch_seconds, micro_batch_seconds)
         self._seed = seed
         self._groups: tuple[int, list[list[int]]] | None = None
 
@@ -66,7 +72,7 @@ class UpdateBatches:
         return self._groups[1][self.group]
 
     def _groups_of(self, epoch: int) -> list[list[int]]:
-        return batches_by_seconds(self._lengths, seconds=self._seconds, seed=self._seed, epoch=epoch)
+        return batches_by_seconds(self._lengths, seconds=self._group_seconds, seed=self._seed, epoch=epoch)
 
 
 @dataclass(frozen=True, kw_only=True)

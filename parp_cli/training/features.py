@@ -12,7 +12,8 @@ from torch import Tensor
 
 from parp_cli.data.audio import read_audio
 from parp_cli.data.utterances import Utterance
-from parp_cli.models.architectures import Architecture
+from parp_cli.errors import DataError
+from parp_cli.models.architectures import Architecture, frames
 from parp_cli.models.forward import front_end
 
 if TYPE_CHECKING:
@@ -30,6 +31,8 @@ class FrontEndFeatures:
         architecture: of the model.
         frozen: whether the front end never changes; otherwise features carry gradients and nothing is kept.
         cache_bytes: memory for what is kept; beyond it features are computed anew each time.
+
+    Calling it raises DataError where audio cannot be read, or is too short for a single frame.
     """
 
     def __init__(
@@ -48,14 +51,24 @@ class FrontEndFeatures:
 
     def _features(self, utterance: Utterance) -> Tensor:
         if not self._frozen:
-            return front_end(self._model, self._architecture, read_audio(utterance.audio))
+            return front_end(self._model, self._architecture, self._waveform(utterance))
         key = (utterance.split, utterance.id)
         if key in self._kept:
             return self._kept[key]
         with torch.no_grad():
-            features = front_end(self._model, self._architecture, read_audio(utterance.audio)).cpu()
+            features = front_end(self._model, self._architecture, self._waveform(utterance)).cpu()
         size = features.numel() * features.element_size()
         if size <= self._left:
             self._left -= size
             self._kept[key] = features
         return features
+
+    def _waveform(self, utterance: Utterance) -> Tensor:
+        waveform = read_audio(utterance.audio)
+        if frames(self._architecture, len(waveform)) == 0:
+            raise DataError(
+                f"utterance {utterance.id} is too short to recognise",
+                details=[f"{utterance.audio}: {len(waveform)} samples"],
+                hint="leave it out of the split",
+            )
+        return waveform

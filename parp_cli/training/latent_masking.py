@@ -70,9 +70,7 @@ def span_mask(sizes: list[int], width: int, probability: float, length: int, lea
         places = size - span + 1
         wanted = max(least, int(probability * size / length + torch.rand(()).item()))
         starts = torch.randperm(places)[: min(wanted, places)]
-        if size > span or wanted > 0:
-            covered = (starts[:, None] + torch.arange(span)).flatten()
-            mask[row, covered] = True
+        mask[row, (starts[:, None] + torch.arange(span)).flatten()] = True
         if mask[row, :size].all():  # never hide all of a row
             mask[row, : (size + 1) // 2] = False
     return mask

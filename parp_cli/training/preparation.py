@@ -8,7 +8,7 @@ from pathlib import Path
 from torch import Tensor
 
 from parp_cli import checkpoint
-from parp_cli.checkpoint import Parent, lineage
+from parp_cli.checkpoint import Metadata, Parent, lineage
 from parp_cli.data.batching import sorted_batches
 from parp_cli.data.corpora import load_split
 from parp_cli.data.labels import Problem, Vocabulary, check_utterances, letters_vocabulary, phones_vocabulary
@@ -160,10 +160,10 @@ def _start(recipe: Recipe, init: Path | None, notify: Notify) -> Start:
     content = checkpoint.read(init)
     metadata = content.metadata
     architecture = Architecture.from_json(metadata.architecture)
-    if recipe.model in ARCHITECTURES and recipe.model != architecture.name:
+    if not _made_from(recipe.model, metadata):
         raise CheckpointError(
             f"{init} is a {architecture.name}, the recipe wants {recipe.model}",
-            hint="name another checkpoint with --init, or another --run folder",
+            hint="name another checkpoint with --init, another --run folder, or --set model=null",
         )
     vocabulary = None
     if metadata.vocabulary is not None and metadata.labels in ("letters", "phones"):
@@ -177,6 +177,17 @@ def _start(recipe: Recipe, init: Path | None, notify: Notify) -> Start:
         parents=lineage(init, metadata),
         source=str(init),
     )
+
+
+def _made_from(model: str | None, metadata: Metadata) -> bool:
+    """Whether a checkpoint may descend from the model that a recipe names."""
+    if model is None:
+        return True
+    if model in ARCHITECTURES:
+        return bool(model == metadata.architecture["name"])
+    recorded = (metadata.recipe or {}).get("model")
+    # What was made from another checkpoint may descend from anything.
+    return recorded in (None, model) or str(recorded).endswith(".safetensors")
 
 
 def _sparsity(recipe: Recipe, start: Start) -> float:
@@ -200,11 +211,12 @@ def _sparsity(recipe: Recipe, start: Start) -> float:
 
 
 def _vocabulary(data: Data, start: Start, train: list[Utterance]) -> Vocabulary:
-    """The checkpoint's own where it spells the same labels, so that its head is of use; else the corpus's."""
-    if start.vocabulary is not None and start.vocabulary.labels == data.labels:
-        return start.vocabulary
+    """The checkpoint's own where it spells all of the corpus, so that its head is of use; else the corpus's."""
+    own = start.vocabulary
+    if own is not None and own.labels == data.labels and not any(own.outside(utterance) for utterance in train):
+        return own
     if data.labels == "letters":
-        return letters_vocabulary()
+        return letters_vocabulary(train if data.alphabet == "found" else None)
     return phones_vocabulary(train, strip_stress=data.strip_stress)
 
 
@@ -221,7 +233,12 @@ def _plan(
 
     training, pruning = recipe.training, recipe.pruning
     lengths = [utterance.seconds for utterance in train]
-    batches = UpdateBatches(lengths, batch_seconds=training.batch_seconds, seed=recipe.seed)
+    batches = UpdateBatches(
+        lengths,
+        batch_seconds=training.batch_seconds,
+        micro_batch_seconds=training.micro_batch_seconds,
+        seed=recipe.seed,
+    )
     first = batches.take()
     seen, passes = sum(lengths[i] for i in first), 1
     while batches.epoch == 0 and passes < training.updates:

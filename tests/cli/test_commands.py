@@ -169,5 +169,6 @@ def test_three_bare_commands_in_an_empty_folder(
         "parp-run/finetune.safetensors",
         "parp-run/finetune-last.safetensors",
         "parp-run/eval-test-clean.jsonl",
+        "parp-run/eval-test-clean.json",
     ]
     assert all((tmp_path / path).is_file() for path in written)

@@ -109,3 +109,14 @@ def test_the_bundled_encoder() -> None:
     architecture, weights, vocabulary, _ = load_encoder("mini")
     assert (architecture, vocabulary) == (ARCHITECTURES["mini"], None)
     assert all(tensor.dtype == torch.float32 for tensor in weights.values())
+
+
+def test_random_weights_by_name_are_always_the_same() -> None:
+    one, other = load_encoder("random:mini"), load_encoder("random:mini")
+    assert one.architecture == ARCHITECTURES["mini"]
+    assert all(torch.equal(weight, other.weights[name]) for name, weight in one.weights.items())
+
+
+def test_random_weights_of_no_architecture() -> None:
+    with pytest.raises(UsageError, match="there is no architecture minni"):
+        load_encoder("random:minni")

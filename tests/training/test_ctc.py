@@ -172,3 +172,14 @@ class TestObjective:
         loss, gradients = self.gradients(objective(), [hopeless])
         assert loss == 0
         assert all((gradient == 0).all() for gradient in gradients.values())
+
+
+def test_a_smaller_forward_pass_fills_an_update_better() -> None:
+    lengths = [15.0, 2.0] * 40
+    by_update = UpdateBatches(lengths, batch_seconds=400, seed=0)
+    by_pass = UpdateBatches(lengths, batch_seconds=400, micro_batch_seconds=50, seed=0)
+
+    def heard(batches: UpdateBatches) -> float:
+        return sum(sum(lengths[index] for index in batches.take()) for _ in range(10)) / 10
+
+    assert heard(by_pass) > 330 > heard(by_update)
