@@ -142,17 +142,35 @@ def test_a_reader_that_goes_away(trained: Path) -> None:
     assert (ended.returncode, ended.stderr) == (0, "")
 
 
-def test_three_bare_commands_in_an_empty_folder(
-    parp: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
-) -> None:
+@pytest.fixture
+def short_corpus(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """The generated corpus with half a minute a split: enough to see that everything works."""
     pytest.importorskip("espeakng_loader", reason="generated speech needs the extra demo")
     pytest.importorskip("babel", reason="generated speech needs the extra demo")
     from parp_cli.data import generated
 
     monkeypatch.setenv("PARP_CACHE", str(tmp_path_factory.mktemp("cache")))
-    for name, split in generated.SPLITS.items():  # a tenth of the speech is enough to see that it works
+    for name, split in generated.SPLITS.items():
         short = generated.Split(part=split.part, minutes=0.5, speakers=2, condition=split.condition)
         monkeypatch.setitem(generated.SPLITS, name, short)
+
+
+@pytest.mark.usefixtures("short_corpus")
+def test_quickstart(parp: Callable[..., Any], tmp_path: Path) -> None:
+    answer = parp("quickstart", "--updates", "2", "--json")
+    assert answer.code == 0, answer.err
+    result = json.loads(answer.out)
+    assert [(row["method"], row["sparsity"]) for row in result["rows"]] == [
+        ("dense", 0.0),
+        ("MPI (fixed mask)", 0.5),
+        ("PARP", 0.5),
+    ]
+    written = [result["mask"], *(row[key] for row in result["rows"] for key in ("checkpoint", "hypotheses"))]
+    assert all((tmp_path / path).is_file() for path in written)
+
+
+@pytest.mark.usefixtures("short_corpus")
+def test_three_bare_commands_in_an_empty_folder(parp: Callable[..., Any], tmp_path: Path) -> None:
     shutil.copy(SMOKE, "recipe.yaml")
     commands = (
         ["mask", "--sparsity", "0.5"],
