@@ -25,7 +25,7 @@ Each stage reads and writes one file that holds weights and mask, in a run folde
   parp eval --split test-clean    count its errors
   parp export --to hf             for transformers
 
-[bold]All of it at once, in six minutes:[/]  parp quickstart
+[bold]All of it at once, in minutes:[/]  parp quickstart
 """
 
 

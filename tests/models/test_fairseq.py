@@ -189,7 +189,7 @@ def test_what_does_not_fit_is_named(
 def test_without_configuration_the_architecture_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ours, theirs = fairseq_weights(SMALL["xls-r"])
     torch.save({"model": theirs, "args": None}, tmp_path / "file.pt")
-    with pytest.raises(CheckpointError, match="name its architecture"):
+    with pytest.raises(CheckpointError, match="does not say what its network looks like"):
         load_encoder(str(tmp_path / "file.pt"))
     monkeypatch.setitem(ARCHITECTURES, "custom", SMALL["xls-r"])
     assert load_encoder(str(tmp_path / "file.pt"), architecture="custom").weights.keys() == ours.keys()
