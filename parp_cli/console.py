@@ -53,12 +53,12 @@ class Output:
             self._out.print(escape(text), soft_wrap=True)
 
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-        """A table of the result; every column but the first is of numbers."""
+        """A table of the result; named columns after the first are of numbers, and nameless ones of text."""
         if self.as_json:
             return
-        table = Table(title=title, title_justify="left", title_style="bold")
+        table = Table(title=title, title_justify="left", title_style="bold", show_header=any(columns))
         for index, column in enumerate(columns):
-            table.add_column(column, justify="left" if index == 0 else "right", overflow="fold")
+            table.add_column(column, justify="right" if index > 0 and column else "left", overflow="fold")
         for row in rows:
             table.add_row(*map(escape, row))
         self._out.print(table)
