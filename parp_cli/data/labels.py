@@ -111,6 +111,14 @@ class Vocabulary:
         return [_strip_stress(phone) for phone in phones] if self.strips_stress else phones
 
 
+def recorded_vocabulary(symbols: Sequence[str] | None, labels: str | None) -> Vocabulary | None:
+    """The vocabulary that a checkpoint records, or None where it has none, or one of neither letters nor phones."""
+    kinds: dict[str | None, Labels] = {"letters": "letters", "phones": "phones"}
+    if symbols is None or labels not in kinds:
+        return None
+    return Vocabulary(tuple(symbols), kinds[labels])
+
+
 def letters_vocabulary(utterances: Iterable[Utterance] | None = None) -> Vocabulary:
     """Blank, "|", and the letters: those of English with the apostrophe, or those found in transcripts, sorted."""
     letters: Iterable[str] = _LETTERS

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from parp_cli import checkpoint
-from parp_cli.data.labels import Labels, Vocabulary
+from parp_cli.data.labels import Vocabulary, recorded_vocabulary
 from parp_cli.data.problems import shown
 from parp_cli.data.utterances import Utterance
 from parp_cli.decoding.metrics import ErrorRate, character_errors, word_errors
@@ -138,10 +138,10 @@ def recorded_recipe(metadata: checkpoint.Metadata, overrides: Sequence[str] = ()
 
 
 def _vocabulary(source: Path, metadata: checkpoint.Metadata) -> Vocabulary:
-    labels: dict[str | None, Labels] = {"letters": "letters", "phones": "phones"}
-    if metadata.labels not in labels or metadata.vocabulary is None:
+    vocabulary = recorded_vocabulary(metadata.vocabulary, metadata.labels)
+    if vocabulary is None:
         raise CheckpointError(f"{source} tells apart {metadata.labels}, not letters or phones")
-    return Vocabulary(metadata.vocabulary, labels[metadata.labels])
+    return vocabulary
 
 
 def _references(utterances: list[Utterance], vocabulary: Vocabulary, split: str) -> list[str]:

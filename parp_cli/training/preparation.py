@@ -11,7 +11,14 @@ from parp_cli import checkpoint
 from parp_cli.checkpoint import Metadata, Parent, lineage
 from parp_cli.data.batching import sorted_batches
 from parp_cli.data.corpora import load_split
-from parp_cli.data.labels import Problem, Vocabulary, check_utterances, letters_vocabulary, phones_vocabulary
+from parp_cli.data.labels import (
+    Problem,
+    Vocabulary,
+    check_utterances,
+    letters_vocabulary,
+    phones_vocabulary,
+    recorded_vocabulary,
+)
 from parp_cli.data.problems import shown
 from parp_cli.data.utterances import Utterance
 from parp_cli.errors import CheckpointError, DataError, UsageError
@@ -165,15 +172,12 @@ def _start(recipe: Recipe, init: Path | None, notify: Notify) -> Start:
             f"{init} is a {architecture.name}, the recipe wants {recipe.model}",
             hint="name another checkpoint with --init, another --run folder, or --set model=null",
         )
-    vocabulary = None
-    if metadata.vocabulary is not None and metadata.labels in ("letters", "phones"):
-        vocabulary = Vocabulary(metadata.vocabulary, metadata.labels)  # type: ignore[arg-type]
     return Start(
         architecture=architecture,
         weights=content.weights,
         masks=content.masks,
         target=None if metadata.sparsity is None else metadata.sparsity.target,
-        vocabulary=vocabulary,
+        vocabulary=recorded_vocabulary(metadata.vocabulary, metadata.labels),
         parents=lineage(init, metadata),
         source=str(init),
     )
