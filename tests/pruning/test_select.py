@@ -1,5 +1,6 @@
 import math
 from collections.abc import Iterator
+from typing import Any
 from unittest import mock
 
 import numpy
@@ -10,14 +11,15 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn.utils import prune
 
+from parp_cli.bits import pack
 from parp_cli.errors import ParpError
 from parp_cli.models.architectures import build
 from parp_cli.models.prunable import prunable_parameters
 from parp_cli.models.sources import load_encoder
 from parp_cli.models.weights import MASK_EMBEDDING, without
-from parp_cli.pruning import select
+from parp_cli.pruning import scan, select
 from parp_cli.pruning.masks import count_pruned
-from parp_cli.pruning.select import magnitude_masks, prune_count, random_masks
+from parp_cli.pruning.select import magnitude_cut, magnitude_masks, prune_count
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 SPECIAL = (0.0, -0.0, 1.0, -1.0, 1e-7, -1e-7, 1e-42, -1e-42, 65504.0, math.inf, -math.inf)
@@ -43,8 +45,12 @@ def as_bytes(weight: Tensor) -> Tensor:
     return weight.reshape(-1).view(torch.uint8)
 
 
+Case = tuple[dict[str, Tensor], int]
+SMALL_PIECES = mock.patch.object(scan, "_CPU_PIECE", 8)
+
+
 @st.composite
-def weights_and_k(draw: st.DrawFn) -> tuple[dict[str, Tensor], int]:
+def weights_and_k(draw: st.DrawFn) -> Case:
     dtype = draw(st.sampled_from(DTYPES))
     generator = torch.Generator().manual_seed(draw(st.integers(0, 2**20)))
     weights = {}
@@ -57,7 +63,7 @@ def weights_and_k(draw: st.DrawFn) -> tuple[dict[str, Tensor], int]:
 
 
 @given(weights_and_k())
-def test_equals_a_stable_sort(case: tuple[dict[str, Tensor], int]) -> None:
+def test_equals_a_stable_sort(case: Case) -> None:
     weights, k = case
     before = {name: weight.clone() for name, weight in weights.items()}
     masks = magnitude_masks(weights, k)
@@ -67,21 +73,86 @@ def test_equals_a_stable_sort(case: tuple[dict[str, Tensor], int]) -> None:
         assert torch.equal(as_bytes(weight), as_bytes(before[name]))
 
 
-@given(weights_and_k())
-def test_equals_a_stable_sort_in_many_chunks_and_with_a_small_sample(case: tuple[dict[str, Tensor], int]) -> None:
+@given(weights_and_k(), st.sampled_from((1, 7, 100)))
+def test_equals_a_stable_sort_in_many_pieces_and_with_a_small_sample(case: Case, size: int) -> None:
     weights, k = case
-    with mock.patch.multiple(select, _CHUNK=5, _SAMPLE=3):
+    with SMALL_PIECES, mock.patch.multiple(select, _FEW=0, _SAMPLE=size):
         assert_equal(magnitude_masks(weights, k), brute_force(weights, k))
+
+
+@given(weights_and_k())
+def test_equals_a_stable_sort_on_other_devices(case: Case) -> None:
+    """As it is done where NumPy does not reach, on the CPU."""
+    weights, k = case
+    with mock.patch.multiple(scan, _in_numpy=lambda bits: False, _DEVICE_PIECE=8), mock.patch.object(select, "_FEW", 3):
+        assert_equal(magnitude_masks(weights, k), brute_force(weights, k))
+
+
+@given(weights_and_k(), st.lists(st.integers(0, 0x7FFF), max_size=20))
+def test_equals_a_stable_sort_whatever_the_sample(case: Case, drawn: list[int]) -> None:
+    weights, k = case
+    shift = 16 if weights["w0"].dtype == torch.float32 else 0
+    integer = numpy.int32 if shift else numpy.int16
+
+    def sample(*_: object, **__: object) -> numpy.ndarray:
+        return numpy.array(drawn, dtype=integer) << shift
+
+    with mock.patch.object(scan, "sample", sample), mock.patch.object(select, "_FEW", 2):
+        assert_equal(magnitude_masks(weights, k), brute_force(weights, k))
+
+
+def hard(kind: str, dtype: torch.dtype) -> dict[str, Tensor]:
+    weight = torch.randn(6_000, generator=torch.Generator().manual_seed(0))
+    if kind == "half zero":
+        weight[torch.randperm(6_000, generator=torch.Generator().manual_seed(1))[:3_000]] = 0.0
+    elif kind == "2:4":
+        weight.view(-1, 4)[:, :2] = -0.0
+    elif kind == "three magnitudes":
+        weight = weight.sign() * weight.abs().round().clamp(max=2)
+    elif kind == "one outlier":
+        weight = torch.zeros(6_000)
+        weight[4_321] = 3.0
+    return {"a": weight[:2_500].reshape(50, 50).to(dtype), "b": weight[2_500:].to(dtype)}
+
+
+HARD = ("random", "half zero", "2:4", "three magnitudes", "one outlier")
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("k", [0, 1, 2_500, 5_000, 9_999, 10_000])
-def test_equals_a_stable_sort_where_the_sample_misleads(dtype: torch.dtype, k: int) -> None:
-    weights = {"a": torch.arange(10_000.0).flip(0)}
-    weights["a"][::10] = 1e9  # every entry that is sampled
-    weights = {"a": (weights["a"] / 1e6).to(dtype)}
-    with mock.patch.object(select, "_SAMPLE", 1_000):
+@pytest.mark.parametrize("kind", HARD)
+@pytest.mark.parametrize("k", [0, 1, 1_500, 2_999, 3_000, 3_001, 5_999, 6_000])
+def test_equals_a_stable_sort_where_many_are_alike(kind: str, dtype: torch.dtype, k: int) -> None:
+    weights = hard(kind, dtype)
+    with mock.patch.multiple(select, _FEW=50, _SAMPLE=1_000):
         assert_equal(magnitude_masks(weights, k), brute_force(weights, k))
+
+
+@pytest.mark.parametrize("kind", HARD)
+def test_few_are_collected_and_few_passes_taken(kind: str) -> None:
+    """Ties by the thousand are counted, not collected, and the first brackets hit: what makes it quick and small."""
+    weights = hard(kind, torch.float32)
+    passes: list[scan.Counts] = []
+
+    def count(*arguments: Any, **options: Any) -> scan.Counts:
+        passes.append(real(*arguments, **options))
+        return passes[-1]
+
+    real = scan.count
+    with mock.patch.object(scan, "count", count), mock.patch.multiple(select, _FEW=50, _SAMPLE=3_000):
+        for k in (1_500, 2_999, 3_000, 3_001, 4_500):
+            magnitude_masks(weights, k)
+            assert len(passes) <= 3, k
+            assert sum(len(part) for found in passes for part in found.collected) < 900, k
+            passes.clear()
+
+
+def test_a_pattern_does_not_fool_the_sample() -> None:
+    """One pass after the ties: evenly spaced entries of 2:4 would all be zeros, or none."""
+    weights = {"a": hard("2:4", torch.float32)["b"]}
+    drawn = scan.sample([scan.bits_of(weights["a"])], scan.FORMATS[torch.float32], 0.25, seed=0)
+    assert len(drawn) == 875
+    assert 0.4 < (drawn == 0).mean() < 0.6
+    assert (drawn >= 0).all()
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -104,8 +175,6 @@ def test_one_element_and_none() -> None:
 def test_more_than_there_is(k: int) -> None:
     with pytest.raises(ValueError, match=f"cannot prune {k} of 6"):
         magnitude_masks({"a": torch.ones(6)}, k)
-    with pytest.raises(ValueError, match=f"cannot prune {k} of 6"):
-        random_masks({"a": (6,)}, k, seed=0)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -163,6 +232,48 @@ def test_the_number_of_threads_does_not_matter() -> None:
     assert_equal(masks[2], masks[0])
 
 
+@pytest.mark.usefixtures("threads")
+@given(weights_and_k())
+def test_threads_leave_nothing_out(case: Case) -> None:
+    weights, k = case
+    torch.set_num_threads(3)
+    with SMALL_PIECES, mock.patch.multiple(scan, _FEW_PIECES=0), mock.patch.object(select, "_FEW", 4):
+        assert_equal(magnitude_masks(weights, k), brute_force(weights, k))
+
+
+@given(weights_and_k())
+def test_a_cut_makes_the_masks_one_by_one(case: Case) -> None:
+    weights, k = case
+    expected = brute_force(weights, k)
+    cut = magnitude_cut(weights, k)
+    assert_equal(cut.masks(weights), expected)
+    for name in reversed(weights):
+        assert_equal({name: cut.mask(name, weights[name])}, {name: expected[name]})
+        assert torch.equal(cut.packed(name, weights[name]), pack(expected[name]))
+        with SMALL_PIECES:
+            assert torch.equal(cut.packed(name, weights[name]), pack(expected[name]))
+        with mock.patch.multiple(scan, _in_numpy=lambda bits: False, _DEVICE_PIECE=8):
+            assert torch.equal(cut.packed(name, weights[name]), pack(expected[name]))
+    pruned = torch.cat([w.abs().reshape(-1)[~expected[name].reshape(-1)] for name, w in weights.items()])
+    if k:
+        largest = pruned.max()
+        assert cut.threshold == int(scan.bits_of(largest))
+        assert sum(cut.pruned_ties.values()) == int((pruned == largest).sum())
+        assert sum(cut.ties.values()) == sum(int((w.abs() == largest).sum()) for w in weights.values())
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("kind", HARD)
+def test_the_device_does_not_matter(kind: str, dtype: torch.dtype) -> None:
+    weights = hard(kind, dtype)
+    on_device = {name: weight.cuda() for name, weight in weights.items()}
+    for k in (0, 1_500, 3_000, 6_000):
+        masks = magnitude_masks(on_device, k)
+        assert all(mask.is_cuda for mask in masks.values())
+        assert_equal({name: mask.cpu() for name, mask in masks.items()}, brute_force(weights, k))
+
+
 @pytest.fixture(scope="module")
 def model() -> torch.nn.Module:
     encoder = load_encoder("mini")
@@ -193,34 +304,3 @@ class TestAgainstTorch:
         for sparsity in (0.0, 0.05, 0.1, 0.25, 0.5, 0.65, 0.7, 0.95, 0.999):
             assert prune_count(sparsity, total) == round(sparsity * total)
             assert prune_count(sparsity, total) == prune._compute_nparams_toprune(sparsity, total)
-
-
-SHAPES: dict[str, tuple[int, ...]] = {"a": (30, 20), "scalar": (), "b": (400,)}
-
-
-class TestRandom:
-    @pytest.mark.parametrize("k", [0, 1, 500, 1_001])
-    def test_exactly_k(self, k: int) -> None:
-        masks = random_masks(SHAPES, k, seed=0)
-        assert count_pruned(masks) == k
-        assert {name: tuple(mask.shape) for name, mask in masks.items()} == SHAPES
-
-    def test_the_seed_decides_and_nothing_else(self) -> None:
-        torch.manual_seed(1)
-        state = torch.get_rng_state()
-        one, same, other = (random_masks(SHAPES, 500, seed=seed) for seed in (3, 3, 4))
-        assert torch.equal(torch.get_rng_state(), state)
-        assert_equal(one, same)
-        assert not torch.equal(one["a"], other["a"])
-
-    def test_every_weight_alike(self) -> None:
-        draws = 300
-        pruned = sum((~random_masks({"a": (100,)}, 30, seed=seed)["a"]).int() for seed in range(draws))
-        deviation = (draws * 0.3 * 0.7) ** 0.5
-        assert (pruned - draws * 0.3).abs().max() < 4.5 * deviation
-        assert (pruned - draws * 0.3).float().std() > 0.5 * deviation
-
-    def test_it_does_not_go_by_magnitude(self) -> None:
-        weights = {"a": torch.arange(1_000.0)}
-        by_size, at_random = magnitude_masks(weights, 500)["a"], random_masks({"a": (1_000,)}, 500, seed=0)["a"]
-        assert 400 < int((by_size == at_random).sum()) < 600

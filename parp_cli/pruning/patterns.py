@@ -1,0 +1,198 @@
+"""Which weights compete with which for being kept: all of them (PARP's), those of a layer, of a tensor, of a few.
+
+    global    all weights together
+    layer     the weights of each layer
+    tensor    the weights of each tensor
+    2:4       N:M: of each M consecutive entries of a row the N largest are kept, as sparse tensor cores want it
+    16x16     blocks of R rows and C columns are kept or pruned whole, and all blocks compete
+
+N:M and blocks see a tensor as a matrix (out, rest): a linear layer's as it is, a convolution's as it multiplies
+unfolded patches. In every pattern the counts are exact, and of equal magnitudes those that come first are pruned.
+"""
+
+import math
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Final, Literal
+
+import torch
+from torch import Tensor
+
+from parp_cli.errors import ParpError, UsageError
+from parp_cli.pruning.select import check_sparsity, magnitude_masks, prune_count
+
+_WHOLE: Final = ("global", "layer", "tensor")
+"""The kinds without sides."""
+
+_SIDES = re.compile(r"([1-9][0-9]*)([:x])([1-9][0-9]*)")
+
+_LARGEST_GROUP = 32
+
+_CHUNK = 1 << 18
+"""Entries looked at together, which bounds the memory beyond the masks; these and their ranks stay in the cache."""
+
+
+@dataclass(frozen=True)
+class Pattern:
+    """Which weights compete with which. Make one with `parse`.
+
+    Attributes:
+        kind: what the sides mean.
+        sides: N and M, or the rows and columns of a block; the other kinds have none.
+    """
+
+    kind: Literal["global", "layer", "tensor", "n:m", "block"]
+    sides: tuple[int, int] = (1, 1)
+
+    @classmethod
+    def parse(cls, text: str) -> "Pattern":
+        """Read "global", "layer", "tensor", N:M such as "2:4", or a block such as "16x16".
+
+        Raises:
+            UsageError: it is none of these, or not 1 <= N < M <= 32.
+        """
+        for kind in _WHOLE:
+            if text == kind:
+                return cls(kind)
+        match = _SIDES.fullmatch(text)
+        if match is None:
+            raise UsageError(
+                f"no pattern {text!r}",
+                hint="one of global, layer, tensor, N of M weights such as 2:4, or blocks such as 16x16",
+            )
+        sides = (int(match[1]), int(match[3]))
+        if match[2] == "x":
+            return cls("block", sides)
+        if not sides[0] < sides[1] <= _LARGEST_GROUP:
+            raise UsageError(
+                f"no pattern {text!r}",
+                hint=f"N:M keeps N of M weights, with 1 <= N < M <= {_LARGEST_GROUP}, such as 2:4",
+            )
+        return cls("n:m", sides)
+
+    def __str__(self) -> str:
+        if self.kind in _WHOLE:
+            return self.kind
+        return (":" if self.kind == "n:m" else "x").join(map(str, self.sides))
+
+    @property
+    def sparsity(self) -> float | None:
+        """The only sparsity that N:M has, 1 - N/M; None where it is free."""
+        return 1 - self.sides[0] / self.sides[1] if self.kind == "n:m" else None
+
+    def carries(self, shape: tuple[int, ...]) -> bool:
+        """Whether a tensor of this shape can have the pattern; N:M and blocks need a matrix with sides that divide."""
+        if self.kind in _WHOLE:
+            return True
+        rows, columns = self._cell
+        return len(shape) >= 2 and shape[0] % rows == 0 and math.prod(shape[1:]) % columns == 0
+
+    def masks(self, scores: Mapping[str, Tensor], sparsity: float, layers: Mapping[str, str]) -> dict[str, Tensor]:
+        """Masks of this pattern that keep the largest magnitudes.
+
+        Args:
+            scores: what is ranked by magnitude, mostly the weights themselves; float32, float16 or bfloat16.
+            sparsity: share to prune. Of n entries (or n blocks) that compete, round(s·n) are pruned.
+            layers: the label of each name's layer; only the pattern "layer" looks at it.
+
+        Returns:
+            For each name a boolean tensor of the score's shape and device, True = kept.
+
+        Raises:
+            UsageError: the sparsity is outside [0, 1) or not N:M's own, or a tensor cannot carry the pattern.
+            ParpError: a score is NaN (the parameter is named).
+        """
+        check_sparsity(sparsity)
+        self._check_carried(scores)
+        match self.kind:
+            case "global":
+                return _competing(scores, sparsity)
+            case "layer":
+                return _competing_within(scores, sparsity, lambda name: layers[name])
+            case "tensor":
+                return _competing_within(scores, sparsity, lambda name: name)
+            case "block":
+                return _block_masks(scores, sparsity, *self.sides)
+            case "n:m":
+                self._check_own(sparsity)
+                return {name: _n_of_m_mask(name, score, *self.sides) for name, score in scores.items()}
+
+    @property
+    def _cell(self) -> tuple[int, int]:
+        """Rows and columns of what N:M and blocks repeat."""
+        return (1, self.sides[1]) if self.kind == "n:m" else self.sides
+
+    def _check_carried(self, scores: Mapping[str, Tensor]) -> None:
+        wrong = [name for name, score in scores.items() if not self.carries(tuple(score.shape))]
+        if wrong:
+            rows, columns = self._cell
+            more = [f"… and {len(wrong) - 10} more"] if len(wrong) > 10 else []
+            raise UsageError(
+                f"{wrong[0]} cannot hold the pattern {self}",
+                details=[*(f"{name}: {tuple(scores[name].shape)}" for name in wrong[:10]), *more],
+                hint=f"a matrix can, whose rows are a multiple of {rows} and its columns of {columns}",
+            )
+
+    def _check_own(self, sparsity: float) -> None:
+        own = self.sparsity
+        if own is not None and not math.isclose(sparsity, own, abs_tol=1e-6):  # as many digits as the message has
+            raise UsageError(f"the pattern {self} cannot have sparsity {sparsity:g}", hint=f"it must be {own:.6g}")
+
+
+GLOBAL = Pattern("global")
+"""PARP's: all prunable weights compete."""
+
+
+def _competing(scores: Mapping[str, Tensor], sparsity: float) -> dict[str, Tensor]:
+    total = sum(score.numel() for score in scores.values())
+    return magnitude_masks(scores, prune_count(sparsity, total))
+
+
+def _competing_within(scores: Mapping[str, Tensor], sparsity: float, label: Callable[[str], str]) -> dict[str, Tensor]:
+    """Entries compete with those of the same label."""
+    sets: dict[str, dict[str, Tensor]] = {}
+    for name, score in scores.items():
+        sets.setdefault(label(name), {})[name] = score
+    masks = {name: mask for rivals in sets.values() for name, mask in _competing(rivals, sparsity).items()}
+    return {name: masks[name] for name in scores}
+
+
+def _block_masks(scores: Mapping[str, Tensor], sparsity: float, rows: int, columns: int) -> dict[str, Tensor]:
+    """A block's score is the sum of its magnitudes."""
+    sums = {}
+    for name, score in scores.items():
+        down, across = score.shape[0] // rows, math.prod(score.shape[1:]) // columns
+        blocks = score.detach().reshape(down, rows, across, columns)
+        # How a sum is vectorised shows in the last bits of float64, which float32 does not keep.
+        sums[name] = blocks.abs().sum((1, 3), dtype=torch.float64).float()
+    return {
+        name: mask.repeat_interleave(rows, 0).repeat_interleave(columns, 1).reshape(scores[name].shape)
+        for name, mask in _competing(sums, sparsity).items()
+    }
+
+
+def _n_of_m_mask(name: str, score: Tensor, n: int, m: int) -> Tensor:
+    groups = score.detach().reshape(-1, m)
+    kept = torch.empty(groups.shape, dtype=torch.bool, device=score.device)
+    step = _CHUNK // m
+    for chunk, mask in zip(torch.split(groups, step), torch.split(kept, step), strict=True):
+        places = chunk.T.contiguous().abs()  # (M, G): what is compared lies together
+        # A sum of magnitudes is NaN only where one of them is; it is ten times quicker than to look at each.
+        if bool(places.sum().isnan()):
+            raise ParpError(f"{name} holds NaN, which has no magnitude to rank", hint="the model has diverged")
+        torch.ge(_ranks(places).T, m - n, out=mask)
+    return kept.reshape(score.shape)
+
+
+def _ranks(places: Tensor) -> Tensor:
+    """How many of its column in (M, G) are to be pruned before an entry: those smaller, and equal ones before it.
+
+    All pairs of rows are compared, which for so few takes a third of the time of sorting the columns.
+    """
+    ranks = torch.zeros(places.shape, dtype=torch.int8, device=places.device)
+    for later in range(1, len(places)):
+        earlier_first = places[:later] <= places[later]
+        ranks[later] += earlier_first.sum(0, dtype=torch.int8)
+        ranks[:later] += ~earlier_first
+    return ranks
