@@ -77,24 +77,97 @@ class Data:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SearchRounds:
+    """IMP's rounds: train, prune some more, rewind; the run proper follows."""
+
+    step: Annotated[float, Range(above=0, at_most=1)] = 0.1
+    """Share of all prunable weights that a round prunes; the last one prunes what is left to the sparsity."""
+
+    updates: Count | None = None
+    """Length of a round, in updates; null is a sixth of training.updates, as published."""
+
+    learning_rate: Positive | None = None
+    """Peak of a round's schedule; null is training.learning_rate."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Pruning:
     """Which weights go, and whether they may come back."""
 
-    mode: Literal["parp", "fixed", "dense"] = "parp"
-    """parp: pruned weights train too, and are pruned anew; fixed: they stay zero; dense: nothing is pruned."""
+    method: Literal["dense", "fixed", "mpi", "rp", "omp", "imp", "parp", "parp-p", "pap", "rigl"] = "parp"
+    """dense: nothing is pruned. parp: pruned weights train too, and are pruned anew at intervals; parp-p: so, while
+    the sparsity grows. fixed: what the first mask prunes stays zero; mpi and rp: so, with a mask of magnitudes or a
+    random one; omp: with one of magnitudes after a dense fine-tuning; imp: after rounds of them; pap: with parp's last
+    one; each trains from the pre-trained weights again. rigl: a share of the mask is swapped at intervals."""
 
     sparsity: ShareBelowOne | None = None
-    """Share of the prunable weights that is zero at the end; null is that of the mask the run starts from, else 0.5.
-    Nothing to mode `dense`."""
+    """Share of the prunable weights that is zero at the end; null is that of the mask the run starts from, or of an
+    N:M pattern, else 0.5. Nothing to method `dense`."""
+
+    initial: NameOrPath | None = None
+    """The first mask, where the run starts from a model without one: magnitude, random, random-weights (magnitudes of
+    a network that has learnt nothing), or the path (with `./`) of a checkpoint whose mask is laid over the model. Null
+    is random for method rp, else magnitude."""
+
+    scope: str = "transformer"
+    """Prunable layers: transformer (attention and feed-forward, as in the paper), attention, feed-forward, front-end,
+    everything, or a pattern of parameter names such as `*.layers.[0-5].*`."""
 
     biases: bool = True
     """Whether the biases of prunable layers are prunable."""
 
-    interval: Count = 50
-    """Updates between two re-prunings of mode `parp`; there is another one at the end."""
+    pattern: str = "global"
+    """Which weights compete with which: global, layer, tensor, N:M (2:4 keeps the 2 largest of each 4 in a row), or
+    blocks of RxC (16x16). What cannot hold N:M or blocks, such as biases, is not pruned then."""
 
-    initial: Literal["magnitude", "random"] = "magnitude"
-    """How the first mask is chosen, where the run starts from a model without one."""
+    interval: Positive | None = None
+    """Between two re-prunings, in `interval_unit`; null is what was published for the split and the size of the model,
+    or 50 updates."""
+
+    interval_unit: Literal["updates", "epochs", "seconds"] = "updates"
+    """Of `interval`; seconds are of audio."""
+
+    start: CountOrZero = 0
+    """The first update after which an interval counts."""
+
+    end: Count | None = None
+    """The last one; null is the end of the run, for rigl three quarters of it."""
+
+    final: bool = True
+    """Whether parp and parp-p re-prune at the end; without it the mask stays fixed from the last re-pruning on."""
+
+    start_sparsity: ShareBelowOne | None = None
+    """Where the sparsity of parp-p starts; null is that of the mask the run starts from, else half of `sparsity`."""
+
+    growth: Literal["linear", "cubic"] = "linear"
+    """How the sparsity of parp-p grows from re-pruning to re-pruning."""
+
+    rewind: FilePath | None = None
+    """A checkpoint whose weights omp, imp and pap go back to; null is the model they began from."""
+
+    rounds: SearchRounds = SearchRounds()
+    """Of imp."""
+
+    drop_fraction: Share = 0.3
+    """Share of the kept weights that rigl swaps at first; it falls to zero along half a cosine."""
+
+    def conflicts(self) -> Iterator[tuple[str, str]]:
+        """Values that do not go together."""
+        if self.interval is not None and self.interval_unit == "updates" and self.interval != int(self.interval):
+            yield "interval", f"{self.interval:g} updates: expected a whole number"
+        if self.end is not None and self.end < self.start:
+            yield "end", f"{self.end} is before start, {self.start}"
+        if self.start_sparsity is not None and self.sparsity is not None and self.start_sparsity > self.sparsity:
+            yield "start_sparsity", f"{self.start_sparsity:g} is more than sparsity, {self.sparsity:g}"
+        if self.method in ("imp", "parp-p") and ":" in self.pattern:
+            yield "pattern", f"{self.pattern} has one sparsity, and that of method {self.method} grows"
+        if self.method == "rigl" and any(sign in self.pattern for sign in ":x"):
+            yield "pattern", f"rigl swaps single weights, which {self.pattern} does not allow"
+        if self.method in ("omp", "imp", "pap", "dense") and self.initial is not None:
+            yield "initial", f"method {self.method} does not start from a mask; remove it"
+        own = {"mpi": "magnitude", "rp": "random"}.get(self.method)
+        if own and self.initial in ("magnitude", "random", "random-weights") and not self.initial.startswith(own):
+            yield "initial", f"method {self.method} has a {own} mask, and {self.initial} is none; remove it"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,7 @@ A dataclass may also have a method `conflicts(self) -> Iterator[tuple[str, str]]
 values that are right alone but wrong together; it runs once every field of its section is valid.
 
 The type of the field decides what a scalar is: `2e-5` is a number and the language code `no` is text, where PyYAML
-would give a string and False.
+would give a string and False. A field of type `yaml.Node` takes what is written there as it is.
 """
 
 import dataclasses
@@ -101,6 +101,22 @@ def from_dict(kind: type[T], values: Mapping[str, Any], overrides: Sequence[str]
     except (yaml.YAMLError, Problem) as problem:
         raise RecipeError("the recipe is not made of plain values", details=[str(problem)]) from problem
     return _read(kind, root, None, overrides, None)
+
+
+def from_node(kind: type[T], root: Any, path: Path, overrides: Sequence[str] = ()) -> T:
+    """Read settings from a tree that was put together from several files (see `yaml_nodes.py`).
+
+    Args:
+        kind: the dataclass to fill.
+        root: a mapping node, which overrides may change.
+        path: the file that problems are told with the line of, and to whose folder its relative paths belong. Paths
+            from elsewhere are relative to the working folder.
+        overrides: as of `load`.
+
+    Raises:
+        RecipeError: with all problems as its details.
+    """
+    return _read(kind, root, path, overrides, None)
 
 
 def _read(kind: type[T], root: Any, path: Path | None, overrides: Sequence[str], hint: str | None) -> T:
@@ -208,7 +224,9 @@ class _Reader:
             section, _, leaf = name.rpartition(".")
             return f"write {leaf} under {section}"
         here = {sibling: prefix + sibling for sibling in known}
-        anywhere = {dotted.rpartition(".")[2]: dotted for dotted in reversed(self.names)}
+        anywhere: dict[str, str] = {}
+        for dotted in sorted(self.names, key=lambda dotted: dotted.count(".")):  # of equal names the outermost
+            anywhere.setdefault(dotted.rpartition(".")[2], dotted)
         if name in anywhere:
             return f"did you mean {anywhere[name]}?"
         # A name of another section has to be closer to be meant.
@@ -224,6 +242,8 @@ class _Reader:
         bare, notes, optional = _unwrap(kind)
         if optional and yaml_nodes.is_null(node):
             return None
+        if bare is yaml.Node:
+            return node
         if dataclasses.is_dataclass(bare):
             return self.section(bare, node, key)
         if isinstance(node, yaml.SequenceNode) and is_standard(node):
@@ -312,7 +332,7 @@ def _expected(kind: Any) -> str:
     """A type in words: "a number, at least 0 and below 1, or null"."""
     bare, notes, optional = _unwrap(kind)
     limits = "".join(f", {note}" for note in notes if isinstance(note, Range))
-    names = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
+    names = {bool: "true or false", int: "a whole number", float: "a number", str: "text", yaml.Node: "a mapping"}
     if get_origin(bare) is Literal:
         words = f"one of {', '.join(get_args(bare))}"
     elif get_origin(bare) in (tuple, list):

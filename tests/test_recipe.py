@@ -28,6 +28,9 @@ from parp_cli.strict_yaml import Range
 RECIPES = Path(__file__).parents[1] / "recipes"
 
 
+RUNS = sorted(path for path in RECIPES.rglob("*.yaml") if path.parent.name != "sweeps")
+
+
 def kind_of(path: Path) -> type[Any]:
     return PretrainRecipe if path.stem == "pretrain" else Recipe
 
@@ -53,7 +56,7 @@ def problems(path: Path | None, *overrides: str, kind: type[Any] = Recipe) -> li
 # ------------------------------------------------------------------------------------------- the recipes we ship
 
 
-@pytest.mark.parametrize("path", sorted(RECIPES.rglob("*.yaml")), ids=lambda path: f"{path.parent.name}/{path.stem}")
+@pytest.mark.parametrize("path", RUNS, ids=lambda path: f"{path.parent.name}/{path.stem}")
 def test_shipped_recipe_is_read_and_says_how_to_run_it(path: Path) -> None:
     recipe = load_recipe(path, kind=kind_of(path))
     assert recipe_from_dict(json.loads(json.dumps(recipe_to_dict(recipe))), kind=kind_of(path)) == recipe
@@ -71,7 +74,7 @@ def test_defaults_are_the_mini_recipes() -> None:
 @pytest.mark.parametrize("name", ["mpi-10min", "dense-10min"])
 def test_baselines_differ_in_pruning_alone(name: str) -> None:
     ours, theirs = (load_recipe(RECIPES / "mini" / f"{stem}.yaml") for stem in ("10min", name))
-    assert theirs.pruning.mode != ours.pruning.mode
+    assert theirs.pruning.method != ours.pruning.method
     assert dataclasses.replace(theirs, pruning=ours.pruning) == ours
 
 
@@ -124,7 +127,7 @@ training.decay: 0.5
         "--set training.adam_betas.4=3: 4 is not an entry of a list of 2, counted from 0",
         "--set model.a=3: a cannot lie under mini",
         "--set sparsity=0.4: unknown key sparsity: did you mean pruning.sparsity?",
-        "--set pruning=5: pruning = 5: expected a mapping with keys such as mode, sparsity, biases",
+        "--set pruning=5: pruning = 5: expected a mapping with keys such as method, sparsity, initial",
     ]
 
 
@@ -149,7 +152,7 @@ def test_the_message_counts_and_the_exit_code_is_of_usage(write: Any) -> None:
         ),
         (
             "pruning:\n",
-            "r.yaml:1: pruning = nothing: expected a mapping with keys such as mode, sparsity, biases",
+            "r.yaml:1: pruning = nothing: expected a mapping with keys such as method, sparsity, initial",
         ),
         ("model: !foo mini\n", "r.yaml:1: model = !foo mini: expected text, or null"),
         ("model: ''\n", 'r.yaml:1: model = "": expected text, or null'),
@@ -171,6 +174,47 @@ def test_the_message_counts_and_the_exit_code_is_of_usage(write: Any) -> None:
         (
             "data:\n  manifest: m.tsv\n",
             "r.yaml:2: data.manifest: is not read by corpus generated; set data.corpus to manifest, or remove it",
+        ),
+        (
+            "pruning: {method: prap}\n",
+            "r.yaml:1: pruning.method = prap: expected one of dense, fixed, mpi, rp, omp, imp, parp, parp-p, pap, rigl",
+        ),
+        (
+            "pruning: {mode: fixed}\n",
+            "r.yaml:1: unknown key pruning.mode: did you mean pruning.method?",
+        ),
+        ("pruning: {interval: 2.5}\n", "r.yaml:1: pruning.interval: 2.5 updates: expected a whole number"),
+        ("pruning:\n  start: 9\n  end: 8\n", "r.yaml:3: pruning.end: 8 is before start, 9"),
+        (
+            "pruning: {sparsity: 0.3, start_sparsity: 0.4}\n",
+            "r.yaml:1: pruning.start_sparsity: 0.4 is more than sparsity, 0.3",
+        ),
+        (
+            "pruning: {method: parp-p, pattern: '2:4'}\n",
+            "r.yaml:1: pruning.pattern: 2:4 has one sparsity, and that of method parp-p grows",
+        ),
+        (
+            "pruning: {method: imp, pattern: '2:4'}\n",
+            "r.yaml:1: pruning.pattern: 2:4 has one sparsity, and that of method imp grows",
+        ),
+        (
+            "pruning: {method: rigl, pattern: 16x16}\n",
+            "r.yaml:1: pruning.pattern: rigl swaps single weights, which 16x16 does not allow",
+        ),
+        *(
+            (
+                f"pruning: {{method: {method}, initial: random}}\n",
+                f"r.yaml:1: pruning.initial: method {method} does not start from a mask; remove it",
+            )
+            for method in ("dense", "omp", "imp", "pap")
+        ),
+        (
+            "pruning: {method: mpi, initial: random}\n",
+            "r.yaml:1: pruning.initial: method mpi has a magnitude mask, and random is none; remove it",
+        ),
+        (
+            "pruning: {method: rp, initial: magnitude}\n",
+            "r.yaml:1: pruning.initial: method rp has a random mask, and magnitude is none; remove it",
         ),
     ],
 )
@@ -354,7 +398,7 @@ def test_round_trip(whole: Whole) -> None:
 
 
 def test_round_trip_through_a_file(write: Any) -> None:
-    for path in sorted(RECIPES.rglob("*.yaml")):
+    for path in RUNS:
         recipe = load_recipe(path, ["seed=7"], kind=kind_of(path))
         assert load_recipe(write(dump_yaml(recipe)), kind=kind_of(path)) == recipe
 

@@ -67,7 +67,7 @@ def _load(source: str, named: Architecture | None, notify: Notify) -> Encoder:
         with resources.as_file(resources.files("parp_cli") / "assets" / f"{BUNDLED}.safetensors") as path:
             return _read_parp(path)
     if source.startswith(_RANDOM):
-        return _random(_registered(source.removeprefix(_RANDOM)))
+        return random_encoder(_registered(source.removeprefix(_RANDOM)))
     if source in pipelines.FILES:
         return pipelines.load(source, notify)
     path = Path(source).expanduser()
@@ -84,12 +84,12 @@ def _load(source: str, named: Architecture | None, notify: Notify) -> Encoder:
     raise CheckpointError(f"there is no model {source}", hint=_nearest(source))
 
 
-def _random(architecture: Architecture) -> Encoder:
-    """A freshly initialised encoder, always the same one."""
+def random_encoder(architecture: Architecture, seed: int = 0) -> Encoder:
+    """A freshly initialised encoder, the same one for the same seed."""
     import torch
 
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+        torch.manual_seed(seed)
         return Encoder(architecture, build(architecture).state_dict(), None)
 
 

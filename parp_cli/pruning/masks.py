@@ -1,6 +1,10 @@
-"""Masks by the names of the weights they are for, and what can be counted on them. True = kept, False = pruned."""
+"""Masks by the names of the weights they are for: what can be counted on them, and sets made of them.
 
-from collections.abc import Mapping
+True = kept, False = pruned. A set of masks is read as the set of the weights it keeps.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -67,3 +71,49 @@ def revived_and_dropped(before: Masks, after: Masks) -> tuple[int, int]:
     revived = sum(int((after[name] & ~before[name]).sum()) for name in after)
     dropped = sum(int((before[name] & ~after[name]).sum()) for name in after)
     return revived, dropped
+
+
+def pattern_of(recipe: Mapping[str, Any] | None) -> str:
+    """The pattern that a file's masks have, by the recipe in its metadata: that of `parp mask`, or of fine-tuning."""
+    recorded = recipe or {}
+    return str(recorded.get("pattern") or recorded.get("pruning", {}).get("pattern") or "global")
+
+
+def union(a: Masks, b: Masks) -> dict[str, Tensor]:
+    """Keeps what either keeps.
+
+    Raises:
+        MaskError: the two are not for the same weights. So with all three.
+    """
+    return _combined(a, b, torch.logical_or)
+
+
+def intersection(a: Masks, b: Masks) -> dict[str, Tensor]:
+    """Keeps what both keep."""
+    return _combined(a, b, torch.logical_and)
+
+
+def difference(a: Masks, b: Masks) -> dict[str, Tensor]:
+    """Keeps what `a` keeps and `b` does not."""
+    return _combined(a, b, torch.gt)  # of booleans: True and not True
+
+
+def check_same_weights(a: Masks, b: Masks) -> None:
+    """Refuse two sets of masks that are not for weights of the same names and shapes.
+
+    Raises:
+        MaskError: names the first weight in which they differ.
+    """
+    for name in (*a, *b):
+        ours, theirs = (tuple(masks[name].shape) if name in masks else None for masks in (a, b))
+        if ours != theirs:
+            raise MaskError(
+                "mask of another model, or of other parts of it",
+                details=[f"{name}: {ours or 'not masked'} in the first, {theirs or 'not masked'} in the second"],
+                hint="masks can be combined if scope, pattern and biases were the same when they were made",
+            )
+
+
+def _combined(a: Masks, b: Masks, operation: Callable[[Tensor, Tensor], Tensor]) -> dict[str, Tensor]:
+    check_same_weights(a, b)
+    return {name: operation(mask, b[name]) for name, mask in a.items()}

@@ -1,45 +1,43 @@
-"""PARP's loop around a training loop: what happens to the weights after each update.
-
-dense    nothing.
-fixed    pruned weights stay zero: their gradients are zeroed before the optimizer sees them, so that moments
-         stay zero too, and so do the weights themselves.
-parp     every weight trains; every `interval` updates, and at the end, a new global magnitude mask at the same
-         sparsity is laid over them (PARP, section 3, steps 2 and 3).
-"""
+"""The masks of a network while it trains: what is done to weights, gradients and moments around each update."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from parp_cli.errors import MaskError
-from parp_cli.pruning.masks import apply_, check_fit, revived_and_dropped
-from parp_cli.pruning.select import magnitude_masks, prune_count
-
-Mode = Literal["parp", "fixed", "dense"]
+from parp_cli.pruning.masks import Masks, apply_, check_fit, revived_and_dropped, sparsity
+from parp_cli.pruning.methods import Method, Moment
 
 
 @dataclass(frozen=True, kw_only=True)
 class Repruning:
-    """One re-pruning: after which update, and how many weights it revived and dropped."""
+    """One re-pruning.
+
+    Attributes:
+        update: after which one it was.
+        sparsity: of all masks together, afterwards.
+        revived, dropped: how many weights came back, and how many were pruned.
+        layers: both, by the label of the layer.
+    """
 
     update: int
+    sparsity: float
     revived: int
     dropped: int
+    layers: Mapping[str, tuple[int, int]] = field(default_factory=dict)
 
 
 class Pruner:
-    """Keeps the mask of the prunable weights through one training run.
+    """Keeps the masks of the prunable weights through one training run.
 
     Args:
         weights: the prunable parameters by name; changed in place.
-        masks: where the run starts, by the same names; ignored when dense.
-        mode: see the module.
-        sparsity: share to prune at each re-pruning, in [0, 1).
-        interval: updates between re-prunings.
+        masks: where the run starts, by the same names; empty for a dense run.
+        method: when masks change, and how.
+        layers: a label for each name, by which re-prunings are recorded.
 
     Attributes:
         masks: of the last pruning, on the weights' device; empty when dense.
@@ -50,15 +48,21 @@ class Pruner:
     """
 
     def __init__(
-        self, weights: Mapping[str, Tensor], masks: Mapping[str, Tensor], *, mode: Mode, sparsity: float, interval: int
+        self,
+        weights: Mapping[str, Tensor],
+        masks: Masks,
+        *,
+        method: Method,
+        layers: Mapping[str, str] | None = None,
     ) -> None:
-        self.mode = mode
         self.history: list[Repruning] = []
+        self.update = 0
+        self._method = method
         self._weights = dict(weights)
-        self._count = prune_count(sparsity, sum(weight.numel() for weight in weights.values()))
-        self._interval = interval
+        self._layers = layers or {}
+        self._gradients: dict[str, Tensor] = {}
         self.masks: dict[str, Tensor] = {}
-        if mode != "dense":
+        if masks:
             check_fit(masks, self._weights, what="the model to fine-tune")
             if unmasked := [f"{name}: no mask" for name in self._weights if name not in masks]:
                 raise MaskError("mask does not fit the model to fine-tune", details=unmasked[:10])
@@ -68,40 +72,51 @@ class Pruner:
         """Prune: set the weights outside the first mask to zero."""
         apply_(self.masks, self._weights)
 
-    def mask_gradients(self) -> None:
-        """Between the backward pass and the optimizer's step."""
-        if self.mode == "fixed":
-            # Weights that are frozen for now have no gradient.
-            gradients = {name: weight.grad for name, weight in self._weights.items() if weight.grad is not None}
+    def before_step(self, update: int) -> None:
+        """Between the backward pass and the optimizer's step of the update with this number, from 1.
+
+        Where pruned weights are to stay zero their gradients are zeroed, so that their moments stay zero too.
+        """
+        # Weights that are frozen for now have no gradient.
+        gradients = {name: weight.grad for name, weight in self._weights.items() if weight.grad is not None}
+        if self._method.scores_gradients and self._method.reprunes(update):
+            self._gradients = {name: gradient.clone() for name, gradient in gradients.items()}
+        if self.masks and not self._method.adjusts(self.update):
             apply_({name: self.masks[name] for name in gradients}, gradients)
 
-    def after_update(self, update: int) -> Repruning | None:
-        """After the optimizer's step; `update` counts from 1. Re-prunes when it is time, and says so."""
-        if self.mode == "fixed":
-            apply_(self.masks, self._weights)  # weight decay and the like must not move them either
-        if self.mode == "parp" and update % self._interval == 0:
-            return self.reprune(update)
-        return None
+    def after_step(self, update: int, optimizer: torch.optim.Optimizer | None = None) -> Repruning | None:
+        """After the optimizer's step. Re-prunes when it is time, and says so.
 
-    def reprune(self, update: int) -> Repruning:
-        """Take a new mask from the current weights and set what it prunes to zero."""
-        before, self.masks = self.masks, magnitude_masks(self._weights, self._count)
+        Args:
+            update: the number of the update that was done, from 1.
+            optimizer: forgets its moments of weights that are pruned from now on and are to stay zero.
+        """
+        self.update = update
+        if not self.masks:
+            return None
+        if not self._method.adjusts(update - 1):
+            apply_(self.masks, self._weights)  # weight decay and the like must not move them either
+        if not self._method.reprunes(update):
+            return None
+        before, self.masks = self.masks, dict(self._method.masks(self._moment()))
+        self._gradients = {}
         apply_(self.masks, self._weights)
-        revived, dropped = revived_and_dropped(before, self.masks)
-        self.history.append(Repruning(update=update, revived=revived, dropped=dropped))
+        if optimizer is not None and not self._method.adjusts(update):
+            self._forget_moments(optimizer)
+        self.history.append(self._record(before))
         return self.history[-1]
 
     @contextmanager
-    def pruned_view(self) -> Iterator[dict[str, Tensor]]:
+    def pruned_view(self) -> Iterator[Masks]:
         """The weights as they would be shipped now, pruned to the target, and their masks; afterwards all is as it was.
 
         Between two re-prunings the weights of a PARP run are dense: to validate or save those would be to judge a
         model that nobody will have.
         """
-        if self.mode != "parp":
+        masks = self._method.final_masks(self._moment()) if self.masks else self.masks
+        if masks is self.masks:
             yield self.masks
             return
-        masks = magnitude_masks(self._weights, self._count)
         with torch.no_grad():
             removed = {name: self._weights[name][~mask] for name, mask in masks.items()}
         apply_(masks, self._weights)
@@ -111,3 +126,27 @@ class Pruner:
             with torch.no_grad():
                 for name, mask in masks.items():
                     self._weights[name][~mask] = removed[name]
+
+    def _moment(self) -> Moment:
+        return Moment(update=self.update, weights=self._weights, gradients=self._gradients, masks=self.masks)
+
+    def _record(self, before: Masks) -> Repruning:
+        layers: dict[str, tuple[int, int]] = {}
+        for name, after in self.masks.items():
+            label = self._layers.get(name, "other")
+            revived, dropped = revived_and_dropped({name: before[name]}, {name: after})
+            earlier = layers.get(label, (0, 0))
+            layers[label] = (earlier[0] + revived, earlier[1] + dropped)
+        return Repruning(
+            update=self.update,
+            sparsity=sparsity(self.masks),
+            revived=sum(revived for revived, _ in layers.values()),
+            dropped=sum(dropped for _, dropped in layers.values()),
+            layers=layers,
+        )
+
+    def _forget_moments(self, optimizer: torch.optim.Optimizer) -> None:
+        for name, mask in self.masks.items():
+            for moment in optimizer.state.get(self._weights[name], {}).values():
+                if isinstance(moment, Tensor) and moment.shape == mask.shape:
+                    moment.masked_fill_(~mask, 0.0)

@@ -12,23 +12,26 @@ import torch
 from torch import Tensor, nn
 
 from parp_cli import checkpoint
-from parp_cli.checkpoint import Checkpoint, Metadata, Sparsity
+from parp_cli.checkpoint import Checkpoint, Metadata, Sparsity, lineage
 from parp_cli.decoding.metrics import character_errors, word_errors
 from parp_cli.decoding.transcribe import transcribe
 from parp_cli.environment import resolve_precision, versions
 from parp_cli.errors import CheckpointError, Interrupted
 from parp_cli.files import write_error, write_text
 from parp_cli.interrupts import Stop, stopping
-from parp_cli.models.prunable import prunable_parameters
+from parp_cli.models.prunable import layers_of, touches_front_end
 from parp_cli.progress import Notify, Progress, silent
 from parp_cli.pruning.masks import count_all, count_pruned
-from parp_cli.pruning.pruner import Pruner, Repruning
+from parp_cli.pruning.patterns import Pattern
+from parp_cli.pruning.pruner import Repruning
 from parp_cli.recipe import Recipe, recipe_to_dict
+from parp_cli.training import preparation as preparing
 from parp_cli.training.ctc import UpdateBatches
 from parp_cli.training.features import FrontEndFeatures
-from parp_cli.training.preparation import Plan, Preparation, prepare
+from parp_cli.training.preparation import Plan, Preparation, Start, prepare, prepare_round
+from parp_cli.training.rounds import Round, round_key, rounds_of, start_key
 from parp_cli.training.schedule import tri_stage
-from parp_cli.training.setup import build_model, first_masks, freeze, objective, optimizer
+from parp_cli.training.setup import build_model, freeze, objective, optimizer, prunable_weights, pruner
 from parp_cli.training.state import load_state, save_state
 
 _VALIDATION_BATCH_SECONDS = 60.0
@@ -51,6 +54,22 @@ class Validation:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Cost:
+    """What training took: updates, seconds of audio heard in them, and seconds of wall time."""
+
+    updates: int = 0
+    audio_seconds: float = 0.0
+    seconds: float = 0.0
+
+    def __add__(self, other: "Cost") -> "Cost":
+        return Cost(
+            updates=self.updates + other.updates,
+            audio_seconds=self.audio_seconds + other.audio_seconds,
+            seconds=self.seconds + other.seconds,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class FinetuneResult:
     """What `parp finetune` wrote and how it went.
 
@@ -60,8 +79,8 @@ class FinetuneResult:
         best: the validation that chose `path`.
         reprunings: in order, the last one at the end of the run.
         skipped: why each utterance that was left out cannot be trained on.
-        audio_seconds: heard in training, over all updates.
-        seconds: wall time of this process's part.
+        cost: of the method in all, with the runs that found its mask, wherever they were made.
+        own_cost: of the run proper alone.
     """
 
     path: Path
@@ -73,13 +92,13 @@ class FinetuneResult:
     sparsity: Sparsity | None
     plan: Plan
     skipped: tuple[str, ...]
-    audio_seconds: float
-    seconds: float
+    cost: Cost
+    own_cost: Cost
 
 
 def plan(recipe: Recipe, *, init: Path | None = None, notify: Notify = silent) -> Plan:
     """What `finetune` would do, without training."""
-    return prepare(recipe, init, notify).plan
+    return preparing.plan(recipe, prepare(recipe, init, notify))
 
 
 def finetune(
@@ -90,6 +109,8 @@ def finetune(
     out: Path | None = None,
     device: torch.device | None = None,
     resume: bool = False,
+    rounds_folder: Path | None = None,
+    features_folder: Path | None = None,
     notify: Notify = silent,
 ) -> FinetuneResult:
     """Fine-tune as the recipe says.
@@ -101,6 +122,9 @@ def finetune(
         out: where the best checkpoint goes; the last one goes beside it.
         device: by default the CPU.
         resume: go on from the state in the run folder.
+        rounds_folder: where the runs are kept that find a method's mask (`training.rounds`), each in a folder named
+            by its content; finished ones are not run again. By default in the run folder.
+        features_folder: where front-end features are kept between runs; by default they are not.
 
     Raises:
         CheckpointError, DataError, UsageError: as `training.preparation.prepare`; or the state is of another run.
@@ -110,15 +134,40 @@ def finetune(
     device = device or torch.device("cpu")
     precision = resolve_precision(recipe.training.precision, device)
     recipe = replace(recipe, training=replace(recipe.training, precision=precision))
-    preparation = prepare(recipe, init, notify)
+    rounds = rounds_of(recipe)
+    whole = prepare(recipe, init, notify)
+    start = start_key(recipe, init)
+    before: Path | None = None
+    cost = Cost()
     with stopping() as stop:
-        training = _Run(recipe, preparation, run, out, device, notify)
-        if resume:
-            training.resume()
-        else:
-            training.begin()
-        training.train(stop)
-        return training.result()
+        for number, this in enumerate(rounds, start=1):
+            last = number == len(rounds)
+            folder = run if last else (rounds_folder or run / "rounds") / round_key(rounds[:number], start)
+            begins = whole if len(rounds) == 1 else prepare_round(whole, this, _round_start(whole, this, before))
+            training = _Run(this, begins, folder, out if last else None, device, features_folder, notify)
+            if last or not training.finished():
+                training.start(resume=resume and len(rounds) == 1, may_go_on=resume or not last)
+                training.train(stop)
+            before = training.last_path
+            own = training.cost()
+            cost += own
+        return training.result(preparing.plan(recipe, whole), cost, own)
+
+
+def _round_start(whole: Preparation, this: Round, before: Path | None) -> Start:
+    """What a run begins from: the first one from the method's start, later ones from rewound weights and a new mask."""
+    start = whole.start
+    if before is None:
+        return start
+    found = checkpoint.read(before)
+    masks = found.masks
+    if this.take is not None:
+        weights = {name: found.weights[name] for name in found.metadata.prunable}
+        pattern = Pattern.parse(this.recipe.pruning.pattern)
+        masks = dict(pattern.masks(weights, this.take, layers_of(weights)))
+    if this.recipe.pruning.rewind is not None:
+        start = preparing.rewound(start, Path(this.recipe.pruning.rewind))
+    return replace(start, masks=masks, target=this.take, parents=(*start.parents, *lineage(before, found.metadata)))
 
 
 class _Run:
@@ -126,32 +175,31 @@ class _Run:
 
     def __init__(
         self,
-        recipe: Recipe,
+        this: Round,
         preparation: Preparation,
         run: Path,
         out: Path | None,
         device: torch.device,
+        features_folder: Path | None,
         notify: Notify,
     ) -> None:
+        recipe = this.recipe
         self._began = time.monotonic()
-        self._recipe, self._preparation, self._notify = recipe, preparation, notify
+        self._name, self._recipe, self._preparation, self._notify = this.name, recipe, preparation, notify
         self._best_path = out or run / "finetune.safetensors"
-        self._last_path = self._best_path.with_name(self._best_path.stem + "-last.safetensors")
+        self.last_path = self._best_path.with_name(self._best_path.stem + "-last.safetensors")
         self._state_path = run / "state" / "finetune.safetensors"
         self._log_path = run / "finetune.jsonl"
+        self._cost_path = run / "finetune-cost.json"
         torch.manual_seed(recipe.seed)
         self._model = build_model(recipe, preparation).to(device)
-        weights = prunable_parameters(self._model, biases=recipe.pruning.biases)
-        self._prunable = tuple(weights)
-        self._pruner = Pruner(
-            weights,
-            first_masks(recipe, preparation, weights),
-            mode=recipe.pruning.mode,
-            sparsity=preparation.sparsity,
-            interval=recipe.pruning.interval,
-        )
+        self._prunable = tuple(prunable_weights(recipe, self._model))
+        self._pruner = pruner(recipe, preparation, self._model)
         self._features = FrontEndFeatures(
-            self._model, preparation.start.architecture, frozen=not recipe.training.train_front_end
+            self._model,
+            preparation.start.architecture,
+            frozen=not recipe.training.train_front_end and not touches_front_end(self._pruner.masks),
+            folder=features_folder,
         )
         self._objective = objective(recipe, preparation, self._model, self._features)
         self._optimizer = optimizer(recipe, self._model)
@@ -163,16 +211,28 @@ class _Run:
         )
         self._update = 0
         self._audio_seconds = 0.0
+        self._seconds_before = 0.0
         self._validations: list[Validation] = []
         self._losses: list[float] = []
         self._digest = ""
 
-    def begin(self) -> None:
+    def finished(self) -> bool:
+        """Whether an earlier run with this folder came to its end."""
+        return self._cost_path.exists() and checkpoint.is_checkpoint(self.last_path)
+
+    def start(self, *, resume: bool, may_go_on: bool) -> None:
+        """Begin, or go on where an earlier run was stopped: `resume` insists on it, `may_go_on` if there is one."""
+        if resume or (may_go_on and self._state_path.exists()):
+            self._resume()
+        else:
+            self._begin()
+
+    def _begin(self) -> None:
         """Prune, and forget what an earlier run left."""
         self._pruner.start()
         try:
             self._log_path.parent.mkdir(parents=True, exist_ok=True)
-            for path in (self._log_path, self._state_path):
+            for path in (self._log_path, self._state_path, self._cost_path):
                 path.unlink(missing_ok=True)
         except OSError as error:
             raise write_error(self._log_path, error) from error
@@ -192,31 +252,38 @@ class _Run:
                 )
             self._step()
             at_end = self._update == training.updates
-            if at_end and self._recipe.pruning.mode == "parp" and self._update % self._recipe.pruning.interval:
-                self._log("reprune", asdict(self._pruner.reprune(self._update)))
             if self._update % training.validate_every == 0 or at_end:
                 self._validate()
                 self._save_state()
-        self._write(self._last_path, self._pruner.masks, self._validations[-1])
+        self._write(self.last_path, self._pruner.masks, self._validations[-1])
         with suppress(FileNotFoundError):
             self._best_path.touch()  # the newest of the run folder, which later stages take
+        cost = Cost(updates=self._update, audio_seconds=self._audio_seconds, seconds=self._seconds())
+        write_text(self._cost_path, json.dumps(asdict(cost)) + "\n")
         self._state_path.unlink(missing_ok=True)
 
-    def result(self) -> FinetuneResult:
+    def cost(self) -> Cost:
+        """Of the finished run, over all its sittings."""
+        return Cost(**json.loads(self._cost_path.read_text(encoding="utf-8")))
+
+    def _seconds(self) -> float:
+        return self._seconds_before + time.monotonic() - self._began
+
+    def result(self, plan: Plan, cost: Cost, own: Cost) -> FinetuneResult:
         """The finished run."""
         written = checkpoint.read_metadata(self._best_path)
         return FinetuneResult(
             path=self._best_path,
-            last=self._last_path,
+            last=self.last_path,
             sha256=checkpoint.file_hash(self._best_path),
             best=self._best(),
             validations=tuple(self._validations),
             reprunings=tuple(self._pruner.history),
             sparsity=written.sparsity,
-            plan=self._preparation.plan,
+            plan=plan,
             skipped=tuple(problem.message for problem in self._preparation.skipped),
-            audio_seconds=self._audio_seconds,
-            seconds=time.monotonic() - self._began,
+            cost=cost,
+            own_cost=own,
         )
 
     def _best(self) -> Validation:
@@ -244,19 +311,19 @@ class _Run:
         utterances = [self._preparation.train[index] for index in self._batches.take()]
         self._optimizer.zero_grad(set_to_none=True)
         self._losses.append(self._objective.backward(utterances))
-        self._pruner.mask_gradients()
+        self._pruner.before_step(self._update + 1)
         if training.gradient_clip is not None:
             nn.utils.clip_grad_norm_(self._model.parameters(), training.gradient_clip)
         self._optimizer.step()
         self._update += 1
         self._audio_seconds += sum(utterance.seconds for utterance in utterances)
-        repruning = self._pruner.after_update(self._update)
+        repruning = self._pruner.after_step(self._update, self._optimizer)
         if repruning is not None:
             self._log("reprune", asdict(repruning))
         note = f"loss {self._losses[-1]:.3f}"
         if self._validations:
             note += f", best error rate {self._best().word:.1%}"
-        self._notify(Progress(f"fine-tuning ({self._recipe.pruning.mode})", self._update, training.updates, note))
+        self._notify(Progress(f"fine-tuning ({self._name})", self._update, training.updates, note))
 
     def _validate(self) -> None:
         """Judge the model as it would be shipped, and keep it if it is the best so far."""
@@ -325,13 +392,14 @@ class _Run:
             "epoch": self._batches.epoch,
             "group": self._batches.group,
             "audio_seconds": self._audio_seconds,
+            "seconds": self._seconds(),
             "losses": self._losses,
             "validations": [asdict(validation) for validation in self._validations],
             "reprunings": [asdict(repruning) for repruning in self._pruner.history],
         }
         save_state(self._state_path, self._model, self._optimizer, position, self._pruner.masks)
 
-    def resume(self) -> None:
+    def _resume(self) -> None:
         """Go on where the state in the run folder is.
 
         Raises:
@@ -357,8 +425,12 @@ class _Run:
         self._forget_log_after(self._update)
         self._batches.epoch, self._batches.group = position["epoch"], position["group"]
         self._audio_seconds, self._losses = position["audio_seconds"], position["losses"]
+        self._seconds_before, self._pruner.update = position["seconds"], self._update
         self._validations = [Validation(**values) for values in position["validations"]]
-        self._pruner.history = [Repruning(**values) for values in position["reprunings"]]
+        self._pruner.history = [
+            Repruning(**{**values, "layers": {label: tuple(counts) for label, counts in values["layers"].items()}})
+            for values in position["reprunings"]
+        ]
         self._pruner.masks = {name: mask.to(self._pruner.masks[name].device) for name, mask in masks.items()}
 
 

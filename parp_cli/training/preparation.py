@@ -1,8 +1,7 @@
 """Everything a fine-tuning run needs before its first update, checked before anything is computed."""
 
-import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from torch import Tensor
@@ -25,10 +24,16 @@ from parp_cli.errors import CheckpointError, DataError, UsageError
 from parp_cli.models.architectures import ARCHITECTURES, Architecture, frames
 from parp_cli.models.sources import load_encoder
 from parp_cli.progress import Notify, Progress
+from parp_cli.pruning.methods import METHODS, Schedule, Settings
+from parp_cli.pruning.patterns import Pattern
 from parp_cli.recipe import Data, Recipe
+from parp_cli.training.rounds import Round, rounds_of, target_sparsity
 
-DEFAULT_SPARSITY = 0.5
-"""Where neither the recipe nor the checkpoint says how much to prune."""
+_PUBLISHED_INTERVALS = {"10min": (50, 10), "1h": (150, 25), "10h": (115, 48)}
+"""Updates between re-prunings by split, for base and for large: the epochs of the paper's release in its updates."""
+
+_DEFAULT_INTERVAL = 50
+_LARGE_LAYERS = 24
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +44,7 @@ class Start:
         weights: of the encoder, with a CTC head if there is a vocabulary.
         masks: of the checkpoint; empty if it has none, or if the run begins from a model.
         target: sparsity the masks were made for, or None.
+        chosen_by: how the masks were chosen, where a `parp mask` says it; or None.
         parents: the checkpoint and what it descends from.
         source: names it for people.
     """
@@ -47,6 +53,7 @@ class Start:
     weights: Mapping[str, Tensor]
     masks: Mapping[str, Tensor]
     target: float | None
+    chosen_by: str | None
     vocabulary: Vocabulary | None
     parents: tuple[Parent, ...]
     source: str
@@ -54,12 +61,18 @@ class Start:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """A run in figures, as `--dry-run` shows it. Seconds are of audio."""
+    """A run in figures, as `--dry-run` shows it. Seconds are of audio.
+
+    Attributes:
+        rounds: the training runs of the method, with their updates; `updates` is of the last one.
+        repruning_interval: in updates.
+    """
 
     start: str
     architecture: str
-    mode: str
+    method: str
     sparsity: float
+    rounds: tuple[tuple[str, int], ...]
     labels: int
     train_utterances: int
     train_seconds: float
@@ -76,15 +89,21 @@ class Plan:
 
 @dataclass(frozen=True, kw_only=True)
 class Preparation:
-    """A run that can begin."""
+    """A run that can begin.
+
+    Attributes:
+        sparsity: to prune to in the end.
+        start_sparsity: of the first mask.
+    """
 
     start: Start
     train: tuple[Utterance, ...]
     valid: tuple[Utterance, ...]
     vocabulary: Vocabulary
     sparsity: float
+    start_sparsity: float
+    schedule: Schedule
     skipped: tuple[Problem, ...]
-    plan: Plan
 
 
 def prepare(recipe: Recipe, init: Path | None, notify: Notify) -> Preparation:
@@ -96,11 +115,13 @@ def prepare(recipe: Recipe, init: Path | None, notify: Notify) -> Preparation:
 
     Raises:
         CheckpointError: the checkpoint cannot be read, or is not of the recipe's model.
-        UsageError: its mask has another sparsity than the recipe asks for.
+        UsageError: its mask has another sparsity than the recipe asks for, or is none for the recipe's method.
         DataError: the data is missing, or holds utterances that cannot be trained on.
     """
     start = _start(recipe, init, notify)
-    sparsity = _sparsity(recipe, start)
+    if recipe.pruning.rewind is not None:
+        rewound(start, Path(recipe.pruning.rewind))  # what is wrong with it is said now, not after the first run
+    sparsity, start_sparsity = _sparsities(recipe, start)
     train = load(recipe.data, recipe.data.train, notify)
     valid = load(recipe.data, recipe.data.valid, notify)[: recipe.data.max_valid_utterances]
     vocabulary = _vocabulary(recipe.data, start, train)
@@ -112,8 +133,50 @@ def prepare(recipe: Recipe, init: Path | None, notify: Notify) -> Preparation:
         valid=tuple(valid),
         vocabulary=vocabulary,
         sparsity=sparsity,
+        start_sparsity=start_sparsity,
+        schedule=_schedule(recipe, start.architecture, [utterance.seconds for utterance in train]),
         skipped=(*skipped, *skipped_valid),
-        plan=_plan(recipe, start, sparsity, vocabulary, train, valid, len(skipped) + len(skipped_valid)),
+    )
+
+
+def prepare_round(whole: Preparation, this: Round, start: Start) -> Preparation:
+    """One of the training runs of a method: other pruning and length, another start, the same data.
+
+    Args:
+        whole: of the recipe that the run is part of.
+        this: the run.
+        start: what it begins from, with its masks.
+    """
+    asked = this.recipe.pruning.sparsity
+    sparsity = whole.sparsity if asked is None else asked
+    if this.recipe.pruning.method == "dense":
+        sparsity = 0.0
+    lengths = [utterance.seconds for utterance in whole.train]
+    return replace(
+        whole,
+        start=start,
+        sparsity=sparsity,
+        start_sparsity=sparsity,
+        schedule=_schedule(this.recipe, start.architecture, lengths),
+    )
+
+
+def rewound(start: Start, path: Path) -> Start:
+    """The start with the weights of an earlier checkpoint.
+
+    Raises:
+        CheckpointError: it cannot be read, or is of another architecture.
+    """
+    content = checkpoint.read(path)
+    if content.metadata.architecture != start.architecture.to_json():
+        raise CheckpointError(
+            f"{path} is not a {start.architecture.name}", hint="pruning.rewind is a checkpoint of the model itself"
+        )
+    return replace(
+        start,
+        weights=content.weights,
+        vocabulary=recorded_vocabulary(content.metadata.vocabulary, content.metadata.labels),
+        parents=(*start.parents, *lineage(path, content.metadata)),
     )
 
 
@@ -154,16 +217,17 @@ def usable(
 def _start(recipe: Recipe, init: Path | None, notify: Notify) -> Start:
     if init is None:
         encoder = load_encoder(recipe.model or "mini", notify=notify)
-        weights = {name: w for name, w in encoder.weights.items() if not name.startswith("aux.")}
-        return Start(
+        start = Start(
             architecture=encoder.architecture,
-            weights=weights,
+            weights={name: w for name, w in encoder.weights.items() if not name.startswith("aux.")},
             masks={},
             target=None,
+            chosen_by=None,
             vocabulary=None,
             parents=encoder.parents,
             source=recipe.model or "mini",
         )
+        return _with_mask_of(recipe.pruning.initial, start)
     content = checkpoint.read(init)
     metadata = content.metadata
     architecture = Architecture.from_json(metadata.architecture)
@@ -172,14 +236,39 @@ def _start(recipe: Recipe, init: Path | None, notify: Notify) -> Start:
             f"{init} is a {architecture.name}, the recipe wants {recipe.model}",
             hint="name another checkpoint with --init, another --run folder, or --set model=null",
         )
-    return Start(
+    start = Start(
         architecture=architecture,
         weights=content.weights,
         masks=content.masks,
         target=None if metadata.sparsity is None else metadata.sparsity.target,
+        chosen_by=(metadata.recipe or {}).get("method"),
         vocabulary=recorded_vocabulary(metadata.vocabulary, metadata.labels),
         parents=lineage(init, metadata),
         source=str(init),
+    )
+    return start if start.masks else _with_mask_of(recipe.pruning.initial, start)
+
+
+def _with_mask_of(initial: str | None, start: Start) -> Start:
+    """The start under another checkpoint's mask, where the recipe's first mask is one."""
+    if initial in (None, "magnitude", "random", "random-weights"):
+        return start
+    path = Path(str(initial))
+    if not path.is_file():
+        raise UsageError(
+            f"there is no first mask {initial}",
+            hint="pruning.initial is magnitude, random, random-weights, or the path of a checkpoint",
+        )
+    metadata = checkpoint.read_metadata(path)
+    if metadata.sparsity is None:
+        raise CheckpointError(f"{path} has no mask to start from", hint="make one with `parp mask`")
+    return replace(
+        start,
+        masks=checkpoint.read_masks(path),
+        target=metadata.sparsity.target,
+        chosen_by=(metadata.recipe or {}).get("method"),
+        source=f"{start.source} under the mask of {path}",
+        parents=(*start.parents, *lineage(path, metadata)),
     )
 
 
@@ -194,24 +283,63 @@ def _made_from(model: str | None, metadata: Metadata) -> bool:
     return recorded in (None, model) or str(recorded).endswith(".safetensors")
 
 
-def _sparsity(recipe: Recipe, start: Start) -> float:
-    asked = recipe.pruning.sparsity
-    if recipe.pruning.mode == "dense":
-        if start.masks:
+def _sparsities(recipe: Recipe, start: Start) -> tuple[float, float]:
+    """The sparsity a run ends with, and that of its first mask.
+
+    Raises:
+        UsageError: the start has a mask that does not go with the recipe.
+    """
+    pruning = recipe.pruning
+    _check_start(recipe, start)
+    if pruning.method == "dense":
+        return 0.0, 0.0
+    if start.target is None:
+        target = target_sparsity(pruning)
+        if pruning.method != "parp-p":
+            return target, target
+        return target, target / 2 if pruning.start_sparsity is None else pruning.start_sparsity
+    if pruning.method == "parp-p":
+        target = target_sparsity(pruning) if pruning.sparsity is None else pruning.sparsity
+        if pruning.start_sparsity not in (None, start.target) or start.target > target:
             raise UsageError(
-                f"the recipe is dense, but {start.source} is pruned",
-                hint="name another checkpoint with --init, or another --run folder",
+                f"the recipe's sparsity grows from {pruning.start_sparsity or start.target:g} to {target:g}, but "
+                f"{start.source} is pruned to {start.target:g}",
+                hint="set pruning.start_sparsity to null, and pruning.sparsity to more than that of the mask",
             )
-        return 0.0
-    if asked is not None and start.target is not None and asked != start.target:
+        return target, start.target
+    if pruning.sparsity not in (None, start.target):
         raise UsageError(
-            f"the recipe asks for sparsity {asked:g}, but {start.source} is pruned to {start.target:g}",
-            hint=f"prune it anew (`parp reprune {start.source} --sparsity {asked:g}`), or --set pruning.sparsity="
-            f"{start.target:g}",
+            f"the recipe asks for sparsity {pruning.sparsity:g}, but {start.source} is pruned to {start.target:g}",
+            hint=f"prune it anew (`parp reprune {start.source} --sparsity {pruning.sparsity:g}`), or --set "
+            f"pruning.sparsity={start.target:g}",
         )
-    if asked is not None:
-        return asked
-    return DEFAULT_SPARSITY if start.target is None else start.target
+    fixed_by_pattern = Pattern.parse(pruning.pattern).sparsity
+    if pruning.method == "parp" and fixed_by_pattern not in (None, start.target):
+        raise UsageError(
+            f"pattern {pruning.pattern} prunes {fixed_by_pattern:g} of the weights, but {start.source} is pruned to "
+            f"{start.target:g}",
+            hint=f"make its mask with `parp mask --pattern {pruning.pattern}`, or take another pattern",
+        )
+    return start.target, start.target
+
+
+def _check_start(recipe: Recipe, start: Start) -> None:
+    """Refuse a mask that the method would not use, or that is not what the method's name says."""
+    method = recipe.pruning.method
+    if not start.masks:
+        return
+    if method in ("dense", "omp", "imp", "pap"):
+        why = "is dense" if method == "dense" else f"({method}) finds its own mask"
+        raise UsageError(
+            f"the recipe {why}, but {start.source} is pruned",
+            hint="name another checkpoint with --init, or another --run folder",
+        )
+    wanted = {"mpi": "magnitude", "rp": "random"}.get(method)
+    if wanted and not (start.chosen_by or "").startswith(wanted):
+        raise UsageError(
+            f"method {method} has a {wanted} mask, but that of {start.source} is of another kind",
+            hint="--set pruning.method=fixed keeps any mask, or name another --run folder",
+        )
 
 
 def _vocabulary(data: Data, start: Start, train: list[Utterance]) -> Vocabulary:
@@ -224,19 +352,39 @@ def _vocabulary(data: Data, start: Start, train: list[Utterance]) -> Vocabulary:
     return phones_vocabulary(train, strip_stress=data.strip_stress)
 
 
-def _plan(
-    recipe: Recipe,
-    start: Start,
-    sparsity: float,
-    vocabulary: Vocabulary,
-    train: list[Utterance],
-    valid: list[Utterance],
-    skipped: int,
-) -> Plan:
+def plan(recipe: Recipe, preparation: Preparation) -> Plan:
+    """The run in figures."""
+    training, pruning = recipe.training, recipe.pruning
+    lengths = [utterance.seconds for utterance in preparation.train]
+    first, seconds = _updates(recipe, lengths)
+    settings = Settings(sparsity=preparation.sparsity, schedule=preparation.schedule)
+    method = METHODS[pruning.method](settings)
+    return Plan(
+        start=preparation.start.source,
+        architecture=preparation.start.architecture.name,
+        method=pruning.method,
+        sparsity=preparation.sparsity,
+        rounds=tuple((this.name, this.recipe.training.updates) for this in rounds_of(recipe)),
+        labels=len(preparation.vocabulary),
+        train_utterances=len(lengths),
+        train_seconds=sum(lengths),
+        valid_utterances=len(preparation.valid),
+        valid_seconds=sum(utterance.seconds for utterance in preparation.valid),
+        skipped=len(preparation.skipped),
+        updates=training.updates,
+        seconds_per_update=seconds,
+        micro_batches_per_update=len(sorted_batches([lengths[i] for i in first], training.micro_batch_seconds)),
+        epochs=training.updates * seconds / sum(lengths),
+        repruning_interval=preparation.schedule.interval,
+        reprunings=sum(method.reprunes(update) for update in range(1, training.updates + 1)),
+    )
+
+
+def _updates(recipe: Recipe, lengths: list[float]) -> tuple[list[int], float]:
+    """The first update's utterances, and the mean seconds of audio in the updates of the first epoch."""
     from parp_cli.training.ctc import UpdateBatches
 
-    training, pruning = recipe.training, recipe.pruning
-    lengths = [utterance.seconds for utterance in train]
+    training = recipe.training
     batches = UpdateBatches(
         lengths,
         batch_seconds=training.batch_seconds,
@@ -248,24 +396,25 @@ def _plan(
     while batches.epoch == 0 and passes < training.updates:
         seen += sum(lengths[i] for i in batches.take())
         passes += 1
-    reprunings = 0
-    if pruning.mode == "parp":
-        reprunings = math.ceil(training.updates / pruning.interval)
-    return Plan(
-        start=start.source,
-        architecture=start.architecture.name,
-        mode=pruning.mode,
-        sparsity=sparsity,
-        labels=len(vocabulary),
-        train_utterances=len(train),
-        train_seconds=sum(lengths),
-        valid_utterances=len(valid),
-        valid_seconds=sum(utterance.seconds for utterance in valid),
-        skipped=skipped,
-        updates=training.updates,
-        seconds_per_update=seen / passes,
-        micro_batches_per_update=len(sorted_batches([lengths[i] for i in first], training.micro_batch_seconds)),
-        epochs=training.updates * seen / passes / sum(lengths),
-        repruning_interval=pruning.interval,
-        reprunings=reprunings,
+    return first, seen / passes
+
+
+def _schedule(recipe: Recipe, architecture: Architecture, lengths: list[float]) -> Schedule:
+    """When to re-prune, in updates."""
+    pruning = recipe.pruning
+    if pruning.interval is None:
+        split = recipe.data.train.removeprefix("train-").split("/")[0]
+        base, large = _PUBLISHED_INTERVALS.get(split, (_DEFAULT_INTERVAL, _DEFAULT_INTERVAL))
+        interval: float = large if architecture.builder["encoder_num_layers"] >= _LARGE_LAYERS else base
+    elif pruning.interval_unit == "updates":
+        interval = pruning.interval
+    else:
+        seconds = pruning.interval * (sum(lengths) if pruning.interval_unit == "epochs" else 1.0)
+        interval = seconds / _updates(recipe, lengths)[1]
+    return Schedule(
+        interval=max(1, round(interval)),
+        updates=recipe.training.updates,
+        start=pruning.start,
+        end=pruning.end,
+        final=pruning.final,
     )

@@ -6,10 +6,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from parp_cli.errors import CheckpointError
+from parp_cli.errors import CheckpointError, UsageError
 from parp_cli.models.architectures import build
+from parp_cli.models.prunable import layers_of, prunable_parameters
+from parp_cli.models.sources import random_encoder
 from parp_cli.models.weights import MASK_EMBEDDING
-from parp_cli.pruning.select import magnitude_masks, prune_count, random_masks
+from parp_cli.pruning.methods import METHODS, Settings
+from parp_cli.pruning.patterns import Pattern
+from parp_cli.pruning.pruner import Pruner
+from parp_cli.pruning.scores import random_scores
 from parp_cli.recipe import Recipe
 from parp_cli.training.ctc import CtcObjective
 from parp_cli.training.features import FrontEndFeatures
@@ -42,22 +47,64 @@ def build_model(recipe: Recipe, preparation: Preparation) -> Any:
     return model
 
 
-def first_masks(recipe: Recipe, preparation: Preparation, weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    """The checkpoint's masks; without any, new ones, as `parp mask` makes them."""
-    if recipe.pruning.mode == "dense":
+def pruner(recipe: Recipe, preparation: Preparation, model: Any) -> Pruner:
+    """The run's masks and method, over the model's prunable weights.
+
+    Raises:
+        MaskError: the start's masks are of other weights than the recipe prunes.
+    """
+    weights = prunable_weights(recipe, model)
+    pruning, layers = recipe.pruning, layers_of(weights)
+    settings = Settings(
+        sparsity=preparation.sparsity,
+        schedule=preparation.schedule,
+        pattern=Pattern.parse(pruning.pattern),
+        layers=layers,
+        start_sparsity=preparation.start_sparsity,
+        growth=pruning.growth,
+        drop_fraction=pruning.drop_fraction,
+    )
+    masks = _first_masks(recipe, preparation, weights, settings)
+    return Pruner(weights, masks, method=METHODS[pruning.method](settings), layers=layers)
+
+
+def prunable_weights(recipe: Recipe, model: Any) -> dict[str, Tensor]:
+    """The parameters the recipe's scope names, less what cannot hold its pattern."""
+    pattern = Pattern.parse(recipe.pruning.pattern)
+    scoped = prunable_parameters(model, biases=recipe.pruning.biases, scope=recipe.pruning.scope)
+    weights: dict[str, Tensor] = {n: w for n, w in scoped.items() if pattern.carries(tuple(w.shape))}
+    if not weights:
+        raise UsageError(
+            f"no weight of scope {recipe.pruning.scope} can hold pattern {pattern}",
+            details=[f"{name}: {tuple(weight.shape)}" for name, weight in list(scoped.items())[:3]],
+            hint="its sides must be multiples of the pattern's; choose another pruning.pattern or pruning.scope",
+        )
+    return weights
+
+
+def _first_masks(
+    recipe: Recipe, preparation: Preparation, weights: Mapping[str, Tensor], settings: Settings
+) -> Mapping[str, Tensor]:
+    """The start's masks; without any, new ones, as `parp mask` makes them."""
+    start, pruning = preparation.start, recipe.pruning
+    if pruning.method == "dense":
         return {}
-    if preparation.start.masks:
-        if set(preparation.start.masks) != set(weights):
+    if start.masks:
+        if set(start.masks) != set(weights):
             raise CheckpointError(
-                f"{preparation.start.source} masks other weights than the recipe prunes",
-                details=sorted(set(preparation.start.masks) ^ set(weights))[:6],
-                hint="give pruning.biases as it was given to `parp mask`",
+                f"{start.source} masks other weights than the recipe prunes",
+                details=sorted(set(start.masks) ^ set(weights))[:6],
+                hint="give pruning.scope, pruning.biases and pruning.pattern as they were given to `parp mask`",
             )
-        return preparation.start.masks
-    count = prune_count(preparation.sparsity, sum(weight.numel() for weight in weights.values()))
-    if recipe.pruning.initial == "random":
-        return random_masks({name: tuple(w.shape) for name, w in weights.items()}, count, seed=recipe.seed)
-    return magnitude_masks(weights, count)
+        return start.masks
+    initial = pruning.initial or ("random" if pruning.method == "rp" else "magnitude")
+    scores: Mapping[str, Tensor] = weights
+    if initial == "random":
+        scores = random_scores({name: tuple(w.shape) for name, w in weights.items()}, seed=recipe.seed)
+    elif initial == "random-weights":
+        untrained = random_encoder(start.architecture, seed=recipe.seed).weights
+        scores = {name: untrained[name] for name in weights}
+    return settings.pattern.masks(scores, preparation.start_sparsity, settings.layers)
 
 
 def objective(recipe: Recipe, preparation: Preparation, model: Any, features: FrontEndFeatures) -> CtcObjective:

@@ -5,7 +5,18 @@ import torch
 from torch import Tensor
 
 from parp_cli.errors import MaskError
-from parp_cli.pruning.masks import apply_, check_fit, count_all, count_pruned, revived_and_dropped, sparsity
+from parp_cli.pruning.masks import (
+    apply_,
+    check_fit,
+    count_all,
+    count_pruned,
+    difference,
+    intersection,
+    pattern_of,
+    revived_and_dropped,
+    sparsity,
+    union,
+)
 
 
 @pytest.fixture
@@ -56,3 +67,45 @@ def test_revived_and_dropped_against_counting_one_by_one() -> None:
     ]
     assert revived_and_dropped(before, after) == (pairs.count((False, True)), pairs.count((True, False)))
     assert revived_and_dropped(before, before) == (0, 0)
+
+
+def test_sets_against_sets_of_positions() -> None:
+    generator = torch.Generator().manual_seed(0)
+    a, b = ({n: torch.rand(3, 4, generator=generator) < 0.5 for n in "xy"} for _ in range(2))
+
+    def kept(masks: dict[str, Tensor]) -> set[tuple[str, int]]:
+        return {(n, i) for n, mask in masks.items() for i, keep in enumerate(mask.flatten().tolist()) if keep}
+
+    before = {n: mask.clone() for n, mask in a.items()}
+    assert kept(union(a, b)) == kept(a) | kept(b)
+    assert kept(intersection(a, b)) == kept(a) & kept(b)
+    assert kept(difference(a, b)) == kept(a) - kept(b)
+    assert all(torch.equal(a[n], before[n]) for n in a)
+    assert {mask.dtype for made in (union(a, b), difference(a, b)) for mask in made.values()} == {torch.bool}
+    assert list(union(a, dict(reversed(b.items())))) == ["x", "y"]
+
+
+@pytest.mark.parametrize(
+    ("other", "detail"),
+    [
+        ({"a": torch.ones(2, 2).bool(), "b": torch.ones(5).bool()}, "b: (4,) in the first, (5,) in the second"),
+        ({"a": torch.ones(2, 2).bool()}, "b: (4,) in the first, not masked in the second"),
+        (
+            {"a": torch.ones(2, 2).bool(), "b": torch.ones(4).bool(), "c": torch.ones(1).bool()},
+            "c: not masked in the first, (1,) in the second",
+        ),
+    ],
+)
+def test_sets_of_masks_of_different_weights(masks: dict[str, Tensor], other: dict[str, Tensor], detail: str) -> None:
+    for operation in (union, intersection, difference):
+        with pytest.raises(MaskError, match="mask of another model") as caught:
+            operation(masks, other)
+        assert caught.value.details == (detail,)
+        assert caught.value.hint
+
+
+def test_the_pattern_of_a_recipe() -> None:
+    assert pattern_of({"pattern": "2:4", "model": "mini"}) == "2:4"
+    assert pattern_of({"pruning": {"pattern": "16x16"}}) == "16x16"
+    for recipe in (None, {}, {"pruning": {"mode": "parp"}}, {"model": "mini"}):
+        assert pattern_of(recipe) == "global"

@@ -1,5 +1,6 @@
+import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -7,11 +8,15 @@ from torch import Tensor, nn
 
 from parp_cli.errors import MaskError
 from parp_cli.pruning.masks import count_pruned
-from parp_cli.pruning.pruner import Mode, Pruner, Repruning
-from parp_cli.pruning.select import magnitude_masks, random_masks
+from parp_cli.pruning.methods import METHODS, Schedule, Settings
+from parp_cli.pruning.pruner import Pruner, Repruning
+from parp_cli.pruning.scores import random_scores
+from parp_cli.pruning.select import magnitude_masks
 
 SPARSITY, COUNT = 0.6, 86
 """round(0.6 · 144) of the two layers' weights and biases."""
+
+LAYERS = {"0.weight": "first", "0.bias": "first", "2.weight": "second", "2.bias": "second"}
 
 Optimizers = Callable[[Any], torch.optim.Optimizer]
 OPTIMIZERS: dict[str, Optimizers] = {
@@ -24,17 +29,29 @@ OPTIMIZERS: dict[str, Optimizers] = {
 class Run:
     """A small network learning a fixed target, with a pruner at its side as a training loop has it."""
 
-    def __init__(self, mode: Mode, *, optimizer: str = "AdamW", interval: int = 5, first: str = "magnitude") -> None:
+    def __init__(
+        self,
+        method: str,
+        *,
+        optimizer: str = "AdamW",
+        interval: int = 5,
+        updates: int = 1000,
+        first: str = "magnitude",
+        **schedule: Any,
+    ) -> None:
         torch.manual_seed(0)
         self.model = nn.Sequential(nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 8))
         self.weights: dict[str, Tensor] = dict(self.model.named_parameters())
         if first == "magnitude":
             masks = magnitude_masks(self.weights, COUNT)
         else:
-            masks = random_masks({n: tuple(w.shape) for n, w in self.weights.items()}, COUNT, seed=0)
+            masks = magnitude_masks(random_scores({n: tuple(w.shape) for n, w in self.weights.items()}, seed=0), COUNT)
         self.first = masks
+        settings = Settings(
+            sparsity=SPARSITY, schedule=Schedule(interval=interval, updates=updates, **schedule), drop_fraction=0.4
+        )
         self.pruner = Pruner(
-            self.weights, {} if mode == "dense" else masks, mode=mode, sparsity=SPARSITY, interval=interval
+            self.weights, {} if method == "dense" else masks, method=METHODS[method](settings), layers=LAYERS
         )
         self.optimizer = OPTIMIZERS[optimizer](self.model.parameters())
         self.input, self.target = torch.randn(16, 8), torch.randn(16, 8)
@@ -43,9 +60,9 @@ class Run:
     def update(self, number: int) -> Repruning | None:
         self.optimizer.zero_grad()
         (self.model(self.input) - self.target).square().mean().backward()
-        self.pruner.mask_gradients()
+        self.pruner.before_step(number)
         self.optimizer.step()
-        return self.pruner.after_update(number)
+        return self.pruner.after_step(number, self.optimizer)
 
     def copy(self) -> dict[str, Tensor]:
         return {name: weight.detach().clone() for name, weight in self.weights.items()}
@@ -74,18 +91,25 @@ class TestParp:
         assert sum(repruning.revived for repruning in run.pruner.history) > 0
 
     def test_a_repruning_is_the_global_magnitude_mask_of_that_moment(self) -> None:
-        run = Run("parp", interval=100)
+        run = Run("parp", interval=8)
         for number in range(1, 8):
             run.update(number)
         before, weights = run.pruner.masks, run.copy()
-        repruning = run.pruner.reprune(7)
+        repruning = run.pruner.after_step(8)
         expected = magnitude_masks(weights, COUNT)
         assert all(torch.equal(run.pruner.masks[name], mask) for name, mask in expected.items())
         for name, mask in expected.items():
             assert torch.equal(run.weights[name], torch.where(mask, weights[name], 0.0))
-        revived = sum(int((~before[n] & expected[n]).sum()) for n in expected)
-        assert repruning == Repruning(update=7, revived=revived, dropped=revived)  # as many go as come
-        assert revived > 0
+        layers = dict.fromkeys(("first", "second"), (0, 0))
+        for name, mask in expected.items():
+            revived, dropped = layers[LAYERS[name]]
+            layers[LAYERS[name]] = (
+                revived + int((~before[name] & mask).sum()),
+                dropped + int((before[name] & ~mask).sum()),
+            )
+        total = sum(revived for revived, _ in layers.values())
+        assert repruning == Repruning(update=8, sparsity=COUNT / 144, revived=total, dropped=total, layers=layers)
+        assert total > 0, "as many go as come, and some do"
         assert run.pruner.history == [repruning]
 
     def test_from_a_random_mask_the_first_repruning_revives_what_the_sizes_say(self) -> None:
@@ -96,15 +120,101 @@ class TestParp:
         assert run.zeros() == COUNT
 
     def test_the_last_repruning_leaves_a_sparse_model_whatever_the_interval(self) -> None:
-        run = Run("parp", interval=7)
-        for number in range(1, 11):
+        run = Run("parp", interval=7, updates=10)
+        for number in range(1, 10):
             run.update(number)
         assert run.zeros() < COUNT
-        run.pruner.reprune(10)
+        last = run.update(10)
+        assert last is not None
         assert run.zeros() == COUNT
         again = run.copy()
-        assert run.pruner.reprune(10) == Repruning(update=10, revived=0, dropped=0)
+        once_more = run.pruner.after_step(10)
+        assert once_more is not None
+        assert (once_more.revived, once_more.dropped) == (0, 0)
         assert all(torch.equal(run.weights[name], weight) for name, weight in again.items())
+
+    def test_without_a_final_one_the_mask_is_fixed_after_the_last(self) -> None:
+        run = Run("parp", interval=4, updates=12, end=9, final=False)
+        for number in range(1, 9):
+            run.update(number)
+        assert [repruning.update for repruning in run.pruner.history] == [4, 8]
+        masks = run.pruner.masks
+        kept = {name: weight[masks[name]] for name, weight in run.copy().items()}
+        for number in range(9, 13):
+            assert run.update(number) is None
+            assert run.zeros() == COUNT
+            assert moments_where_pruned(run) == 0
+            with run.pruner.pruned_view() as view:
+                assert all(view[name] is mask for name, mask in masks.items())
+        assert any((run.weights[name][masks[name]] != weight).any() for name, weight in kept.items())
+
+    def test_while_weights_adjust_their_moments_are_kept(self) -> None:
+        """Pruned weights go on where their moments take them: step 2 of PARP."""
+        run = Run("parp", interval=2)
+        for number in range(1, 3):
+            run.update(number)
+        assert moments_where_pruned(run) > COUNT, "two moments of almost each"
+
+
+class TestRigL:
+    def test_each_swap_is_what_the_definition_says(self) -> None:
+        """Brute force, tensor by tensor: the smallest kept ones go, the largest gradients come."""
+        run = Run("rigl", interval=4, updates=20, first="random")
+        sparsities = {name: int((~mask).sum()) for name, mask in run.first.items()}
+        swaps = 0
+        for number in range(1, 21):
+            before = run.pruner.masks
+            run.optimizer.zero_grad()
+            (run.model(run.input) - run.target).square().mean().backward()
+            gradients = {name: cast(Tensor, weight.grad).clone() for name, weight in run.weights.items()}
+            run.pruner.before_step(number)
+            run.optimizer.step()
+            trained = run.copy()
+            swap = run.pruner.after_step(number, run.optimizer)
+            assert moments_where_pruned(run) == 0
+            assert {name: int((~mask).sum()) for name, mask in run.pruner.masks.items()} == sparsities
+            assert (swap is not None) == (number in (4, 8, 12)), "it stops after three quarters, before the last update"
+            if swap is None:
+                assert run.pruner.masks is before
+                continue
+            swaps += swap.dropped
+            assert swap.revived == swap.dropped
+            share = 0.4 / 2 * (1 + math.cos(math.pi * number / 15))
+            for name, mask in before.items():
+                expected = swapped(mask, trained[name], gradients[name], round(share * int(mask.sum())))
+                assert torch.equal(run.pruner.masks[name], expected), (number, name)
+                grown = expected & ~mask
+                assert (run.weights[name][grown] == 0).all(), "what grows starts at zero"
+        assert swaps > 10
+
+    def test_what_is_frozen_is_not_swapped(self) -> None:
+        run = Run("rigl", interval=1, first="random")
+        run.model[0].requires_grad_(False)
+        run.update(1)
+        assert torch.equal(run.pruner.masks["0.weight"], run.first["0.weight"])
+        assert not torch.equal(run.pruner.masks["2.weight"], run.first["2.weight"])
+
+
+def swapped(mask: Tensor, weight: Tensor, gradient: Tensor, count: int) -> Tensor:
+    """One tensor's swap, by sorting."""
+    flat, sizes, slopes = (tensor.flatten().tolist() for tensor in (mask, weight.abs(), gradient.abs()))
+    kept = sorted((size, place) for place, size in enumerate(sizes) if flat[place])
+    for _, place in kept[:count]:
+        flat[place] = False
+    pruned = sorted(((slope, place) for place, slope in enumerate(slopes) if not flat[place]), reverse=True)
+    for _, place in pruned[:count]:
+        flat[place] = True
+    return torch.tensor(flat).reshape(mask.shape)
+
+
+def moments_where_pruned(run: Run) -> int:
+    """How many moments of pruned weights are not zero."""
+    return sum(
+        int((moment[~mask] != 0).sum())
+        for name, mask in run.pruner.masks.items()
+        for moment in run.optimizer.state[run.weights[name]].values()
+        if isinstance(moment, Tensor) and moment.ndim
+    )
 
 
 class TestFixed:
@@ -130,7 +240,7 @@ class TestFixed:
         for weight in run.weights.values():  # as after a resume from a dense run
             weight.grad = torch.ones_like(weight)
         run.optimizer.step()
-        run.pruner.after_update(1)
+        run.pruner.after_step(1)
         for number in range(2, 5):
             run.update(number)
             assert run.zeros() == COUNT
@@ -182,13 +292,18 @@ class TestPrunedView:
         self.assert_untouched(run, before, masks)
 
     def test_it_is_what_a_repruning_would_leave(self) -> None:
-        run = Run("parp", interval=100)
+        run = Run("parp", interval=1)
         run.update(1)
+        before = run.pruner.masks
+        with torch.no_grad():
+            for weight in run.weights.values():
+                weight += torch.randn(weight.shape)
         with run.pruner.pruned_view() as view:
             inside = run.copy()
-        run.pruner.reprune(1)
+        run.pruner.after_step(1)
         assert all(torch.equal(run.weights[name], weight) for name, weight in inside.items())
         assert all(torch.equal(run.pruner.masks[name], mask) for name, mask in view.items())
+        assert any(not torch.equal(before[name], mask) for name, mask in view.items())
 
     def test_under_a_fixed_mask_it_is_the_model_itself(self) -> None:
         run = Run("fixed")
@@ -205,16 +320,15 @@ class TestPrunedView:
         assert run.pruner.history == []
 
 
-@pytest.mark.parametrize("mode", ["parp", "fixed"])
-def test_masks_of_another_model_are_refused(mode: Mode) -> None:
+METHOD = METHODS["parp"](Settings(sparsity=0.5, schedule=Schedule(interval=1, updates=1)))
+
+
+def test_masks_of_another_model_are_refused() -> None:
     with pytest.raises(MaskError, match="mask does not fit the model to fine-tune"):
-        Pruner({"a": torch.ones(3)}, {"a": torch.ones(4).bool()}, mode=mode, sparsity=0.5, interval=1)
+        Pruner({"a": torch.ones(3)}, {"a": torch.ones(4).bool()}, method=METHOD)
 
 
-@pytest.mark.parametrize("mode", ["parp", "fixed"])
-def test_masks_that_leave_a_weight_out_are_refused(mode: Mode) -> None:
+def test_masks_that_leave_a_weight_out_are_refused() -> None:
     with pytest.raises(MaskError, match="mask does not fit the model to fine-tune") as caught:
-        Pruner(
-            {"a": torch.ones(3), "b": torch.ones(3)}, {"a": torch.ones(3).bool()}, mode=mode, sparsity=0.5, interval=1
-        )
+        Pruner({"a": torch.ones(3), "b": torch.ones(3)}, {"a": torch.ones(3).bool()}, method=METHOD)
     assert caught.value.details == ("b: no mask",)

@@ -11,11 +11,15 @@ from torch import Tensor
 
 from parp_cli import checkpoint
 from parp_cli.errors import CheckpointError, DataError, MaskError, UsageError
-from parp_cli.pruning.pruner import Pruner
+from parp_cli.pruning.masks import count_pruned
+from parp_cli.pruning.pruner import Pruner, Repruning
 from parp_cli.stages.evaluate import evaluate
 from parp_cli.stages.finetune import finetune, plan
 from parp_cli.stages.mask import mask
 from tests.tiny import World, write_manifest
+
+HALF = 8416
+"""Of the 16832 prunable weights."""
 
 
 class Spy:
@@ -25,26 +29,22 @@ class Spy:
         self.under: list[dict[str, Tensor]] = []
         self.weights: list[dict[str, Tensor]] = []
         self.repruned: list[int] = []
-        after_update, reprune = Pruner.after_update, Pruner.reprune
+        after_step = Pruner.after_step
 
-        def spying_update(pruner: Pruner, update: int) -> Any:
+        def spying_step(pruner: Pruner, update: int, optimizer: Any = None) -> Repruning | None:
             masks = {name: kept.clone() for name, kept in pruner.masks.items()}
             before = {name: weight.detach().clone() for name, weight in pruner._weights.items()}
-            result = after_update(pruner, update)
-            if pruner.mode != "parp":  # before a re-pruning is what trained freely, after a fixed mask what stays
+            repruning = after_step(pruner, update, optimizer)
+            if repruning is None:
                 before = {name: weight.detach().clone() for name, weight in pruner._weights.items()}
+            else:  # what trained freely, not what the re-pruning left of it
+                self.repruned.append(update)
+                assert zeros(pruner._weights, pruner.masks) == count_pruned(pruner.masks) == HALF
             self.under.append(masks)
             self.weights.append(before)
-            return result
+            return repruning
 
-        def spying_reprune(pruner: Pruner, update: int) -> Any:
-            result = reprune(pruner, update)
-            self.repruned.append(update)
-            assert zeros(pruner._weights, pruner.masks) == pruner._count
-            return result
-
-        monkeypatch.setattr(Pruner, "after_update", spying_update)
-        monkeypatch.setattr(Pruner, "reprune", spying_reprune)
+        monkeypatch.setattr(Pruner, "after_step", spying_step)
 
 
 def zeros(weights: Mapping[str, Tensor], names: Any) -> int:
@@ -72,10 +72,14 @@ def test_parp_lets_pruned_weights_grow_and_prunes_exactly_k(
     assert [line["revived"] for line in log(tmp_path, "reprune")] == [r.revived for r in result.reprunings]
     assert all(r.revived == r.dropped for r in result.reprunings)
     assert sum(r.revived for r in result.reprunings) > 0
+    assert all(r.sparsity == 0.5 for r in result.reprunings)
+    for r in result.reprunings:
+        assert set(r.layers) == {"0", "1"}
+        assert (r.revived, r.dropped) == tuple(map(sum, zip(*r.layers.values(), strict=True)))
     for path in (result.path, result.last):
         content = checkpoint.read(path)
         assert content.metadata.sparsity is not None
-        assert content.metadata.sparsity.pruned == zeros(content.weights, content.masks) == 8416
+        assert content.metadata.sparsity.pruned == zeros(content.weights, content.masks) == HALF
         assert all((content.weights[name][~kept] == 0).all() for name, kept in content.masks.items())
 
 
@@ -96,7 +100,7 @@ def test_fixed_keeps_pruned_weights_at_zero(
 ) -> None:
     spy = Spy(monkeypatch)
     first = checkpoint.read_masks(masked)
-    recipe = world.recipe("pruning.mode=fixed", "training.weight_decay=0.01")
+    recipe = world.recipe("pruning.method=fixed", "training.weight_decay=0.01")
     result = finetune(recipe, run=tmp_path, init=masked)
     for weights in spy.weights:
         assert all((weights[name][~kept] == 0).all() for name, kept in first.items())
@@ -128,7 +132,7 @@ def test_fixed_keeps_the_moments_at_zero(
         start(pruner)
 
     monkeypatch.setattr(Pruner, "start", remembering)
-    finetune(world.recipe("pruning.mode=fixed"), run=tmp_path, init=masked)
+    finetune(world.recipe("pruning.method=fixed"), run=tmp_path, init=masked)
     for name, kept in first.items():
         state = made[0].state[pruners[0]._weights[name]]
         assert (state["exp_avg"][~kept] == 0).all()
@@ -136,7 +140,7 @@ def test_fixed_keeps_the_moments_at_zero(
 
 
 def test_dense_has_no_mask(world: World, tmp_path: Path) -> None:
-    result = finetune(world.recipe("pruning.mode=dense"), run=tmp_path)
+    result = finetune(world.recipe("pruning.method=dense"), run=tmp_path)
     content = checkpoint.read(result.path)
     assert content.masks == {}
     assert content.metadata.sparsity is None
@@ -180,7 +184,7 @@ def test_the_front_end_does_not_train(world: World, tmp_path: Path) -> None:
 
 
 def test_a_frozen_encoder_is_as_it_was(world: World, masked: Path, tmp_path: Path) -> None:
-    recipe = world.recipe("pruning.mode=fixed", "training.updates=4", "training.freeze_encoder_updates=4")
+    recipe = world.recipe("pruning.method=fixed", "training.updates=4", "training.freeze_encoder_updates=4")
     before, after = checkpoint.read(masked).weights, checkpoint.read(finetune(recipe, run=tmp_path, init=masked).last)
     assert all(torch.equal(after.weights[name], weight) for name, weight in before.items())
 
@@ -206,7 +210,7 @@ def test_phones(world: World, tmp_path: Path) -> None:
 
 def test_a_head_is_continued_where_the_labels_are_the_same(world: World, trained: Path, tmp_path: Path) -> None:
     """With a learning rate of next to nothing it is still there afterwards."""
-    still = ("training.learning_rate=1e-12", "pruning.mode=fixed", "training.updates=1")
+    still = ("training.learning_rate=1e-12", "pruning.method=fixed", "training.updates=1")
     before = checkpoint.read(trained)
     after = checkpoint.read(finetune(world.recipe(*still), run=tmp_path / "letters", init=trained).last)
     torch.testing.assert_close(after.weights["aux.weight"], before.weights["aux.weight"])
@@ -288,10 +292,13 @@ def test_plan_is_what_the_run_does(world: World, masked: Path, tmp_path: Path) -
     assert result.plan == planned
     assert planned.reprunings == len(result.reprunings)
     assert planned.updates == result.validations[-1].update == 12
-    assert planned.seconds_per_update * planned.updates == pytest.approx(result.audio_seconds, rel=0.25)
+    assert planned.seconds_per_update * planned.updates == pytest.approx(result.cost.audio_seconds, rel=0.25)
+    assert (planned.method, planned.rounds) == ("parp", (("parp", 12),))
+    assert result.cost == result.own_cost
+    assert (result.cost.updates, result.cost.seconds > 0) == (12, True)
     assert (planned.train_utterances, planned.valid_utterances, planned.skipped) == (6, 3, 0)
 
 
 def test_dense_does_not_start_from_a_pruned_checkpoint(world: World, masked: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="is pruned"):
-        finetune(world.recipe("pruning.mode=dense"), run=tmp_path, init=masked)
+        finetune(world.recipe("pruning.method=dense"), run=tmp_path, init=masked)

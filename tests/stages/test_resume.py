@@ -6,11 +6,14 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from parp_cli.errors import CheckpointError
+from parp_cli.errors import CheckpointError, Interrupted
+from parp_cli.stages import finetune as module
 from parp_cli.stages.finetune import finetune
 from tests.tiny import World
 
@@ -26,8 +29,12 @@ def uninterrupted(world: World, masked: Path, tmp_path_factory: pytest.TempPathF
 
 
 def start(world: World, masked: Path, run: Path, *options: str) -> "subprocess.Popen[str]":
-    settings = [part for value in (*world.settings, *LONG) for part in ("--set", value)]
-    command = ["finetune", *settings, "--init", str(masked), "--run", str(run), "--quiet", *options]
+    return started(run, (*world.settings, *LONG), "--init", str(masked), *options)
+
+
+def started(run: Path, settings: Sequence[str], *options: str) -> "subprocess.Popen[str]":
+    sets = [part for value in settings for part in ("--set", value)]
+    command = ["finetune", *sets, "--run", str(run), "--quiet", *options]
     return subprocess.Popen(
         [sys.executable, "-m", "parp_cli", *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
@@ -75,8 +82,6 @@ def test_interrupted(world: World, masked: Path, tmp_path: Path, uninterrupted: 
 
 def stopped(world: World, masked: Path, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A run that broke off after its first validation."""
-    from parp_cli.stages import finetune as module
-
     save = module._Run._save_state
 
     def save_and_break(self: module._Run) -> None:
@@ -123,3 +128,99 @@ def test_a_new_run_forgets_the_old_state(
     assert state.exists()
     finetune(world.recipe("training.updates=2"), run=tmp_path, init=masked)
     assert not state.exists()
+
+
+# -------------------------------------------------------------------------------------- methods of several runs
+
+
+IMP = (
+    "pruning.method=imp",
+    "pruning.sparsity=0.3",
+    "pruning.rounds.updates=40",
+    "training.updates=8",
+    "training.validate_every=10",
+)
+
+
+class Spy:
+    """The updates that each training run made, in order, by the run's name; and an interruption after one of them."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.updates: dict[str, list[int]] = {}
+        self.interrupt_after: tuple[str, int] | None = None
+        step = module._Run._step
+
+        def spying(run: Any) -> None:
+            step(run)
+            self.updates.setdefault(run._name, []).append(run._update)
+            if (run._name, run._update) == self.interrupt_after:
+                signal.raise_signal(signal.SIGINT)
+
+        monkeypatch.setattr(module._Run, "_step", spying)
+
+
+@pytest.fixture(scope="module")
+def imp(world: World, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """What an uninterrupted run of four ends in."""
+    run = tmp_path_factory.mktemp("imp")
+    finetune(world.recipe(*IMP), run=run)
+    return {name: (run / name).read_bytes() for name in FILES}
+
+
+@pytest.mark.parametrize("resume", [True, False])
+def test_interrupted_in_a_middle_round(
+    world: World, tmp_path: Path, imp: dict[str, bytes], monkeypatch: pytest.MonkeyPatch, resume: bool
+) -> None:
+    """Rounds go on by themselves; the run proper, only when asked to."""
+    spy = Spy(monkeypatch)
+    recipe = world.recipe(*IMP)
+    for place in (("round 2 of 3", 17), ("imp", 6)):
+        spy.interrupt_after = place
+        with pytest.raises(Interrupted, match=f"stopped after update {place[1]} of ") as caught:
+            finetune(recipe, run=tmp_path, resume=resume)
+        assert "--resume" in (caught.value.hint or "")
+    spy.interrupt_after = None
+    result = finetune(recipe, run=tmp_path, resume=resume)
+    assert spy.updates == {
+        **{f"round {number} of 3": list(range(1, 41)) for number in (1, 2, 3)},
+        "imp": list(range(1, 9)) if resume else [*range(1, 7), *range(1, 9)],
+    }
+    assert {name: (tmp_path / name).read_bytes() for name in FILES} == imp
+    assert result.cost.updates == 3 * 40 + 8
+    assert not list(tmp_path.rglob("state/finetune.safetensors"))
+
+
+def test_killed_in_a_middle_round(
+    world: World, tmp_path: Path, imp: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    process = started(tmp_path, (*world.settings, *IMP))
+    for _ in range(6000):
+        if len(list(tmp_path.glob("rounds/*/finetune-cost.json"))) == 1 and len(list(tmp_path.glob("rounds/*"))) == 2:
+            break
+        assert process.poll() is None, process.stderr.read() if process.stderr else ""
+        time.sleep(0.005)
+    time.sleep(random.Random(os.getpid()).uniform(0, 0.1))
+    process.kill()
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL, "over before it was killed"
+    finished = len(list(tmp_path.glob("rounds/*/finetune-cost.json")))
+    assert finished in (1, 2)
+    spy = Spy(monkeypatch)
+    finetune(world.recipe(*IMP), run=tmp_path, resume=True)
+    assert {name: (tmp_path / name).read_bytes() for name in FILES} == imp
+    assert list(spy.updates)[-1] == "imp"
+    assert "round 1 of 3" not in spy.updates, "what is finished is not done again"
+    assert "round 3 of 3" in spy.updates
+
+
+def test_what_is_resumed_reports_what_was_done_before(world: World, masked: Path, tmp_path: Path) -> None:
+    recipe = world.recipe("training.learning_rate=0.1")
+    whole = finetune(recipe, run=tmp_path / "whole", init=masked)
+    with pytest.MonkeyPatch.context() as patch:
+        Spy(patch).interrupt_after = ("parp", 7)
+        with pytest.raises(Interrupted):
+            finetune(recipe, run=tmp_path / "broken", init=masked)
+    resumed = finetune(recipe, run=tmp_path / "broken", init=masked, resume=True)
+    assert resumed.reprunings == whole.reprunings
+    assert resumed.validations == whole.validations
+    assert (resumed.cost.updates, resumed.cost.audio_seconds) == (whole.cost.updates, whole.cost.audio_seconds)

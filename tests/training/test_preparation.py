@@ -1,0 +1,188 @@
+"""What a run begins from and when it re-prunes, before anything is trained."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from parp_cli import checkpoint
+from parp_cli.errors import CheckpointError, ParpError, UsageError
+from parp_cli.models.architectures import encoder_architecture
+from parp_cli.progress import silent
+from parp_cli.stages.mask import mask
+from parp_cli.training.preparation import Preparation, plan, prepare
+from tests.tiny import World, write_encoder, write_manifest
+
+
+@pytest.fixture(scope="module")
+def deep(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An encoder with as many layers as the large ones."""
+    path = tmp_path_factory.mktemp("deep") / "deep.safetensors"
+    architecture = encoder_architecture(
+        name="deep",
+        family="hubert",
+        normalize_waveform=True,
+        conv_layers=[(8, 10, 5), (8, 8, 8), (8, 8, 8)],
+        extractor_mode="layer_norm",
+        conv_bias=False,
+        embed=8,
+        layers=24,
+        heads=2,
+        feed_forward=8,
+        layer_norm_first=True,
+        pos_conv_kernel=8,
+        pos_conv_groups=4,
+    )
+    write_encoder(path, architecture)
+    return path
+
+
+@pytest.fixture(scope="module")
+def masks(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of masks over the tiny encoder."""
+    folder = tmp_path_factory.mktemp("masks")
+    for method in ("magnitude", "random", "random-weights"):
+        mask(str(world.encoder), sparsity=0.5, method=method, out=folder / f"{method}.safetensors")
+    mask(str(world.encoder), sparsity=0.7, biases=False, out=folder / "dense-groups.safetensors")
+    return folder
+
+
+def prepared(world: World, *settings: str, init: Path | None = None) -> Preparation:
+    return prepare(world.recipe(*settings), init, silent)
+
+
+# ------------------------------------------------------------------------------------------------------ intervals
+
+
+@pytest.mark.parametrize(
+    ("split", "base", "large"),
+    [("10min", 50, 10), ("1h", 150, 25), ("train-10h", 115, 48), ("10min/0", 50, 10), ("train", 50, 50)],
+)
+def test_published_intervals(world: World, deep: Path, tmp_path: Path, split: str, base: int, large: int) -> None:
+    rows = [json.loads(line) for line in world.manifest.read_text().splitlines()]
+    for row in rows:
+        row["audio"] = str(world.folder / row["audio"])
+        row["split"] = split if row["split"] == "train" else row["split"]
+    manifest = write_manifest(tmp_path / "manifest.jsonl", rows)
+    settings = (f"data.manifest={manifest}", f"data.train={split}", "pruning.interval=null", "training.updates=500")
+    assert prepared(world, *settings).schedule.interval == base
+    assert prepared(world, *settings, f"model={deep}").schedule.interval == large
+    assert prepared(world, *settings, "pruning.interval=7").schedule.interval == 7, "what the recipe says comes first"
+
+
+@pytest.mark.parametrize(
+    ("unit", "share", "interval"),
+    [("epochs", 1.0, 6), ("epochs", 0.5, 3), ("epochs", 2.5, 15), ("epochs", 0.01, 1), ("seconds", 0.5, 3)],
+)
+def test_intervals_in_epochs_and_seconds(world: World, unit: str, share: float, interval: int) -> None:
+    """Each update holds one of six utterances."""
+    one_each = ("training.batch_seconds=0.1", "training.updates=31")
+    seconds = sum(utterance.seconds for utterance in prepared(world).train)
+    amount = share if unit == "epochs" else share * seconds
+    recipe = world.recipe(*one_each, f"pruning.interval={amount}", f"pruning.interval_unit={unit}")
+    preparation = prepare(recipe, None, silent)
+    shown = plan(recipe, preparation)
+    assert (preparation.schedule.interval, shown.repruning_interval) == (interval, interval)
+    assert shown.reprunings == len([update for update in range(1, 32) if update % interval == 0 or update == 31])
+
+
+def test_the_plan_counts_what_the_schedule_and_the_method_say(world: World) -> None:
+    def reprunings(*settings: str) -> int:
+        recipe = world.recipe("training.updates=40", "pruning.interval=4", *settings)
+        return plan(recipe, prepare(recipe, None, silent)).reprunings
+
+    assert reprunings() == 10
+    assert reprunings("pruning.start=10") == 8
+    assert reprunings("pruning.end=19") == 5
+    assert reprunings("pruning.end=19", "pruning.final=false") == 4
+    assert reprunings("pruning.method=rigl") == 7
+    assert [reprunings(f"pruning.method={method}") for method in ("dense", "mpi", "omp", "imp", "pap")] == [0] * 5
+
+
+# ----------------------------------------------------------------------------------------------------- first masks
+
+
+def test_a_mask_of_another_checkpoint(world: World, masks: Path) -> None:
+    given = masks / "random.safetensors"
+    start = prepared(world, f"pruning.initial={given}").start
+    expected = checkpoint.read_masks(given)
+    assert all((start.masks[name] == kept).all() for name, kept in expected.items())
+    encoder = checkpoint.read(world.encoder).weights
+    assert all((start.weights[name] == weight).all() for name, weight in encoder.items()), "its mask, not its weights"
+    assert start.parents[-1].sha256 == checkpoint.file_hash(given)
+    start = prepared(world, f"pruning.initial={given}", init=world.encoder).start
+    assert set(start.masks) == set(expected), "also over a checkpoint without a mask"
+
+
+@pytest.mark.parametrize(("method", "kind"), [("mpi", "magnitude"), ("rp", "random"), ("rp", "random-weights")])
+def test_methods_take_the_masks_of_their_kind(world: World, masks: Path, method: str, kind: str) -> None:
+    for given in ({"init": masks / f"{kind}.safetensors"}, {}):
+        initial = () if given else (f"pruning.initial={masks / f'{kind}.safetensors'}",)
+        assert prepared(world, f"pruning.method={method}", *initial, **given).start.masks
+
+
+@pytest.mark.parametrize(("method", "kind"), [("mpi", "random"), ("mpi", "random-weights"), ("rp", "magnitude")])
+def test_methods_refuse_masks_of_another_kind(world: World, masks: Path, method: str, kind: str) -> None:
+    path = masks / f"{kind}.safetensors"
+    for settings, init in ((), path), ((f"pruning.initial={path}",), None):
+        with pytest.raises(
+            UsageError, match=f"method {method} has a .* mask, but that of .*{kind}.safetensors"
+        ) as caught:
+            prepared(world, f"pruning.method={method}", *settings, init=init)
+        assert "pruning.method=fixed" in (caught.value.hint or "")
+
+
+@pytest.mark.parametrize("method", ["dense", "omp", "imp", "pap"])
+def test_methods_that_find_their_mask_do_not_start_from_one(world: World, masks: Path, method: str) -> None:
+    with pytest.raises(UsageError, match=f"{method}.*magnitude.safetensors is pruned") as caught:
+        prepared(world, f"pruning.method={method}", init=masks / "magnitude.safetensors")
+    assert "--init" in (caught.value.hint or "")
+
+
+def test_growing_sparsity(world: World, masks: Path) -> None:
+    grown = prepared(world, "pruning.method=parp-p", "pruning.sparsity=0.8")
+    assert (grown.start_sparsity, grown.sparsity) == (0.4, 0.8)
+    grown = prepared(world, "pruning.method=parp-p", "pruning.sparsity=0.8", "pruning.start_sparsity=0.1")
+    assert (grown.start_sparsity, grown.sparsity) == (0.1, 0.8)
+    half = masks / "magnitude.safetensors"
+    grown = prepared(world, "pruning.method=parp-p", "pruning.sparsity=0.8", init=half)
+    assert (grown.start_sparsity, grown.sparsity) == (0.5, 0.8)
+    for wrong in ("pruning.sparsity=0.3", "pruning.start_sparsity=0.1"):
+        with pytest.raises(UsageError, match=r"grows from .*magnitude.safetensors is pruned to 0\.5") as caught:
+            prepared(world, "pruning.method=parp-p", "pruning.sparsity=0.8", wrong, init=half)
+        assert "pruning.start_sparsity" in (caught.value.hint or "")
+
+
+# -------------------------------------------------------------------------------------------------------- mistakes
+
+
+def refused(world: World, kind: type[ParpError], match: str, *settings: str, init: Path | None = None) -> str:
+    """The hint of the error that these settings must raise."""
+    with pytest.raises(kind, match=match) as caught:
+        prepared(world, *settings, init=init)
+    assert caught.value.hint
+    return caught.value.hint
+
+
+def test_unknown_first_masks(world: World) -> None:
+    hint = refused(world, UsageError, r"there is no first mask .*/magnitud\n", "pruning.initial=./magnitud")
+    assert "magnitude, random, random-weights, or the path" in hint
+    hint = refused(world, CheckpointError, "has no mask to start from", f"pruning.initial={world.encoder}")
+    assert "parp mask" in hint
+
+
+def test_a_mask_whose_sparsity_is_not_the_patterns(world: World, masks: Path) -> None:
+    """It is told before anything is trained."""
+    path = masks / "dense-groups.safetensors"
+    message = r"pattern 2:4 prunes 0\.5 .*dense-groups\.safetensors is pruned to 0\.7"
+    assert "parp mask" in refused(world, UsageError, message, "pruning.pattern=2:4", init=path)
+
+
+def test_other_sparsities_than_asked_for(world: World, masks: Path) -> None:
+    path = masks / "magnitude.safetensors"
+    hint = refused(
+        world, UsageError, r"0\.7, but .*magnitude\.safetensors is pruned", "pruning.sparsity=0.7", init=path
+    )
+    assert "parp reprune" in hint
+    refused(world, UsageError, "pattern 2:4 prunes 0.5", "pruning.pattern=2:4", "pruning.sparsity=0.7")
+    refused(world, UsageError, "no pattern '4:2'", "pruning.pattern=4:2")

@@ -1,0 +1,123 @@
+"""Methods as training runs: how many, of what, from what; and which of them are the same."""
+
+from pathlib import Path
+
+import pytest
+
+from parp_cli.errors import UsageError
+from parp_cli.recipe import Recipe, load_recipe
+from parp_cli.training.rounds import Round, round_key, rounds_of, start_key, target_sparsity
+
+
+def recipe(*settings: str) -> Recipe:
+    return load_recipe(None, ["training.updates=600", *settings])
+
+
+def keys(wanted: Recipe, start: str = "start") -> list[str]:
+    rounds = rounds_of(wanted)
+    return [round_key(rounds[:number], start) for number in range(1, len(rounds) + 1)]
+
+
+def shown(rounds: tuple[Round, ...]) -> list[tuple[str, float | None, int]]:
+    return [(this.recipe.pruning.method, this.take, this.recipe.training.updates) for this in rounds]
+
+
+@pytest.mark.parametrize("method", ["fixed", "mpi", "rp", "parp", "parp-p", "rigl"])
+def test_most_methods_are_one_run(method: str) -> None:
+    asked = recipe(f"pruning.method={method}")
+    assert rounds_of(asked) == (Round(name=method, recipe=asked),)
+
+
+def test_omp_and_pap_are_two() -> None:
+    asked = recipe("pruning.method=omp", "pruning.sparsity=0.7")
+    assert shown(rounds_of(asked)) == [("dense", None, 600), ("omp", 0.7, 600)]
+    assert rounds_of(asked)[-1].recipe == asked
+    asked = recipe("pruning.method=pap", "pruning.sparsity=0.7", "pruning.interval=7", "pruning.rewind=/early")
+    search, last = rounds_of(asked)
+    assert shown((search, last)) == [("parp", None, 600), ("pap", None, 600)]
+    assert last.recipe == asked
+    assert (search.recipe.pruning.sparsity, search.recipe.pruning.interval) == (0.7, 7)
+
+
+@pytest.mark.parametrize(
+    ("sparsity", "step", "expected"),
+    [
+        ("0.5", "0.1", [None, 0.1, 0.2, 0.3, 0.4, 0.5]),
+        ("0.3", "0.1", [None, 0.1, 0.2, 0.3]),
+        ("0.25", "0.1", [None, 0.1, 0.2, 0.25]),
+        ("0.7", "0.2", [None, 0.2, 0.4, 0.6, 0.7]),
+        ("0.9", "0.3", [None, 0.3, 0.6, 0.9]),
+        ("0.05", "0.1", [None, 0.05]),
+        ("0.5", "1", [None, 0.5]),
+    ],
+)
+def test_imp_prunes_a_share_a_round(sparsity: str, step: str, expected: list[float | None]) -> None:
+    asked = recipe("pruning.method=imp", f"pruning.sparsity={sparsity}", f"pruning.rounds.step={step}")
+    rounds = rounds_of(asked)
+    assert [this.take for this in rounds] == expected
+    assert [this.recipe.pruning.method for this in rounds] == ["dense", *["fixed"] * (len(expected) - 2), "imp"]
+    assert rounds[-1].recipe == asked
+
+
+def test_imps_rounds_are_short() -> None:
+    asked = ("pruning.method=imp", "training.freeze_encoder_updates=500", "pruning.sparsity=0.3")
+    rounds = rounds_of(recipe(*asked))
+    assert [this.recipe.training.updates for this in rounds] == [100, 100, 100, 600]
+    assert [this.recipe.training.freeze_encoder_updates for this in rounds] == [0, 0, 0, 500]
+    assert {this.recipe.training.learning_rate for this in rounds} == {2e-3}
+    other = rounds_of(recipe(*asked, "pruning.rounds.updates=17", "pruning.rounds.learning_rate=1e-5"))
+    assert [this.recipe.training.updates for this in other] == [17, 17, 17, 600]
+    assert [this.recipe.training.learning_rate for this in other] == [1e-5, 1e-5, 1e-5, 2e-3]
+
+
+def test_the_same_rounds_have_the_same_keys() -> None:
+    dense = keys(recipe("pruning.method=dense", "pruning.sparsity=0.9", "pruning.interval=9"))
+    thirty, fifty = (keys(recipe("pruning.method=omp", f"pruning.sparsity={share}")) for share in ("0.3", "0.5"))
+    assert thirty[0] == fifty[0] == dense[0]
+    assert thirty[1] != fifty[1]
+    thirty, fifty = (keys(recipe("pruning.method=imp", f"pruning.sparsity={share}")) for share in ("0.3", "0.5"))
+    assert thirty[:3] == fifty[:3]
+    assert len({*thirty, *fifty}) == len(thirty) + len(fifty) - 3
+
+
+@pytest.mark.parametrize(
+    "change",
+    ["seed=1", "training.updates=599", "pruning.scope=attention", "pruning.biases=false", "data.train=train-1h"],
+)
+def test_other_runs_have_other_keys(change: str) -> None:
+    asked = ("pruning.method=omp",)
+    assert set(keys(recipe(*asked))).isdisjoint(keys(recipe(*asked, change)))
+    assert set(keys(recipe(*asked))).isdisjoint(keys(recipe(*asked), start="elsewhere"))
+
+
+def test_a_key_depends_on_what_is_in_the_files(tmp_path: Path) -> None:
+    model, other, init = tmp_path / "a.safetensors", tmp_path / "b.safetensors", tmp_path / "c.safetensors"
+    model.write_bytes(b"one")
+    other.write_bytes(b"one")
+    init.write_bytes(b"two")
+    assert start_key(recipe(f"model={model}")) == start_key(recipe(f"model={other}"))
+    assert start_key(recipe(f"model={model}"), init) != start_key(recipe(f"model={model}"))
+    assert start_key(recipe(f"pruning.initial={init}")) != start_key(recipe(f"pruning.initial={model}"))
+    assert start_key(recipe()) == start_key(recipe("model=mini"))
+    before = start_key(recipe(f"model={model}"))
+    model.write_bytes(b"three")
+    assert start_key(recipe(f"model={model}")) != before
+    rewinding = recipe("pruning.method=imp", "pruning.sparsity=0.2", f"pruning.rewind={init}")
+    first = keys(rewinding)
+    init.write_bytes(b"four")
+    assert first[0] == keys(rewinding)[0] == keys(recipe("pruning.method=imp"))[0], "the dense round does not rewind"
+    assert set(first[1:]).isdisjoint(keys(rewinding)[1:])
+
+
+def test_target_sparsity() -> None:
+    assert target_sparsity(recipe().pruning) == 0.5
+    assert target_sparsity(recipe("pruning.sparsity=0.7").pruning) == 0.7
+    assert target_sparsity(recipe("pruning.pattern=1:4").pruning) == 0.75
+    assert target_sparsity(recipe("pruning.pattern=1:4", "pruning.sparsity=0.75").pruning) == 0.75
+    with pytest.raises(
+        UsageError, match=r"pattern 1:4 prunes 0\.75 of the weights, the recipe asks for 0\.5"
+    ) as caught:
+        target_sparsity(recipe("pruning.pattern=1:4", "pruning.sparsity=0.5").pruning)
+    assert "pruning.sparsity to 0.75 or null" in (caught.value.hint or "")
+    with pytest.raises(UsageError, match="no pattern 'checkers'"):
+        target_sparsity(recipe("pruning.pattern=checkers").pruning)
