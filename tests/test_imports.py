@@ -35,15 +35,19 @@ MAY_IMPORT: dict[str, set[str]] = {
     "strict_yaml": {"errors", "yaml_nodes"},
     "recipe": {"errors", "strict_yaml"},
     # No speech in these: another kind of model can be pruned with them.
-    "pruning": {"errors"},
+    "pruning": {"errors", "bits"},
     "data": {"errors", "files", "progress"},
     "models": FILES | {"progress"},
     "exporters": FILES | {"models", "progress"},
     "decoding": {"errors", "progress", "data", "models"},
-    "training": FILES | {"progress", "recipe", "data", "models", "pruning", "decoding"},
+    "training": FILES | {"", "progress", "recipe", "data", "models", "pruning", "decoding"},
+    # Figures of anything; what a stage finds is given to them as plain values.
+    "plots": {"errors", "files", "pruning"},
     "stages": BELOW_STAGES | PARTS,
+    # A sweep runs stages, so that they need not know of each other.
+    "sweep": BELOW_STAGES | PARTS | {"stages"},
     "console": {"errors", "progress"},
-    "cli": BELOW_STAGES | PARTS | {"", "stages", "console"},
+    "cli": BELOW_STAGES | PARTS | {"", "stages", "sweep", "console", "plots"},
 }
 """By top-level module or package; "" is `parp_cli` itself, with the version. Within a package all may import."""
 

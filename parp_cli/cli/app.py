@@ -10,7 +10,7 @@ import typer
 import typer.core
 
 import parp_cli
-from parp_cli.cli import commands, quickstart
+from parp_cli.cli import commands, compare, mask, quickstart, sweep
 from parp_cli.console import show_error
 from parp_cli.errors import Interrupted, ParpError, ResourceError
 
@@ -26,6 +26,8 @@ Each stage reads and writes one file that holds weights and mask, in a run folde
   parp export --to hf             for transformers
 
 [bold]All of it at once, in minutes:[/]  parp quickstart
+
+[bold]Methods side by side:[/]  parp sweep sweep.yaml
 """
 
 
@@ -71,12 +73,14 @@ def root(
     del version
 
 
-app.command()(commands.mask)
+app.command()(mask.mask)
 app.command()(commands.finetune)
 app.command()(commands.reprune)
 app.command("eval")(commands.evaluate)
 app.command()(commands.export)
 app.command()(commands.inspect)
+app.command()(compare.compare)
+app.command()(sweep.sweep)
 app.command()(commands.pretrain)
 app.command()(quickstart.quickstart)
 

@@ -15,67 +15,14 @@ from parp_cli.cli.options import (
     DeviceOption,
     JsonOption,
     OutOption,
+    PlotOption,
     QuietOption,
     RunOption,
     SeedOption,
     SetOption,
 )
 from parp_cli.console import Output, percent, size
-
-
-def mask(
-    sparsity: Annotated[
-        float, typer.Option("--sparsity", "-s", help="Share of the prunable weights to prune, in [0, 1).")
-    ] = 0.5,
-    model: Annotated[
-        str,
-        typer.Option(
-            "--model", "-m", help="mini, another architecture's name, a Hugging Face folder or hub name, or a file."
-        ),
-    ] = "mini",
-    architecture: Annotated[
-        str | None,
-        typer.Option("--architecture", help="What the model is, where its file does not tell.", show_default=False),
-    ] = None,
-    method: Annotated[
-        Literal["magnitude", "random"], typer.Option("--method", help="The smallest weights of all, or random ones.")
-    ] = "magnitude",
-    biases: Annotated[bool, typer.Option("--biases/--no-biases", help="Whether biases are pruned too.")] = True,
-    run: RunOption = DEFAULT_RUN,
-    out: OutOption = None,
-    device: DeviceOption = "auto",
-    seed: SeedOption = None,
-    as_json: JsonOption = False,
-    quiet: QuietOption = False,
-) -> None:
-    """Prune a pre-trained model: write its weights and a mask.
-
-    [bold]Examples:[/]
-
-      parp mask --sparsity 0.5
-
-      parp mask --model wav2vec2-base --sparsity 0.7 --run base70
-    """
-    from parp_cli.environment import select_device
-    from parp_cli.stages.mask import mask as stage
-
-    output = Output(as_json=as_json, quiet=quiet)
-    with output.progress() as notify:
-        result = stage(
-            model,
-            sparsity=sparsity,
-            out=out or run / "mask.safetensors",
-            method=method,
-            biases=biases,
-            seed=seed or 0,
-            architecture=architecture,
-            device=select_device(device),
-            notify=notify,
-        )
-    amount = result.sparsity
-    output.text(f"pruned {amount.pruned:,} of {amount.total:,} weights of {model} ({percent(amount.exact)})")
-    output.text(f"wrote {result.path}")
-    output.json(result)
+from parp_cli.errors import UsageError
 
 
 def finetune(
@@ -104,13 +51,13 @@ def finetune(
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Fine-tune with CTC while the mask adjusts: PARP, or a fixed mask, or dense.
+    """Fine-tune with CTC while the mask adjusts (PARP), or by another method of `pruning.method`.
 
     [bold]Examples:[/]
 
       parp finetune recipe.yaml
 
-      parp finetune recipe.yaml --set pruning.mode=fixed --set training.updates=500
+      parp finetune recipe.yaml --set pruning.method=omp --set training.updates=500
 
       parp finetune recipe.yaml --init parp-run/mask.safetensors --dry-run
     """
@@ -153,6 +100,12 @@ def reprune(
     sparsity: Annotated[
         float | None, typer.Option("--sparsity", "-s", help="In [0, 1); by default as before.", show_default=False)
     ] = None,
+    pattern: Annotated[
+        str | None,
+        typer.Option(
+            "--pattern", help="As of `parp mask`; by default the checkpoint's. Its scope stays.", show_default=False
+        ),
+    ] = None,
     run: RunOption = DEFAULT_RUN,
     out: OutOption = None,
     device: DeviceOption = "auto",
@@ -167,6 +120,8 @@ def reprune(
       parp reprune
 
       parp reprune parp-run/finetune.safetensors --sparsity 0.7
+
+      parp reprune --pattern 2:4
     """
     from parp_cli.environment import select_device
     from parp_cli.run_folder import checkpoint_or_newest
@@ -175,7 +130,8 @@ def reprune(
     del seed  # nothing here is random; taken because every stage takes it
     output = Output(as_json=as_json, quiet=quiet)
     source = checkpoint_or_newest(checkpoint, run)
-    result = stage(source, out=out or run / "reprune.safetensors", sparsity=sparsity, device=select_device(device))
+    target = out or run / "reprune.safetensors"
+    result = stage(source, out=target, sparsity=sparsity, pattern=pattern, device=select_device(device))
     amount = result.sparsity
     output.text(f"pruned {amount.pruned:,} of {amount.total:,} weights of {source} ({percent(amount.exact)})")
     output.text(f"revived {result.revived:,}, dropped {result.dropped:,}")
@@ -282,22 +238,36 @@ def inspect(
     checkpoint: Annotated[
         Path | None, typer.Argument(help="By default the newest of the run folder.", show_default=False)
     ] = None,
+    plot: PlotOption = None,
     run: RunOption = DEFAULT_RUN,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Show what a checkpoint holds: architecture, ancestry, sparsity, recipe. Weights are not loaded.
+    """Show what a checkpoint holds: architecture, ancestry, sparsity, re-prunings, recipe. Weights are not loaded.
 
-    [bold]Example:[/]
+    [bold]Examples:[/]
 
       parp inspect parp-run/finetune.safetensors
+
+      parp inspect --plot reprunings.png
     """
     from parp_cli.run_folder import checkpoint_or_newest
     from parp_cli.stages.inspect import inspect as stage
 
     output = Output(as_json=as_json, quiet=quiet)
-    result = stage(checkpoint_or_newest(checkpoint, run))
+    source = checkpoint_or_newest(checkpoint, run)
+    if plot is not None:
+        from parp_cli.plots import check_plot, repruning_figure
+
+        check_plot(plot)
+    result = stage(source)
+    if plot is not None:
+        if not result.reprunings:
+            raise UsageError(f"{source} records no re-prunings to draw", hint="runs of PARP and the like record some")
+        repruning_figure(plot, result.reprunings, str(source))
     render.inspection(output, result)
+    if plot is not None:
+        output.text(f"wrote {plot}")
     output.json(result)
 
 

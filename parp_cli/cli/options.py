@@ -19,6 +19,10 @@ SeedOption = Annotated[
     int | None,
     typer.Option("--seed", min=0, max=2**32 - 1, help="Of everything random.", show_default="0, or the recipe's"),
 ]
+PlotOption = Annotated[
+    Path | None,
+    typer.Option("--plot", metavar="PATH", help="Draw it too: a .png or .svg (extra `plot`).", show_default=False),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no notes.")]
 SetOption = Annotated[

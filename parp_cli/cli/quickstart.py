@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 _UPDATES = 300
 """Updates of each of the three runs."""
 
-_METHODS: tuple[tuple[str, Literal["dense", "fixed", "parp"]], ...] = (
+_METHODS: tuple[tuple[str, Literal["dense", "mpi", "parp"]], ...] = (
     ("dense", "dense"),
-    ("MPI (fixed mask)", "fixed"),
+    ("MPI (fixed mask)", "mpi"),
     ("PARP", "parp"),
 )
 
@@ -68,17 +68,17 @@ def quickstart(
     rows = []
     with output.progress() as notify:
         masked = mask("mini", sparsity=sparsity, out=run / "mask.safetensors", seed=seed, device=where, notify=notify)
-        for number, (name, mode) in enumerate(_METHODS, start=1):
+        for number, (name, method) in enumerate(_METHODS, start=1):
             output.note(f"{number} of {len(_METHODS)}: {name}")
             tuned = finetune(
-                _recipe(mode, updates, seed),
-                run=run / mode,
-                init=None if mode == "dense" else masked.path,
+                _recipe(method, updates, seed),
+                run=run / method,
+                init=None if method == "dense" else masked.path,
                 device=where,
                 notify=notify,
             )
             judged = evaluate(
-                tuned.path, out=run / mode / "eval-test-clean.jsonl", split="test-clean", device=where, notify=notify
+                tuned.path, out=run / method / "eval-test-clean.jsonl", split="test-clean", device=where, notify=notify
             )
             assert judged.words is not None
             assert judged.characters is not None
@@ -89,7 +89,7 @@ def quickstart(
                     character=judged.characters.rate,
                     sparsity=judged.sparsity,
                     size=tuned.path.stat().st_size,
-                    seconds=tuned.seconds,
+                    seconds=tuned.cost.seconds,
                     checkpoint=tuned.path,
                     hypotheses=judged.hypotheses,
                 )
@@ -97,13 +97,13 @@ def quickstart(
     _show(output, rows, masked.path, time.monotonic() - began)
 
 
-def _recipe(mode: Literal["dense", "fixed", "parp"], updates: int, seed: int) -> "Recipe":
+def _recipe(method: Literal["dense", "mpi", "parp"], updates: int, seed: int) -> "Recipe":
     """The bundled ten-minute recipe, shortened."""
     from parp_cli.recipe import Recipe
 
     whole = Recipe(seed=seed)
     training = replace(whole.training, updates=updates, validate_every=max(1, updates // 3))
-    return replace(whole, training=training, pruning=replace(whole.pruning, mode=mode))
+    return replace(whole, training=training, pruning=replace(whole.pruning, method=method))
 
 
 def _show(output: Output, rows: list[Row], mask: Path, seconds: float) -> None:

@@ -1,5 +1,9 @@
 """Results of stages as text and tables."""
 
+import math
+import shutil
+from collections.abc import Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from parp_cli.console import Output, duration, percent, size
@@ -12,21 +16,30 @@ if TYPE_CHECKING:
     from parp_cli.stages.pretrain import PretrainResult
     from parp_cli.training.preparation import Plan
 
+_BARS = "▁▂▃▄▅▆▇█"
+_LONGEST_SPARKLINE = 48
+_WIDEST = 120  # characters of a table where there is no terminal
+_BESIDE_SPARKLINES = 44  # the other columns and the frame of the table of re-prunings
+
 
 def plan(output: Output, plan: "Plan") -> None:
     """The figures of a run that has not begun."""
     repruning = "none"
     if plan.reprunings:
-        repruning = f"{plan.reprunings}, every {plan.repruning_interval} updates and at the end"
+        repruning = f"{plan.reprunings}, every {plan.repruning_interval} updates"
+    updates = f"{plan.updates:,}"
+    if len(plan.rounds) > 1:
+        parts = ", ".join(f"{name} {count:,}" for name, count in plan.rounds)
+        updates = f"{sum(count for _, count in plan.rounds):,} in {len(plan.rounds)} runs: {parts}"
     skipped = f", {plan.skipped} left out" if plan.skipped else ""
     rows = [
         ("start", f"{plan.start} ({plan.architecture})"),
-        ("pruning", f"{plan.mode}, sparsity {percent(plan.sparsity)}"),
+        ("pruning", f"{plan.method}, sparsity {percent(plan.sparsity)}"),
         ("re-prunings", repruning),
         ("labels", str(plan.labels)),
         ("train", f"{plan.train_utterances:,} utterances, {duration(plan.train_seconds)}{skipped}"),
         ("valid", f"{plan.valid_utterances:,} utterances, {duration(plan.valid_seconds)}"),
-        ("updates", f"{plan.updates:,}"),
+        ("updates", updates),
         ("audio an update", f"{plan.seconds_per_update:.1f} s in {plan.micro_batches_per_update} micro-batches"),
         ("epochs", f"{plan.epochs:.1f}"),
     ]
@@ -51,8 +64,10 @@ def finetune(output: Output, result: "FinetuneResult") -> None:
     for line in shown(result.skipped):
         output.text(f"left out {line}")
     amount = "dense" if result.sparsity is None else f"{percent(result.sparsity.exact)} sparse"
-    heard = f"{duration(result.audio_seconds)} of audio heard in {duration(result.seconds)}"
-    output.text(f"{amount}, {heard}")
+    cost = result.cost
+    output.text(f"{amount}, {duration(cost.audio_seconds)} of audio heard in {duration(cost.seconds)}")
+    if cost.updates > result.own_cost.updates:
+        output.text(f"{cost.updates:,} updates in all, {result.own_cost.updates:,} of them in the run proper")
     output.text(f"wrote {result.path}")
     output.text(f"wrote {result.last}")
 
@@ -101,6 +116,7 @@ def inspection(output: Output, result: "Inspection") -> None:
         )
     output.table("Checkpoint", ("", ""), rows)
     _sparsities(output, result)
+    _reprunings(output, result)
     if metadata.recipe is not None:
         import yaml
 
@@ -120,6 +136,37 @@ def _sparsities(output: Output, result: "Inspection") -> None:
         rows.append([layer.name, *(percent(cell.sparsity) if cell else "" for cell in cells), percent(layer.sparsity)])
     rows.append(["all", *(percent(group.sparsity) for group in result.by_kind), percent(result.overall.sparsity)])
     output.table("Sparsity by layer and kind of module", ("layer", *kinds, "all"), rows)
+
+
+def _reprunings(output: Output, result: "Inspection") -> None:
+    """Revived and dropped weights over the run, a row a layer, each drawn to its own height."""
+    reprunings = result.reprunings
+    if not reprunings:
+        return
+    layers = list(dict.fromkeys(layer for repruning in reprunings for layer in repruning.layers))
+    counts = {layer: [repruning.layers.get(layer, (0, 0)) for repruning in reprunings] for layer in layers}
+    counts["all"] = [(repruning.revived, repruning.dropped) for repruning in reprunings]
+    width = (min(_WIDEST, shutil.get_terminal_size((_WIDEST, 0)).columns) - _BESIDE_SPARKLINES) // 2
+    rows = []
+    for layer, pairs in counts.items():
+        revived, dropped = ([pair[which] for pair in pairs] for which in (0, 1))
+        drawn = [sparkline(values, width) for values in (revived, dropped)]
+        rows.append([layer, drawn[0], f"{sum(revived):,}", drawn[1], f"{sum(dropped):,}"])
+    times = f"{len(reprunings)} times, update {reprunings[0].update:,} to {reprunings[-1].update:,}"
+    output.table(f"Re-pruned {times}", ("layer", "revived", "in all", "dropped", "in all"), rows)
+    sparsities = [repruning.sparsity for repruning in reprunings]
+    if len(set(sparsities)) > 1:
+        line = sparkline(sparsities, width)
+        output.text(f"sparsity {line} from {percent(sparsities[0])} to {percent(sparsities[-1])}")
+
+
+def sparkline(values: Sequence[float], width: int) -> str:
+    """Non-negative values as bars of eight heights, the highest for the largest; more than `width` are averaged."""
+    width = min(width, _LONGEST_SPARKLINE, len(values))
+    edges = [place * len(values) // width for place in range(width + 1)]
+    means = [sum(values[a:b]) / (b - a) for a, b in pairwise(edges)]
+    highest = max(means) or 1.0
+    return "".join(_BARS[max(0, math.ceil(mean / highest * len(_BARS)) - 1)] for mean in means)
 
 
 def pretraining(output: Output, result: "PretrainResult") -> None:

@@ -9,8 +9,9 @@ from torch import Tensor
 
 from parp_cli import checkpoint
 from parp_cli.checkpoint import Metadata
-from parp_cli.models.prunable import KINDS, kind_of, layer_of
+from parp_cli.models.prunable import KINDS, kind_of, layers_of
 from parp_cli.pruning.masks import count_all, count_pruned
+from parp_cli.pruning.pruner import Repruning
 
 K = TypeVar("K", bound=Hashable)
 
@@ -36,6 +37,8 @@ class Inspection:
         size: of the file, in bytes.
         by_layer, by_kind: sparsity of the masks; empty without any.
         by_layer_and_kind: the same, crossed.
+        reprunings: of the run that wrote it, oldest first; empty where it had none. Those of files of the first
+            version say nothing of layers.
     """
 
     path: Path
@@ -46,6 +49,7 @@ class Inspection:
     by_layer: tuple[Group, ...]
     by_kind: tuple[Group, ...]
     by_layer_and_kind: Mapping[tuple[str, str], Group]
+    reprunings: tuple[Repruning, ...]
 
 
 def inspect(path: Path) -> Inspection:
@@ -56,27 +60,21 @@ def inspect(path: Path) -> Inspection:
     """
     metadata = checkpoint.read_metadata(path)
     masks = checkpoint.read_masks(path)
-
-    def layer(name: str) -> str:
-        number = layer_of(name)
-        return "other" if number is None else str(number)
-
-    def order(name: str) -> tuple[int, str]:
-        return (int(name), "") if name.isdigit() else (10**9, name)
-
-    by_layer = _grouped(masks, layer)
+    masks = {name: masks[name] for name in metadata.prunable if name in masks}  # in the order of the model
+    layers = layers_of(masks)
+    by_layer = _grouped(masks, lambda name: layers[name])
     by_kind = _grouped(masks, kind_of)
-    crossed = _grouped(masks, lambda name: (layer(name), kind_of(name)))
-    kinds = [*KINDS, "other"]
+    crossed = _grouped(masks, lambda name: (layers[name], kind_of(name)))
     return Inspection(
         path=path,
         size=path.stat().st_size,
         sha256=checkpoint.file_hash(path),
         metadata=metadata,
         overall=Group(name="all", pruned=count_pruned(masks), total=count_all(masks)) if masks else None,
-        by_layer=tuple(_group(name, by_layer[name]) for name in sorted(by_layer, key=order)),
-        by_kind=tuple(_group(name, by_kind[name]) for name in kinds if name in by_kind),
+        by_layer=tuple(_group(name, group) for name, group in by_layer.items()),
+        by_kind=tuple(_group(name, by_kind[name]) for name in dict.fromkeys((*KINDS, *by_kind)) if name in by_kind),
         by_layer_and_kind={key: _group(" ".join(key), group) for key, group in crossed.items()},
+        reprunings=_reprunings(metadata),
     )
 
 
@@ -89,3 +87,18 @@ def _grouped(masks: Mapping[str, Tensor], key: Callable[[str], K]) -> dict[K, di
 
 def _group(name: str, masks: Mapping[str, Tensor]) -> Group:
     return Group(name=name, pruned=count_pruned(masks), total=count_all(masks))
+
+
+def _reprunings(metadata: Metadata) -> tuple[Repruning, ...]:
+    # Runs that recorded no sparsity kept theirs from beginning to end.
+    constant = 0.0 if metadata.sparsity is None else metadata.sparsity.exact
+    return tuple(
+        Repruning(
+            update=record["update"],
+            sparsity=record.get("sparsity", constant),
+            revived=record["revived"],
+            dropped=record["dropped"],
+            layers={label: (counts[0], counts[1]) for label, counts in record.get("layers", {}).items()},
+        )
+        for record in metadata.metrics.get("reprunings", ())
+    )

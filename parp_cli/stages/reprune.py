@@ -1,16 +1,20 @@
 """Re-prune: a new magnitude mask from a checkpoint's current weights (PARP, step 3, alone)."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from parp_cli import checkpoint
-from parp_cli.checkpoint import Checkpoint, Sparsity, lineage
+from parp_cli.checkpoint import Checkpoint, Metadata, Sparsity, lineage
 from parp_cli.environment import versions
-from parp_cli.errors import CheckpointError
-from parp_cli.pruning.masks import apply_, count_pruned, revived_and_dropped
-from parp_cli.pruning.select import check_sparsity, magnitude_masks, prune_count
+from parp_cli.errors import CheckpointError, UsageError
+from parp_cli.models.prunable import layers_of
+from parp_cli.pruning.masks import apply_, count_all, count_pruned, pattern_of, revived_and_dropped
+from parp_cli.pruning.patterns import Pattern
+from parp_cli.pruning.select import check_sparsity
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,6 +22,7 @@ class RepruneResult:
     """What `parp reprune` wrote.
 
     Attributes:
+        pattern: which weights competed with which.
         revived: weights that the old mask pruned and the new one keeps; without an old mask, 0.
         dropped: weights that the old mask (or no mask) kept and the new one prunes.
     """
@@ -25,24 +30,32 @@ class RepruneResult:
     path: Path
     sha256: str
     source: Path
+    pattern: str
     sparsity: Sparsity
     revived: int
     dropped: int
 
 
 def reprune(
-    source: Path, *, out: Path, sparsity: float | None = None, device: torch.device | None = None
+    source: Path,
+    *,
+    out: Path,
+    sparsity: float | None = None,
+    pattern: str | None = None,
+    device: torch.device | None = None,
 ) -> RepruneResult:
-    """Prune a checkpoint anew, whatever its mask was.
+    """Prune a checkpoint anew, whatever its mask was. The scope stays: what could be pruned, can be.
 
     Args:
         source: the checkpoint to start from; it is not changed.
         out: the checkpoint to write.
-        sparsity: share to prune; by default the checkpoint's own target.
+        sparsity: share to prune; by default that of the pattern where it has one, else the checkpoint's own target.
+        pattern: which weights compete with which, as `pruning.patterns.Pattern.parse` takes it; by default the
+            checkpoint's own. Tensors that cannot hold it keep all of their weights from now on.
         device: to select on; by default the CPU. The result is the same.
 
     Raises:
-        UsageError: the sparsity is outside [0, 1).
+        UsageError: the sparsity is outside [0, 1) or not the pattern's, or no weight can hold the pattern.
         CheckpointError: the source cannot be read, names no prunable weights, or no sparsity is known.
     """
     if sparsity is not None:
@@ -50,24 +63,49 @@ def reprune(
     old = checkpoint.read(source)
     if not old.metadata.prunable:
         raise CheckpointError(f"{source} names no prunable weights", hint="make a mask with `parp mask --model`")
+    parsed = Pattern.parse(pattern or pattern_of(old.metadata.recipe))
     if sparsity is None:
-        if old.metadata.sparsity is None:
-            raise CheckpointError(f"{source} has no mask whose sparsity to keep", hint="give one with --sparsity")
-        sparsity = old.metadata.sparsity.target
-    weights = {name: old.weights[name].clone().to(device) for name in old.metadata.prunable}
-    total = sum(weight.numel() for weight in weights.values())
-    masks = magnitude_masks(weights, prune_count(sparsity, total))
-    before = {n: old.masks[n].to(device) if old.masks else torch.ones_like(mask) for n, mask in masks.items()}
+        sparsity = parsed.sparsity if parsed.sparsity is not None else _recorded_sparsity(source, old.metadata)
+    weights = {
+        n: old.weights[n].to(device) for n in old.metadata.prunable if parsed.carries(tuple(old.weights[n].shape))
+    }
+    if not weights:
+        raise UsageError(f"no prunable weight of {source} can hold pattern {parsed}", hint="choose another --pattern")
+    masks = parsed.masks(weights, sparsity, layers_of(weights))
+    before = {n: old.masks[n].to(device) if n in old.masks else torch.ones_like(mask) for n, mask in masks.items()}
     revived, dropped = revived_and_dropped(before, masks)
-    apply_(masks, weights)
-    amount = Sparsity(target=sparsity, pruned=count_pruned(masks), total=total)
+    apply_(masks, old.weights)
+    amount = Sparsity(target=sparsity, pruned=count_pruned(masks), total=count_all(masks))
     metadata = replace(
         old.metadata,
         stage="reprune",
+        prunable=tuple(masks),
         sparsity=amount,
+        recipe=old.metadata.recipe if pattern is None else _with_pattern(old.metadata.recipe, pattern),
         parents=lineage(source, old.metadata),
         metrics={"revived": revived, "dropped": dropped},
         versions=versions(),
     )
-    digest = checkpoint.write(out, Checkpoint(weights={**old.weights, **weights}, masks=masks, metadata=metadata))
-    return RepruneResult(path=out, sha256=digest, source=source, sparsity=amount, revived=revived, dropped=dropped)
+    digest = checkpoint.write(out, Checkpoint(weights=old.weights, masks=masks, metadata=metadata))
+    return RepruneResult(
+        path=out,
+        sha256=digest,
+        source=source,
+        pattern=str(parsed),
+        sparsity=amount,
+        revived=revived,
+        dropped=dropped,
+    )
+
+
+def _recorded_sparsity(source: Path, metadata: Metadata) -> float:
+    if metadata.sparsity is None:
+        raise CheckpointError(f"{source} has no mask whose sparsity to keep", hint="give one with --sparsity")
+    return metadata.sparsity.target
+
+
+def _with_pattern(recipe: Mapping[str, Any] | None, pattern: str) -> Mapping[str, Any]:
+    """The recipe with another pattern, where `pruning.masks.pattern_of` finds it."""
+    if recipe is not None and "pruning" in recipe:
+        return {**recipe, "pruning": {**recipe["pruning"], "pattern": pattern}}
+    return {**(recipe or {}), "pattern": pattern}

@@ -14,7 +14,10 @@ import parp_cli
 from tests.tiny import World
 
 SMOKE = Path(__file__).parents[2] / "recipes" / "mini" / "smoke.yaml"
-COMMANDS = ("mask", "finetune", "reprune", "eval", "export", "inspect", "pretrain", "quickstart")
+COMMANDS = (
+    *("mask", "finetune", "reprune", "eval", "export"),
+    *("inspect", "compare", "sweep", "pretrain", "quickstart"),
+)
 
 
 def sets(settings: list[str]) -> list[str]:
@@ -101,6 +104,32 @@ def test_dry_run_shows_a_recipe_that_can_be_read(parp: Any, arguments: Any, tmp_
     (tmp_path / "shown.yaml").write_text(out[: out.index("The run")])
     again = parp("finetune", "shown.yaml", "--dry-run", *arguments["dry-run"][2:4])
     assert again.out == out
+
+
+def test_a_dry_run_shows_the_runs_and_the_re_prunings(parp: Any, world: World) -> None:
+    imp = ["finetune", "--dry-run", *sets([*world.settings, "pruning.method=imp", "pruning.sparsity=0.2"])]
+    shown = json.loads(parp(*imp, "--json").out)["plan"]
+    assert (shown["method"], shown["rounds"]) == ("imp", [["round 1 of 2", 2], ["round 2 of 2", 2], ["imp", 12]])
+    assert "16 in 3 runs" in parp(*imp).out
+    default = ["finetune", "--dry-run", *sets([*world.settings, "pruning.interval=null", "training.updates=120"])]
+    shown = json.loads(parp(*default, "--json").out)["plan"]
+    assert (shown["repruning_interval"], shown["reprunings"]) == (50, 3)
+    assert "3, every 50 updates" in parp(*default).out
+
+
+def test_a_method_of_several_runs(parp: Any, world: World, tmp_path: Path) -> None:
+    settings = sets([*world.settings, "pruning.method=imp", "pruning.sparsity=0.2", "training.updates=6"])
+    answer = parp("finetune", *settings)
+    assert answer.code == 0, answer.err
+    for line in ("fine-tuning (round 1 of 2): 1/1", "fine-tuning (round 2 of 2): 1/1", "fine-tuning (imp): 6/6"):
+        assert line in answer.err
+    assert len(list((tmp_path / "parp-run" / "rounds").iterdir())) == 2
+    again = parp("finetune", *settings, "--json")
+    assert "round 1 of 2" not in again.err
+    result = json.loads(again.out)
+    assert (result["cost"]["updates"], result["own_cost"]["updates"]) == (8, 6)
+    judged = json.loads(parp("eval", "--split", "valid", "--json").out)
+    assert judged["checkpoint"] == "parp-run/finetune.safetensors"
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -102,6 +102,30 @@ def test_sparsity_outside_its_range(refused: Any, masked: Path, world: World, sp
     assert any("pruning.sparsity" in line for line in refused(2, "finetune", *sets(f"pruning.sparsity={sparsity}")))
 
 
+@pytest.mark.parametrize(
+    ("setting", "message", "remedy"),
+    [
+        ("pruning.scope=atention", "no prunable parameter matches the scope 'atention'", "did you mean attention?"),
+        ("pruning.pattern=checkers", "no pattern 'checkers'", "2:4"),
+        ("pruning.initial=./absent", "there is no first mask ", "magnitude, random, random-weights"),
+    ],
+)
+def test_pruning_that_cannot_be(refused: Any, world: World, setting: str, message: str, remedy: str) -> None:
+    lines = refused(2, "finetune", *sets(*world.settings, setting))
+    assert message in lines[0]
+    assert remedy in lines[-1]
+
+
+def test_masks_that_a_method_does_not_use(refused: Any, world: World, masked: Path) -> None:
+    lines = refused(2, "finetune", "--init", masked, *sets(*world.settings, "pruning.method=omp"))
+    assert f"(omp) finds its own mask, but {masked} is pruned" in lines[0]
+    lines = refused(2, "finetune", "--init", masked, *sets(*world.settings, "pruning.method=rp"))
+    assert "method rp has a random mask" in lines[0]
+    lines = refused(4, "finetune", "--init", masked, *sets(*world.settings, "pruning.scope=attention"))
+    assert f"{masked} masks other weights" in lines[0]
+    assert "pruning.scope" in lines[-1]
+
+
 def test_a_sparsity_that_is_not_the_masks(refused: Any, world: World, masked: Path) -> None:
     lines = refused(2, "finetune", "--init", masked, *sets(*world.settings, "pruning.sparsity=0.9"))
     assert "sparsity 0.9" in lines[0]

@@ -1,5 +1,6 @@
 """What a checkpoint holds, counted by hand, and without reading its weights."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,7 @@ import pytest
 
 from parp_cli import checkpoint
 from parp_cli.errors import CheckpointError
+from parp_cli.pruning.pruner import Repruning
 from parp_cli.stages.inspect import Group, inspect
 from tests.tiny import World
 
@@ -75,3 +77,28 @@ def test_weights_are_not_read(trained: Path, monkeypatch: pytest.MonkeyPatch) ->
 def test_no_checkpoint(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="no checkpoint"):
         inspect(tmp_path / "absent.safetensors")
+
+
+def test_reprunings_of_a_run(trained: Path) -> None:
+    result = inspect(trained)
+    recorded = result.metadata.metrics["reprunings"]
+    assert len(result.reprunings) == len(recorded) > 1
+    for found, record in zip(result.reprunings, recorded, strict=True):
+        assert (found.update, found.revived, found.dropped) == (record["update"], record["revived"], record["dropped"])
+        assert found.sparsity == 0.5
+        assert set(found.layers) == {"0", "1"}
+        assert tuple(map(sum, zip(*found.layers.values(), strict=True))) == (found.revived, found.dropped)
+
+
+def test_reprunings_of_the_first_files(trained: Path, tmp_path: Path) -> None:
+    """They say neither layers nor sparsity."""
+    content = checkpoint.read(trained)
+    metrics = {"reprunings": [{"update": 20, "revived": 3, "dropped": 4}]}
+    path = tmp_path / "old.safetensors"
+    metadata = replace(content.metadata, metrics=metrics)
+    checkpoint.write(path, checkpoint.Checkpoint(weights=content.weights, masks=content.masks, metadata=metadata))
+    assert inspect(path).reprunings == (Repruning(update=20, sparsity=0.5, revived=3, dropped=4, layers={}),)
+
+
+def test_no_reprunings(masked: Path) -> None:
+    assert inspect(masked).reprunings == ()

@@ -1,19 +1,24 @@
-"""The first mask: exactly as many weights as asked for, the smallest or any."""
+"""The first mask: exactly as many weights as asked for, the smallest or any; and masks made of others."""
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from parp_cli import checkpoint
-from parp_cli.errors import CheckpointError, UsageError
+from parp_cli.errors import CheckpointError, MaskError, UsageError
+from parp_cli.models.sources import random_encoder
+from parp_cli.pruning.select import prune_count
 from parp_cli.stages.finetune import finetune
-from parp_cli.stages.mask import mask
-from tests.tiny import World
+from parp_cli.stages.mask import combine, mask
+from tests.tiny import TINY, World, write_encoder
 
 
 @pytest.mark.parametrize("sparsity", [0.0, 0.3, 0.5, 0.999])
-@pytest.mark.parametrize("method", ["magnitude", "random"])
+@pytest.mark.parametrize("method", ["magnitude", "random", "random-weights"])
 def test_prunes_exactly_so_many_and_writes_zeros(world: World, tmp_path: Path, sparsity: float, method: str) -> None:
     result = mask(str(world.encoder), sparsity=sparsity, out=tmp_path / "m.safetensors", method=method)  # type: ignore[arg-type]
     content = checkpoint.read(result.path)
@@ -57,7 +62,7 @@ def test_biases_can_be_left_alone(world: World, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("labels", ["letters", "phones"])
 def test_a_head_keeps_its_labels(world: World, tmp_path: Path, labels: str) -> None:
-    recipe = world.recipe(f"data.labels={labels}", "training.updates=1", "pruning.mode=dense")
+    recipe = world.recipe(f"data.labels={labels}", "training.updates=1", "pruning.method=dense")
     tuned = finetune(recipe, run=tmp_path).path
     before = checkpoint.read_metadata(tuned)
     masked = mask(str(tuned), sparsity=0.5, out=tmp_path / "m.safetensors").path
@@ -86,3 +91,166 @@ def test_no_such_model(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="there is no model minni") as caught:
         mask("minni", sparsity=0.5, out=tmp_path / "m.safetensors")
     assert caught.value.hint == "did you mean mini?"
+
+
+def test_random_weights_ignore_the_models_own(world: World, tmp_path: Path) -> None:
+    def made(encoder: Path, seed: int) -> dict[str, Tensor]:
+        out = tmp_path / "m.safetensors"
+        return checkpoint.read_masks(mask(str(encoder), method="random-weights", out=out, seed=seed).path)
+
+    other = tmp_path / "other.safetensors"
+    write_encoder(other, seed=9)
+    masks = made(world.encoder, 1)
+    assert all(torch.equal(kept, masks[name]) for name, kept in made(other, 1).items())
+    assert any(not torch.equal(kept, masks[name]) for name, kept in made(world.encoder, 2).items())
+    untrained = random_encoder(TINY, seed=1).weights
+    pruned = torch.cat([untrained[name][~kept].abs() for name, kept in masks.items()])
+    kept = torch.cat([untrained[name][kept].abs() for name, kept in masks.items()])
+    assert pruned.max() <= kept.min()
+
+
+def test_a_scope_is_all_that_is_pruned(world: World, tmp_path: Path) -> None:
+    content = checkpoint.read(mask(str(world.encoder), scope="attention", out=tmp_path / "m.safetensors").path)
+    assert content.masks
+    assert all(".attention." in name for name in content.metadata.prunable)
+    assert content.metadata.recipe is not None
+    assert content.metadata.recipe["scope"] == "attention"
+
+
+@pytest.mark.parametrize("method", ["magnitude", "random"])
+def test_two_of_four(world: World, tmp_path: Path, method: Any) -> None:
+    result = mask(str(world.encoder), pattern="2:4", method=method, out=tmp_path / "m.safetensors")
+    content = checkpoint.read(result.path)
+    assert result.sparsity.target == result.sparsity.exact == 0.5
+    assert content.metadata.recipe is not None
+    assert content.metadata.recipe["pattern"] == "2:4"
+    assert content.masks
+    for name, kept in content.masks.items():
+        assert name.endswith("weight")  # biases are no matrices
+        assert (kept.reshape(-1, 4).sum(1) == 2).all()
+        assert (content.weights[name][~kept] == 0).all()
+
+
+def test_patterns_that_cannot_be(world: World, tmp_path: Path) -> None:
+    def refused(message: str, **options: Any) -> None:
+        with pytest.raises(UsageError, match=message):
+            mask(str(world.encoder), out=tmp_path / "m.safetensors", **options)
+
+    refused("cannot have sparsity 0.3", pattern="2:4", sparsity=0.3)
+    refused("no weight of scope attention can hold pattern 48x48", pattern="48x48", scope="attention")
+    refused("no pattern 'diagonal'", pattern="diagonal")
+    refused("no prunable parameter matches", scope="heads")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.fixture(scope="module")
+def masks(world: World, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Masks of the tiny encoder, of several sparsities."""
+    folder = tmp_path_factory.mktemp("masks")
+    return {
+        name: mask(str(world.encoder), sparsity=share, method=method, out=folder / f"{name}.safetensors").path
+        for name, share, method in (("a", 0.5, "magnitude"), ("b", 0.5, "random"), ("c", 0.7, "random-weights"))
+    }
+
+
+def kept_in(path: Path) -> Tensor:
+    found = checkpoint.read_masks(path)
+    return torch.cat([found[name].flatten() for name in sorted(found)])
+
+
+def test_masks_made_from_others(masks: dict[str, Path], tmp_path: Path) -> None:
+    paths = list(masks.values())
+    a, b, c = map(kept_in, paths)
+
+    def made(**options: Any) -> Tensor:
+        result = combine(paths[0], out=tmp_path / "m.safetensors", **options)
+        found = kept_in(result.path)
+        assert (result.sparsity.pruned, result.sparsity.total) == (int((~found).sum()), len(found))
+        assert prune_count(result.sparsity.target, len(found)) == result.sparsity.pruned
+        content = checkpoint.read(result.path)
+        assert all((content.weights[name][~kept] == 0).all() for name, kept in content.masks.items())
+        return found
+
+    assert torch.equal(made(), a)
+    assert torch.equal(made(unions=[paths[1]]), a | b)
+    assert torch.equal(made(intersections=[paths[1], paths[2]]), a & b & c)
+    assert torch.equal(made(minuses=[paths[2]]), a & ~c)
+    assert torch.equal(made(unions=[paths[1]], minuses=[paths[2]]), (a | b) & ~c)
+    assert torch.equal(made(unions=[paths[1]], intersections=[paths[2]]), (a | b) & c)
+
+
+def test_what_is_recorded_of_a_combination(masks: dict[str, Path], world: World, tmp_path: Path) -> None:
+    a, b = masks["a"], masks["b"]
+    result = combine(a, unions=[b], apply=str(world.encoder), out=tmp_path / "m.safetensors")
+    metadata, source = checkpoint.read_metadata(result.path), checkpoint.read_metadata(a)
+    assert metadata.recipe == {
+        "from": str(a),
+        "union": [str(b)],
+        "intersect": [],
+        "minus": [],
+        "apply": str(world.encoder),
+        "pattern": "global",
+    }
+    assert (metadata.stage, metadata.prunable) == ("mask", source.prunable)
+    # The encoder, which both descend from, is named once.
+    assert [parent.file for parent in metadata.parents] == ["encoder.safetensors", "a.safetensors", "b.safetensors"]
+    assert metadata.parents[-1].sha256 == checkpoint.file_hash(b)
+    again = combine(a, unions=[b], apply=str(world.encoder), out=tmp_path / "again.safetensors")
+    assert again.sha256 == result.sha256
+
+
+def test_own_weights_and_those_of_another(masks: dict[str, Path], world: World, tmp_path: Path) -> None:
+    own = checkpoint.read(combine(masks["a"], unions=[masks["b"]], out=tmp_path / "own.safetensors").path)
+    source = checkpoint.read(masks["a"])
+    assert all(torch.equal(weight, source.weights[name]) for name, weight in own.weights.items())
+    applied = combine(masks["a"], unions=[masks["b"]], apply=str(world.encoder), out=tmp_path / "applied.safetensors")
+    encoder, over = checkpoint.read(world.encoder), checkpoint.read(applied.path)
+    assert over.masks
+    for name, weight in over.weights.items():
+        whole = encoder.weights[name].float()
+        assert torch.equal(weight, whole.masked_fill(~over.masks[name], 0) if name in over.masks else whole)
+
+
+def test_a_mask_goes_to_a_fine_tuned_model_with_its_head(world: World, trained: Path, tmp_path: Path) -> None:
+    source = mask(str(world.encoder), pattern="2:4", out=tmp_path / "a.safetensors").path
+    moved = checkpoint.read(combine(source, apply=str(trained), out=tmp_path / "moved.safetensors").path)
+    before = checkpoint.read(trained)
+    assert (moved.metadata.vocabulary, moved.metadata.labels) == (before.metadata.vocabulary, before.metadata.labels)
+    assert torch.equal(moved.weights["aux.weight"], before.weights["aux.weight"])
+    theirs = checkpoint.read_masks(source)
+    assert all(torch.equal(kept, theirs[name]) for name, kept in moved.masks.items())
+    # As nothing was combined, it is still what it was called.
+    assert moved.metadata.recipe is not None
+    assert moved.metadata.recipe["pattern"] == "2:4"
+    finetune(
+        world.recipe("training.updates=1", "pruning.method=fixed", "pruning.pattern=2:4"),
+        run=tmp_path,
+        init=tmp_path / "moved.safetensors",
+    )
+
+
+def test_a_transferred_mask_keeps_its_target(world: World, tmp_path: Path) -> None:
+    source = mask(str(world.encoder), sparsity=0.3, out=tmp_path / "a.safetensors")
+    assert source.sparsity.exact != 0.3
+    moved = combine(source.path, apply=str(world.encoder), out=tmp_path / "moved.safetensors")
+    assert moved.sparsity == source.sparsity
+
+
+def test_masks_that_cannot_be_combined(masks: dict[str, Path], world: World, tmp_path: Path) -> None:
+    def refused(message: str, **options: Any) -> MaskError:
+        with pytest.raises(MaskError, match=message) as caught:
+            combine(masks["a"], out=tmp_path / "m.safetensors", **options)
+        assert not (tmp_path / "m.safetensors").exists()
+        return caught.value
+
+    other = mask(str(world.encoder), biases=False, out=tmp_path / "other.safetensors").path
+    error = refused("other.safetensors has a mask of another model", unions=[other])
+    assert "not masked in the second" in error.details[0]
+    refused("encoder.safetensors has no mask", minuses=[world.encoder])
+    refused("keeps no weight", minuses=[masks["a"]])
+    # The first layers of a deeper model would have the right names and shapes.
+    deeper = replace(TINY, name="deeper", builder={**TINY.builder, "encoder_num_layers": 3})
+    write_encoder(tmp_path / "deeper.safetensors", deeper)
+    error = refused("is that of another model than", apply=str(tmp_path / "deeper.safetensors"))
+    assert error.details[0].endswith(": tiny")
+    assert error.details[1].endswith(": deeper")

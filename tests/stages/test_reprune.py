@@ -1,5 +1,6 @@
 """The third step alone: a new mask from the weights as they are."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -74,3 +75,46 @@ def test_sparsity_outside_its_range(masked: Path, tmp_path: Path, sparsity: floa
 def test_no_sparsity_to_keep(world: World, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="no mask whose sparsity to keep"):
         reprune(world.encoder, out=tmp_path / "out.safetensors")
+
+
+def test_scope_and_pattern_stay(world: World, tmp_path: Path) -> None:
+    source = mask(str(world.encoder), scope="feed-forward", pattern="2:4", out=tmp_path / "m.safetensors").path
+    result = reprune(source, out=tmp_path / "out.safetensors")
+    before, after = checkpoint.read(source), checkpoint.read(result.path)
+    assert result.pattern == "2:4"
+    assert after.metadata.prunable == before.metadata.prunable
+    assert all((kept.reshape(-1, 4).sum(1) == 2).all() for kept in after.masks.values())
+    assert (result.revived, result.dropped) == (0, 0)
+
+
+def test_the_pattern_of_a_fine_tuning_stays(trained: Path, tmp_path: Path) -> None:
+    content = checkpoint.read(trained)
+    assert content.metadata.recipe is not None
+    pruning = {**content.metadata.recipe["pruning"], "pattern": "tensor"}
+    metadata = replace(content.metadata, recipe={**content.metadata.recipe, "pruning": pruning})
+    source = tmp_path / "tensor.safetensors"
+    checkpoint.write(source, checkpoint.Checkpoint(weights=content.weights, masks=content.masks, metadata=metadata))
+    for kept in checkpoint.read_masks(reprune(source, out=tmp_path / "out.safetensors").path).values():
+        assert int((~kept).sum()) == round(0.5 * kept.numel())
+
+
+def test_another_pattern(trained: Path, tmp_path: Path) -> None:
+    result = reprune(trained, pattern="1:4", out=tmp_path / "out.safetensors")
+    assert (result.sparsity.target, result.sparsity.exact) == (0.75, 0.75)
+    before, after = checkpoint.read(trained), checkpoint.read(result.path)
+    assert set(after.masks) == set(after.metadata.prunable)
+    assert set(after.masks) == {name for name in before.masks if name.endswith("weight")}
+    assert all((kept.reshape(-1, 4).sum(1) == 1).all() for kept in after.masks.values())
+    assert reprune(result.path, out=tmp_path / "again.safetensors").pattern == "1:4"
+    assert after.metadata.recipe is not None
+    assert before.metadata.recipe is not None
+    assert after.metadata.recipe["data"] == before.metadata.recipe["data"]
+    assert reprune(result.path, pattern="global", sparsity=0.3, out=tmp_path / "o.safetensors").sparsity.target == 0.3
+
+
+def test_patterns_that_cannot_be(masked: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"cannot have sparsity 0\.3"):
+        reprune(masked, sparsity=0.3, pattern="2:4", out=tmp_path / "out.safetensors")
+    with pytest.raises(UsageError, match=r"no prunable weight of .* can hold pattern 48x48"):
+        reprune(masked, pattern="48x48", out=tmp_path / "out.safetensors")
+    assert not list(tmp_path.iterdir())

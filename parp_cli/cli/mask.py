@@ -1,0 +1,188 @@
+"""`parp mask`: a mask over a model, new or made from other checkpoints' masks."""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from parp_cli.cli.options import (
+    DEFAULT_RUN,
+    DeviceOption,
+    JsonOption,
+    OutOption,
+    QuietOption,
+    RunOption,
+    SeedOption,
+)
+from parp_cli.console import Output, percent
+from parp_cli.errors import UsageError
+
+_NEW = "A new mask"
+_MADE = "A mask made from others"
+
+_Sparsity = Annotated[
+    float | None,
+    typer.Option(
+        "--sparsity",
+        "-s",
+        help="Share of the prunable weights to prune, in [0, 1).",
+        show_default="0.5, or the pattern's",
+        rich_help_panel=_NEW,
+    ),
+]
+_Model = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        "-m",
+        help="mini, another architecture's name, a Hugging Face folder or hub name, or a file.",
+        show_default="mini",
+        rich_help_panel=_NEW,
+    ),
+]
+_Architecture = Annotated[
+    str | None,
+    typer.Option("--architecture", help="What the model is, where its file does not tell.", show_default=False),
+]
+_Method = Annotated[
+    Literal["magnitude", "random", "random-weights"] | None,
+    typer.Option(
+        "--method",
+        help="The smallest weights, random ones, or where a network that has learnt nothing has its smallest.",
+        show_default="magnitude",
+        rich_help_panel=_NEW,
+    ),
+]
+_Biases = Annotated[
+    bool | None,
+    typer.Option(
+        "--biases/--no-biases", help="Whether biases are pruned too.", show_default="biases", rich_help_panel=_NEW
+    ),
+]
+_Scope = Annotated[
+    str | None,
+    typer.Option(
+        "--scope",
+        help="transformer, attention, feed-forward, front-end, everything, or names such as '*.layers.[0-5].*'.",
+        show_default="transformer",
+        rich_help_panel=_NEW,
+    ),
+]
+_Pattern = Annotated[
+    str | None,
+    typer.Option(
+        "--pattern",
+        help="Which weights compete: global, layer, tensor, N:M such as 2:4, blocks such as 16x16.",
+        show_default="global",
+        rich_help_panel=_NEW,
+    ),
+]
+_From = Annotated[
+    Path | None,
+    typer.Option(
+        "--from", metavar="A", help="Begin with this checkpoint's mask.", show_default=False, rich_help_panel=_MADE
+    ),
+]
+_Union = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--union", metavar="B", help="Keep what this one keeps too.", show_default=False, rich_help_panel=_MADE
+    ),
+]
+_Intersect = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--intersect", metavar="B", help="Keep only what this one keeps.", show_default=False, rich_help_panel=_MADE
+    ),
+]
+_Minus = Annotated[
+    list[Path] | None,
+    typer.Option("--minus", metavar="B", help="Prune what this one keeps.", show_default=False, rich_help_panel=_MADE),
+]
+_Apply = Annotated[
+    str | None,
+    typer.Option(
+        "--apply",
+        metavar="MODEL",
+        help="Lay the mask over this model's or checkpoint's weights, not A's.",
+        show_default=False,
+        rich_help_panel=_MADE,
+    ),
+]
+
+
+def mask(
+    sparsity: _Sparsity = None,
+    model: _Model = None,
+    architecture: _Architecture = None,
+    method: _Method = None,
+    biases: _Biases = None,
+    scope: _Scope = None,
+    pattern: _Pattern = None,
+    source: _From = None,
+    union: _Union = None,
+    intersect: _Intersect = None,
+    minus: _Minus = None,
+    apply: _Apply = None,
+    run: RunOption = DEFAULT_RUN,
+    out: OutOption = None,
+    device: DeviceOption = "auto",
+    seed: SeedOption = None,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Prune a model: write its weights and a mask.
+
+    With --from it is made from other checkpoints' masks: first all --union, then all --intersect, then all --minus.
+
+    A's pruned weights are zero, also where the mask made from it keeps them; --apply mini gets them back.
+
+    [bold]Examples:[/]
+
+      parp mask --sparsity 0.5
+
+      parp mask --model wav2vec2-base --pattern 2:4 --run base24
+
+      parp mask --from es.safetensors --union fr.safetensors --apply mini
+    """
+    from parp_cli.environment import select_device
+    from parp_cli.stages.mask import combine
+    from parp_cli.stages.mask import mask as stage
+
+    output = Output(as_json=as_json, quiet=quiet)
+    new = {"sparsity": sparsity, "model": model, "method": method, "biases": biases, "scope": scope, "pattern": pattern}
+    made = {"union": union, "intersect": intersect, "minus": minus, "apply": apply}
+    _refuse_mixture(source, new, made)
+    path = out or run / "mask.safetensors"
+    with output.progress() as notify:
+        if source is None:
+            chosen: dict[str, Any] = {"model": "mini"} | {k: value for k, value in new.items() if value is not None}
+            where = select_device(device)
+            result = stage(**chosen, out=path, seed=seed or 0, architecture=architecture, device=where, notify=notify)
+        else:
+            result = combine(
+                source,
+                out=path,
+                unions=union or (),
+                intersections=intersect or (),
+                minuses=minus or (),
+                apply=apply,
+                architecture=architecture,
+                notify=notify,
+            )
+    amount = result.sparsity
+    output.text(f"pruned {amount.pruned:,} of {amount.total:,} weights of {result.model} ({percent(amount.exact)})")
+    output.text(f"wrote {result.path}")
+    output.json(result)
+
+
+def _refuse_mixture(source: Path | None, new: dict[str, Any], made: dict[str, Any]) -> None:
+    """Refuse options of a new mask together with those of one made from others."""
+    if source is not None and (given := [name for name, value in new.items() if value is not None]):
+        options = ", ".join(f"--{name}" for name in given)
+        raise UsageError(
+            f"--from takes a mask that is there, {options} would choose a new one",
+            hint="leave one of them away; for other weights under the mask there is --apply",
+        )
+    if source is None and (given := [name for name, value in made.items() if value]):
+        raise UsageError(f"--{given[0]} needs a mask to begin with", hint="name its checkpoint with --from")

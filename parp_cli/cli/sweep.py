@@ -1,0 +1,120 @@
+"""`parp sweep`: a grid of recipes, run and compared."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from parp_cli.cli.options import DEFAULT_RUN, DeviceOption, JsonOption, QuietOption, RunOption, SetOption
+from parp_cli.console import Output
+from parp_cli.errors import ParpError
+
+if TYPE_CHECKING:
+    from parp_cli.sweep.run import SweepPlan, SweepResult
+
+
+def sweep(
+    file: Annotated[Path, typer.Argument(help="A YAML file such as recipes/sweeps/mini.yaml.", show_default=False)],
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show the cells and what is left to do; train nothing.")
+    ] = False,
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            "--workers",
+            min=1,
+            help="Processes that run cells at the same time on this machine.",
+            show_default="one a GPU; none on the CPU, where cells run one by one",
+        ),
+    ] = None,
+    cluster: Annotated[
+        bool,
+        typer.Option("--cluster", help="Hand cells to Ray, whose machines all see the run folder (extra cluster)."),
+    ] = False,
+    settings: SetOption = None,
+    run: RunOption = DEFAULT_RUN,
+    device: DeviceOption = "auto",
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Run every combination of a grid of settings: methods, sparsities, seeds, anything.
+
+    What is done is not done again: after an interruption the same command goes on.
+
+    Training that several cells need, such as the dense run of omp, runs once.
+
+    [bold]Examples:[/]
+
+      parp sweep recipes/sweeps/mini.yaml --run mini-sweep --dry-run
+
+      parp sweep recipes/sweeps/mini.yaml --run mini-sweep
+    """
+    from parp_cli.environment import select_device
+    from parp_cli.sweep.grid import load_sweep
+    from parp_cli.sweep.run import plan_sweep, run_sweep
+
+    output = Output(as_json=as_json, quiet=quiet)
+    where = select_device(device)
+    loaded = load_sweep(file, settings or (), device=where)
+    if dry_run:
+        planned = plan_sweep(loaded, run)
+        _show_plan(output, planned)
+        output.json(planned)
+        return
+    with output.progress() as notify:
+        result = run_sweep(
+            loaded, run=run, device=where, workers=workers, cluster=cluster, note=output.note, notify=notify
+        )
+    _show_result(output, result)
+    output.json(result)
+    if result.failed:
+        error = ParpError(
+            f"{len(result.failed)} of {len(loaded.cells)} cells failed",
+            details=[f"{name}: {message}" for name, message in result.failed],
+            hint="the same command tries them again",
+        )
+        error.exit_code = result.exit_code
+        raise error
+
+
+def _show_plan(output: Output, plan: "SweepPlan") -> None:
+    rows = []
+    for cell in plan.cells:
+        left = sum(updates - done for _, _, updates, done, _ in cell.rounds)
+        search = [f"{name}{'' if done < updates else ' (done)'}" for name, _, updates, done, _ in cell.rounds[:-1]]
+        state = "done" if cell.done else f"{left:,} left"
+        rows.append([cell.name, f"{cell.rounds[-1][2]:,}", state, _shortened(search), cell.key[:8]])
+    output.table("Cells", ("", "updates", "", "", ""), rows)
+    shared = {
+        key: (name, updates, done, needed) for cell in plan.cells for name, key, updates, done, needed in cell.rounds
+    }
+    rows = [
+        [key[:8], name, f"{needed}", f"{updates:,}", "done" if done == updates else f"{updates - done:,} left"]
+        for key, (name, updates, done, needed) in shared.items()
+        if needed > 1
+    ]
+    if rows:
+        output.table("Training that several cells need", ("", "run", "cells", "updates", ""), rows)
+    done = sum(cell.done for cell in plan.cells)
+    output.text(f"{len(plan.cells)} cells, {done} done; {plan.runs} training runs")
+    output.text(
+        f"{plan.updates_left:,} of {plan.updates:,} updates left ({plan.updates_alone:,} if cells shared nothing)"
+    )
+
+
+def _shortened(names: list[str]) -> str:
+    """The runs before the last one, in a line."""
+    if len(names) > 2:
+        return f"after {names[0]} … {names[-1]}"
+    return f"after {', '.join(names)}" if names else ""
+
+
+def _show_result(output: Output, result: "SweepResult") -> None:
+    from parp_cli.sweep.report import cost_rows, error_rows, panels
+
+    for panel in panels(result.outcomes):
+        columns, rows = error_rows(panel)
+        output.table("Error rate: mean ± standard deviation (seeds)", columns, rows)
+        output.table("Cost: means over seeds", *cost_rows(panel))
+    for path in (result.results, result.tables, *result.figures):
+        output.text(f"wrote {path}")

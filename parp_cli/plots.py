@@ -1,0 +1,187 @@
+"""Figures of results, as PNG or SVG. matplotlib (extra `plot`) is imported when one is drawn."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from parp_cli.errors import UsageError
+from parp_cli.files import replacing
+from parp_cli.pruning.overlap import Overlap, Pair
+from parp_cli.pruning.pruner import Repruning
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from matplotlib.image import AxesImage
+
+FORMATS = ("png", "svg")
+
+_OVERLAP_COLOURS = "RdBu"  # red below the level of chance, white at it, blue above
+
+
+def check_plot(path: Path) -> None:
+    """Refuse a figure that could not be drawn, before any work is done for it.
+
+    Raises:
+        UsageError: the name ends in no known format, or matplotlib is not installed.
+    """
+    if path.suffix.lower().removeprefix(".") not in FORMATS:
+        raise UsageError(
+            f"cannot draw {path}: the name decides the format",
+            hint=f"end it in {' or '.join(f'.{name}' for name in FORMATS)}",
+        )
+    try:
+        import matplotlib  # noqa: F401 (whether it is there)
+    except ImportError as error:
+        raise UsageError("figures need matplotlib", hint="pip install 'parp-cli[plot]'") from error
+
+
+def overlap_heatmap(path: Path, pairs: Sequence[Pair]) -> None:
+    """Draw overlaps: a panel a pair, with layers down and kinds of module across; with several pairs, all of them
+    against one another in the first panel.
+
+    Cells give the intersection over union of the kept weights in percent; their colour says where that is between the
+    level of chance at the sparsities of that cell and equal masks.
+
+    Args:
+        path: a .png or .svg.
+        pairs: of masks over the same weights, at least one.
+
+    Raises:
+        UsageError: as `check_plot`, or the place cannot be written to.
+    """
+    check_plot(path)
+    from matplotlib.figure import Figure
+
+    layers, kinds = list(pairs[0].by_layer), list(pairs[0].by_kind)
+    whole = len(pairs) > 1
+    count = len(pairs) + whole
+    columns = min(3, math.ceil(math.sqrt(count)))
+    rows = math.ceil(count / columns)
+    width, height = max(3.2, 0.55 * len(kinds) + 1.2), max(2.4, 0.3 * len(layers) + 1.4)
+    figure = Figure(figsize=(width * columns + 1.0, height * rows), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False).flatten()
+    if whole:
+        image = _pairs_panel(axes[0], pairs)
+    for ax, pair in zip(axes[whole:], pairs, strict=False):
+        image = _cells_panel(ax, pair, layers, kinds)
+    for ax in axes[count:]:
+        ax.set_visible(False)
+    figure.colorbar(image, ax=list(axes), label="IoU above chance (0: by chance, 1: equal masks)", shrink=0.8)
+    _save(figure, path)
+
+
+def repruning_figure(path: Path, reprunings: Sequence[Repruning], title: str) -> None:
+    """Draw a run's re-prunings: revived and dropped weights over updates, revived ones by layer, and the sparsity
+    where it changes. What a record does not hold is left away.
+
+    Args:
+        path: a .png or .svg.
+        reprunings: oldest first, at least one.
+        title: over the figure.
+
+    Raises:
+        UsageError: as `check_plot`, or the place cannot be written to.
+    """
+    check_plot(path)
+    from matplotlib.figure import Figure
+
+    layers = list(dict.fromkeys(layer for repruning in reprunings for layer in repruning.layers))
+    grows = len({repruning.sparsity for repruning in reprunings}) > 1
+    heights = [2.4, *([max(1.6, 0.25 * len(layers))] if layers else []), *([1.6] if grows else [])]
+    figure = Figure(figsize=(8.0, sum(heights) + 0.6), layout="constrained")
+    figure.suptitle(title)
+    axes = figure.subplots(len(heights), 1, squeeze=False, sharex=True, height_ratios=heights).flatten()
+    updates = [repruning.update for repruning in reprunings]
+    axes[0].plot(updates, [repruning.revived for repruning in reprunings], marker=".", label="revived")
+    axes[0].plot(updates, [repruning.dropped for repruning in reprunings], marker=".", linestyle="--", label="dropped")
+    axes[0].set_ylabel("weights")
+    axes[0].set_ylim(bottom=0)
+    axes[0].legend()
+    if layers:
+        _layers_panel(figure, axes[1], reprunings, layers)
+    if grows:
+        axes[-1].plot(updates, [100 * repruning.sparsity for repruning in reprunings], marker=".")
+        axes[-1].set_ylabel("sparsity (%)")
+    axes[-1].set_xlabel("update")
+    _save(figure, path)
+
+
+def _pairs_panel(ax: Axes, pairs: Sequence[Pair]) -> AxesImage:
+    labels = list(dict.fromkeys(label for pair in pairs for label in (pair.first, pair.second)))
+    places = {label: place for place, label in enumerate(labels)}
+    overlaps: dict[tuple[int, int], Overlap] = {}
+    for pair in pairs:
+        first, second = places[pair.first], places[pair.second]
+        overlaps |= {(first, second): pair.overall, (second, first): pair.overall}
+    image = _matrix(ax, overlaps, labels, labels)
+    ax.set_title("all pairs: IoU in % (by chance)", fontsize=9)
+    for (row, column), overlap in overlaps.items():
+        text = f"{100 * overlap.iou:.0f}\n({100 * overlap.iou_by_chance:.0f})"
+        _write(ax, row, column, text, overlap)
+    return image
+
+
+def _cells_panel(ax: Axes, pair: Pair, layers: Sequence[str], kinds: Sequence[str]) -> AxesImage:
+    overlaps = {
+        (row, column): pair.by_layer_and_kind[layer, kind]
+        for row, layer in enumerate(layers)
+        for column, kind in enumerate(kinds)
+        if (layer, kind) in pair.by_layer_and_kind
+    }
+    image = _matrix(ax, overlaps, layers, kinds)
+    iou, chance = 100 * pair.overall.iou, 100 * pair.overall.iou_by_chance
+    ax.set_title(f"{pair.first} – {pair.second}\nIoU {iou:.1f} %, by chance {chance:.1f} %", fontsize=9)
+    ax.set_ylabel("layer")
+    for (row, column), overlap in overlaps.items():
+        _write(ax, row, column, f"{100 * overlap.iou:.0f}", overlap)
+    return image
+
+
+def _matrix(
+    ax: Axes, overlaps: Mapping[tuple[int, int], Overlap], rows: Sequence[str], columns: Sequence[str]
+) -> AxesImage:
+    """Colours; a cell without weights stays blank."""
+    values = [
+        [
+            overlaps[row, column].iou_above_chance if (row, column) in overlaps else math.nan
+            for column in range(len(columns))
+        ]
+        for row in range(len(rows))
+    ]
+    image = ax.imshow(values, cmap=_OVERLAP_COLOURS, vmin=-1, vmax=1, aspect="auto")
+    ax.set_xticks(range(len(columns)), columns, rotation=45, ha="right", rotation_mode="anchor", fontsize=8)
+    ax.set_yticks(range(len(rows)), rows, fontsize=8)
+    return image
+
+
+def _write(ax: Axes, row: int, column: int, text: str, overlap: Overlap) -> None:
+    dark = abs(overlap.iou_above_chance) > 0.6
+    ax.text(column, row, text, ha="center", va="center", fontsize=7, color="white" if dark else "black")
+
+
+def _layers_panel(figure: Figure, ax: Axes, reprunings: Sequence[Repruning], layers: Sequence[str]) -> None:
+    values = [[repruning.layers.get(layer, (0, 0))[0] for repruning in reprunings] for layer in layers]
+    updates = [repruning.update for repruning in reprunings]
+    # Re-prunings need not be evenly spaced: a column reaches half-way to its neighbours.
+    between = [(earlier + later) / 2 for earlier, later in pairwise(updates)]
+    ends = (2 * updates[0] - between[0], 2 * updates[-1] - between[-1]) if between else (updates[0] - 1, updates[0] + 1)
+    edges = [ends[0], *between, ends[1]]
+    mesh: Any = ax.pcolormesh(edges, range(len(layers) + 1), values, cmap="viridis", vmin=0)
+    ax.set_yticks([place + 0.5 for place in range(len(layers))], layers, fontsize=8)
+    ax.invert_yaxis()
+    ax.set_ylabel("layer")
+    figure.colorbar(mesh, ax=ax, label="revived")
+
+
+def _save(figure: Figure, path: Path) -> None:
+    """The same figure gives the same bytes: no date, and no random names."""
+    import matplotlib
+
+    kind = path.suffix.lower().removeprefix(".")
+    with matplotlib.rc_context({"svg.hashsalt": "parp"}), replacing(path) as temporary:
+        figure.savefig(temporary, format=kind, dpi=150, metadata={"Date": None} if kind == "svg" else None)

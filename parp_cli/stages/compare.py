@@ -1,0 +1,137 @@
+"""Compare: how much the masks of several checkpoints have in common. Weights are not loaded."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+
+from torch import Tensor
+
+from parp_cli import checkpoint
+from parp_cli.checkpoint import Metadata
+from parp_cli.errors import MaskError, UsageError
+from parp_cli.models.prunable import KINDS, kind_of, layers_of
+from parp_cli.pruning.masks import count_all, count_pruned
+from parp_cli.pruning.overlap import Pair, by_group, overlaps, together
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskFile:
+    """One of the files compared.
+
+    Attributes:
+        label: short, and of this file alone.
+        stage: that wrote it.
+        pruned, total: over all of its mask.
+    """
+
+    path: Path
+    label: str
+    stage: str
+    pruned: int
+    total: int
+
+    @property
+    def sparsity(self) -> float:
+        return self.pruned / self.total
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """All files, each against each.
+
+    Attributes:
+        left_out: names of weights that the masks of some files cover and those of others don't: they were made with
+            another scope or pattern, or without biases. Overlaps are over the weights that all masks cover.
+    """
+
+    files: tuple[MaskFile, ...]
+    pairs: tuple[Pair, ...]
+    left_out: tuple[str, ...]
+
+
+def compare(paths: Sequence[Path]) -> Comparison:
+    """Compare the masks of two or more checkpoints of one architecture.
+
+    Raises:
+        UsageError: there are fewer than two.
+        CheckpointError: one cannot be read.
+        MaskError: one has no mask, or is of another model.
+    """
+    if len(paths) < 2:
+        raise UsageError("one checkpoint cannot be compared", hint="name two or more: `parp compare A B`")
+    metadata = [checkpoint.read_metadata(path) for path in paths]
+    _check_same_model(paths, metadata)
+    masks = [_masks(path, known) for path, known in zip(paths, metadata, strict=True)]
+    everywhere = [name for name in masks[0] if all(name in other for other in masks)]
+    if not everywhere:
+        raise MaskError(
+            "these masks have no weight in common",
+            details=[
+                f"{path} masks {len(mask)} tensors, such as {next(iter(mask))}"
+                for path, mask in zip(paths, masks, strict=True)
+            ],
+            hint="masks made with the same --scope can be compared",
+        )
+    labels = shortest_labels(paths)
+    shared = [{name: mask[name] for name in everywhere} for mask in masks]
+    return Comparison(
+        files=tuple(
+            MaskFile(path=path, label=label, stage=known.stage, pruned=count_pruned(mask), total=count_all(mask))
+            for path, label, known, mask in zip(paths, labels, metadata, masks, strict=True)
+        ),
+        pairs=tuple(
+            _pair(labels[first], labels[second], shared[first], shared[second])
+            for first, second in combinations(range(len(paths)), 2)
+        ),
+        left_out=tuple(dict.fromkeys(name for mask in masks for name in mask if name not in shared[0])),
+    )
+
+
+def shortest_labels(paths: Sequence[Path]) -> list[str]:
+    """A name for each file that tells it from the others: its stem, its folder, or as much of the path as it takes."""
+    parts = [(*path.absolute().parent.parts[1:], path.stem) for path in paths]
+    for depth in range(1, max(map(len, parts)) + 1):
+        for chosen in (slice(-depth, -depth + 1 or None), slice(-depth, None)):
+            labels = ["/".join(part[chosen]) for part in parts]
+            if all(labels) and len(set(labels)) == len(labels):
+                return labels
+    return [f"{path} ({number})" for number, path in enumerate(paths, start=1)]
+
+
+def _check_same_model(paths: Sequence[Path], metadata: Sequence[Metadata]) -> None:
+    # The builder's arguments decide which weights there are; models of several names share them.
+    builders = [known.architecture.get("builder") for known in metadata]
+    for path, known, builder in zip(paths, metadata, builders, strict=True):
+        if builder != builders[0]:
+            raise MaskError(
+                f"{path} has the mask of another model than {paths[0]}",
+                details=[
+                    f"{paths[0]}: {metadata[0].architecture.get('name')}",
+                    f"{path}: {known.architecture.get('name')}",
+                ],
+                hint="only masks of one architecture can be compared",
+            )
+
+
+def _masks(path: Path, metadata: Metadata) -> dict[str, Tensor]:
+    """In the order of the model's parameters."""
+    masks = checkpoint.read_masks(path)
+    if not masks:
+        raise MaskError(f"{path} has no mask", hint="make one with `parp mask`")
+    return {name: masks[name] for name in metadata.prunable if name in masks}
+
+
+def _pair(first: str, second: str, ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> Pair:
+    by_name = overlaps(ours, theirs)
+    layers = layers_of(by_name)
+    kinds = {name: kind_of(name) for name in by_name}
+    by_kind = by_group(by_name, kinds)
+    return Pair(
+        first=first,
+        second=second,
+        overall=together(by_name.values()),
+        by_layer=by_group(by_name, layers),
+        by_kind={kind: by_kind[kind] for kind in dict.fromkeys((*KINDS, *by_kind)) if kind in by_kind},
+        by_layer_and_kind=by_group(by_name, {name: (layers[name], kinds[name]) for name in by_name}),
+    )

@@ -1,0 +1,178 @@
+"""A whole sweep: plan it, run it, report it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from parp_cli.progress import Notify, silent
+from parp_cli.sweep.execute import Pool, run_cells
+from parp_cli.sweep.grid import Sweep
+from parp_cli.sweep.lock import only_one
+from parp_cli.sweep.report import write_results
+from parp_cli.sweep.tasks import Outcome, is_done, outcomes, read_failure, updates_done
+
+
+@dataclass(frozen=True, kw_only=True)
+class CellPlan:
+    """What is left of a cell.
+
+    Attributes:
+        rounds: the training runs it is made of: name, key, updates, updates done, how many cells need it.
+        done: whether nothing is left.
+    """
+
+    name: str
+    key: str
+    rounds: tuple[tuple[str, str, int, int, int], ...]
+    done: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepPlan:
+    """A sweep in figures, as `--dry-run` shows it.
+
+    Attributes:
+        runs: different training runs; what several cells need counts once.
+        updates: of all of them.
+        updates_left: to do still.
+        updates_alone: what the cells would take if they shared nothing.
+    """
+
+    cells: tuple[CellPlan, ...]
+    runs: int
+    updates: int
+    updates_left: int
+    updates_alone: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepResult:
+    """What `parp sweep` wrote and what came out.
+
+    Attributes:
+        failed: name and message of each cell that could not be finished, and `exit_code` that of the first one.
+        figures: PNG and SVG; empty without matplotlib.
+    """
+
+    outcomes: tuple[Outcome, ...]
+    failed: tuple[tuple[str, str], ...]
+    exit_code: int
+    results: Path
+    tables: Path
+    figures: tuple[Path, ...]
+
+
+def plan_sweep(sweep: Sweep, run: Path) -> SweepPlan:
+    """What `run_sweep` would do."""
+    needed = [key for cell in sweep.cells for key in cell.keys]
+    lengths: dict[str, int] = {}
+    done: dict[str, int] = {}
+    cells = []
+    for cell in sweep.cells:
+        done |= updates_done(run, cell)
+        rounds = []
+        for this, key in zip(cell.rounds, cell.keys, strict=True):
+            lengths[key] = this.recipe.training.updates
+            rounds.append((this.name, key, lengths[key], done[key], needed.count(key)))
+        cells.append(CellPlan(name=cell.name, key=cell.key, rounds=tuple(rounds), done=is_done(run, cell)))
+    return SweepPlan(
+        cells=tuple(cells),
+        runs=len(lengths),
+        updates=sum(lengths.values()),
+        updates_left=sum(lengths.values()) - sum(done.values()),
+        updates_alone=sum(lengths[key] for key in needed),
+    )
+
+
+def run_sweep(
+    sweep: Sweep,
+    *,
+    run: Path,
+    device: torch.device | None = None,
+    workers: int | None = None,
+    cluster: bool = False,
+    note: Callable[[str], None] = lambda text: None,
+    notify: Notify = silent,
+) -> SweepResult:
+    """Run what is left of a sweep, and write its results.
+
+    Args:
+        sweep: from `grid.load_sweep`.
+        run: the sweep's folder; what an earlier call did there is not done again.
+        device: by default the CPU.
+        workers: processes on this machine; None is one for each GPU where `device` is CUDA without a number, and none
+            otherwise, so that cells run in this process.
+        cluster: hand cells to a Ray cluster instead, whose machines all see `run`.
+        note: told what people might want to know.
+
+    Raises:
+        Interrupted: by the user; the same call goes on.
+        ResourceError: the disk is full.
+        UsageError: the folder cannot be written to or another sweep is running there, or ray is not installed.
+    """
+    with only_one(run.absolute()):
+        return _run_sweep(sweep, run.absolute(), device or torch.device("cpu"), workers, cluster, note, notify)
+
+
+def _run_sweep(
+    sweep: Sweep,
+    run: Path,
+    device: torch.device,
+    workers: int | None,
+    cluster: bool,
+    note: Callable[[str], None],
+    notify: Notify,
+) -> SweepResult:
+    def found() -> tuple[Outcome, ...]:
+        return tuple(outcome for cell in sweep.cells for outcome in outcomes(run, cell))
+
+    pool = None
+    if not all(is_done(run, cell) for cell in sweep.cells):
+        pool = _pool(device, workers, cluster)
+    run_cells(
+        sweep.cells,
+        run=run,
+        device=str(device),
+        pool=pool,
+        notify=notify,
+        after_each=lambda: write_results(run, found()),  # a long sweep can be looked at before its end
+    )
+    results, tables = write_results(run, found())
+    return SweepResult(
+        outcomes=found(),
+        failed=tuple((c.name, f.message) for c in sweep.cells if (f := read_failure(run, c)) is not None),
+        exit_code=next((f.exit_code for c in sweep.cells if (f := read_failure(run, c)) is not None), 0),
+        results=results,
+        tables=tables,
+        figures=_figures(run, found(), note),
+    )
+
+
+def _pool(device: torch.device, workers: int | None, cluster: bool) -> Pool | None:
+    if cluster:
+        from parp_cli.sweep.cluster import RayPool
+
+        return RayPool(device.type)
+    if str(device) == "cuda":
+        count = min(workers or torch.cuda.device_count(), torch.cuda.device_count())
+        devices = [f"cuda:{index}" for index in range(count)]
+    else:
+        devices = [str(device)] * (workers or 1)
+    if len(devices) == 1 and workers is None:
+        return None
+    from parp_cli.sweep.workers import ProcessPool
+
+    return ProcessPool(devices)
+
+
+def _figures(run: Path, outcomes: tuple[Outcome, ...], note: Callable[[str], None]) -> tuple[Path, ...]:
+    try:
+        from parp_cli.sweep.figure import draw
+    except ImportError:
+        note("no figure: matplotlib is not installed (`pip install 'parp-cli[plot]'`)")
+        return ()
+    from parp_cli.sweep.report import panels
+
+    return draw(panels(outcomes), run / "results")

@@ -1,0 +1,296 @@
+"""One cell of a sweep: run what is left of it, and read what it came to.
+
+    <run>/rounds/<key>/   one training run, named by its content: of a cell, or one that several cells need
+        finetune.safetensors, finetune-last.safetensors, finetune.jsonl, finetune-cost.json, state/
+        eval-<split>.jsonl, eval-<split>.json
+        failed.json       why the cell of this key could not be finished
+        progress.json     how far a worker elsewhere is with the cell of this key
+    <run>/features/       what the frozen front end makes of each sound
+
+Workers, here and on other machines, share nothing but this folder.
+"""
+
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from parp_cli import checkpoint
+from parp_cli.errors import CheckpointError, Interrupted, ParpError, ResourceError
+from parp_cli.files import write_text
+from parp_cli.progress import Notify, Progress, silent
+from parp_cli.stages.evaluate import evaluate
+from parp_cli.stages.finetune import Cost, finetune
+from parp_cli.sweep.grid import Cell
+from parp_cli.training.rounds import target_sparsity
+from parp_cli.training.state import read_position
+
+_TELL_SECONDS = 2.0
+"""Between two words from a worker elsewhere."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """A cell to run, wherever: all of it can be sent to another process.
+
+    Attributes:
+        run: the sweep's folder.
+        device: as torch names it.
+        threads: of the CPU; None leaves them as they are.
+    """
+
+    cell: Cell
+    run: Path
+    device: str
+    threads: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Failure:
+    """Why a cell could not be finished, as the error said it; `round` is the training run it happened in."""
+
+    round: str
+    message: str
+    exit_code: int
+    details: tuple[str, ...] = ()
+    hint: str | None = None
+
+
+def run_task(task: Task, notify: Notify = silent) -> Failure | None:
+    """Run what is left of a cell: training, then the judgement of each split. What was begun goes on.
+
+    Returns:
+        Why it could not be finished, which is in its folder too; or None.
+
+    Raises:
+        Interrupted: by the user; everything goes on from here another time.
+    """
+    cell, folder = task.cell, round_folder(task.run, task.cell.key)
+    device = torch.device(task.device)
+    if task.threads is not None:
+        torch.set_num_threads(task.threads)
+    if device.index is not None:
+        torch.cuda.set_device(device)
+    try:
+        if finished_cost(folder) is None:
+            finetune(
+                cell.recipe,
+                run=folder,
+                device=device,
+                # Runs before the last one always go on where they can.
+                resume=len(cell.rounds) > 1 or _state(folder).exists(),
+                rounds_folder=folder.parent,
+                features_folder=task.run / "features",
+                notify=notify,
+            )
+        for split in cell.splits:
+            if _read_json(_figures(folder, split)) is None:
+                best, out = folder / "finetune.safetensors", folder / f"eval-{split}.jsonl"
+                evaluate(best, out=out, split=split, data=cell.recipe.data, device=device, notify=notify)
+    except Interrupted:
+        raise
+    except (ParpError, MemoryError, torch.OutOfMemoryError) as error:
+        failure = _failure(cell, task.run, error)
+        write_text(_failed(folder), json.dumps(asdict(failure)) + "\n")
+        return failure
+    _failed(folder).unlink(missing_ok=True)
+    return None
+
+
+def run_remote_task(task: Task) -> Failure | None:
+    """`run_task` for another process: now and then it leaves in the cell's folder how far it is."""
+    path = _progress(round_folder(task.run, task.cell.key))
+    path.unlink(missing_ok=True)  # of one that was killed
+    told = 0.0
+
+    def notify(step: Progress) -> None:
+        nonlocal told
+        if step.task.startswith("fine-tuning") and time.monotonic() - told > _TELL_SECONDS:
+            told = time.monotonic()
+            write_text(path, json.dumps({"round": running_round(task.run, task.cell), "update": step.done}) + "\n")
+
+    try:
+        return run_task(task, notify)
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def remote_progress(run: Path, cell: Cell) -> tuple[str, int] | None:
+    """The training run that a worker elsewhere is at, and the update there, if it has told."""
+    told = _read_json(_progress(round_folder(run, cell.key)))
+    return None if told is None else (told["round"], told["update"])
+
+
+def round_folder(run: Path, key: str) -> Path:
+    """Where a training run lies."""
+    return run / "rounds" / key
+
+
+def finished_cost(folder: Path) -> Cost | None:
+    """What a training run took; None where it has not come to its end."""
+    figures = _read_json(folder / "finetune-cost.json")
+    return None if figures is None or not (folder / "finetune.safetensors").exists() else Cost(**figures)
+
+
+def updates_done(run: Path, cell: Cell) -> dict[str, int]:
+    """Updates of each of a cell's training runs that need not be done again, by key."""
+    done = {}
+    for key in cell.keys:
+        folder = round_folder(run, key)
+        cost = finished_cost(folder)
+        done[key] = cost.updates if cost is not None else _saved_update(_state(folder))
+    return done
+
+
+def is_done(run: Path, cell: Cell) -> bool:
+    """Whether nothing of a cell is left to do."""
+    folder = round_folder(run, cell.key)
+    return finished_cost(folder) is not None and all(_read_json(_figures(folder, split)) for split in cell.splits)
+
+
+def unfinished_rounds(run: Path, cell: Cell) -> list[str]:
+    """The keys of a cell's training runs that have not come to their end, in order."""
+    return [key for key in cell.keys if finished_cost(round_folder(run, key)) is None]
+
+
+def running_round(run: Path, cell: Cell) -> str:
+    """The key of the training run a cell is at: the first that has not come to its end, or the last one."""
+    return (*unfinished_rounds(run, cell), cell.key)[0]
+
+
+def read_failure(run: Path, cell: Cell) -> Failure | None:
+    """Why the last attempt at a cell failed, if it did."""
+    if is_done(run, cell):  # after another attempt, and a kill before the file was removed
+        return None
+    values = _read_json(_failed(round_folder(run, cell.key)))
+    return None if values is None else Failure(**{**values, "details": tuple(values["details"])})
+
+
+def record_failure(run: Path, cell: Cell, failure: Failure) -> None:
+    """Note for a cell why it could not be finished."""
+    write_text(_failed(round_folder(run, cell.key)), json.dumps(asdict(failure)) + "\n")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """One line of the results: a cell on a split. What is not known (yet) is None.
+
+    Attributes:
+        values: of every grid key; None where it makes no difference to the cell.
+        sparsity_target, sparsity: asked for, and exact; 0 for dense.
+        wer, cer, per: error rates; None where labels are of the other kind.
+        updates, audio_seconds, wall_seconds: of training, with all runs that found the mask.
+        checkpoint: relative to the sweep's folder.
+        failed: why there is no result; None where there is one, or the cell was not run yet.
+    """
+
+    cell: str
+    key: str
+    method: str
+    sparsity_target: float
+    sparsity: float | None = None
+    seed: int
+    split: str
+    wer: float | None = None
+    cer: float | None = None
+    per: float | None = None
+    updates: int | None = None
+    audio_seconds: float | None = None
+    wall_seconds: float | None = None
+    checkpoint: str | None = None
+    values: Mapping[str, Any]
+    failed: str | None = None
+
+    @property
+    def error_rate(self) -> float | None:
+        """Of words, or of phones."""
+        return self.wer if self.per is None else self.per
+
+
+def outcomes(run: Path, cell: Cell) -> list[Outcome]:
+    """What a cell came to, on each of its splits."""
+    pruning = cell.recipe.pruning
+    target = 0.0 if pruning.method == "dense" else target_sparsity(pruning)
+    known: dict[str, Any] = {
+        "cell": cell.name,
+        "key": cell.key,
+        "method": pruning.method,
+        "sparsity_target": target,
+        "seed": cell.recipe.seed,
+        "values": cell.values,
+    }
+    folder = round_folder(run, cell.key)
+    costs = [finished_cost(round_folder(run, key)) for key in cell.keys]
+    failure = read_failure(run, cell)
+    why = None if failure is None else failure.message
+    if not all(costs):
+        return [Outcome(**known, split=split, failed=why) for split in cell.splits]
+    best = folder / "finetune.safetensors"
+    measured = checkpoint.read_metadata(best).sparsity
+    cost = sum((cost for cost in costs if cost is not None), Cost())
+    known |= {
+        "sparsity": 0.0 if measured is None else measured.exact,
+        "updates": cost.updates,
+        "audio_seconds": cost.audio_seconds,
+        "wall_seconds": cost.seconds,
+        "checkpoint": str(best.relative_to(run)),
+    }
+    rows = []
+    for split in cell.splits:
+        figures = _read_json(_figures(folder, split))
+        if figures is None:
+            rows.append(Outcome(**known, split=split, failed=why))
+            continue
+        rates = {"wer": figures["words"], "cer": figures["characters"], "per": figures["phones"]}
+        rows.append(Outcome(**known, split=split, **{name: rate and rate["rate"] for name, rate in rates.items()}))
+    return rows
+
+
+def _failure(cell: Cell, run: Path, error: BaseException) -> Failure:
+    if not isinstance(error, ParpError):
+        first = (str(error).splitlines() or [""])[0]
+        hint = "make training.micro_batch_seconds smaller"
+        error = ResourceError("out of memory", details=[first] if first else [], hint=hint)
+    return Failure(
+        round=running_round(run, cell),
+        message=error.message,
+        exit_code=error.exit_code,
+        details=error.details,
+        hint=error.hint,
+    )
+
+
+def _state(folder: Path) -> Path:
+    return folder / "state" / "finetune.safetensors"
+
+
+def _failed(folder: Path) -> Path:
+    return folder / "failed.json"
+
+
+def _progress(folder: Path) -> Path:
+    return folder / "progress.json"
+
+
+def _figures(folder: Path, split: str) -> Path:
+    return folder / f"eval-{split}.json"
+
+
+def _saved_update(state: Path) -> int:
+    if not state.exists():
+        return 0
+    try:
+        return int(read_position(state)["update"])
+    except CheckpointError:  # it was just finished, and the state is gone
+        return 0
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None

@@ -1,0 +1,155 @@
+"""Masks on the command line: made from others, compared, and what became of them during a run."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from parp_cli import checkpoint
+from parp_cli.cli.render import sparkline
+from tests.tiny import World
+
+
+@pytest.fixture
+def random(parp: Any, world: World, tmp_path: Path) -> Path:
+    """The tiny encoder, half pruned at random."""
+    path = tmp_path / "random.safetensors"
+    assert parp("mask", "--model", world.encoder, "--method", "random", "--out", path).code == 0
+    return path
+
+
+def test_a_mask_from_others(parp: Any, world: World, masked: Path, random: Path) -> None:
+    answer = parp("mask", "--from", masked, "--union", random, "--minus", random, "--apply", world.encoder)
+    assert answer.code == 0, answer.err
+    result = json.loads(
+        parp("mask", "--from", masked, "--union", random, "--minus", random, "--apply", world.encoder, "--json").out
+    )
+    first, second = (checkpoint.read_masks(path) for path in (masked, random))
+    kept = sum(int((first[name] & ~second[name]).sum()) for name in first)
+    assert result["sparsity"]["total"] - result["sparsity"]["pruned"] == kept
+    assert f"of 16,832 weights of {world.encoder}" in answer.out
+    recipe = json.loads(parp("inspect", "--json").out)["metadata"]["recipe"]
+    assert (recipe["from"], recipe["union"], recipe["minus"]) == (str(masked), [str(random)], [str(random)])
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        ("--sparsity", "0.5"),
+        ("--method", "magnitude"),
+        ("--model", "mini"),
+        ("--biases",),
+        ("--no-biases",),
+        ("--scope", "transformer"),
+        ("--pattern", "global"),
+    ],
+)
+def test_from_excludes_what_makes_a_new_mask(parp: Any, masked: Path, option: tuple[str, ...]) -> None:
+    """Even where it is the default that is given."""
+    answer = parp("mask", "--from", masked, *option)
+    assert (answer.code, answer.out) == (2, "")
+    assert answer.err.startswith("parp: error: --from takes a mask that is there, --")
+
+
+@pytest.mark.parametrize("option", ["--union", "--intersect", "--minus", "--apply"])
+def test_operations_need_a_mask_to_begin_with(parp: Any, masked: Path, option: str) -> None:
+    answer = parp("mask", option, masked)
+    assert answer.code == 2
+    assert f"{option} needs a mask to begin with" in answer.err
+
+
+def test_patterns_decide_their_sparsity(parp: Any, world: World) -> None:
+    answer = parp("mask", "--model", world.encoder, "--pattern", "1:4", "--scope", "attention", "--json")
+    assert json.loads(answer.out)["sparsity"]["target"] == 0.75
+    assert json.loads(parp("reprune", "--json").out)["pattern"] == "1:4"
+    assert json.loads(parp("reprune", "--pattern", "2:4", "--json").out)["sparsity"]["exact"] == 0.5
+
+
+def test_two_masks_compared(parp: Any, masked: Path, random: Path) -> None:
+    answer = parp("compare", masked, random)
+    assert (answer.code, answer.err) == (0, "")
+    for said in ("mask – random", "agreement", "by chance", "by layer", "by kind of module", "q_proj", "50.0%"):
+        assert said in answer.out
+    result = json.loads(parp("compare", masked, random, "--json").out)
+    (pair,) = result["pairs"]
+    assert pair["overall"]["iou_by_chance"] == pytest.approx(1 / 3)
+    assert set(pair["by_layer_and_kind"]) == {
+        f"{layer} {kind}" for layer in "01" for kind in ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")
+    }
+    assert [file["label"] for file in result["files"]] == ["mask", "random"]
+
+
+def test_five_masks_fit_a_page(parp: Any, masked: Path, tmp_path: Path) -> None:
+    paths = [tmp_path / f"a-rather-long-name-[{number}].safetensors" for number in range(5)]
+    for path in paths:
+        path.write_bytes(masked.read_bytes())
+    lines = parp("compare", *paths).out.splitlines()
+    assert max(map(len, lines)) <= 120
+    assert sum("a-rather-long-name-[3] – a-rather-long-name-[4]" in line for line in lines) == 1
+    assert any("100 (33)" in line and line.count("(") == 10 for line in lines)
+
+
+def test_masks_of_different_scope(parp: Any, world: World, masked: Path) -> None:
+    assert parp("mask", "--model", world.encoder, "--no-biases", "--out", "weights.safetensors").code == 0
+    assert "left out 12 tensors that only some of the masks cover" in parp("compare", masked, "weights.safetensors").out
+
+
+def test_figures(parp: Any, masked: Path, random: Path, trained: Path, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib", reason="figures need the extra plot")
+    answer = parp("compare", masked, random, trained, "--plot", "overlap.svg")
+    assert (answer.code, answer.err) == (0, "")
+    assert answer.out.endswith("wrote overlap.svg\n")
+    assert "all pairs" in (tmp_path / "overlap.svg").read_text()
+    assert parp("inspect", trained, "--plot", "run.png").out.endswith("wrote run.png\n")
+    assert (tmp_path / "run.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("command", ["compare", "inspect"])
+def test_figures_that_cannot_be(parp: Any, masked: Path, command: str, tmp_path: Path) -> None:
+    paths = [masked] * (2 if command == "compare" else 1)
+    answer = parp(command, *paths, "--plot", "figure.jpeg")
+    assert (answer.code, answer.out) == (2, "")
+    assert "cannot draw figure.jpeg" in answer.err
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_figure_of_no_reprunings(parp: Any, masked: Path) -> None:
+    pytest.importorskip("matplotlib", reason="figures need the extra plot")
+    answer = parp("inspect", masked, "--plot", "run.png")
+    assert (answer.code, answer.out) == (2, "")
+    assert "records no re-prunings" in answer.err
+
+
+def test_reprunings_are_drawn(parp: Any, trained: Path, tmp_path: Path) -> None:
+    answer = parp("inspect", trained)
+    assert "Re-pruned 15 times, update 20 to 300" in answer.out
+    content = checkpoint.read(trained)
+    assert f"{sum(r['revived'] for r in content.metadata.metrics['reprunings']):,}" in answer.out
+    assert "from" not in answer.out[: answer.out.index("Recipe")]  # the sparsity stays, and is not drawn
+    records = [
+        {"update": n, "sparsity": n / 10, "revived": n - 1, "dropped": 0, "layers": {"7": [n - 1, 0]}}
+        for n in range(1, 9)
+    ]
+    metadata = replace(content.metadata, metrics={"reprunings": records})
+    path = tmp_path / "grown.safetensors"
+    checkpoint.write(path, checkpoint.Checkpoint(weights=content.weights, masks=content.masks, metadata=metadata))
+    out = parp("inspect", path).out
+    (row,) = (line for line in out.splitlines() if line.startswith("│ 7 "))
+    assert row.split()[1::2] == ["7", sparkline(range(8), 48), "28", "▁" * 8, "0"]
+    assert "sparsity ▁▂▃▄▅▆▇█ from 10.0% to 80.0%" in out
+
+
+@pytest.mark.parametrize(
+    ("values", "width", "drawn"),
+    [
+        ([0, 1, 2, 3, 4, 5, 6, 7, 8], 48, "▁▁▂▃▄▅▆▇█"),
+        ([0, 0], 48, "▁▁"),
+        ([8, 0, 4, 4, 1, 7], 3, "███"),
+        ([5], 48, "█"),
+        ([1] * 50 + [0] * 50, 200, "█" * 24 + "▁" * 24),
+    ],
+)
+def test_sparklines(values: list[float], width: int, drawn: str) -> None:
+    assert sparkline(values, width) == drawn

@@ -1,0 +1,118 @@
+import json
+import statistics
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from parp_cli.sweep.figure import draw
+from parp_cli.sweep.report import cost_rows, error_rows, markdown, panels, write_results
+from parp_cli.sweep.tasks import Outcome
+
+
+def outcome(method: str, sparsity: float, seed: int, wer: float | None, split: str = "test", **others: Any) -> Outcome:
+    """Of a grid of methods, sparsities, seeds, and whatever `others` are."""
+    failed = others.pop("failed", None)
+    values = {"pruning.method": method, "pruning.sparsity": sparsity or None, "seed": seed, **others}
+    known = {} if wer is None else {"updates": 10, "audio_seconds": 1800.0 * (1 + seed), "wall_seconds": 90.0}
+    return Outcome(
+        cell=f"{method} {sparsity} {seed}",
+        key="k",
+        method=method,
+        sparsity_target=sparsity,
+        seed=seed,
+        split=split,
+        wer=wer,
+        values=values,
+        failed=failed,
+        **known,
+    )
+
+
+OUTCOMES = [
+    outcome("dense", 0.0, 0, 0.40),
+    outcome("dense", 0.0, 1, 0.44),
+    outcome("parp", 0.5, 0, 0.41),
+    outcome("parp", 0.5, 1, 0.47),
+    outcome("parp", 0.5, 2, 0.50),
+    outcome("parp", 0.9, 0, 0.8),
+    outcome("parp", 0.9, 1, None, failed="the training loss is nan"),
+    outcome("mpi", 0.9, 0, None),
+]
+
+
+def test_means_and_spreads() -> None:
+    (panel,) = panels(OUTCOMES)
+    mean = panel.means["parp", 0.5]
+    errors = [0.41, 0.47, 0.50]
+    assert (mean.error, mean.spread, mean.seeds) == (sum(errors) / 3, statistics.stdev(errors), 3)
+    assert panel.means["parp", 0.9].spread is None
+    assert set(panel.means) == {("dense", 0.0), ("parp", 0.5), ("parp", 0.9)}
+    columns, rows = error_rows(panel)
+    assert columns == ["WER, test", "0%", "50%", "90%"]
+    assert rows == [
+        ["dense", "42.0% ± 2.8 (2)", "–", "–"],
+        ["parp", "–", "46.0% ± 4.6 (3)", "80.0% (1)"],
+        ["mpi", "–", "–", "–"],
+    ]
+    _, rows = cost_rows(panel)
+    assert rows[:2] == [["dense", "0%", "2", "10", "0.75", "1.5"], ["parp", "50%", "3", "10", "1.00", "1.5"]]
+
+
+def test_a_panel_for_each_split_and_each_other_value() -> None:
+    found = panels(
+        [
+            outcome("dense", 0.0, 0, 0.1, **{"pruning.interval": None}),
+            outcome("parp", 0.5, 0, 0.2, **{"pruning.interval": 10}),
+            outcome("parp", 0.5, 0, 0.3, **{"pruning.interval": 20}),
+            outcome("dense", 0.0, 0, 0.4, split="other", **{"pruning.interval": None}),
+            outcome("parp", 0.5, 0, 0.5, split="other", **{"pruning.interval": 10}),
+        ]
+    )
+    assert [panel.title for panel in found] == [
+        "test, pruning.interval 10",
+        "test, pruning.interval 20",
+        "other, pruning.interval 10",
+    ]
+    errors = [[panel.means[place].error for place in (("dense", 0.0), ("parp", 0.5))] for panel in found]
+    assert errors == [[0.1, 0.2], [0.1, 0.3], [0.4, 0.5]]
+
+
+def test_dense_alone_has_a_panel_too() -> None:
+    (panel,) = panels([outcome("dense", 0.0, 0, 0.1, **{"pruning.interval": None})])
+    assert panel.means["dense", 0.0].error == 0.1
+
+
+def test_phones() -> None:
+    one = outcome("parp", 0.5, 0, None)
+    (panel,) = panels([Outcome(**{**vars(one), "per": 0.25})])
+    assert (panel.metric, panel.means["parp", 0.5].error) == ("PER", 0.25)
+
+
+def test_files(tmp_path: Path) -> None:
+    lines, tables = write_results(tmp_path, OUTCOMES)
+    rows = [json.loads(line) for line in lines.read_text().splitlines()]
+    assert len(rows) == len(OUTCOMES) - 1  # what was not run is no result
+    assert [row["wer"] for row in rows] == [0.40, 0.44, 0.41, 0.47, 0.50, 0.8, None]
+    assert rows[-1]["failed"] == "the training loss is nan"
+    assert rows[2]["values"] == {"pruning.method": "parp", "pruning.sparsity": 0.5, "seed": 0}
+    text = tables.read_text()
+    assert text == markdown(OUTCOMES)
+    assert "| WER, test | 0% | 50% | 90% |\n| --- | ---: | ---: | ---: |\n| dense | 42.0% ± 2.8 (2) |" in text
+    assert text.endswith("Failed:\n\n- parp 0.9 1, test: the training loss is nan\n")
+
+
+def test_figure(tmp_path: Path) -> None:
+    both = [*panels(OUTCOMES), *panels([outcome("parp", 0.5, 0, 0.3, split="other")])]
+    paths = draw(both, tmp_path / "results")
+    assert [path.name for path in paths] == ["results.png", "results.svg"]
+    assert paths[0].read_bytes().startswith(b"\x89PNG")
+    first = [path.read_bytes() for path in paths]
+    assert [path.read_bytes() for path in draw(both, tmp_path / "results")] == first
+    assert draw(both[1:], tmp_path / "fewer")[1].read_bytes() != first[1]
+
+
+@pytest.mark.parametrize("outcomes", [[], [outcome("parp", 0.5, 0, None)]])
+def test_without_results_there_is_no_figure(tmp_path: Path, outcomes: list[Outcome]) -> None:
+    assert draw(panels(outcomes), tmp_path / "results") == ()
+    assert not list(tmp_path.iterdir())

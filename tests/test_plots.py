@@ -1,0 +1,109 @@
+"""Figures: what stands in them, that they are files of their kind, and the same bytes twice."""
+
+import builtins
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from parp_cli.errors import UsageError
+from parp_cli.plots import check_plot, overlap_heatmap, repruning_figure
+from parp_cli.pruning.overlap import Overlap, Pair
+from parp_cli.pruning.pruner import Repruning
+
+pytest.importorskip("matplotlib", reason="figures need the extra plot")
+
+
+def pair(first: str, second: str, kept_both: int) -> Pair:
+    part = Overlap(total=100, kept_first=50, kept_second=50, kept_both=kept_both)
+    cells = {("0", "fc1"): part, ("0", "fc2"): part, ("1", "fc2"): part}  # one cell has no weights
+    return Pair(
+        first=first,
+        second=second,
+        overall=part,
+        by_layer={"0": part, "1": part},
+        by_kind={"fc1": part, "fc2": part},
+        by_layer_and_kind=cells,
+    )
+
+
+PAIRS = [pair("mpi", "parp", 40), pair("mpi", "rp", 25), pair("parp", "rp", 24)]
+
+
+def reprunings(*, layers: bool, sparsities: tuple[float, ...]) -> list[Repruning]:
+    return [
+        Repruning(
+            update=10 * n + n * n,
+            sparsity=sparsity,
+            revived=n,
+            dropped=2 * n,
+            layers={"0": (n, n), "front-end": (0, n)} if layers else {},
+        )
+        for n, sparsity in enumerate(sparsities, start=1)
+    ]
+
+
+def texts(path: Path) -> list[str]:
+    """Every text of an SVG: matplotlib draws letters as shapes, and keeps the text in a comment."""
+    return re.findall(r"<!-- (.*?) -->", path.read_text())
+
+
+def test_a_pair(tmp_path: Path) -> None:
+    overlap_heatmap(tmp_path / "a.svg", PAIRS[:1])
+    found = texts(tmp_path / "a.svg")
+    assert {"mpi – parp", "IoU 66.7 %, by chance 33.3 %", "fc1", "fc2", "layer"} <= {
+        line for text in found for line in text.splitlines()
+    }
+    assert found.count("67") == 3  # a number in each cell that has weights
+    assert not any("all pairs" in text for text in found)
+
+
+def test_several_pairs_have_a_panel_of_all(tmp_path: Path) -> None:
+    overlap_heatmap(tmp_path / "a.svg", PAIRS)
+    found = texts(tmp_path / "a.svg")
+    assert "all pairs: IoU in % (by chance)" in found
+    assert [text.splitlines()[0] for text in found if " – " in text] == ["mpi – parp", "mpi – rp", "parp – rp"]
+
+
+@pytest.mark.parametrize("layers", [True, False])
+@pytest.mark.parametrize("sparsities", [(0.5,), (0.5, 0.5, 0.5), (0.1, 0.2, 0.5)])
+def test_reprunings(tmp_path: Path, layers: bool, sparsities: tuple[float, ...]) -> None:
+    repruning_figure(tmp_path / "a.svg", reprunings(layers=layers, sparsities=sparsities), "a run")
+    found = texts(tmp_path / "a.svg")
+    assert {"a run", "update", "revived", "dropped"} <= set(found)
+    assert ("front-end" in found) == layers
+    assert ("sparsity (%)" in found) == (len(set(sparsities)) > 1)
+
+
+@pytest.mark.parametrize(("name", "start"), [("a.png", b"\x89PNG"), ("a.svg", b"<?xml"), ("deep/A.SVG", b"<?xml")])
+def test_the_same_bytes_twice(tmp_path: Path, name: str, start: bytes) -> None:
+    made = []
+    for folder in ("one", "two"):
+        path = tmp_path / folder / name
+        overlap_heatmap(path, PAIRS)
+        made.append(path.read_bytes())
+    assert made[0] == made[1]
+    assert made[0].startswith(start)
+
+
+@pytest.mark.parametrize("name", ["a.jpeg", "a", "png"])
+def test_other_formats(name: str) -> None:
+    with pytest.raises(UsageError, match="the name decides the format") as caught:
+        check_plot(Path(name))
+    assert caught.value.hint == "end it in .png or .svg"
+
+
+def test_without_matplotlib(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    real = builtins.__import__
+
+    def without(name: str, *arguments: Any, **options: Any) -> Any:
+        if name.split(".")[0] == "matplotlib":
+            raise ImportError(name)
+        return real(name, *arguments, **options)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    with pytest.raises(UsageError, match="figures need matplotlib") as caught:
+        repruning_figure(tmp_path / "a.png", reprunings(layers=True, sparsities=(0.5,)), "a run")
+    assert caught.value.hint == "pip install 'parp-cli[plot]'"
+    assert not list(tmp_path.iterdir())
