@@ -11,7 +11,7 @@ from parp_cli.sweep.execute import Pool, run_cells
 from parp_cli.sweep.grid import Sweep
 from parp_cli.sweep.lock import only_one
 from parp_cli.sweep.report import write_results
-from parp_cli.sweep.tasks import Outcome, is_done, outcomes, read_failure, updates_done
+from parp_cli.sweep.tasks import Outcome, is_done, name_folder, outcomes, read_failure, updates_done
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,6 +128,12 @@ def _run_sweep(
     def found() -> tuple[Outcome, ...]:
         return tuple(outcome for cell in sweep.cells for outcome in outcomes(run, cell))
 
+    def report() -> tuple[Path, Path]:
+        for cell in sweep.cells:
+            if is_done(run, cell):
+                name_folder(run, cell)
+        return write_results(run, found())
+
     pool = None
     if not all(is_done(run, cell) for cell in sweep.cells):
         pool = _pool(device, workers, cluster)
@@ -137,9 +143,9 @@ def _run_sweep(
         device=str(device),
         pool=pool,
         notify=notify,
-        after_each=lambda: write_results(run, found()),  # a long sweep can be looked at before its end
+        after_each=report,  # a long sweep can be looked at before its end
     )
-    results, tables = write_results(run, found())
+    results, tables = report()
     return SweepResult(
         outcomes=found(),
         failed=tuple((c.name, f.message) for c in sweep.cells if (f := read_failure(run, c)) is not None),

@@ -5,14 +5,18 @@
         eval-<split>.jsonl, eval-<split>.json
         failed.json       why the cell of this key could not be finished
         progress.json     how far a worker elsewhere is with the cell of this key
+    <run>/cells/<name>    leads to a finished cell's folder
     <run>/features/       what the frozen front end makes of each sound
 
 Workers, here and on other machines, share nothing but this folder.
 """
 
 import json
+import os
+import re
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -128,6 +132,17 @@ def remote_progress(run: Path, cell: Cell) -> tuple[str, int] | None:
 def round_folder(run: Path, key: str) -> Path:
     """Where a training run lies."""
     return run / "rounds" / key
+
+
+def name_folder(run: Path, cell: Cell) -> None:
+    """Let `<run>/cells/<name>` lead to a cell's folder, which has a key for a name."""
+    place = run / "cells" / re.sub(r"[^\w.=+-]+", "-", cell.name)
+    target = os.path.relpath(round_folder(run, cell.key), place.parent)
+    with suppress(OSError):  # some file systems have no links, and results name the folder too
+        place.parent.mkdir(exist_ok=True)
+        if not place.is_symlink() or os.readlink(place) != target:
+            place.unlink(missing_ok=True)
+            place.symlink_to(target, target_is_directory=True)
 
 
 def finished_cost(folder: Path) -> Cost | None:

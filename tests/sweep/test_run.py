@@ -90,6 +90,9 @@ def check_outcomes(result: SweepResult, sweep: Sweep, run: Path) -> None:
         figures = json.loads((run / row["checkpoint"]).with_name(f"eval-{outcome.split}.json").read_text())
         assert row["wer"] == figures["words"]["rate"]
         assert row["cer"] == figures["characters"]["rate"]
+    named = {link.name: link.resolve().name for link in (run / "cells").iterdir()}
+    assert sorted(named.values()) == sorted(cell.key for cell in sweep.cells)
+    assert {"dense", "parp-0.5-sparse"} <= set(named)
 
 
 def test_a_cell_is_the_run_of_its_recipe(write_sweep: Any, tmp_path: Path) -> None:
