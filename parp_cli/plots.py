@@ -72,7 +72,7 @@ def overlap_heatmap(path: Path, pairs: Sequence[Pair]) -> None:
     for ax in axes[count:]:
         ax.set_visible(False)
     figure.colorbar(image, ax=list(axes), label="IoU above chance (0: by chance, 1: equal masks)", shrink=0.8)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def repruning_figure(path: Path, reprunings: Sequence[Repruning], title: str) -> None:
@@ -108,7 +108,7 @@ def repruning_figure(path: Path, reprunings: Sequence[Repruning], title: str) ->
         axes[-1].plot(updates, [100 * repruning.sparsity for repruning in reprunings], marker=".")
         axes[-1].set_ylabel("sparsity (%)")
     axes[-1].set_xlabel("update")
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def _pairs_panel(ax: Axes, pairs: Sequence[Pair]) -> AxesImage:
@@ -178,8 +178,8 @@ def _layers_panel(figure: Figure, ax: Axes, reprunings: Sequence[Repruning], lay
     figure.colorbar(mesh, ax=ax, label="revived")
 
 
-def _save(figure: Figure, path: Path) -> None:
-    """The same figure gives the same bytes: no date, and no random names."""
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write a figure in the format its path ends in. The same one gives the same bytes: no date, no random names."""
     import matplotlib
 
     kind = path.suffix.lower().removeprefix(".")

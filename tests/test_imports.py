@@ -45,7 +45,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "plots": {"errors", "files", "pruning"},
     "stages": BELOW_STAGES | PARTS,
     # A sweep runs stages, so that they need not know of each other.
-    "sweep": BELOW_STAGES | PARTS | {"stages"},
+    "sweep": BELOW_STAGES | PARTS | {"stages", "plots"},
     "console": {"errors", "progress"},
     "cli": BELOW_STAGES | PARTS | {"", "stages", "sweep", "console", "plots"},
 }

@@ -4,10 +4,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 from matplotlib.figure import Figure
 
-from parp_cli.files import replacing
+from parp_cli.plots import FORMATS, save_figure
 from parp_cli.sweep.report import Mean, Panel
 
 _MARKERS = "os^vDPX*<>"
@@ -28,14 +27,10 @@ def draw(panels: Sequence[Panel], stem: Path) -> tuple[Path, ...]:
     figure = Figure(figsize=(6.0 * len(drawn), 4.5), layout="constrained")
     for axes, panel in zip(figure.subplots(1, len(drawn), squeeze=False)[0], drawn, strict=True):
         _panel(axes, panel)
-    paths = []
-    for kind in ("png", "svg"):
-        path = stem.with_name(f"{stem.name}.{kind}")
-        # The same results give the same bytes: no date, no random names.
-        with matplotlib.rc_context({"svg.hashsalt": "parp"}), replacing(path) as temporary:
-            figure.savefig(temporary, format=kind, dpi=150, metadata={"Date": None} if kind == "svg" else None)
-        paths.append(path)
-    return tuple(paths)
+    paths = tuple(stem.with_name(f"{stem.name}.{kind}") for kind in FORMATS)
+    for path in paths:
+        save_figure(figure, path)
+    return paths
 
 
 def _panel(axes: Any, panel: Panel) -> None:
