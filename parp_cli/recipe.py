@@ -92,7 +92,7 @@ class SearchRounds:
 
 @dataclass(frozen=True, kw_only=True)
 class Pruning:
-    """Which weights go, and whether they may come back."""
+    """Which weights go, and whether they may come back. What a method does not read makes no difference to it."""
 
     method: Literal["dense", "fixed", "mpi", "rp", "omp", "imp", "parp", "parp-p", "pap", "rigl"] = "parp"
     """dense: nothing is pruned. parp: pruned weights train too, and are pruned anew at intervals; parp-p: so, while
@@ -109,16 +109,18 @@ class Pruning:
     a network that has learnt nothing), or the path (with `./`) of a checkpoint whose mask is laid over the model. Null
     is random for method rp, else magnitude."""
 
-    scope: str = "transformer"
+    scope: str | None = None
     """Prunable layers: transformer (attention and feed-forward, as in the paper), attention, feed-forward, front-end,
-    everything, or a pattern of parameter names such as `*.layers.[0-5].*`."""
+    everything, or a pattern of parameter names such as `*.layers.[0-5].*`. Null is that of the mask the run starts
+    from, else transformer. What does not train cannot come back (the front end without `training.train_front_end`)."""
 
-    biases: bool = True
-    """Whether the biases of prunable layers are prunable."""
+    biases: bool | None = None
+    """Whether the biases of prunable layers are prunable; null is as in the mask the run starts from, else true."""
 
-    pattern: str = "global"
+    pattern: str | None = None
     """Which weights compete with which: global, layer, tensor, N:M (2:4 keeps the 2 largest of each 4 in a row), or
-    blocks of RxC (16x16). What cannot hold N:M or blocks, such as biases, is not pruned then."""
+    blocks of RxC (16x16). What cannot hold N:M or blocks, such as biases, is not pruned then. Null is that of the mask
+    the run starts from, else global."""
 
     interval: Positive | None = None
     """Between two re-prunings, in `interval_unit`; null is what was published for the split and the size of the model,
@@ -159,10 +161,13 @@ class Pruning:
             yield "end", f"{self.end} is before start, {self.start}"
         if self.start_sparsity is not None and self.sparsity is not None and self.start_sparsity > self.sparsity:
             yield "start_sparsity", f"{self.start_sparsity:g} is more than sparsity, {self.sparsity:g}"
-        if self.method in ("imp", "parp-p") and ":" in self.pattern:
-            yield "pattern", f"{self.pattern} has one sparsity, and that of method {self.method} grows"
-        if self.method == "rigl" and any(sign in self.pattern for sign in ":x"):
-            yield "pattern", f"rigl swaps single weights, which {self.pattern} does not allow"
+        pattern = self.pattern or "global"
+        if not re.fullmatch(r"global|layer|tensor|[1-9][0-9]*[:x][1-9][0-9]*", pattern):
+            yield "pattern", f"{pattern} is none of global, layer, tensor, N:M such as 2:4, blocks such as 16x16"
+        if self.method in ("imp", "parp-p") and ":" in pattern:
+            yield "pattern", f"{pattern} has one sparsity, and that of method {self.method} grows"
+        if self.method == "rigl" and any(sign in pattern for sign in ":x"):
+            yield "pattern", f"rigl swaps single weights, which {pattern} does not allow"
         if self.method in ("omp", "imp", "pap", "dense") and self.initial is not None:
             yield "initial", f"method {self.method} does not start from a mask; remove it"
         own = {"mpi": "magnitude", "rp": "random"}.get(self.method)

@@ -63,7 +63,8 @@ def check_fit(masks: Masks, weights: Mapping[str, Tensor], *, what: str) -> None
 def apply_(masks: Masks, weights: Mapping[str, Tensor]) -> None:
     """Set the pruned entries of `weights`, of any dtype, to zero, in place.
 
-    Their bits are multiplied, as integers: zero times NaN or infinity would be no zero, and filling is ten times slower.
+    Their bits are multiplied, as integers: zero times NaN or infinity would be no zero, and to fill them takes ten
+    times as long.
     """
     for name, mask in masks.items():
         weight = weights[name].detach()
@@ -77,10 +78,15 @@ def revived_and_dropped(before: Masks, after: Masks) -> tuple[int, int]:
     return revived, dropped
 
 
-def pattern_of(recipe: Mapping[str, Any] | None) -> str:
-    """The pattern that a file's masks have, by the recipe in its metadata: that of `parp mask`, or of fine-tuning."""
+def recorded_setting(recipe: Mapping[str, Any] | None, key: str) -> Any:
+    """A setting of a file's masks by the recipe in its metadata: that of `parp mask`, or of fine-tuning; else None."""
     recorded = recipe or {}
-    return str(recorded.get("pattern") or recorded.get("pruning", {}).get("pattern") or "global")
+    return recorded[key] if key in recorded else recorded.get("pruning", {}).get(key)
+
+
+def pattern_of(recipe: Mapping[str, Any] | None) -> str:
+    """The pattern that a file's masks have."""
+    return str(recorded_setting(recipe, "pattern") or "global")
 
 
 def union(a: Masks, b: Masks) -> dict[str, Tensor]:

@@ -1,7 +1,7 @@
 """What pruning does while a network trains: when to re-prune, to what sparsity, and by which score.
 
-A method is a small object that the training loop's `Pruner` asks; adding one takes a class with three answers, a row in
-`METHODS`, and its name among the values of the recipe's `pruning.method`.
+A method is a small object that the training loop's `Pruner` asks; adding one takes a class that answers the questions
+of `Method`, a row in `METHODS`, and its name among the values of the recipe's `pruning.method`.
 
     method         first mask         then
     dense          none               nothing is pruned

@@ -98,12 +98,12 @@ class Pruner:
             apply_(self.masks, self._weights)  # weight decay and the like must not move them either
         if not self._method.reprunes(update):
             return None
-        before, self.masks = self.masks, dict(self._method.masks(self._moment()))
-        self._gradients = {}
+        masks = dict(self._method.masks(self._moment()))
+        self.history.append(self.compare(masks))
+        self.masks, self._gradients = masks, {}
         apply_(self.masks, self._weights)
         if optimizer is not None and not self._method.adjusts(update):
             self._forget_moments(optimizer)
-        self.history.append(self._record(before))
         return self.history[-1]
 
     @contextmanager
@@ -128,16 +128,17 @@ class Pruner:
     def _moment(self) -> Moment:
         return Moment(update=self.update, weights=self._weights, gradients=self._gradients, masks=self.masks)
 
-    def _record(self, before: Masks) -> Repruning:
+    def compare(self, masks: Masks) -> Repruning:
+        """What a re-pruning from the current masks to these does, after the last update."""
         layers: dict[str, tuple[int, int]] = {}
-        for name, after in self.masks.items():
+        for name, after in masks.items():
             label = self._layers.get(name, "other")
-            revived, dropped = revived_and_dropped({name: before[name]}, {name: after})
+            revived, dropped = revived_and_dropped({name: self.masks[name]}, {name: after})
             earlier = layers.get(label, (0, 0))
             layers[label] = (earlier[0] + revived, earlier[1] + dropped)
         return Repruning(
             update=self.update,
-            sparsity=sparsity(self.masks),
+            sparsity=sparsity(masks),
             revived=sum(revived for revived, _ in layers.values()),
             dropped=sum(dropped for _, dropped in layers.values()),
             layers=layers,

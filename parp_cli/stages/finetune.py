@@ -28,11 +28,14 @@ from parp_cli.recipe import Recipe, recipe_to_dict
 from parp_cli.training import preparation as preparing
 from parp_cli.training.ctc import UpdateBatches
 from parp_cli.training.features import FrontEndFeatures
-from parp_cli.training.preparation import Plan, Preparation, Start, prepare, prepare_round
+from parp_cli.training.preparation import Plan, Preparation, prepare, prepare_round
 from parp_cli.training.rounds import Round, round_key, rounds_of, start_key
 from parp_cli.training.schedule import tri_stage
-from parp_cli.training.setup import build_model, freeze, objective, optimizer, prunable_weights, pruner
+from parp_cli.training.setup import build_model, freeze, objective, optimizer, pruner
+from parp_cli.training.starts import Start, prunable_weights, rewound
 from parp_cli.training.state import load_state, save_state
+
+_BEST, _LAST, _COST = "finetune.safetensors", "finetune-last.safetensors", "finetune-cost.json"
 
 _VALIDATION_BATCH_SECONDS = 60.0
 """Padded sound in one forward pass of a validation."""
@@ -98,6 +101,7 @@ class FinetuneResult:
 
 def plan(recipe: Recipe, *, init: Path | None = None, notify: Notify = silent) -> Plan:
     """What `finetune` would do, without training."""
+    recipe = rounds_of(recipe, init)[-1].recipe
     return preparing.plan(recipe, prepare(recipe, init, notify))
 
 
@@ -134,24 +138,36 @@ def finetune(
     device = device or torch.device("cpu")
     precision = resolve_precision(recipe.training.precision, device)
     recipe = replace(recipe, training=replace(recipe.training, precision=precision))
-    rounds = rounds_of(recipe)
+    rounds = rounds_of(recipe, init)
+    recipe = rounds[-1].recipe
     whole = prepare(recipe, init, notify)
     start = start_key(recipe, init)
+    folders = [(rounds_folder or run / "rounds") / round_key(rounds[:count], start) for count in range(1, len(rounds))]
+    if resume and not (_state_of(run).exists() or any(folder.exists() for folder in folders)):
+        raise CheckpointError(f"nothing to resume in {run}", hint="start anew without --resume")
     before: Path | None = None
-    cost = Cost()
+    cost = own = Cost()
     with stopping() as stop:
-        for number, this in enumerate(rounds, start=1):
-            last = number == len(rounds)
-            folder = run if last else (rounds_folder or run / "rounds") / round_key(rounds[:number], start)
-            begins = whole if len(rounds) == 1 else prepare_round(whole, this, _round_start(whole, this, before))
-            training = _Run(this, begins, folder, out if last else None, device, features_folder, notify)
-            if last or not training.finished():
-                training.start(resume=resume and len(rounds) == 1, may_go_on=resume or not last)
+        for this, folder in zip(rounds, (*folders, run), strict=True):
+            last = folder == run
+            found = None if last else finished_cost(folder)
+            if found is None:
+                begins = whole if len(rounds) == 1 else prepare_round(whole, this, _round_start(whole, this, before))
+                training = _Run(this, begins, folder, out if last else None, device, features_folder, notify)
+                # Rounds are named by their content, so that a state there can only be of the same run.
+                training.start(resume=resume or not last)
                 training.train(stop)
-            before = training.last_path
-            own = training.cost()
+                found = training.cost
+            before, own = folder / _LAST, found
             cost += own
         return training.result(preparing.plan(recipe, whole), cost, own)
+
+
+def finished_cost(run: Path) -> Cost | None:
+    """What the training run in a folder took; None where it has not come to its end."""
+    if not all((run / name).exists() for name in (_BEST, _LAST, _COST)):
+        return None
+    return Cost(**json.loads((run / _COST).read_text(encoding="utf-8")))
 
 
 def _round_start(whole: Preparation, this: Round, before: Path | None) -> Start:
@@ -163,11 +179,16 @@ def _round_start(whole: Preparation, this: Round, before: Path | None) -> Start:
     masks = found.masks
     if this.take is not None:
         weights = {name: found.weights[name] for name in found.metadata.prunable}
-        pattern = Pattern.parse(this.recipe.pruning.pattern)
+        pattern = Pattern.parse(this.recipe.pruning.pattern or "global")
         masks = dict(pattern.masks(weights, this.take, layers_of(weights)))
     if this.recipe.pruning.rewind is not None:
-        start = preparing.rewound(start, Path(this.recipe.pruning.rewind))
-    return replace(start, masks=masks, target=this.take, parents=(*start.parents, *lineage(before, found.metadata)))
+        start = rewound(start, Path(this.recipe.pruning.rewind))
+    parents = tuple(dict.fromkeys((*start.parents, *lineage(before, found.metadata))))
+    return replace(start, masks=masks, target=this.take, parents=parents)
+
+
+def _state_of(run: Path) -> Path:
+    return run / "state" / "finetune.safetensors"
 
 
 class _Run:
@@ -186,11 +207,11 @@ class _Run:
         recipe = this.recipe
         self._began = time.monotonic()
         self._name, self._recipe, self._preparation, self._notify = this.name, recipe, preparation, notify
-        self._best_path = out or run / "finetune.safetensors"
-        self.last_path = self._best_path.with_name(self._best_path.stem + "-last.safetensors")
-        self._state_path = run / "state" / "finetune.safetensors"
+        self._best_path = out or run / _BEST
+        self._last_path = self._best_path.with_name(self._best_path.stem + "-last.safetensors")
+        self._state_path = _state_of(run)
         self._log_path = run / "finetune.jsonl"
-        self._cost_path = run / "finetune-cost.json"
+        self._cost_path = run / _COST
         torch.manual_seed(recipe.seed)
         self._model = build_model(recipe, preparation).to(device)
         self._prunable = tuple(prunable_weights(recipe, self._model))
@@ -214,15 +235,10 @@ class _Run:
         self._seconds_before = 0.0
         self._validations: list[Validation] = []
         self._losses: list[float] = []
-        self._digest = ""
 
-    def finished(self) -> bool:
-        """Whether an earlier run with this folder came to its end."""
-        return self._cost_path.exists() and checkpoint.is_checkpoint(self.last_path)
-
-    def start(self, *, resume: bool, may_go_on: bool) -> None:
-        """Begin, or go on where an earlier run was stopped: `resume` insists on it, `may_go_on` if there is one."""
-        if resume or (may_go_on and self._state_path.exists()):
+    def start(self, *, resume: bool) -> None:
+        """Begin, or go on where an earlier run was stopped, if one was."""
+        if resume and self._state_path.exists():
             self._resume()
         else:
             self._begin()
@@ -255,16 +271,16 @@ class _Run:
             if self._update % training.validate_every == 0 or at_end:
                 self._validate()
                 self._save_state()
-        self._write(self.last_path, self._pruner.masks, self._validations[-1])
+        self._write(self._last_path, self._pruner.masks, self._validations[-1])
         with suppress(FileNotFoundError):
             self._best_path.touch()  # the newest of the run folder, which later stages take
-        cost = Cost(updates=self._update, audio_seconds=self._audio_seconds, seconds=self._seconds())
-        write_text(self._cost_path, json.dumps(asdict(cost)) + "\n")
+        write_text(self._cost_path, json.dumps(asdict(self.cost)) + "\n")
         self._state_path.unlink(missing_ok=True)
 
+    @property
     def cost(self) -> Cost:
-        """Of the finished run, over all its sittings."""
-        return Cost(**json.loads(self._cost_path.read_text(encoding="utf-8")))
+        """So far, over all sittings."""
+        return Cost(updates=self._update, audio_seconds=self._audio_seconds, seconds=self._seconds())
 
     def _seconds(self) -> float:
         return self._seconds_before + time.monotonic() - self._began
@@ -274,7 +290,7 @@ class _Run:
         written = checkpoint.read_metadata(self._best_path)
         return FinetuneResult(
             path=self._best_path,
-            last=self.last_path,
+            last=self._last_path,
             sha256=checkpoint.file_hash(self._best_path),
             best=self._best(),
             validations=tuple(self._validations),
@@ -351,6 +367,9 @@ class _Run:
 
     def _write(self, path: Path, masks: Mapping[str, Tensor], validation: Validation) -> None:
         start = self._preparation.start
+        reprunings = self._pruner.history
+        if masks is not self._pruner.masks:  # between two re-prunings: pruned for this file
+            reprunings = [*reprunings, self._pruner.compare(masks)]
         amount = None
         if masks:
             amount = Sparsity(target=self._preparation.sparsity, pruned=count_pruned(masks), total=count_all(masks))
@@ -366,7 +385,7 @@ class _Run:
             parents=start.parents,
             metrics={
                 **asdict(validation),
-                "reprunings": [asdict(repruning) for repruning in self._pruner.history],
+                "reprunings": [asdict(repruning) for repruning in reprunings],
             },
             versions=versions(),
         )
@@ -403,12 +422,8 @@ class _Run:
         """Go on where the state in the run folder is.
 
         Raises:
-            CheckpointError: there is none, or it is of a run with another recipe or beginning.
+            CheckpointError: it is of a run with another recipe or beginning.
         """
-        if not self._state_path.exists():
-            raise CheckpointError(
-                f"nothing to resume in {self._state_path.parent.parent}", hint="start anew without --resume"
-            )
         position, masks = load_state(self._state_path, self._model, self._optimizer)
         mine = {
             "recipe": json.loads(json.dumps(recipe_to_dict(self._recipe))),

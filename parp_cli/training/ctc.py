@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from parp_cli.data.batching import batches_by_seconds, sorted_batches
 from parp_cli.data.labels import Vocabulary
 from parp_cli.data.utterances import Utterance
-from parp_cli.errors import ParpError
+from parp_cli.errors import UsageError
 from parp_cli.models.forward import encode, pad
 from parp_cli.training.features import FrontEndFeatures
 from parp_cli.training.latent_masking import LatentMasking
@@ -99,7 +99,7 @@ class CtcObjective:
         """Add the gradients of the mean loss a label, and return that loss.
 
         Raises:
-            ParpError: the loss is not finite.
+            UsageError: the loss is not finite.
         """
         labels = [self.vocabulary.encode(utterance) for utterance in utterances]
         total = sum(map(len, labels))
@@ -109,10 +109,10 @@ class CtcObjective:
             part.backward()  # type: ignore[no-untyped-call]
             loss += float(part.detach())
         if not torch.isfinite(torch.tensor(loss)):
-            raise ParpError(
+            raise UsageError(
                 f"the training loss is {loss}",
                 details=[f"utterances: {', '.join(u.id for u in utterances[:8])}"],
-                hint="lower training.learning_rate or set training.gradient_clip; the last saved state is intact",
+                hint="lower training.learning_rate or set training.gradient_clip",
             )
         return loss
 

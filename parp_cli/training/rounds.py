@@ -3,17 +3,21 @@
 import hashlib
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import parp_cli
+from parp_cli import checkpoint
 from parp_cli.checkpoint import file_hash
 from parp_cli.errors import UsageError
+from parp_cli.models.architectures import ARCHITECTURES
 from parp_cli.models.sources import BUNDLED
+from parp_cli.pruning.masks import recorded_setting
 from parp_cli.pruning.patterns import Pattern
-from parp_cli.recipe import Pruning, Recipe, SearchRounds, recipe_to_dict
+from parp_cli.recipe import Pruning, Recipe, recipe_to_dict
 
 DEFAULT_SPARSITY = 0.5
 """Where neither the recipe nor the checkpoint nor the pattern says how much to prune."""
@@ -35,25 +39,79 @@ class Round:
     take: float | None = None
 
 
-def rounds_of(recipe: Recipe) -> tuple[Round, ...]:
-    """The runs that a recipe's method is made of; the last one is the run proper, under the whole recipe.
+_TIMES = ("interval", "interval_unit", "start", "end")
+_PARP = ("sparsity", "initial", *_TIMES, "final")
+_READ: Mapping[str, tuple[str, ...]] = {
+    "dense": (),
+    "fixed": ("sparsity", "initial"),
+    "mpi": ("sparsity", "initial"),
+    "rp": ("sparsity", "initial"),
+    "omp": ("sparsity", "rewind"),
+    "imp": ("sparsity", "rewind", "rounds"),
+    "parp": _PARP,
+    "parp-p": (*_PARP, "start_sparsity", "growth"),
+    "pap": (*_PARP, "rewind"),
+    "rigl": ("sparsity", "initial", *_TIMES, "drop_fraction"),
+}
+"""By method, what it reads of a recipe's pruning besides scope, biases and pattern."""
+
+_DEFAULTS = {"scope": "transformer", "biases": True, "pattern": "global"}
+
+FIRST_MASKS = ("magnitude", "random", "random-weights")
+"""Values of `pruning.initial` that are no path."""
+
+
+def settle(recipe: Recipe, init: Path | None = None) -> Recipe:
+    """The recipe as it will run, so that equal runs have equal recipes.
+
+    What its method does not read is as if it were not there; scope, biases and pattern are those of the mask the run
+    starts from, where they are left open.
+
+    Args:
+        recipe: as it was written.
+        init: the checkpoint to begin from.
+
+    Raises:
+        CheckpointError: the checkpoint, or that of the first mask, cannot be read.
+    """
+    pruning = recipe.pruning
+    kept = {key: getattr(pruning, key) for key in ("method", *_DEFAULTS, *_READ[pruning.method])}
+    masked = init
+    if pruning.initial not in (None, *FIRST_MASKS) and Path(str(pruning.initial)).is_file():
+        masked = masked or Path(str(pruning.initial))
+    metadata = None if masked is None else checkpoint.read_metadata(masked)
+    for key, default in _DEFAULTS.items():
+        if kept[key] is None:
+            recorded = None if metadata is None else recorded_setting(metadata.recipe, key)
+            kept[key] = default if recorded is None else recorded
+    return replace(recipe, pruning=Pruning(**kept))
+
+
+def rounds_of(recipe: Recipe, init: Path | None = None) -> tuple[Round, ...]:
+    """The runs that a recipe's method is made of; the last one is the run proper, under the whole recipe, settled.
 
     All of them begin from the same weights (the recipe's model, or the rounds after the first from
     `pruning.rewind`), and a run's first mask comes from the run before.
+
+    Args:
+        recipe: as it was written.
+        init: the checkpoint to begin from.
+
+    Raises:
+        UsageError, CheckpointError: as `target_sparsity` and `settle`.
     """
+    recipe = settle(recipe, init)
     method = recipe.pruning.method
-    if method == "dense":
-        return (Round(name=method, recipe=_dense(recipe)),)
+    if method not in ("omp", "imp", "pap"):
+        return (Round(name=method, recipe=recipe),)
     sparsity = target_sparsity(recipe.pruning)
     if method == "omp":
         search = _dense(recipe)
         return Round(name="dense", recipe=search), Round(name=method, recipe=recipe, take=sparsity)
     if method == "imp":
         return _iterative(recipe, sparsity)
-    if method == "pap":
-        search = replace(recipe, pruning=replace(_without_search(recipe.pruning), method="parp"))
-        return Round(name="parp", recipe=search), Round(name=method, recipe=recipe)
-    return (Round(name=method, recipe=recipe),)
+    search = replace(recipe, pruning=replace(recipe.pruning, method="parp", rewind=None))
+    return Round(name="parp", recipe=search), Round(name=method, recipe=recipe)
 
 
 def target_sparsity(pruning: Pruning) -> float:
@@ -62,7 +120,7 @@ def target_sparsity(pruning: Pruning) -> float:
     Raises:
         UsageError: the sparsity is not that of the N:M pattern, or there is no such pattern.
     """
-    pattern = Pattern.parse(pruning.pattern)
+    pattern = Pattern.parse(pruning.pattern or "global")
     if pattern.sparsity is None:
         return DEFAULT_SPARSITY if pruning.sparsity is None else pruning.sparsity
     if pruning.sparsity not in (None, pattern.sparsity):
@@ -80,9 +138,16 @@ def round_key(rounds: Sequence[Round], start: str) -> str:
         rounds: a method's runs, from the first one up to the one that is named.
         start: from `start_key`.
     """
-    runs = [[recipe_to_dict(r.recipe), r.take, _hash_or_name(str(r.recipe.pruning.rewind))] for r in rounds]
+    runs = [[_trained_on(this.recipe), this.take, _hash_or_name(this.recipe.pruning.rewind)] for this in rounds]
     content = [parp_cli.__version__, start, runs]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def _trained_on(recipe: Recipe) -> dict[str, Any]:
+    """What of a recipe makes a difference to training."""
+    values = recipe_to_dict(recipe)
+    values["data"] = {key: value for key, value in values["data"].items() if key not in ("test", "download")}
+    return values
 
 
 def start_key(recipe: Recipe, init: Path | None = None) -> str:
@@ -90,33 +155,27 @@ def start_key(recipe: Recipe, init: Path | None = None) -> str:
 
     Of a manifest the list itself is hashed, not the sound it names.
     """
-    model = recipe.model or BUNDLED
+    model, initial = recipe.model or BUNDLED, recipe.pruning.initial
     if model == BUNDLED:
         with resources.as_file(resources.files("parp_cli") / "assets" / f"{BUNDLED}.safetensors") as path:
             names = [file_hash(path)]
     else:
-        names = [_hash_or_name(model)]
-    names += [_hash_or_name(str(source)) for source in (init, recipe.pruning.initial)]
-    if recipe.data.manifest is not None:
-        names.append(_hash_or_name(recipe.data.manifest))
-    return " ".join(names)
+        names = [model if model in ARCHITECTURES else _hash_or_name(model)]
+    names += [_hash_or_name(init), str(initial) if initial in FIRST_MASKS else _hash_or_name(initial)]
+    return " ".join([*names, _hash_or_name(recipe.data.manifest)])
 
 
-def _hash_or_name(source: str) -> str:
+def _hash_or_name(source: str | Path | None) -> str:
+    if source is None:
+        return ""
     path = Path(source)
     if path.is_dir():  # a model of transformers
         return " ".join(file_hash(file) for file in sorted(path.iterdir()) if file.is_file())
-    return file_hash(path) if path.is_file() else source
+    return file_hash(path) if path.is_file() else str(source)
 
 
 def _dense(recipe: Recipe) -> Recipe:
-    """Dense, whatever the other pruning keys say, so that all who need the dense run need the same one."""
-    kept = recipe.pruning
-    return replace(recipe, pruning=Pruning(method="dense", scope=kept.scope, biases=kept.biases, pattern=kept.pattern))
-
-
-def _without_search(pruning: Pruning) -> Pruning:
-    return replace(pruning, rewind=None, rounds=SearchRounds())
+    return settle(replace(recipe, pruning=replace(recipe.pruning, method="dense")))
 
 
 def _iterative(recipe: Recipe, target: float) -> tuple[Round, ...]:
@@ -132,6 +191,7 @@ def _iterative(recipe: Recipe, target: float) -> tuple[Round, ...]:
             training,
             updates=settings.updates or max(1, round(training.updates / 6)),
             learning_rate=settings.learning_rate or training.learning_rate,
+            head_learning_rate=training.head_learning_rate if settings.learning_rate is None else None,
             freeze_encoder_updates=0,
         ),
     )

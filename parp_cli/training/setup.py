@@ -6,9 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from parp_cli.errors import CheckpointError, UsageError
+from parp_cli.errors import CheckpointError
 from parp_cli.models.architectures import build
-from parp_cli.models.prunable import layers_of, prunable_parameters
+from parp_cli.models.prunable import layers_of
 from parp_cli.models.sources import random_encoder
 from parp_cli.models.weights import MASK_EMBEDDING
 from parp_cli.pruning.methods import METHODS, Settings
@@ -20,6 +20,7 @@ from parp_cli.training.ctc import CtcObjective
 from parp_cli.training.features import FrontEndFeatures
 from parp_cli.training.latent_masking import LatentMasking
 from parp_cli.training.preparation import Preparation
+from parp_cli.training.starts import prunable_weights
 
 
 def build_model(recipe: Recipe, preparation: Preparation) -> Any:
@@ -58,7 +59,7 @@ def pruner(recipe: Recipe, preparation: Preparation, model: Any) -> Pruner:
     settings = Settings(
         sparsity=preparation.sparsity,
         schedule=preparation.schedule,
-        pattern=Pattern.parse(pruning.pattern),
+        pattern=Pattern.parse(pruning.pattern or "global"),
         layers=layers,
         start_sparsity=preparation.start_sparsity,
         growth=pruning.growth,
@@ -66,20 +67,6 @@ def pruner(recipe: Recipe, preparation: Preparation, model: Any) -> Pruner:
     )
     masks = _first_masks(recipe, preparation, weights, settings)
     return Pruner(weights, masks, method=METHODS[pruning.method](settings), layers=layers)
-
-
-def prunable_weights(recipe: Recipe, model: Any) -> dict[str, Tensor]:
-    """The parameters the recipe's scope names, less what cannot hold its pattern."""
-    pattern = Pattern.parse(recipe.pruning.pattern)
-    scoped = prunable_parameters(model, biases=recipe.pruning.biases, scope=recipe.pruning.scope)
-    weights: dict[str, Tensor] = {n: w for n, w in scoped.items() if pattern.carries(tuple(w.shape))}
-    if not weights:
-        raise UsageError(
-            f"no weight of scope {recipe.pruning.scope} can hold pattern {pattern}",
-            details=[f"{name}: {tuple(weight.shape)}" for name, weight in list(scoped.items())[:3]],
-            hint="its sides must be multiples of the pattern's; choose another pruning.pattern or pruning.scope",
-        )
-    return weights
 
 
 def _first_masks(
@@ -90,12 +77,6 @@ def _first_masks(
     if pruning.method == "dense":
         return {}
     if start.masks:
-        if set(start.masks) != set(weights):
-            raise CheckpointError(
-                f"{start.source} masks other weights than the recipe prunes",
-                details=sorted(set(start.masks) ^ set(weights))[:6],
-                hint="give pruning.scope, pruning.biases and pruning.pattern as they were given to `parp mask`",
-            )
         return start.masks
     initial = pruning.initial or ("random" if pruning.method == "rp" else "magnitude")
     scores: Mapping[str, Tensor] = weights

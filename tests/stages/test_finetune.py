@@ -261,12 +261,12 @@ def test_the_sparsity_is_the_recipes_where_there_is_no_mask(world: World, tmp_pa
     assert result.sparsity.pruned == round(0.7 * 16832)
 
 
-def test_a_mask_without_biases_needs_a_recipe_without(world: World, tmp_path: Path) -> None:
+def test_a_mask_without_biases_needs_no_recipe_with_them(world: World, tmp_path: Path) -> None:
     init = mask(str(world.encoder), sparsity=0.5, out=tmp_path / "m.safetensors", biases=False).path
     with pytest.raises(CheckpointError, match="masks other weights") as caught:
-        finetune(world.recipe(), run=tmp_path, init=init)
+        finetune(world.recipe("pruning.biases=true"), run=tmp_path, init=init)
     assert "pruning.biases" in (caught.value.hint or "")
-    result = finetune(world.recipe("pruning.biases=false", "training.updates=2"), run=tmp_path, init=init)
+    result = finetune(world.recipe("training.updates=2"), run=tmp_path, init=init)
     assert not any(name.endswith("bias") for name in checkpoint.read_masks(result.path))
 
 

@@ -114,9 +114,10 @@ def test_a_pattern_that_nothing_can_hold(world: World, tmp_path: Path) -> None:
 def test_a_mask_of_another_scope(world: World, tmp_path: Path) -> None:
     init = mask(str(world.encoder), sparsity=0.5, out=tmp_path / "attention.safetensors", scope="attention").path
     for settings, start in ((), init), ((f"pruning.initial={init}",), None):
+        settings = ("pruning.scope=transformer", *settings)
         with pytest.raises(CheckpointError, match=r"attention\.safetensors masks other weights") as caught:
             finetune(world.recipe(*settings), run=tmp_path / "run", init=start)
         assert "pruning.scope" in (caught.value.hint or "")
         assert any("feed_forward" in detail for detail in caught.value.details)
-    result = finetune(world.recipe("pruning.scope=attention", "training.updates=1"), run=tmp_path / "run", init=init)
+    result = finetune(world.recipe("training.updates=1"), run=tmp_path / "run", init=init)
     assert result.sparsity is not None

@@ -174,10 +174,12 @@ def test_interrupted_in_a_middle_round(
     """Rounds go on by themselves; the run proper, only when asked to."""
     spy = Spy(monkeypatch)
     recipe = world.recipe(*IMP)
+    with pytest.raises(CheckpointError, match="nothing to resume"):
+        finetune(recipe, run=tmp_path, resume=True)
     for place in (("round 2 of 3", 17), ("imp", 6)):
         spy.interrupt_after = place
         with pytest.raises(Interrupted, match=f"stopped after update {place[1]} of ") as caught:
-            finetune(recipe, run=tmp_path, resume=resume)
+            finetune(recipe, run=tmp_path, resume=resume and place[0] == "imp")
         assert "--resume" in (caught.value.hint or "")
     spy.interrupt_after = None
     result = finetune(recipe, run=tmp_path, resume=resume)

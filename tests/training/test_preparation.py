@@ -96,7 +96,24 @@ def test_the_plan_counts_what_the_schedule_and_the_method_say(world: World) -> N
     assert reprunings("pruning.end=19") == 5
     assert reprunings("pruning.end=19", "pruning.final=false") == 4
     assert reprunings("pruning.method=rigl") == 7
-    assert [reprunings(f"pruning.method={method}") for method in ("dense", "mpi", "omp", "imp", "pap")] == [0] * 5
+    assert [reprunings(f"pruning.method={method}") for method in ("dense", "mpi", "omp", "imp")] == [0] * 4
+    assert reprunings("pruning.method=pap") == 10, "in its search"
+
+
+@pytest.mark.parametrize("method", ["parp", "parp-p", "rigl"])
+def test_a_method_that_would_never_reprune(world: World, method: str) -> None:
+    with pytest.raises(UsageError, match=rf"method {method} would not re-prune once: every 4 updates, of 12"):
+        prepared(world, f"pruning.method={method}", "pruning.interval=4", "pruning.start=13", "pruning.final=false")
+
+
+def test_a_first_mask_beside_one_of_the_start(world: World, masks: Path) -> None:
+    with pytest.raises(UsageError, match=r"first mask is random, but .*magnitude.safetensors has one of its own"):
+        prepared(world, "pruning.initial=random", init=masks / "magnitude.safetensors")
+
+
+def test_sparsity_does_not_shrink(world: World) -> None:
+    with pytest.raises(UsageError, match=r"starts at 0\.6, above the 0\.5"):
+        prepared(world, "pruning.method=parp-p", "pruning.start_sparsity=0.6")
 
 
 # ----------------------------------------------------------------------------------------------------- first masks

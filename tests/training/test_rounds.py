@@ -1,12 +1,19 @@
 """Methods as training runs: how many, of what, from what; and which of them are the same."""
 
+from dataclasses import fields
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import pytest
+import torch
 
+from parp_cli import checkpoint
+from parp_cli.checkpoint import Checkpoint, Metadata
 from parp_cli.errors import UsageError
-from parp_cli.recipe import Recipe, load_recipe
-from parp_cli.training.rounds import Round, round_key, rounds_of, start_key, target_sparsity
+from parp_cli.pruning.methods import METHODS
+from parp_cli.recipe import Pruning, Recipe, load_recipe
+from parp_cli.training import rounds
+from parp_cli.training.rounds import Round, round_key, rounds_of, settle, start_key, target_sparsity
 
 
 def recipe(*settings: str) -> Recipe:
@@ -14,28 +21,28 @@ def recipe(*settings: str) -> Recipe:
 
 
 def keys(wanted: Recipe, start: str = "start") -> list[str]:
-    rounds = rounds_of(wanted)
-    return [round_key(rounds[:number], start) for number in range(1, len(rounds) + 1)]
+    runs = rounds_of(wanted)
+    return [round_key(runs[:number], start) for number in range(1, len(runs) + 1)]
 
 
-def shown(rounds: tuple[Round, ...]) -> list[tuple[str, float | None, int]]:
-    return [(this.recipe.pruning.method, this.take, this.recipe.training.updates) for this in rounds]
+def shown(runs: tuple[Round, ...]) -> list[tuple[str, float | None, int]]:
+    return [(this.recipe.pruning.method, this.take, this.recipe.training.updates) for this in runs]
 
 
 @pytest.mark.parametrize("method", ["fixed", "mpi", "rp", "parp", "parp-p", "rigl"])
 def test_most_methods_are_one_run(method: str) -> None:
     asked = recipe(f"pruning.method={method}")
-    assert rounds_of(asked) == (Round(name=method, recipe=asked),)
+    assert rounds_of(asked) == (Round(name=method, recipe=settle(asked)),)
 
 
 def test_omp_and_pap_are_two() -> None:
     asked = recipe("pruning.method=omp", "pruning.sparsity=0.7")
     assert shown(rounds_of(asked)) == [("dense", None, 600), ("omp", 0.7, 600)]
-    assert rounds_of(asked)[-1].recipe == asked
+    assert rounds_of(asked)[-1].recipe == settle(asked)
     asked = recipe("pruning.method=pap", "pruning.sparsity=0.7", "pruning.interval=7", "pruning.rewind=/early")
     search, last = rounds_of(asked)
     assert shown((search, last)) == [("parp", None, 600), ("pap", None, 600)]
-    assert last.recipe == asked
+    assert last.recipe == settle(asked)
     assert (search.recipe.pruning.sparsity, search.recipe.pruning.interval) == (0.7, 7)
 
 
@@ -53,18 +60,18 @@ def test_omp_and_pap_are_two() -> None:
 )
 def test_imp_prunes_a_share_a_round(sparsity: str, step: str, expected: list[float | None]) -> None:
     asked = recipe("pruning.method=imp", f"pruning.sparsity={sparsity}", f"pruning.rounds.step={step}")
-    rounds = rounds_of(asked)
-    assert [this.take for this in rounds] == expected
-    assert [this.recipe.pruning.method for this in rounds] == ["dense", *["fixed"] * (len(expected) - 2), "imp"]
-    assert rounds[-1].recipe == asked
+    runs = rounds_of(asked)
+    assert [this.take for this in runs] == expected
+    assert [this.recipe.pruning.method for this in runs] == ["dense", *["fixed"] * (len(expected) - 2), "imp"]
+    assert runs[-1].recipe == settle(asked)
 
 
 def test_imps_rounds_are_short() -> None:
     asked = ("pruning.method=imp", "training.freeze_encoder_updates=500", "pruning.sparsity=0.3")
-    rounds = rounds_of(recipe(*asked))
-    assert [this.recipe.training.updates for this in rounds] == [100, 100, 100, 600]
-    assert [this.recipe.training.freeze_encoder_updates for this in rounds] == [0, 0, 0, 500]
-    assert {this.recipe.training.learning_rate for this in rounds} == {2e-3}
+    runs = rounds_of(recipe(*asked))
+    assert [this.recipe.training.updates for this in runs] == [100, 100, 100, 600]
+    assert [this.recipe.training.freeze_encoder_updates for this in runs] == [0, 0, 0, 500]
+    assert {this.recipe.training.learning_rate for this in runs} == {2e-3}
     other = rounds_of(recipe(*asked, "pruning.rounds.updates=17", "pruning.rounds.learning_rate=1e-5"))
     assert [this.recipe.training.updates for this in other] == [17, 17, 17, 600]
     assert [this.recipe.training.learning_rate for this in other] == [1e-5, 1e-5, 1e-5, 2e-3]
@@ -119,5 +126,47 @@ def test_target_sparsity() -> None:
     ) as caught:
         target_sparsity(recipe("pruning.pattern=1:4", "pruning.sparsity=0.5").pruning)
     assert "pruning.sparsity to 0.75 or null" in (caught.value.hint or "")
-    with pytest.raises(UsageError, match="no pattern 'checkers'"):
-        target_sparsity(recipe("pruning.pattern=checkers").pruning)
+
+
+def test_what_a_method_does_not_read_makes_no_difference() -> None:
+    unread = ("pruning.start_sparsity=0.1", "pruning.drop_fraction=0.9", "pruning.rounds.step=0.3")
+    assert keys(recipe("pruning.method=mpi", "pruning.interval=9", *unread)) == keys(recipe("pruning.method=mpi"))
+    assert keys(recipe("pruning.method=parp", *unread)) == keys(recipe("pruning.method=parp"))
+    assert keys(recipe("pruning.method=parp", "pruning.interval=9")) != keys(recipe("pruning.method=parp"))
+    assert keys(recipe("pruning.method=pap", *unread))[0] == keys(recipe("pruning.method=parp"))[0]
+    asked = settle(recipe("pruning.method=rigl", "pruning.growth=cubic", "pruning.drop_fraction=0.9")).pruning
+    assert (asked.growth, asked.drop_fraction) == ("linear", 0.9)
+
+
+def test_every_method_says_what_it_reads() -> None:
+    named = get_args(get_type_hints(Pruning)["method"])
+    assert set(named) == set(METHODS) == set(rounds._READ)
+    read = {"method", *rounds._DEFAULTS, *(key for keys in rounds._READ.values() for key in keys)}
+    assert read == {field.name for field in fields(Pruning)}
+
+
+def test_splits_that_are_not_learnt_from_change_no_key() -> None:
+    assert keys(recipe("data.test=test-other", "data.download=true")) == keys(recipe())
+    assert keys(recipe("data.valid=dev-other")) != keys(recipe())
+
+
+def test_scope_biases_and_pattern_are_those_of_the_mask(tmp_path: Path) -> None:
+    masked = tmp_path / "m.safetensors"
+    recorded = {"scope": "attention", "biases": False, "pattern": "layer"}
+    write_mask(masked, recorded)
+    for settled in (settle(recipe(), masked), settle(recipe(f"pruning.initial={masked}"))):
+        assert {key: getattr(settled.pruning, key) for key in recorded} == recorded
+    own = settle(recipe("pruning.scope=transformer", "pruning.biases=true", "pruning.pattern=global"), masked).pruning
+    assert (own.scope, own.biases, own.pattern) == ("transformer", True, "global")
+    write_mask(masked, {"pruning": {"scope": "feed-forward", "pattern": "2:4"}})  # as fine-tuning records it
+    tuned = settle(recipe(), masked).pruning
+    assert (tuned.scope, tuned.biases, tuned.pattern) == ("feed-forward", True, "2:4")
+    plain = settle(recipe()).pruning
+    assert (plain.scope, plain.biases, plain.pattern) == ("transformer", True, "global")
+
+
+def write_mask(path: Path, recorded: dict[str, object]) -> None:
+    metadata = Metadata(stage="mask", architecture={}, recipe=recorded)
+    checkpoint.write(
+        path, Checkpoint(weights={"a": torch.ones(2)}, masks={"a": torch.ones(2).bool()}, metadata=metadata)
+    )
