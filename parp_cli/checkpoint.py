@@ -174,13 +174,17 @@ def lineage(path: Path, metadata: Metadata) -> tuple[Parent, ...]:
 def _opened(path: Path) -> Any:
     if not path.exists():
         raise CheckpointError(f"no checkpoint {path}", hint="make one with `parp mask`, or check the path")
+    if path.is_dir():
+        raise CheckpointError(
+            f"{path} is a folder, not a checkpoint", hint=f"name a file in it, or make it the run folder: --run {path}"
+        )
     try:
         return safe_open(path, framework="pt")
     except (SafetensorError, OSError) as error:
         raise CheckpointError(
             f"{path} is not a whole safetensors file",
             details=[str(error)],
-            hint="it is truncated or of another format; make it again, or give its model with --model",
+            hint="it is truncated or of another format; make it again",
         ) from error
 
 

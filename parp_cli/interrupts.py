@@ -8,29 +8,39 @@ from types import FrameType
 
 
 class Stop:
-    """Whether the user asked the run to stop."""
+    """Whether the user asked the run to stop. It is the signal handler that notes it, and tells an outer one too."""
 
-    def __init__(self) -> None:
-        self.requested = False
+    def __init__(self, outer: "Stop | None" = None) -> None:
+        self.requested = outer is not None and outer.requested
+        self._outer = outer
+
+    def __call__(self, _number: int, _frame: FrameType | None) -> None:
+        """Note a signal; the second one interrupts."""
+        if self.requested:
+            raise KeyboardInterrupt
+        self.request()
+
+    def request(self) -> None:
+        """Ask the run to stop, and whatever it is part of."""
+        self.requested = True
+        if self._outer is not None:
+            self._outer.request()
 
 
 @contextmanager
 def stopping() -> Iterator[Stop]:
     """Turn the first SIGINT or SIGTERM into a request that the loop inside can answer between two steps.
 
-    A second signal interrupts at once. Outside the main thread signals cannot be caught, and nothing changes.
+    A second signal interrupts at once. Of two such blocks, one in the other, a request is for both: the outer one stops
+    even where the inner one came to its end meanwhile. Outside the main thread signals cannot be caught, and nothing
+    changes.
     """
-    stop = Stop()
+    around = signal.getsignal(signal.SIGINT)
+    stop = Stop(around if isinstance(around, Stop) else None)
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return
-
-    def request(_number: int, _frame: FrameType | None) -> None:
-        if stop.requested:
-            raise KeyboardInterrupt
-        stop.requested = True
-
-    before = {number: signal.signal(number, request) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield stop
     finally:

@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 from parp_cli.errors import UsageError
 from parp_cli.files import replacing
+from parp_cli.pruning.changes import Change, changes
 from parp_cli.pruning.overlap import Overlap, Pair
 from parp_cli.pruning.pruner import Repruning
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
     from matplotlib.image import AxesImage
 
@@ -45,7 +47,7 @@ def overlap_heatmap(path: Path, pairs: Sequence[Pair]) -> None:
     against one another in the first panel.
 
     Cells give the intersection over union of the kept weights in percent; their colour says where that is between the
-    level of chance at the sparsities of that cell and equal masks.
+    level of chance, of masks that are random within each tensor at its own sparsities, and equal masks.
 
     Args:
         path: a .png or .svg.
@@ -76,8 +78,8 @@ def overlap_heatmap(path: Path, pairs: Sequence[Pair]) -> None:
 
 
 def repruning_figure(path: Path, reprunings: Sequence[Repruning], title: str) -> None:
-    """Draw a run's re-prunings: revived and dropped weights over updates, revived ones by layer, and the sparsity
-    where it changes. What a record does not hold is left away.
+    """Draw a run's re-prunings: revived and dropped weights over updates, by layer too (the dropped ones where none
+    was revived), and the sparsity where it changes. What is always zero or not recorded is left away.
 
     Args:
         path: a .png or .svg.
@@ -90,23 +92,28 @@ def repruning_figure(path: Path, reprunings: Sequence[Repruning], title: str) ->
     check_plot(path)
     from matplotlib.figure import Figure
 
-    layers = list(dict.fromkeys(layer for repruning in reprunings for layer in repruning.layers))
+    shown = changes(reprunings)
+    layers = shown[0].by_layer if any(shown[0].overall) else {}
     grows = len({repruning.sparsity for repruning in reprunings}) > 1
     heights = [2.4, *([max(1.6, 0.25 * len(layers))] if layers else []), *([1.6] if grows else [])]
     figure = Figure(figsize=(8.0, sum(heights) + 0.6), layout="constrained")
     figure.suptitle(title)
     axes = figure.subplots(len(heights), 1, squeeze=False, sharex=True, height_ratios=heights).flatten()
     updates = [repruning.update for repruning in reprunings]
-    axes[0].plot(updates, [repruning.revived for repruning in reprunings], marker=".", label="revived")
-    axes[0].plot(updates, [repruning.dropped for repruning in reprunings], marker=".", linestyle="--", label="dropped")
+    for change, style in zip(shown, ("-", "--"), strict=False):
+        axes[0].plot(updates, change.overall, marker=".", linestyle=style, label=change.name)
     axes[0].set_ylabel("weights")
     axes[0].set_ylim(bottom=0)
+    _whole_numbers(axes[0].yaxis)
     axes[0].legend()
     if layers:
-        _layers_panel(figure, axes[1], reprunings, layers)
+        _layers_panel(figure, axes[1], updates, shown[0])
     if grows:
         axes[-1].plot(updates, [100 * repruning.sparsity for repruning in reprunings], marker=".")
         axes[-1].set_ylabel("sparsity (%)")
+    _whole_numbers(axes[-1].xaxis)
+    if len(updates) == 1:
+        axes[-1].set_xticks(updates)  # no others lie within half an update of it
     axes[-1].set_xlabel("update")
     save_figure(figure, path)
 
@@ -164,18 +171,25 @@ def _write(ax: Axes, row: int, column: int, text: str, overlap: Overlap) -> None
     ax.text(column, row, text, ha="center", va="center", fontsize=7, color="white" if dark else "black")
 
 
-def _layers_panel(figure: Figure, ax: Axes, reprunings: Sequence[Repruning], layers: Sequence[str]) -> None:
-    values = [[repruning.layers.get(layer, (0, 0))[0] for repruning in reprunings] for layer in layers]
-    updates = [repruning.update for repruning in reprunings]
+def _layers_panel(figure: Figure, ax: Axes, updates: Sequence[int], change: Change) -> None:
     # Re-prunings need not be evenly spaced: a column reaches half-way to its neighbours.
     between = [(earlier + later) / 2 for earlier, later in pairwise(updates)]
-    ends = (2 * updates[0] - between[0], 2 * updates[-1] - between[-1]) if between else (updates[0] - 1, updates[0] + 1)
-    edges = [ends[0], *between, ends[1]]
-    mesh: Any = ax.pcolormesh(edges, range(len(layers) + 1), values, cmap="viridis", vmin=0)
-    ax.set_yticks([place + 0.5 for place in range(len(layers))], layers, fontsize=8)
+    first, last = (updates[0] - between[0], updates[-1] - between[-1]) if between else (-0.5, 0.5)
+    edges = [updates[0] + first, *between, updates[-1] + last]
+    layers = change.by_layer
+    mesh: Any = ax.pcolormesh(edges, range(len(layers) + 1), list(layers.values()), cmap="viridis", vmin=0)
+    ax.set_yticks([place + 0.5 for place in range(len(layers))], list(layers), fontsize=8)
     ax.invert_yaxis()
     ax.set_ylabel("layer")
-    figure.colorbar(mesh, ax=ax, label="revived")
+    _whole_numbers(figure.colorbar(mesh, ax=ax, label=change.name).ax.yaxis)
+
+
+def _whole_numbers(axis: Axis) -> None:
+    """Ticks of counts: 5,000 and no 2.5."""
+    from matplotlib.ticker import MaxNLocator, StrMethodFormatter
+
+    axis.set_major_locator(MaxNLocator(integer=True))
+    axis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
 
 
 def save_figure(figure: Figure, path: Path) -> None:

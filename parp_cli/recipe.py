@@ -423,7 +423,7 @@ def load_recipe(path: Path | None, overrides: Sequence[str] = (), *, kind: type[
     Raises:
         RecipeError: no such file, not YAML, or with all that is wrong as its details.
     """
-    hint = "`parp finetune --dry-run` without a recipe shows every key and its default" if kind is Recipe else None
+    hint = "`parp finetune --keys` shows every key and what it means" if kind is Recipe else None
     return strict_yaml.load(kind, path, overrides, hint=hint)
 
 

@@ -190,7 +190,7 @@ class _Reader:
             if field.name in nodes:
                 values[field.name] = self.value(types_of_fields[field.name], nodes[field.name], prefix + field.name)
             elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
-                self.note(node, f"{prefix}{field.name} is missing: expected {_expected(types_of_fields[field.name])}")
+                self.note(node, f"{prefix}{field.name} is missing: expected {expected(types_of_fields[field.name])}")
                 complete = False
         if not complete or any(value is _INVALID for value in values.values()):
             return _INVALID
@@ -260,7 +260,7 @@ class _Reader:
                 if all(value in note for note in notes if isinstance(note, Range)):
                     return self.resolved(value, notes, node)
         remedy = " (write null)" if wrote_none else ""
-        self.note(node, f"{key} = {shown(node)}: expected {_expected(kind)}{remedy}")
+        self.note(node, f"{key} = {shown(node)}: expected {expected(kind)}{remedy}")
         return _INVALID
 
     def sequence(self, kind: Any, items: list[Any], node: yaml.SequenceNode, key: str) -> Any:
@@ -328,7 +328,7 @@ def _scalar(kind: Any, text: str, *, plain: bool) -> Any:
     raise ValueError(text)
 
 
-def _expected(kind: Any) -> str:
+def expected(kind: Any) -> str:
     """A type in words: "a number, at least 0 and below 1, or null"."""
     bare, notes, optional = _unwrap(kind)
     limits = "".join(f", {note}" for note in notes if isinstance(note, Range))

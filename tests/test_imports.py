@@ -16,7 +16,16 @@ MODULES = sorted(ROOT.rglob("*.py"))
 FILES = {"errors", "files", "bits", "tensor_files", "checkpoint"}
 """What is kept on the disk, of whatever kind of model."""
 
-BELOW_STAGES = FILES | {"progress", "recipe", "strict_yaml", "yaml_nodes", "environment", "interrupts", "run_folder"}
+BELOW_STAGES = FILES | {
+    "progress",
+    "recipe",
+    "recipe_keys",
+    "strict_yaml",
+    "yaml_nodes",
+    "environment",
+    "interrupts",
+    "run_folder",
+}
 PARTS = {"pruning", "models", "data", "training", "decoding", "exporters"}
 
 MAY_IMPORT: dict[str, set[str]] = {
@@ -34,6 +43,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "yaml_nodes": {"errors"},
     "strict_yaml": {"errors", "yaml_nodes"},
     "recipe": {"errors", "strict_yaml"},
+    "recipe_keys": {"strict_yaml"},
     # No speech in these: another kind of model can be pruned with them.
     "pruning": {"errors", "bits"},
     "data": {"errors", "files", "progress"},

@@ -14,6 +14,7 @@ from parp_cli.cli.options import (
     DEFAULT_RUN,
     DeviceOption,
     JsonOption,
+    KeysOption,
     OutOption,
     PlotOption,
     QuietOption,
@@ -43,6 +44,7 @@ def finetune(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show the resolved recipe and the run in figures; train nothing.")
     ] = False,
+    keys: KeysOption = False,
     settings: SetOption = None,
     run: RunOption = DEFAULT_RUN,
     out: OutOption = None,
@@ -61,9 +63,12 @@ def finetune(
 
       parp finetune recipe.yaml --init parp-run/mask.safetensors --dry-run
     """
-    from parp_cli.recipe import dump_yaml, load_recipe
+    from parp_cli.recipe import Recipe, dump_yaml, load_recipe
 
     output = Output(as_json=as_json, quiet=quiet)
+    if keys:
+        render.recipe_keys(output, Recipe)
+        return
     resolved = load_recipe(recipe, settings or ())
     if seed is not None:
         resolved = replace(resolved, seed=seed)
@@ -115,6 +120,9 @@ def reprune(
 ) -> None:
     """Prune a checkpoint anew by its current weights, at the same or another sparsity.
 
+    In a finished file pruned weights are zero: it takes a higher sparsity or another pattern to change its mask, and
+    training to change which of them are worth keeping.
+
     [bold]Examples:[/]
 
       parp reprune
@@ -123,6 +131,13 @@ def reprune(
 
       parp reprune --pattern 2:4
     """
+    from parp_cli.pruning.limits import check_sparsity, read_pattern
+
+    if sparsity is not None:
+        check_sparsity(sparsity)
+    if pattern is not None:
+        read_pattern(pattern)
+
     from parp_cli.environment import select_device
     from parp_cli.run_folder import checkpoint_or_newest
     from parp_cli.stages.reprune import reprune as stage
@@ -135,6 +150,8 @@ def reprune(
     amount = result.sparsity
     output.text(f"pruned {amount.pruned:,} of {amount.total:,} weights of {source} ({percent(amount.exact)})")
     output.text(f"revived {result.revived:,}, dropped {result.dropped:,}")
+    if result.kept_zeros:
+        output.text(f"{result.kept_zeros:,} of the kept weights are zero: as good as pruned, until they are trained on")
     output.text(f"wrote {result.path}")
     output.json(result)
 

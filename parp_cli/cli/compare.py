@@ -28,7 +28,9 @@ def compare(
 
     IoU: of what either keeps, the share that both keep. Agreement: of all weights, those both keep or both prune.
 
-    Beside each is the level that random masks of the same sparsities reach by chance. Weights are not loaded.
+    Beside each is the level by chance: of masks that are random within each tensor and prune as much of it.
+
+    --json also has the pooled level, of masks that are random over all weights at once. Weights are not loaded.
 
     [bold]Examples:[/]
 
@@ -66,11 +68,13 @@ def _show(output: Output, result: "Comparison") -> None:
         for name, pair in zip(_names(result), result.pairs, strict=True)
     ]
     output.table("Overlap of the kept weights", ("", "IoU", "by chance", "agreement", "by chance"), rows)
+    output.text("by chance: masks that are random within each tensor, at its own two sparsities")
     _groups(output, result, "layer", lambda pair: pair.by_layer)
     _groups(output, result, "kind", lambda pair: pair.by_kind)
     if result.left_out:
         count = len(result.left_out)
-        output.text(f"left out {count} tensors that only some of the masks cover, such as {result.left_out[0]}")
+        tensors = "1 tensor" if count == 1 else f"{count} tensors"
+        output.text(f"left out {tensors} that only some of the masks cover, such as {result.left_out[0]}")
 
 
 def _groups(

@@ -1,7 +1,7 @@
 """`parp mask`: a mask over a model, new or made from other checkpoints' masks."""
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -12,10 +12,13 @@ from parp_cli.cli.options import (
     OutOption,
     QuietOption,
     RunOption,
-    SeedOption,
 )
 from parp_cli.console import Output, percent
 from parp_cli.errors import UsageError
+from parp_cli.pruning.limits import check_sparsity, read_pattern
+
+if TYPE_CHECKING:
+    from parp_cli.stages.mask import MaskResult
 
 _NEW = "A new mask"
 _MADE = "A mask made from others"
@@ -77,6 +80,10 @@ _Pattern = Annotated[
         rich_help_panel=_NEW,
     ),
 ]
+_Seed = Annotated[
+    int | None,
+    typer.Option("--seed", min=0, max=2**32 - 1, help="Of a random choice.", show_default="0", rich_help_panel=_NEW),
+]
 _From = Annotated[
     Path | None,
     typer.Option(
@@ -127,13 +134,14 @@ def mask(
     run: RunOption = DEFAULT_RUN,
     out: OutOption = None,
     device: DeviceOption = "auto",
-    seed: SeedOption = None,
+    seed: _Seed = None,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
     """Prune a model: write its weights and a mask.
 
     With --from it is made from other checkpoints' masks: first all --union, then all --intersect, then all --minus.
+    What one of these does not mask, it keeps: --minus prunes it.
 
     A's pruned weights are zero, also where the mask made from it keeps them; --apply mini gets them back.
 
@@ -145,14 +153,20 @@ def mask(
 
       parp mask --from es.safetensors --union fr.safetensors --apply mini
     """
+    output = Output(as_json=as_json, quiet=quiet)
+    new = {"sparsity": sparsity, "model": model, "method": method, "biases": biases, "scope": scope, "pattern": pattern}
+    made = {"union": union, "intersect": intersect, "minus": minus, "apply": apply}
+    _refuse_mixture(source, new | {"seed": seed}, made)
+    if sparsity is not None:
+        check_sparsity(sparsity)
+    if pattern is not None:
+        read_pattern(pattern)
+
+    # Only now, as they load torch.
     from parp_cli.environment import select_device
     from parp_cli.stages.mask import combine
     from parp_cli.stages.mask import mask as stage
 
-    output = Output(as_json=as_json, quiet=quiet)
-    new = {"sparsity": sparsity, "model": model, "method": method, "biases": biases, "scope": scope, "pattern": pattern}
-    made = {"union": union, "intersect": intersect, "minus": minus, "apply": apply}
-    _refuse_mixture(source, new, made)
     path = out or run / "mask.safetensors"
     with output.progress() as notify:
         if source is None:
@@ -170,10 +184,21 @@ def mask(
                 architecture=architecture,
                 notify=notify,
             )
+    _notes(output, result, pattern)
     amount = result.sparsity
     output.text(f"pruned {amount.pruned:,} of {amount.total:,} weights of {result.model} ({percent(amount.exact)})")
     output.text(f"wrote {result.path}")
     output.json(result)
+
+
+def _notes(output: Output, result: "MaskResult", pattern: str | None) -> None:
+    """What somebody may not expect of the mask."""
+    if unfit := result.cannot_hold:
+        where = "biases" if all(name.endswith("bias") for name in unfit) else f"tensors such as {next(iter(unfit))}"
+        output.note(f"{sum(unfit.values()):,} weights in {where} cannot hold {pattern} and are not pruned")
+    for file, names in result.completed.items():
+        tensors = "1 tensor" if len(names) == 1 else f"{len(names)} tensors"
+        output.note(f"{file} does not mask {tensors} that others do, such as {names[0]}: it keeps them whole")
 
 
 def _refuse_mixture(source: Path | None, new: dict[str, Any], made: dict[str, Any]) -> None:

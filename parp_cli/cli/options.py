@@ -25,6 +25,7 @@ PlotOption = Annotated[
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no notes.")]
+KeysOption = Annotated[bool, typer.Option("--keys", help="Show every key of a recipe and what it means.")]
 SetOption = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Override a recipe key; may be given again.", show_default=False),

@@ -2,9 +2,10 @@
 
 import math
 import shutil
+import textwrap
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from parp_cli.console import Output, duration, percent, size
 
@@ -19,7 +20,21 @@ if TYPE_CHECKING:
 _BARS = "▁▂▃▄▅▆▇█"
 _LONGEST_SPARKLINE = 48
 _WIDEST = 120  # characters of a table where there is no terminal
-_BESIDE_SPARKLINES = 44  # the other columns and the frame of the table of re-prunings
+_LAYER_COLUMN = 13  # characters of the table of re-prunings, with its frame
+_BESIDE_SPARKLINE = 17  # its sum, and the frame of both
+
+
+def recipe_keys(output: Output, kind: Any) -> None:
+    """Every key of a kind of recipe: its default, what it may be, and what it means."""
+    from parp_cli.recipe_keys import keys_of
+
+    keys = list(keys_of(kind))
+    for key in keys:
+        output.text(f"{key.name}: {key.default or ''}")
+        output.text(f"    {key.expected}")
+        for line in textwrap.wrap(key.meaning, 100):
+            output.text(f"    {line}")
+    output.json({"keys": keys})
 
 
 def plan(output: Output, plan: "Plan") -> None:
@@ -139,34 +154,58 @@ def _sparsities(output: Output, result: "Inspection") -> None:
 
 
 def _reprunings(output: Output, result: "Inspection") -> None:
-    """Revived and dropped weights over the run, a row a layer, each drawn to its own height."""
+    """Revived and dropped weights over the run, a row a layer: layers are drawn to one scale, their sum to its own."""
+    from parp_cli.pruning.changes import changes
+
     reprunings = result.reprunings
     if not reprunings:
         return
-    layers = list(dict.fromkeys(layer for repruning in reprunings for layer in repruning.layers))
-    counts = {layer: [repruning.layers.get(layer, (0, 0)) for repruning in reprunings] for layer in layers}
-    counts["all"] = [(repruning.revived, repruning.dropped) for repruning in reprunings]
-    width = (min(_WIDEST, shutil.get_terminal_size((_WIDEST, 0)).columns) - _BESIDE_SPARKLINES) // 2
-    rows = []
-    for layer, pairs in counts.items():
-        revived, dropped = ([pair[which] for pair in pairs] for which in (0, 1))
-        drawn = [sparkline(values, width) for values in (revived, dropped)]
-        rows.append([layer, drawn[0], f"{sum(revived):,}", drawn[1], f"{sum(dropped):,}"])
+    shown = changes(reprunings)
+    room = min(_WIDEST, shutil.get_terminal_size((_WIDEST, 0)).columns) - _LAYER_COLUMN
+    width = room // len(shown) - _BESIDE_SPARKLINE
+    by_layer = {layer: [change.by_layer[layer] for change in shown] for layer in shown[0].by_layer}
+    overall = [change.overall for change in shown]
+    scale = _highest([counts for layer in by_layer.values() for counts in layer], width)
+    rows = [_drawn(layer, counts, width, scale) for layer, counts in by_layer.items()]
+    rows.append(_drawn("all", overall, width, _highest(overall, width)))
     times = f"{len(reprunings)} times, update {reprunings[0].update:,} to {reprunings[-1].update:,}"
-    output.table(f"Re-pruned {times}", ("layer", "revived", "in all", "dropped", "in all"), rows)
+    if len(reprunings) == 1:
+        times = f"once, at update {reprunings[0].update:,}"
+    heads = [head for change in shown for head in (change.name, "in all")]
+    output.table(f"Re-pruned {times}", ("layer", *heads), rows)
     sparsities = [repruning.sparsity for repruning in reprunings]
     if len(set(sparsities)) > 1:
         line = sparkline(sparsities, width)
         output.text(f"sparsity {line} from {percent(sparsities[0])} to {percent(sparsities[-1])}")
 
 
-def sparkline(values: Sequence[float], width: int) -> str:
-    """Non-negative values as bars of eight heights, the highest for the largest; more than `width` are averaged."""
-    width = min(width, _LONGEST_SPARKLINE, len(values))
+def _drawn(label: str, counts: Sequence[Sequence[int]], width: int, scale: float) -> list[str]:
+    """A row of sparklines with their sums."""
+    return [label, *(cell for values in counts for cell in (sparkline(values, width, scale), f"{sum(values):,}"))]
+
+
+def _highest(counts: Sequence[Sequence[int]], width: int) -> float:
+    """The highest bar of several sparklines."""
+    return max((mean for values in counts for mean in _averaged(values, width)), default=0.0)
+
+
+def sparkline(values: Sequence[float], width: int, highest: float | None = None) -> str:
+    """Non-negative values as bars of eight heights; more than `width` are averaged.
+
+    Args:
+        values: at least one.
+        width: in characters.
+        highest: what the highest bar stands for; by default the largest value or average.
+    """
+    means = _averaged(values, width)
+    scale = (max(means) if highest is None else highest) or 1.0
+    return "".join(_BARS[max(0, math.ceil(mean / scale * len(_BARS)) - 1)] for mean in means)
+
+
+def _averaged(values: Sequence[float], width: int) -> list[float]:
+    width = max(1, min(width, _LONGEST_SPARKLINE, len(values)))
     edges = [place * len(values) // width for place in range(width + 1)]
-    means = [sum(values[a:b]) / (b - a) for a, b in pairwise(edges)]
-    highest = max(means) or 1.0
-    return "".join(_BARS[max(0, math.ceil(mean / highest * len(_BARS)) - 1)] for mean in means)
+    return [sum(values[a:b]) / (b - a) for a, b in pairwise(edges)]
 
 
 def pretraining(output: Output, result: "PretrainResult") -> None:

@@ -6,7 +6,10 @@ n weights, of which the first mask keeps a, the second b, and both keep c:
     agreement                 1 - (a + b - 2c) / n    share of the weights on which the masks say the same
 
 Two independent random masks that keep exactly a and b of n weights both keep a·b/n on average (the mean of the
-hypergeometric distribution); the levels by chance are those figures at c = a·b/n.
+hypergeometric distribution). Methods prune some tensors more than others, and masks that share no more than this
+habit overlap by more than a·b/n of all weights. The levels by chance are therefore those of masks that are random
+within each tensor, at the tensor's own two sparsities: c is the sum over tensors of a·b/n. The pooled levels, at one
+a·b/n of all the weights together, are given beside them.
 """
 
 from collections.abc import Hashable, Iterable, Mapping
@@ -29,12 +32,14 @@ class Overlap:
         total: n, all of them.
         kept_first, kept_second: a and b, what each mask keeps.
         kept_both: c, what both keep.
+        kept_both_by_chance: what masks that are random within each tensor both keep on average.
     """
 
     total: int
     kept_first: int
     kept_second: int
     kept_both: int
+    kept_both_by_chance: float
 
     @property
     def iou(self) -> float:
@@ -43,7 +48,12 @@ class Overlap:
 
     @property
     def iou_by_chance(self) -> float:
-        return self._iou(self._kept_both_by_chance())
+        return self._iou(self.kept_both_by_chance)
+
+    @property
+    def iou_by_chance_pooled(self) -> float:
+        """At the sparsities of all these weights together, whatever those of the tensors are."""
+        return self._iou(self.kept_both_by_chance_pooled)
 
     @property
     def iou_above_chance(self) -> float:
@@ -58,7 +68,11 @@ class Overlap:
 
     @property
     def pruned_iou_by_chance(self) -> float:
-        return self._pruned_iou(self._kept_both_by_chance())
+        return self._pruned_iou(self.kept_both_by_chance)
+
+    @property
+    def pruned_iou_by_chance_pooled(self) -> float:
+        return self._pruned_iou(self.kept_both_by_chance_pooled)
 
     @property
     def agreement(self) -> float:
@@ -67,9 +81,14 @@ class Overlap:
 
     @property
     def agreement_by_chance(self) -> float:
-        return self._agreement(self._kept_both_by_chance())
+        return self._agreement(self.kept_both_by_chance)
 
-    def _kept_both_by_chance(self) -> float:
+    @property
+    def agreement_by_chance_pooled(self) -> float:
+        return self._agreement(self.kept_both_by_chance_pooled)
+
+    @property
+    def kept_both_by_chance_pooled(self) -> float:
         return self.kept_first * self.kept_second / self.total if self.total else 0.0
 
     def _iou(self, kept_both: float) -> float:
@@ -123,6 +142,7 @@ def together(parts: Iterable[Overlap]) -> Overlap:
         kept_first=sum(part.kept_first for part in parts),
         kept_second=sum(part.kept_second for part in parts),
         kept_both=sum(part.kept_both for part in parts),
+        kept_both_by_chance=sum(part.kept_both_by_chance for part in parts),
     )
 
 
@@ -143,9 +163,12 @@ def by_group(by_name: Mapping[str, Overlap], groups: Mapping[str, Label]) -> dic
 
 
 def _overlap(first: Tensor, second: Tensor) -> Overlap:
+    total = first.numel()
+    kept_first, kept_second, kept_both = (int(torch.count_nonzero(m)) for m in (first, second, first & second))
     return Overlap(
-        total=first.numel(),
-        kept_first=int(torch.count_nonzero(first)),
-        kept_second=int(torch.count_nonzero(second)),
-        kept_both=int(torch.count_nonzero(first & second)),
+        total=total,
+        kept_first=kept_first,
+        kept_second=kept_second,
+        kept_both=kept_both,
+        kept_both_by_chance=kept_first * kept_second / total if total else 0.0,
     )

@@ -1,12 +1,12 @@
 """Prune: lay a first mask over a model (PARP, step 1): a new one, or one made from other checkpoints' masks."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from parp_cli import checkpoint
 from parp_cli.checkpoint import Checkpoint, Metadata, Parent, Sparsity
@@ -17,7 +17,9 @@ from parp_cli.models.prunable import layers_of, prunable_parameters
 from parp_cli.models.sources import load_encoder, random_encoder
 from parp_cli.models.weights import WORD_BOUNDARY, Encoder
 from parp_cli.progress import Notify, silent
+from parp_cli.pruning.limits import check_sparsity
 from parp_cli.pruning.masks import (
+    Masks,
     apply_,
     check_fit,
     count_all,
@@ -25,11 +27,11 @@ from parp_cli.pruning.masks import (
     difference,
     intersection,
     pattern_of,
+    recorded_setting,
     union,
 )
 from parp_cli.pruning.patterns import Pattern
 from parp_cli.pruning.scores import random_scores
-from parp_cli.pruning.select import check_sparsity
 
 Method = Literal["magnitude", "random", "random-weights"]
 
@@ -40,7 +42,9 @@ class MaskResult:
 
     Attributes:
         model: whose weights they are.
-        method: how the mask was chosen; "from" where it was made from others.
+        method: how the mask was chosen; "combined" where it was made from others.
+        cannot_hold: tensors in scope that cannot hold the pattern, and so are not pruned, with their numbers of weights.
+        completed: files that a combined mask was made from, with the tensors that others of them mask and they don't.
     """
 
     path: Path
@@ -48,6 +52,8 @@ class MaskResult:
     model: str
     method: str
     sparsity: Sparsity
+    cannot_hold: Mapping[str, int] = field(default_factory=dict)
+    completed: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 def mask(
@@ -90,10 +96,18 @@ def mask(
         sparsity = 0.5 if parsed.sparsity is None else parsed.sparsity
     check_sparsity(sparsity)
     encoder = load_encoder(model, architecture=architecture, notify=notify)
-    scores = _scores(encoder, method, parsed, biases=biases, scope=scope, seed=seed, device=device)
+    found = prunable_parameters(_network(encoder), biases=biases, scope=scope)
+    shapes = {name: tuple(weight.shape) for name, weight in found.items() if parsed.carries(tuple(weight.shape))}
+    if not shapes:
+        raise UsageError(
+            f"no weight of scope {scope} can hold pattern {parsed}",
+            details=[f"{name}: {tuple(weight.shape)}" for name, weight in list(found.items())[:3]],
+            hint="its sides must be multiples of the pattern's; choose another --pattern or --scope",
+        )
+    scores = _scores(encoder, method, shapes, seed=seed, device=device)
     masks = parsed.masks(scores, sparsity, layers_of(scores))
     recipe = {"model": model, "method": method, "sparsity": sparsity, "biases": biases, "scope": scope}
-    return _write(
+    result = _write(
         encoder,
         masks,
         target=sparsity,
@@ -103,6 +117,7 @@ def mask(
         parents=encoder.parents,
         seed=seed,
     )
+    return replace(result, cannot_hold={name: w.numel() for name, w in found.items() if name not in shapes})
 
 
 def combine(
@@ -118,6 +133,9 @@ def combine(
 ) -> MaskResult:
     """Write a mask that is made from those of checkpoints, over the weights of `source` or of another model.
 
+    What a file does not mask it keeps, as its model does: masks of another scope, pattern or without biases are
+    completed so before they are combined.
+
     Args:
         source: the checkpoint whose mask is begun with.
         out: the checkpoint to write.
@@ -132,20 +150,19 @@ def combine(
         CheckpointError: a file cannot be read.
         MaskError: a file has no mask, or one for another model.
     """
-    masks, parents = _read(source)
-    for others, operation in ((unions, union), (intersections, intersection), (minuses, difference)):
-        for other in others:
-            theirs, lineage = _read(other)
-            parents += lineage
-            try:
-                masks = operation(masks, theirs)
-            except MaskError as error:
-                raise MaskError(f"{other} has a {error.message}", details=error.details, hint=error.hint) from error
+    found = {path: checkpoint.read_metadata(path) for path in (source, *unions, *intersections, *minuses)}
+    metadata = found[source]
+    for path, other in found.items():
+        _check_same_model(source, metadata, str(path), other.architecture)
     model = str(source) if apply is None else apply
     encoder = load_encoder(model, architecture=architecture, notify=notify)
-    metadata = checkpoint.read_metadata(source)
-    _check_architecture(metadata, encoder, source=source, model=model)
-    check_fit(masks, encoder.weights, what=model)
+    _check_same_model(source, metadata, model, encoder.architecture.to_json())
+    masked = {name for other in found.values() for name in other.prunable}
+    names = [name for name, _ in _network(encoder).named_parameters() if name in masked]
+    masks = _completed(source, names, encoder.weights)
+    for others, operation in ((unions, union), (intersections, intersection), (minuses, difference)):
+        for path in others:
+            masks = operation(masks, _completed(path, names, encoder.weights))
     pruned, total = count_pruned(masks), count_all(masks)
     if pruned == total:
         raise MaskError("the combined mask keeps no weight", hint="name masks with more in common")
@@ -156,44 +173,38 @@ def combine(
         "intersect": [str(path) for path in intersections],
         "minus": [str(path) for path in minuses],
         "apply": apply,
+        "scope": _widest_scope(found.values(), masked),
+        "biases": any(name.endswith("bias") for name in names),
         # A combination of masks of a pattern need not have it.
         "pattern": "global" if changed else pattern_of(metadata.recipe),
     }
     unchanged = None if changed or metadata.sparsity is None else metadata.sparsity.target
-    return _write(
+    parents = (*(p for path, other in found.items() for p in checkpoint.lineage(path, other)), *encoder.parents)
+    result = _write(
         encoder,
-        {name: masks[name] for name in metadata.prunable},
+        masks,
         target=pruned / total if unchanged is None else unchanged,
         out=out,
         model=model,
         recipe=recipe,
-        parents=tuple(dict.fromkeys((*parents, *encoder.parents))),
+        parents=tuple(dict.fromkeys(parents)),
         seed=metadata.seed,
     )
+    missing = {str(path): tuple(n for n in names if n not in other.prunable) for path, other in found.items()}
+    return replace(result, completed={path: absent for path, absent in missing.items() if absent})
+
+
+def _network(encoder: Encoder) -> nn.Module:
+    """The encoder's network, for names and shapes alone: it has no values."""
+    size = None if encoder.vocabulary is None else len(encoder.vocabulary)
+    with torch.device("meta"):
+        return build(encoder.architecture, vocabulary_size=size)
 
 
 def _scores(
-    encoder: Encoder,
-    method: Method,
-    pattern: Pattern,
-    *,
-    biases: bool,
-    scope: str,
-    seed: int,
-    device: torch.device | None,
+    encoder: Encoder, method: Method, shapes: Mapping[str, tuple[int, ...]], *, seed: int, device: torch.device | None
 ) -> dict[str, Tensor]:
     """What the prunable weights are ranked by, by their names."""
-    size = None if encoder.vocabulary is None else len(encoder.vocabulary)
-    with torch.device("meta"):  # only names and shapes are needed
-        network = build(encoder.architecture, vocabulary_size=size)
-    found = prunable_parameters(network, biases=biases, scope=scope)
-    shapes = {name: tuple(weight.shape) for name, weight in found.items() if pattern.carries(tuple(weight.shape))}
-    if not shapes:
-        raise UsageError(
-            f"no weight of scope {scope} can hold pattern {pattern}",
-            details=[f"{name}: {tuple(weight.shape)}" for name, weight in list(found.items())[:3]],
-            hint="its sides must be multiples of the pattern's; choose another --pattern or --scope",
-        )
     if method == "random":
         scores: Mapping[str, Tensor] = random_scores(shapes, seed=seed)
     elif method == "random-weights":
@@ -203,23 +214,30 @@ def _scores(
     return {name: scores[name].to(device) for name in shapes}
 
 
-def _read(path: Path) -> tuple[dict[str, Tensor], tuple[Parent, ...]]:
-    """A checkpoint's masks, and the lineage of what is made from it."""
+def _completed(path: Path, names: Sequence[str], weights: Mapping[str, Tensor]) -> Masks:
+    """A checkpoint's masks of the weights with these names, all-kept where it has none."""
     masks = checkpoint.read_masks(path)
     if not masks:
         raise MaskError(f"{path} has no mask", hint="make one with `parp mask`")
-    return masks, checkpoint.lineage(path, checkpoint.read_metadata(path))
+    check_fit(masks, weights, what=f"the model of {path}")
+    return {n: masks[n] if n in masks else torch.ones(weights[n].shape, dtype=torch.bool) for n in names}
 
 
-def _check_architecture(metadata: Metadata, encoder: Encoder, *, source: Path, model: str) -> None:
+def _widest_scope(files: Iterable[Metadata], masked: set[str]) -> str | None:
+    """The scope of a file that masks all that any of them does, or None."""
+    scopes = [recorded_setting(file.recipe, "scope") for file in files if masked <= set(file.prunable)]
+    return scopes[0] if scopes else None
+
+
+def _check_same_model(source: Path, metadata: Metadata, other: str, theirs: Mapping[str, Any]) -> None:
     """Refuse a model that a mask fits by accident, such as a deeper one of equal width."""
-    ours, theirs = metadata.architecture, encoder.architecture.to_json()
+    ours = metadata.architecture
     # The builder's arguments decide which weights there are; models of several names share them.
-    if ours.get("builder") != theirs["builder"]:
+    if ours.get("builder") != theirs.get("builder"):
         raise MaskError(
-            f"the mask of {source} is that of another model than {model}",
-            details=[f"{source}: {ours.get('name')}", f"{model}: {theirs['name']}"],
-            hint="a mask can be laid over models of its own architecture",
+            f"the mask of {source} is that of another model than {other}",
+            details=[f"{source}: {ours.get('name')}", f"{other}: {theirs.get('name')}"],
+            hint="masks go together, and over models, of one architecture",
         )
 
 
@@ -250,4 +268,4 @@ def _write(
         versions=versions(),
     )
     digest = checkpoint.write(out, Checkpoint(weights=encoder.weights, masks=masks, metadata=metadata))
-    return MaskResult(path=out, sha256=digest, model=model, method=recipe.get("method", "from"), sparsity=amount)
+    return MaskResult(path=out, sha256=digest, model=model, method=recipe.get("method", "combined"), sparsity=amount)

@@ -12,9 +12,9 @@ from parp_cli.checkpoint import Checkpoint, Metadata, Sparsity, lineage
 from parp_cli.environment import versions
 from parp_cli.errors import CheckpointError, UsageError
 from parp_cli.models.prunable import layers_of
+from parp_cli.pruning.limits import check_sparsity
 from parp_cli.pruning.masks import apply_, count_all, count_pruned, pattern_of, revived_and_dropped
 from parp_cli.pruning.patterns import Pattern
-from parp_cli.pruning.select import check_sparsity
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +25,8 @@ class RepruneResult:
         pattern: which weights competed with which.
         revived: weights that the old mask pruned and the new one keeps; without an old mask, 0.
         dropped: weights that the old mask (or no mask) kept and the new one prunes.
+        kept_zeros: weights that the new mask keeps and whose value is zero all the same: in a finished file all that
+            were pruned are, and which of them come back is then decided by position alone.
     """
 
     path: Path
@@ -34,6 +36,7 @@ class RepruneResult:
     sparsity: Sparsity
     revived: int
     dropped: int
+    kept_zeros: int
 
 
 def reprune(
@@ -76,12 +79,14 @@ def reprune(
     revived, dropped = revived_and_dropped(before, masks)
     apply_(masks, old.weights)
     amount = Sparsity(target=sparsity, pruned=count_pruned(masks), total=count_all(masks))
+    # What is pruned is zero now, so that all others are kept.
+    nonzero = sum(int(torch.count_nonzero(old.weights[name])) for name in masks)
     metadata = replace(
         old.metadata,
         stage="reprune",
         prunable=tuple(masks),
         sparsity=amount,
-        recipe=old.metadata.recipe if pattern is None else _with_pattern(old.metadata.recipe, pattern),
+        recipe=_repruned(old.metadata.recipe, sparsity, str(parsed)),
         parents=lineage(source, old.metadata),
         metrics={"revived": revived, "dropped": dropped},
         versions=versions(),
@@ -95,6 +100,7 @@ def reprune(
         sparsity=amount,
         revived=revived,
         dropped=dropped,
+        kept_zeros=amount.total - amount.pruned - nonzero,
     )
 
 
@@ -104,8 +110,10 @@ def _recorded_sparsity(source: Path, metadata: Metadata) -> float:
     return metadata.sparsity.target
 
 
-def _with_pattern(recipe: Mapping[str, Any] | None, pattern: str) -> Mapping[str, Any]:
-    """The recipe with another pattern, where `pruning.masks.pattern_of` finds it."""
+def _repruned(recipe: Mapping[str, Any] | None, sparsity: float, pattern: str) -> Mapping[str, Any]:
+    """The recipe with the mask's new settings, where `pruning.masks.recorded_setting` finds them."""
+    new = {"sparsity": sparsity, "pattern": pattern}
     if recipe is not None and "pruning" in recipe:
-        return {**recipe, "pruning": {**recipe["pruning"], "pattern": pattern}}
-    return {**(recipe or {}), "pattern": pattern}
+        return {**recipe, "pruning": {**recipe["pruning"], **new}}
+    # How the first mask was chosen says nothing of this one.
+    return {**{key: value for key, value in (recipe or {}).items() if key != "method"}, **new}

@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from parp_cli.errors import ResourceError, UsageError
-from parp_cli.sweep.tasks import Failure, Task, record_failure, run_remote_task, running_round
+from parp_cli.errors import UsageError
+from parp_cli.sweep.tasks import Failure, Task, lost_worker, run_remote_task
 
 _STOP_SECONDS = 30.0
 """Time to save what is being done, when all is to end."""
@@ -75,12 +75,4 @@ class RayPool:
         except exceptions.RayTaskError:
             raise
         except exceptions.RayError as error:  # its machine or process was lost more often than Ray tries
-            cell = task.cell
-            failure = Failure(
-                round=running_round(task.run, cell),
-                message="its Ray worker was lost",
-                exit_code=ResourceError.exit_code,
-                details=tuple(str(error).splitlines()[:1]),
-            )
-            record_failure(task.run, cell, failure)
-            return failure
+            return lost_worker(task, "its Ray worker was lost", details=str(error).splitlines()[:1])

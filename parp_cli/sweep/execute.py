@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Protocol
 
 from parp_cli.errors import Interrupted
+from parp_cli.interrupts import Stop, stopping
 from parp_cli.progress import Notify, Progress
 from parp_cli.sweep.grid import Cell
 from parp_cli.sweep.tasks import (
     Failure,
     Task,
     is_done,
+    is_training,
     record_failure,
     remote_progress,
     run_task,
@@ -69,14 +71,20 @@ class Meter:
         """Updates left at the beginning."""
         return sum(self._left.values())
 
-    def listen(self, cell: Cell) -> Notify:
-        """What a cell that runs in this process reports to."""
+    def listen(self, cell: Cell, stop: Stop) -> Notify:
+        """What a cell that runs in this process reports to.
+
+        Raises (what it reports to):
+            Interrupted: a stop was asked for; not between updates, where the training itself stops and is saved.
+        """
 
         def notify(step: Progress) -> None:
-            if step.task.startswith("fine-tuning"):
+            if is_training(step):
                 self._reach(running_round(self._run, cell), step.done)
                 self._tell(f"{cell.name}: {step.note}")
-            elif step.task != "transcribing":  # short, and again and again
+                return
+            _heed(stop)
+            if step.task != "transcribing":  # short, and again and again
                 self._notify(step)
 
         return notify
@@ -131,14 +139,11 @@ def run_cells(
     meter = Meter(run, left, notify)
     ledger = _Ledger(run)
     try:
-        if pool is None:
-            for cell in left:
-                if not ledger.refuses(cell):
-                    ledger.enter(cell, run_task(Task(cell=cell, run=run, device=device), meter.listen(cell)))
-                meter.close(cell)
-                after_each()
-        else:
-            _in_parallel(left, run, device, pool, meter, ledger, after_each)
+        with stopping() as stop:
+            if pool is None:
+                _one_by_one(left, run, device, meter, ledger, after_each, stop)
+            else:
+                _in_parallel(left, run, device, pool, meter, ledger, after_each, stop)
     except (KeyboardInterrupt, Interrupted) as error:
         raise Interrupted("the sweep was stopped; what is done is kept", hint="the same command goes on") from error
 
@@ -160,8 +165,30 @@ class _Ledger:
 
     def enter(self, cell: Cell, failure: Failure | None) -> None:
         """Note how a cell ended."""
-        if failure is not None:
+        if failure is not None and failure.round is not None:
             self._failed[failure.round] = f"needs what failed in {cell.name}: {failure.message}"
+
+
+def _heed(stop: Stop) -> None:
+    if stop.requested:
+        raise Interrupted("the user asked for it")
+
+
+def _one_by_one(
+    cells: Sequence[Cell],
+    run: Path,
+    device: str,
+    meter: Meter,
+    ledger: _Ledger,
+    after_each: Callable[[], object],
+    stop: Stop,
+) -> None:
+    for cell in cells:
+        if not ledger.refuses(cell):
+            ledger.enter(cell, run_task(Task(cell=cell, run=run, device=device), meter.listen(cell, stop)))
+        meter.close(cell)
+        after_each()
+        _heed(stop)
 
 
 def _in_parallel(
@@ -172,11 +199,13 @@ def _in_parallel(
     meter: Meter,
     ledger: _Ledger,
     after_each: Callable[[], object],
+    stop: Stop,
 ) -> None:
     waiting = list(cells)
     running: dict[str, Cell] = {}
     try:
         while waiting or running:
+            _heed(stop)
             for cell in list(waiting):
                 if ledger.refuses(cell):
                     waiting.remove(cell)

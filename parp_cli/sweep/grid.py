@@ -6,6 +6,8 @@
       pruning.method: [dense, mpi, parp]
       pruning.sparsity: [0.5, 0.7]
       seed: [0, 1]
+    except:                             # combinations to leave out: all cells with one of the values of every key
+      - {pruning.method: mpi, pruning.sparsity: [0.7], seed: 1}
     splits: [test-clean]                # to judge each cell on; null is the recipe's data.test
 
 All cells are checked whole before the first one runs. Cells that come to the same thing are one: there is one dense
@@ -14,6 +16,7 @@ cell a seed here, since a dense run has no sparsity.
 
 import copy
 import itertools
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -31,12 +34,15 @@ from parp_cli.training.rounds import Round, round_key, rounds_of, start_key
 METHOD, SPARSITY, SEED = "pruning.method", "pruning.sparsity", "seed"
 """Keys that tables and figures know: lines, columns, and what means are taken over."""
 
+_EXCEPT = "except"
+"""The key of combinations to leave out. It is read apart, because no dataclass can have a field of that name."""
+
 _HINT = "recipes/sweeps/ has some to copy"
 
 
 @dataclass(frozen=True, kw_only=True)
 class SweepFile:
-    """A sweep as it is written."""
+    """A sweep as it is written, but for `except`."""
 
     recipe: Annotated[str, IsPath()] | None = None
     """The recipe that cells differ from; null is all defaults."""
@@ -61,7 +67,7 @@ class Cell:
     """One recipe of a sweep.
 
     Attributes:
-        values: of every grid key, as the recipe has them; None where they make no difference to it.
+        values: of the grid's keys, as the recipe has them. Keys that make no difference to it are not there.
         recipe: to run, with its precision resolved.
         rounds: the training runs it is made of; the last one is the run proper.
         keys: of each round, from its content.
@@ -84,10 +90,10 @@ class Cell:
         """For people: `parp, 0.5 sparse, seed 1`."""
         words: list[str] = [self.recipe.pruning.method]
         for key, value in self.values.items():
-            if value is None or key == METHOD:
+            if key == METHOD:
                 continue
             leaf = key.rpartition(".")[2]
-            words.append(f"{value:.6g} sparse" if key == SPARSITY else f"{leaf} {value}")
+            words.append(f"{value:.6g} sparse" if key == SPARSITY and value is not None else f"{leaf} {shown(value)}")
         return ", ".join(words)
 
 
@@ -105,41 +111,54 @@ class Sweep:
     cells: tuple[Cell, ...]
 
 
+def shown(value: Any) -> str:
+    """A grid value for people, as YAML has it: `null`, `true`, `[0.9, 0.98]`, and text without quotes."""
+    return value if isinstance(value, str) else json.dumps(value)
+
+
 def load_sweep(path: Path, overrides: Sequence[str] = (), *, device: Any) -> Sweep:
     """Read a sweep file and check every cell.
 
     Args:
         path: the YAML file, to whose folder its relative paths belong.
-        overrides: `section.key=value` for all cells, as `--set` takes them; the grid's own values win.
+        overrides: `section.key=value` for all cells, as `--set` takes them; the grid's own keys cannot be set.
         device: a torch.device, which resolves the precision `auto`.
 
     Raises:
         RecipeError: no such file, not YAML, or with everything that is wrong in it and in its cells as details.
     """
-    file = strict_yaml.load(SweepFile, path, hint=_HINT)
+    file, excepted = _read(path)
     base = load_recipe(None if file.recipe is None else Path(file.recipe))
     problems: list[str] = []
     settings, axes = _flat(file.set, problems, path), _axes(file.grid, problems, path)
+    exceptions = _exceptions(excepted, axes, problems, path)
     tree = yaml_nodes.compose(yaml_nodes.dump(recipe_to_dict(base)), yaml_nodes.UNNAMED)
     for key, mark, node in settings:
         tree = _with(tree, key.split("."), node, mark)
     for override in overrides:
         try:
+            _refuse_gridded(override, [key for key, _, _ in axes])
             yaml_nodes.apply_override(override, tree, {})
         except yaml_nodes.Problem as problem:
             problems.append(f"{yaml_nodes.override_place(override)}: {problem}")
     cells: dict[str, Cell] = {}
+    starts: dict[tuple[str | None, ...], str] = {}
     for choice in itertools.product(*(values for _, _, values in axes)) if not problems else ():
+        chosen = {key: _plain(node) for (key, _, _), node in zip(axes, choice, strict=True)}
+        if any(all(chosen[key] in values for key, values in exception.items()) for exception in exceptions):
+            continue
         recipe_tree = tree
         for (key, mark, _), node in zip(axes, choice, strict=True):
             recipe_tree = _with(recipe_tree, key.split("."), node, mark)
         try:
             recipe = strict_yaml.from_node(Recipe, recipe_tree, path)
-            cell = _cell(recipe, [key for key, _, _ in axes], file.splits, device)
+            cell = _cell(recipe, list(chosen), file.splits, device, starts)
         except ParpError as error:
             problems += error.details if isinstance(error, RecipeError) else [error.message]
             continue
         cells[cell.key] = _merged(cells.get(cell.key, cell), cell)
+    if not cells and not problems:
+        problems.append(f"{path}: {_EXCEPT} leaves nothing of the grid")
     if problems:
         found = list(dict.fromkeys(problems))
         count = "a problem" if len(found) == 1 else f"{len(found)} problems"
@@ -147,26 +166,56 @@ def load_sweep(path: Path, overrides: Sequence[str] = (), *, device: Any) -> Swe
     return Sweep(file=path, axes=tuple(key for key, _, _ in axes), cells=tuple(cells.values()))
 
 
-def _cell(recipe: Recipe, axes: Sequence[str], splits: tuple[str, ...] | None, device: Any) -> Cell:
+def _read(path: Path) -> tuple[SweepFile, Any]:
+    """A sweep file, and the node of its `except`, None without one."""
+    root = yaml_nodes.read_file(path)
+    excepted = None
+    if isinstance(root, yaml.MappingNode):
+        excepted = next((value for key, value in root.value if key.value == _EXCEPT), None)
+        root.value = [(key, value) for key, value in root.value if value is not excepted]
+    try:
+        return strict_yaml.from_node(SweepFile, root, path), excepted
+    except RecipeError as error:
+        error.hint = _HINT
+        raise
+
+
+def _cell(
+    recipe: Recipe,
+    axes: Sequence[str],
+    splits: tuple[str, ...] | None,
+    device: Any,
+    starts: dict[tuple[str | None, ...], str],
+) -> Cell:
+    """The cell of a recipe; `starts` keeps what cells begin from, which is hashed once for all of them."""
     # As finetune does it, so that keys are the same there.
     precision = resolve_precision(recipe.training.precision, device)
     recipe = replace(recipe, training=replace(recipe.training, precision=precision))
     rounds = rounds_of(recipe)
+    asked, settled = recipe_to_dict(recipe), recipe_to_dict(rounds[-1].recipe)
     recipe = rounds[-1].recipe
-    start = start_key(recipe)
-    plain = recipe_to_dict(recipe)
+    sources = (recipe.model, recipe.pruning.initial, recipe.data.manifest)
+    if sources not in starts:
+        starts[sources] = start_key(recipe)
     return Cell(
-        values={key: _value(plain, key) for key in axes},
+        values={key: _value(settled, key) for key in axes if _makes_a_difference(key, asked, settled)},
         recipe=recipe,
         rounds=rounds,
-        keys=tuple(round_key(rounds[:count], start) for count in range(1, len(rounds) + 1)),
+        keys=tuple(round_key(rounds[:count], starts[sources]) for count in range(1, len(rounds) + 1)),
         splits=(recipe.data.test,) if splits is None else tuple(dict.fromkeys(splits)),
     )
 
 
+def _makes_a_difference(key: str, asked: Mapping[str, Any], settled: Mapping[str, Any]) -> bool:
+    """Whether the value of a key was kept: what a method does not read is put back to its default."""
+    value = _value(settled, key)
+    return bool(value == _value(asked, key) or value != _value(recipe_to_dict(Recipe()), key))
+
+
 def _merged(one: Cell, other: Cell) -> Cell:
-    values = {key: value if value == other.values[key] else None for key, value in one.values.items()}
-    return replace(one, values=values)
+    """Two cells that come to the same thing: where their values differ, the key makes no difference."""
+    values = {key: value for key, value in one.values.items() if (key, value) in other.values.items()}
+    return replace(one, values=values, splits=tuple(dict.fromkeys((*one.splits, *other.splits))))
 
 
 def _value(plain: Mapping[str, Any], key: str) -> Any:
@@ -211,6 +260,57 @@ def _axes(node: Any, problems: list[str], path: Path) -> list[tuple[str, Any, li
         else:
             axes.append((key, mark, list(values.value)))
     return axes
+
+
+def _exceptions(
+    node: Any, axes: Sequence[tuple[str, Any, list[Any]]], problems: list[str], path: Path
+) -> list[dict[str, list[Any]]]:
+    """Combinations to leave out: for each, values of some of the grid's keys."""
+    if node is None or yaml_nodes.is_null(node):
+        return []
+    if not isinstance(node, yaml.SequenceNode):
+        problems.append(f"{path}:{node.start_mark.line + 1}: {_EXCEPT}: expected a list of mappings of grid keys")
+        return []
+    known = {key: [_plain(value) for value in values] for key, _, values in axes}
+    found = []
+    for entry in node.value:
+        exception: dict[str, list[Any]] = {}
+        for key, mark, value in _flat(entry, problems, path):
+            values = value.value if isinstance(value, yaml.SequenceNode) else [value]
+            exception[key] = [_plain(one) for one in values]
+            place = f"{path}:{mark.line + 1}: {_EXCEPT}: {key}"
+            if key not in known:
+                problems.append(f"{place} is not in the grid: its keys are {', '.join(known)}")
+                continue
+            wrong = [yaml_nodes.shown(one) for one in values if _plain(one) not in known[key]]
+            problems += [f"{place} = {text}: the grid has no such value" for text in wrong]
+        if exception:
+            found.append(exception)
+        elif isinstance(entry, yaml.MappingNode):
+            problems.append(f"{path}:{entry.start_mark.line + 1}: {_EXCEPT}: an entry without keys")
+    return found
+
+
+def _plain(node: Any) -> Any:
+    """What a node says, so that 0.5 and 5e-1 are the same."""
+    if yaml_nodes.is_null(node):
+        return None
+    if isinstance(node, yaml.SequenceNode):
+        return [_plain(item) for item in node.value]
+    if isinstance(node, yaml.MappingNode):
+        return [[_plain(key), _plain(value)] for key, value in node.value]
+    try:
+        return float(node.value)
+    except ValueError:
+        return node.value
+
+
+def _refuse_gridded(override: str, axes: Sequence[str]) -> None:
+    """Raise a Problem where an override is of a key that the grid has values for."""
+    name = override.partition("=")[0].strip()
+    for key in axes:
+        if f"{name}.".startswith(f"{key}.") or key.startswith(f"{name}."):
+            raise yaml_nodes.Problem(f"the grid has values for {key}: change them in the file")
 
 
 def _with(node: Any, parts: Sequence[str], value: Any, mark: Any) -> Any:

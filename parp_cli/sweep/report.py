@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from parp_cli.files import write_text
-from parp_cli.sweep.grid import METHOD, SEED, SPARSITY
+from parp_cli.sweep.grid import METHOD, SEED, SPARSITY, shown
 from parp_cli.sweep.tasks import Outcome
 
 _KNOWN_AXES = (METHOD, SPARSITY, SEED)
@@ -64,21 +64,21 @@ def panels(outcomes: Sequence[Outcome]) -> list[Panel]:
         of_split = [outcome for outcome in outcomes if outcome.split == split]
         for others in _combinations(of_split):
             rows = [row for row in of_split if _agrees(row, others)]
-            title = ", ".join([split, *(f"{key} {value}" for key, value in others.items())])
+            title = ", ".join([split, *(f"{key} {shown(value)}" for key, value in others.items())])
             found.append(_panel(title, rows))
     return found
 
 
 def _combinations(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
-    """The different values that the grid's other keys have together."""
+    """The different values that the grid's other keys have together, without those that others extend."""
     every = [{k: v for k, v in o.values.items() if k not in _KNOWN_AXES} for o in outcomes]
-    whole = [others for others in every if None not in others.values()] or every[:1]
+    whole = [others for others in every if not any(others.items() < more.items() for more in every)]
     return list({json.dumps(others, sort_keys=True): others for others in whole}.values())
 
 
 def _agrees(outcome: Outcome, others: Mapping[str, Any]) -> bool:
     """Whether an outcome belongs to a combination; what makes no difference to it belongs to all."""
-    return all(outcome.values[key] in (None, value) for key, value in others.items())
+    return all(outcome.values.get(key, value) == value for key, value in others.items())
 
 
 def _panel(title: str, rows: Sequence[Outcome]) -> Panel:
@@ -130,9 +130,9 @@ def cost_rows(panel: Panel) -> tuple[list[str], list[list[str]]]:
     return columns, rows
 
 
-def write_results(run: Path, outcomes: Sequence[Outcome]) -> tuple[Path, Path]:
-    """Write results.jsonl, of cells that were run, and results.md."""
-    lines, tables = run / "results.jsonl", run / "results.md"
+def write_results(stem: Path, outcomes: Sequence[Outcome]) -> tuple[Path, Path]:
+    """Write `<stem>.jsonl`, of cells that were run, and `<stem>.md`."""
+    lines, tables = (stem.with_name(stem.name + suffix) for suffix in (".jsonl", ".md"))
     ran = [outcome for outcome in outcomes if outcome.failed is not None or outcome.error_rate is not None]
     write_text(lines, "".join(json.dumps(asdict(outcome), ensure_ascii=False) + "\n" for outcome in ran))
     write_text(tables, markdown(outcomes))

@@ -11,7 +11,16 @@ from parp_cli.sweep.execute import Pool, run_cells
 from parp_cli.sweep.grid import Sweep
 from parp_cli.sweep.lock import only_one
 from parp_cli.sweep.report import write_results
-from parp_cli.sweep.tasks import Outcome, is_done, name_folder, outcomes, read_failure, updates_done
+from parp_cli.sweep.tasks import (
+    Outcome,
+    forget_temporaries,
+    is_done,
+    keep_training,
+    name_folders,
+    outcomes,
+    read_failure,
+    updates_done,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,11 +80,13 @@ def plan_sweep(sweep: Sweep, run: Path) -> SweepPlan:
     done: dict[str, int] = {}
     cells = []
     for cell in sweep.cells:
-        done |= updates_done(run, cell)
+        mine = updates_done(run, cell)
         rounds = []
         for this, key in zip(cell.rounds, cell.keys, strict=True):
             lengths[key] = this.recipe.training.updates
-            rounds.append((this.name, key, lengths[key], done[key], needed.count(key)))
+            # A deleted run is no more needed by a cell that was trained, but perhaps by another.
+            done[key] = min(mine[key], done.get(key, mine[key]))
+            rounds.append((this.name, key, lengths[key], mine[key], needed.count(key)))
         cells.append(CellPlan(name=cell.name, key=cell.key, rounds=tuple(rounds), done=is_done(run, cell)))
     return SweepPlan(
         cells=tuple(cells),
@@ -97,6 +108,8 @@ def run_sweep(
     notify: Notify = silent,
 ) -> SweepResult:
     """Run what is left of a sweep, and write its results.
+
+    Several sweeps may share a folder: results, and links to cells, bear the name of the sweep's file.
 
     Args:
         sweep: from `grid.load_sweep`.
@@ -125,15 +138,18 @@ def _run_sweep(
     note: Callable[[str], None],
     notify: Notify,
 ) -> SweepResult:
+    stem = run / sweep.file.stem
+
     def found() -> tuple[Outcome, ...]:
         return tuple(outcome for cell in sweep.cells for outcome in outcomes(run, cell))
 
     def report() -> tuple[Path, Path]:
         for cell in sweep.cells:
-            if is_done(run, cell):
-                name_folder(run, cell)
-        return write_results(run, found())
+            keep_training(run, cell)
+        name_folders(run, stem.name, [cell for cell in sweep.cells if is_done(run, cell)])
+        return write_results(stem, found())
 
+    forget_temporaries(run)
     pool = None
     if not all(is_done(run, cell) for cell in sweep.cells):
         pool = _pool(device, workers, cluster)
@@ -152,7 +168,7 @@ def _run_sweep(
         exit_code=next((f.exit_code for c in sweep.cells if (f := read_failure(run, c)) is not None), 0),
         results=results,
         tables=tables,
-        figures=_figures(run, found(), note),
+        figures=_figures(stem, found(), note),
     )
 
 
@@ -173,7 +189,7 @@ def _pool(device: torch.device, workers: int | None, cluster: bool) -> Pool | No
     return ProcessPool(devices)
 
 
-def _figures(run: Path, outcomes: tuple[Outcome, ...], note: Callable[[str], None]) -> tuple[Path, ...]:
+def _figures(stem: Path, outcomes: tuple[Outcome, ...], note: Callable[[str], None]) -> tuple[Path, ...]:
     try:
         from parp_cli.sweep.figure import draw
     except ImportError:
@@ -181,4 +197,4 @@ def _figures(run: Path, outcomes: tuple[Outcome, ...], note: Callable[[str], Non
         return ()
     from parp_cli.sweep.report import panels
 
-    return draw(panels(outcomes), run / "results")
+    return draw(panels(outcomes), stem)

@@ -3,9 +3,10 @@
     <run>/rounds/<key>/   one training run, named by its content: of a cell, or one that several cells need
         finetune.safetensors, finetune-last.safetensors, finetune.jsonl, finetune-cost.json, state/
         eval-<split>.jsonl, eval-<split>.json
+        training.json     what training the cell of this key took, with the runs before, which may then be deleted
         failed.json       why the cell of this key could not be finished
         progress.json     how far a worker elsewhere is with the cell of this key
-    <run>/cells/<name>    leads to a finished cell's folder
+    <run>/cells/<sweep>/<name>    leads to a finished cell's folder
     <run>/features/       what the frozen front end makes of each sound
 
 Workers, here and on other machines, share nothing but this folder.
@@ -15,9 +16,10 @@ import json
 import os
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +30,16 @@ from parp_cli.errors import CheckpointError, Interrupted, ParpError, ResourceErr
 from parp_cli.files import write_text
 from parp_cli.progress import Notify, Progress, silent
 from parp_cli.stages.evaluate import evaluate
-from parp_cli.stages.finetune import Cost, finetune
+from parp_cli.stages.finetune import Cost, finetune, finished_cost
 from parp_cli.sweep.grid import Cell
 from parp_cli.training.rounds import target_sparsity
 from parp_cli.training.state import read_position
 
 _TELL_SECONDS = 2.0
 """Between two words from a worker elsewhere."""
+
+_TEMPORARY = re.compile(r"\..+\.(safetensors|jsonl|json)-[a-z0-9_]{8}")
+"""Names of `files.replacing` for what lies in a training run's folder."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,9 +60,13 @@ class Task:
 
 @dataclass(frozen=True, kw_only=True)
 class Failure:
-    """Why a cell could not be finished, as the error said it; `round` is the training run it happened in."""
+    """Why a cell could not be finished, as the error said it.
 
-    round: str
+    Attributes:
+        round: the training run that broke off, which no other cell can have then; None if none was training.
+    """
+
+    round: str | None
     message: str
     exit_code: int
     details: tuple[str, ...] = ()
@@ -75,22 +84,26 @@ def run_task(task: Task, notify: Notify = silent) -> Failure | None:
     """
     cell, folder = task.cell, round_folder(task.run, task.cell.key)
     device = torch.device(task.device)
+    heard: str | None = None
+
+    def listen(step: Progress) -> None:
+        nonlocal heard
+        if is_training(step):
+            heard = running_round(task.run, cell)
+        notify(step)
+
     if task.threads is not None:
         torch.set_num_threads(task.threads)
     if device.index is not None:
         torch.cuda.set_device(device)
     try:
-        if finished_cost(folder) is None:
-            finetune(
-                cell.recipe,
-                run=folder,
-                device=device,
-                # Runs before the last one always go on where they can.
-                resume=len(cell.rounds) > 1 or _state(folder).exists(),
-                rounds_folder=folder.parent,
-                features_folder=task.run / "features",
-                notify=notify,
-            )
+        if trained(task.run, cell) is None:
+            try:
+                _train(task, listen)
+            except CheckpointError:
+                if not _forget_states_of_others(task.run, cell):
+                    raise
+                _train(task, listen)
         for split in cell.splits:
             if _read_json(_figures(folder, split)) is None:
                 best, out = folder / "finetune.safetensors", folder / f"eval-{split}.jsonl"
@@ -98,11 +111,47 @@ def run_task(task: Task, notify: Notify = silent) -> Failure | None:
     except Interrupted:
         raise
     except (ParpError, MemoryError, torch.OutOfMemoryError) as error:
-        failure = _failure(cell, task.run, error)
-        write_text(_failed(folder), json.dumps(asdict(failure)) + "\n")
+        failure = _failure(heard if heard in unfinished_rounds(task.run, cell) else None, error)
+        record_failure(task.run, cell, failure)
         return failure
     _failed(folder).unlink(missing_ok=True)
     return None
+
+
+def _train(task: Task, notify: Notify) -> None:
+    folder = round_folder(task.run, task.cell.key)
+    _kept(folder).unlink(missing_ok=True)
+    finetune(
+        task.cell.recipe,
+        run=folder,
+        device=torch.device(task.device),
+        resume=_state(folder).exists(),  # runs before the last one go on by themselves
+        rounds_folder=folder.parent,
+        features_folder=task.run / "features",
+        notify=notify,
+    )
+
+
+def _forget_states_of_others(run: Path, cell: Cell) -> bool:
+    """Remove states that nothing goes on from any more, since the run before was deleted and came out otherwise.
+
+    Returns:
+        Whether there was one.
+    """
+    found = False
+    for before, key in pairwise(cell.keys):
+        state, last = _state(round_folder(run, key)), round_folder(run, before) / "finetune-last.safetensors"
+        if state.exists() and last.exists():
+            parents = [parent["sha256"] for parent in read_position(state)["parents"]]
+            if checkpoint.file_hash(last) not in parents:
+                state.unlink()
+                found = True
+    return found
+
+
+def is_training(step: Progress) -> bool:
+    """Whether a cell tells that an update is done."""
+    return step.task.startswith("fine-tuning")
 
 
 def run_remote_task(task: Task) -> Failure | None:
@@ -113,7 +162,7 @@ def run_remote_task(task: Task) -> Failure | None:
 
     def notify(step: Progress) -> None:
         nonlocal told
-        if step.task.startswith("fine-tuning") and time.monotonic() - told > _TELL_SECONDS:
+        if is_training(step) and time.monotonic() - told > _TELL_SECONDS:
             told = time.monotonic()
             write_text(path, json.dumps({"round": running_round(task.run, task.cell), "update": step.done}) + "\n")
 
@@ -121,6 +170,20 @@ def run_remote_task(task: Task) -> Failure | None:
         return run_task(task, notify)
     finally:
         path.unlink(missing_ok=True)
+
+
+def lost_worker(task: Task, message: str, *, details: Sequence[str] = (), hint: str | None = None) -> Failure:
+    """Note for a cell that what ran it elsewhere is gone."""
+    told = remote_progress(task.run, task.cell)
+    failure = Failure(
+        round=told[0] if told is not None and told[0] in unfinished_rounds(task.run, task.cell) else None,
+        message=message,
+        exit_code=ResourceError.exit_code,
+        details=tuple(details),
+        hint=hint,
+    )
+    record_failure(task.run, task.cell, failure)
+    return failure
 
 
 def remote_progress(run: Path, cell: Cell) -> tuple[str, int] | None:
@@ -134,25 +197,76 @@ def round_folder(run: Path, key: str) -> Path:
     return run / "rounds" / key
 
 
-def name_folder(run: Path, cell: Cell) -> None:
-    """Let `<run>/cells/<name>` lead to a cell's folder, which has a key for a name."""
-    place = run / "cells" / re.sub(r"[^\w.=+-]+", "-", cell.name)
-    target = os.path.relpath(round_folder(run, cell.key), place.parent)
+def forget_temporaries(run: Path) -> None:
+    """Remove what killed processes were writing into training runs' folders. Nothing may be running there."""
+    for pattern in ("*/.*", "*/state/.*"):
+        for path in (run / "rounds").glob(pattern):
+            if _TEMPORARY.fullmatch(path.name) and path.is_file() and not path.is_symlink():
+                path.unlink(missing_ok=True)
+
+
+def name_folders(run: Path, sweep: str, cells: Sequence[Cell]) -> None:
+    """Let `<run>/cells/<sweep>/<name>` lead to each of some cells' folders, which have keys for names, and to no other.
+
+    Args:
+        run: the sweep's folder.
+        sweep: its name.
+        cells: that are done.
+    """
+    place = run / "cells" / sweep
+    links = {
+        re.sub(r"[^\w.=+-]+", "-", cell.name): os.path.relpath(round_folder(run, cell.key), place) for cell in cells
+    }
     with suppress(OSError):  # some file systems have no links, and results name the folder too
-        place.parent.mkdir(exist_ok=True)
-        if not place.is_symlink() or os.readlink(place) != target:
-            place.unlink(missing_ok=True)
-            place.symlink_to(target, target_is_directory=True)
+        place.mkdir(parents=True, exist_ok=True)
+        for link in place.iterdir():
+            if link.is_symlink() and links.get(link.name) != os.readlink(link):
+                link.unlink()
+        for name, target in links.items():
+            if not (place / name).is_symlink():
+                (place / name).symlink_to(target, target_is_directory=True)
 
 
-def finished_cost(folder: Path) -> Cost | None:
-    """What a training run took; None where it has not come to its end."""
-    figures = _read_json(folder / "finetune-cost.json")
-    return None if figures is None or not (folder / "finetune.safetensors").exists() else Cost(**figures)
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """What the training of a cell came to.
+
+    Attributes:
+        cost: of all its training runs.
+        sparsity: exact; 0 for dense.
+    """
+
+    cost: Cost
+    sparsity: float
+
+
+def trained(run: Path, cell: Cell) -> Trained | None:
+    """What the training of a cell came to; None where it has not come to its end."""
+    folder = round_folder(run, cell.key)
+    if finished_cost(folder) is None:
+        return None
+    kept = _read_json(_kept(folder))
+    if kept is not None:
+        return Trained(cost=Cost(**kept["cost"]), sparsity=kept["sparsity"])
+    costs = [cost for key in cell.keys if (cost := finished_cost(round_folder(run, key))) is not None]
+    if len(costs) < len(cell.keys):
+        return None
+    measured = checkpoint.read_metadata(folder / "finetune.safetensors").sparsity
+    return Trained(cost=sum(costs, Cost()), sparsity=0.0 if measured is None else measured.exact)
+
+
+def keep_training(run: Path, cell: Cell) -> None:
+    """Write down in a trained cell's folder what its training came to, so that the runs before can be deleted."""
+    path = _kept(round_folder(run, cell.key))
+    what = trained(run, cell)
+    if what is not None and not path.exists():
+        write_text(path, json.dumps(asdict(what)) + "\n")
 
 
 def updates_done(run: Path, cell: Cell) -> dict[str, int]:
-    """Updates of each of a cell's training runs that need not be done again, by key."""
+    """Updates of each of a cell's training runs that need not be done again for it, by key."""
+    if trained(run, cell) is not None:
+        return {key: this.recipe.training.updates for this, key in zip(cell.rounds, cell.keys, strict=True)}
     done = {}
     for key in cell.keys:
         folder = round_folder(run, key)
@@ -164,11 +278,13 @@ def updates_done(run: Path, cell: Cell) -> dict[str, int]:
 def is_done(run: Path, cell: Cell) -> bool:
     """Whether nothing of a cell is left to do."""
     folder = round_folder(run, cell.key)
-    return finished_cost(folder) is not None and all(_read_json(_figures(folder, split)) for split in cell.splits)
+    return trained(run, cell) is not None and all(_read_json(_figures(folder, split)) for split in cell.splits)
 
 
 def unfinished_rounds(run: Path, cell: Cell) -> list[str]:
-    """The keys of a cell's training runs that have not come to their end, in order."""
+    """The keys of a cell's training runs that have not come to their end and are needed, in order."""
+    if trained(run, cell) is not None:
+        return []
     return [key for key in cell.keys if finished_cost(round_folder(run, key)) is None]
 
 
@@ -195,7 +311,8 @@ class Outcome:
     """One line of the results: a cell on a split. What is not known (yet) is None.
 
     Attributes:
-        values: of every grid key; None where it makes no difference to the cell.
+        values: of the grid's keys, None where the recipe has null; a key that makes no difference to the cell is
+            not there.
         sparsity_target, sparsity: asked for, and exact; 0 for dense.
         wer, cer, per: error rates; None where labels are of the other kind.
         updates, audio_seconds, wall_seconds: of training, with all runs that found the mask.
@@ -239,20 +356,17 @@ def outcomes(run: Path, cell: Cell) -> list[Outcome]:
         "values": cell.values,
     }
     folder = round_folder(run, cell.key)
-    costs = [finished_cost(round_folder(run, key)) for key in cell.keys]
     failure = read_failure(run, cell)
     why = None if failure is None else failure.message
-    if not all(costs):
+    training = trained(run, cell)
+    if training is None:
         return [Outcome(**known, split=split, failed=why) for split in cell.splits]
-    best = folder / "finetune.safetensors"
-    measured = checkpoint.read_metadata(best).sparsity
-    cost = sum((cost for cost in costs if cost is not None), Cost())
     known |= {
-        "sparsity": 0.0 if measured is None else measured.exact,
-        "updates": cost.updates,
-        "audio_seconds": cost.audio_seconds,
-        "wall_seconds": cost.seconds,
-        "checkpoint": str(best.relative_to(run)),
+        "sparsity": training.sparsity,
+        "updates": training.cost.updates,
+        "audio_seconds": training.cost.audio_seconds,
+        "wall_seconds": training.cost.seconds,
+        "checkpoint": str((folder / "finetune.safetensors").relative_to(run)),
     }
     rows = []
     for split in cell.splits:
@@ -265,18 +379,22 @@ def outcomes(run: Path, cell: Cell) -> list[Outcome]:
     return rows
 
 
-def _failure(cell: Cell, run: Path, error: BaseException) -> Failure:
+def _failure(broken_off: str | None, error: BaseException) -> Failure:
     if not isinstance(error, ParpError):
         first = (str(error).splitlines() or [""])[0]
         hint = "make training.micro_batch_seconds smaller"
         error = ResourceError("out of memory", details=[first] if first else [], hint=hint)
     return Failure(
-        round=running_round(run, cell),
+        round=broken_off,
         message=error.message,
         exit_code=error.exit_code,
         details=error.details,
         hint=error.hint,
     )
+
+
+def _kept(folder: Path) -> Path:
+    return folder / "training.json"
 
 
 def _state(folder: Path) -> Path:

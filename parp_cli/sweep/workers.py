@@ -11,8 +11,8 @@ from multiprocessing.context import SpawnProcess
 
 import torch
 
-from parp_cli.errors import Interrupted, ResourceError
-from parp_cli.sweep.tasks import Failure, Task, record_failure, run_remote_task, running_round
+from parp_cli.errors import Interrupted
+from parp_cli.sweep.tasks import Failure, Task, lost_worker, run_remote_task
 
 _STOP_SECONDS = 30.0
 """Time to save what is being done, when all is to end."""
@@ -110,12 +110,5 @@ def _failure(worker: _Worker) -> Failure | None:
         raise Interrupted("a worker was asked to stop")
     if code is None or code >= _BUG:
         raise RuntimeError(f"the worker of {worker.task.cell.name} ended with an exception")
-    cell, run = worker.task.cell, worker.task.run
-    failure = Failure(
-        round=running_round(run, cell),
-        message=f"its process was killed by signal {-code}",
-        exit_code=ResourceError.exit_code,
-        hint="signal 9 is how a system ends what takes too much memory: try fewer --workers",
-    )
-    record_failure(run, cell, failure)
-    return failure
+    hint = "signal 9 is how a system ends what takes too much memory: try fewer --workers"
+    return lost_worker(worker.task, f"its process was killed by signal {-code}", hint=hint)

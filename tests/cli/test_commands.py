@@ -219,3 +219,12 @@ def test_three_bare_commands_in_an_empty_folder(parp: Callable[..., Any], tmp_pa
         "parp-run/eval-test-clean.json",
     ]
     assert all((tmp_path / path).is_file() for path in written)
+
+
+def test_what_recipe_keys_mean(parp: Any) -> None:
+    answer = parp("finetune", "--keys")
+    assert answer.code == 0
+    assert 'pruning.method: "parp"\n    one of dense, fixed, mpi' in answer.out
+    assert {"name", "expected", "default", "meaning"} == set(
+        json.loads(parp("finetune", "--keys", "--json").out)["keys"][0]
+    )

@@ -189,6 +189,8 @@ def test_what_is_recorded_of_a_combination(masks: dict[str, Path], world: World,
         "intersect": [],
         "minus": [],
         "apply": str(world.encoder),
+        "scope": "transformer",
+        "biases": True,
         "pattern": "global",
     }
     assert (metadata.stage, metadata.prunable) == ("mask", source.prunable)

@@ -5,9 +5,11 @@ from typing import Any
 import pytest
 import torch
 
+from parp_cli import checkpoint
 from parp_cli.errors import RecipeError
 from parp_cli.recipe import load_recipe
 from parp_cli.sweep.grid import Sweep, load_sweep
+from parp_cli.training import rounds
 
 CPU = torch.device("cpu")
 SWEEPS = Path(__file__).parents[2] / "recipes" / "sweeps"
@@ -26,8 +28,9 @@ def test_every_combination_once_and_dense_once_a_seed(write_sweep: Any) -> None:
     assert sweep.axes == ("pruning.method", "pruning.sparsity", "seed")
     expected = [("dense", None, seed) for seed in (0, 1)]
     expected += list(itertools.product(["mpi", "parp"], [0.3, 0.5], [0, 1]))
-    assert [tuple(cell.values.values()) for cell in sweep.cells] == expected
     for cell, (method, sparsity, seed) in zip(sweep.cells, expected, strict=True):
+        values = {"pruning.method": method, "pruning.sparsity": sparsity, "seed": seed}
+        assert cell.values == {key: value for key, value in values.items() if value is not None}
         assert (cell.recipe.pruning.method, cell.recipe.pruning.sparsity, cell.recipe.seed) == (method, sparsity, seed)
         assert cell.recipe.training.updates == 7
         assert cell.splits == ("test",)
@@ -67,9 +70,83 @@ def test_paths_start_at_the_file_they_stand_in(
 
 def test_what_wins(write_sweep: Any) -> None:
     path = write_sweep("set: {training.updates: 3, seed: 5}\ngrid: {training.updates: [4]}\nsplits: [a, b, a]")
-    (cell,) = load(path, "seed=6", "training.updates=2").cells
+    (cell,) = load(path, "seed=6").cells
     assert (cell.recipe.training.updates, cell.recipe.seed) == (4, 6)
     assert cell.splits == ("a", "b")
+
+
+@pytest.mark.parametrize("override", ["training.adam_betas=[0.9,0.98]", "training={}", "training.adam_betas.0=0.5"])
+def test_what_the_grid_has_values_for_cannot_be_set(write_sweep: Any, override: str) -> None:
+    path = write_sweep("grid: {training.adam_betas: [[0.9, 0.98], [0.9, 0.999]]}")
+    with pytest.raises(RecipeError) as caught:
+        load(path, override)
+    problem = "the grid has values for training.adam_betas: change them in the file"
+    assert caught.value.details == (f"--set {override}: {problem}",)
+    load(path, "training.adam_epsilon=1e-6")
+
+
+def test_null_is_a_value_and_what_makes_no_difference_is_none(write_sweep: Any) -> None:
+    path = write_sweep(
+        "grid:\n  pruning.method: [dense, mpi, parp]\n  pruning.interval: [null, 3]\n  pruning.scope: [null, attention]\n"
+    )
+    cells = load(path).cells
+    assert [cell.name for cell in cells[:2]] == ["dense, scope transformer", "dense, scope attention"]
+    parp = [cell.values for cell in cells if cell.recipe.pruning.method == "parp"]
+    assert [values["pruning.interval"] for values in parp] == [None, None, 3, 3]
+    assert [values["pruning.scope"] for values in parp] == ["transformer", "attention"] * 2
+    assert not any("pruning.interval" in cell.values for cell in cells if cell.recipe.pruning.method != "parp")
+    assert cells[-4].name == "parp, interval null, scope transformer"
+    assert len(cells) == 2 + 2 + 4
+
+
+def test_a_grid_of_splits_judges_one_cell_on_each(write_sweep: Any) -> None:
+    (cell,) = load(write_sweep("grid: {data.test: [test, valid]}")).cells
+    assert (cell.values, cell.splits) == ({}, ("test", "valid"))
+
+
+def test_combinations_are_left_out(write_sweep: Any) -> None:
+    grid = "grid:\n  pruning.pattern: [global, '2:4']\n  pruning.method: [mpi, omp]\n  pruning.sparsity: [0.3, 0.50, null]\n"
+    path = write_sweep(
+        f"{grid}except:\n  - {{pruning.pattern: '2:4', pruning.sparsity: [3e-1, null]}}\n"
+        "  - {pruning: {method: omp, sparsity: 0.5}, pruning.pattern: global}\n"
+    )
+    found = [(c.recipe.pruning.pattern, c.recipe.pruning.method, c.recipe.pruning.sparsity) for c in load(path).cells]
+    expected = [("global", "mpi", 0.3), ("global", "mpi", 0.5), ("global", "mpi", None)]
+    expected += [("global", "omp", 0.3), ("global", "omp", None), ("2:4", "mpi", 0.5), ("2:4", "omp", 0.5)]
+    assert found == expected
+    with pytest.raises(RecipeError, match="pattern 2:4 prunes 0.5 of the weights"):
+        load(write_sweep(grid))
+
+
+@pytest.mark.parametrize(
+    ("entries", "problem"),
+    [
+        ("{seed: 1}", "sweep.yaml:3: except: expected a list of mappings of grid keys"),
+        ("[seed]", "sweep.yaml:3: found seed: expected a mapping of recipe keys"),
+        ("[{}]", "sweep.yaml:3: except: an entry without keys"),
+        ("[{sed: 1}]", "sweep.yaml:3: except: sed is not in the grid: its keys are seed"),
+        ("[{seed: [1, 3]}]", "sweep.yaml:3: except: seed = 3: the grid has no such value"),
+        ("[{seed: 1}, {seed: [2]}]", "sweep.yaml: except leaves nothing of the grid"),
+    ],
+)
+def test_what_cannot_be_left_out(write_sweep: Any, entries: str, problem: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        load(write_sweep(f"grid: {{seed: [1, 2]}}\nexcept: {entries}\n"))
+    (detail,) = caught.value.details
+    assert detail.endswith(problem)
+
+
+def test_what_cells_begin_from_is_hashed_once(write_sweep: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    hashed: list[Path] = []
+
+    def counted(path: Path) -> str:
+        hashed.append(path)
+        return checkpoint.file_hash(path)
+
+    monkeypatch.setattr(rounds, "file_hash", counted)
+    sweep = load(write_sweep("grid: {seed: [0, 1, 2], pruning.method: [mpi, omp, imp]}"))
+    assert len(sweep.cells) == 9
+    assert len(hashed) == len(set(hashed)) == 2  # the encoder and the list of sound
 
 
 def test_lists_are_values_too(write_sweep: Any) -> None:
@@ -99,6 +176,7 @@ def test_everything_wrong_is_told_at_once(write_sweep: Any, tmp_path: Path) -> N
         ("set: {seed: 1}", "grid is missing: expected a mapping"),
         ("grid: {seed: [1]}\nsplits: []", "splits: names none"),
         ("grid: {seed: [1]}\nsets: {}", "unknown key sets: did you mean set?"),
+        ("[grid]", "found a list of 1: expected a mapping"),
         ("grid: {pruning.pattern: ['2:4'], pruning.sparsity: [0.3]}", "pattern 2:4 prunes 0.5 of the weights"),
     ],
 )
@@ -126,7 +204,7 @@ def test_a_grid_without_axes_is_one_cell(write_sweep: Any) -> None:
 @pytest.mark.parametrize("path", sorted(SWEEPS.glob("*.yaml")), ids=lambda path: path.stem)
 def test_shipped_sweep_is_read_and_says_how_to_run_it(path: Path) -> None:
     sweep = load(path)
-    assert len(sweep.cells) == len({cell.key for cell in sweep.cells}) > 4
+    assert len(sweep.cells) == len({cell.key for cell in sweep.cells}) >= 4
     assert path.read_text().startswith("# ")
     assert f"#   parp sweep recipes/sweeps/{path.name} " in path.read_text()
     assert "# Cost: " in path.read_text()

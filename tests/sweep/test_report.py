@@ -11,9 +11,9 @@ from parp_cli.sweep.tasks import Outcome
 
 
 def outcome(method: str, sparsity: float, seed: int, wer: float | None, split: str = "test", **others: Any) -> Outcome:
-    """Of a grid of methods, sparsities, seeds, and whatever `others` are."""
+    """Of a grid of methods, sparsities, seeds, and whatever `others` are that make a difference."""
     failed = others.pop("failed", None)
-    values = {"pruning.method": method, "pruning.sparsity": sparsity or None, "seed": seed, **others}
+    values = {"pruning.method": method, "seed": seed, **others} | ({"pruning.sparsity": sparsity} if sparsity else {})
     known = {} if wer is None else {"updates": 10, "audio_seconds": 1800.0 * (1 + seed), "wall_seconds": 90.0}
     return Outcome(
         cell=f"{method} {sparsity} {seed}",
@@ -62,10 +62,10 @@ def test_means_and_spreads() -> None:
 def test_a_panel_for_each_split_and_each_other_value() -> None:
     found = panels(
         [
-            outcome("dense", 0.0, 0, 0.1, **{"pruning.interval": None}),
+            outcome("dense", 0.0, 0, 0.1),
             outcome("parp", 0.5, 0, 0.2, **{"pruning.interval": 10}),
             outcome("parp", 0.5, 0, 0.3, **{"pruning.interval": 20}),
-            outcome("dense", 0.0, 0, 0.4, split="other", **{"pruning.interval": None}),
+            outcome("dense", 0.0, 0, 0.4, split="other"),
             outcome("parp", 0.5, 0, 0.5, split="other", **{"pruning.interval": 10}),
         ]
     )
@@ -78,9 +78,22 @@ def test_a_panel_for_each_split_and_each_other_value() -> None:
     assert errors == [[0.1, 0.2], [0.1, 0.3], [0.4, 0.5]]
 
 
+def test_null_is_a_value_with_a_panel_of_its_own() -> None:
+    intervals = [(None, 0.1), (3, 0.5)]
+    found = panels(
+        [outcome("parp", 0.5, seed, wer, **{"pruning.interval": i}) for i, wer in intervals for seed in (0, 1)]
+    )
+    assert [panel.title for panel in found] == ["test, pruning.interval null", "test, pruning.interval 3"]
+    assert [(panel.means["parp", 0.5].error, panel.means["parp", 0.5].seeds) for panel in found] == [(0.1, 2), (0.5, 2)]
+
+
 def test_dense_alone_has_a_panel_too() -> None:
-    (panel,) = panels([outcome("dense", 0.0, 0, 0.1, **{"pruning.interval": None})])
+    rates: dict[str, Any] = {"training.learning_rate": 1e-3}
+    (panel,) = panels([outcome("dense", 0.0, 0, 0.1, **rates)])
     assert panel.means["dense", 0.0].error == 0.1
+    parp = outcome("parp", 0.5, 0, 0.2, **{"training.learning_rate": 2e-3, "pruning.interval": 10})
+    found = panels([outcome("dense", 0.0, 0, 0.1, **rates), parp])
+    assert [set(panel.means) for panel in found] == [{("dense", 0.0)}, {("parp", 0.5)}]
 
 
 def test_phones() -> None:
@@ -90,7 +103,8 @@ def test_phones() -> None:
 
 
 def test_files(tmp_path: Path) -> None:
-    lines, tables = write_results(tmp_path, OUTCOMES)
+    lines, tables = write_results(tmp_path / "my.sweep", OUTCOMES)
+    assert (lines.name, tables.name) == ("my.sweep.jsonl", "my.sweep.md")
     rows = [json.loads(line) for line in lines.read_text().splitlines()]
     assert len(rows) == len(OUTCOMES) - 1  # what was not run is no result
     assert [row["wer"] for row in rows] == [0.40, 0.44, 0.41, 0.47, 0.50, 0.8, None]
