@@ -1,3 +1,4 @@
+import json
 from typing import Any
 
 import pytest
@@ -20,8 +21,8 @@ def test_every_key_is_there_with_its_default_and_a_meaning(kind: Any) -> None:
     defaults = flat(recipe_to_dict(kind()))
     assert list(keys) == list(defaults) == list(flat(yaml.safe_load(dump_yaml(kind()))))
     for name, key in keys.items():
-        assert yaml.safe_load(key.default or "") == defaults[name]
-        assert len(key.meaning) > 15, name
+        assert json.loads(key.default or "") == defaults[name]
+        assert len(key.meaning) > 10, name
         assert key.meaning.endswith("."), name
 
 

@@ -43,7 +43,7 @@ class MaskResult:
     Attributes:
         model: whose weights they are.
         method: how the mask was chosen; "combined" where it was made from others.
-        cannot_hold: tensors in scope that cannot hold the pattern, and so are not pruned, with their numbers of weights.
+        cannot_hold: tensors in scope that cannot hold the pattern and so are not pruned, with their numbers of weights.
         completed: files that a combined mask was made from, with the tensors that others of them mask and they don't.
     """
 
@@ -198,7 +198,8 @@ def _network(encoder: Encoder) -> nn.Module:
     """The encoder's network, for names and shapes alone: it has no values."""
     size = None if encoder.vocabulary is None else len(encoder.vocabulary)
     with torch.device("meta"):
-        return build(encoder.architecture, vocabulary_size=size)
+        network: nn.Module = build(encoder.architecture, vocabulary_size=size)
+    return network
 
 
 def _scores(
