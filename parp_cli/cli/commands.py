@@ -77,6 +77,7 @@ def finetune(
     from parp_cli.run_folder import newest_checkpoint
     from parp_cli.stages.finetune import finetune as stage
     from parp_cli.stages.finetune import plan
+    from parp_cli.training.rounds import settle
 
     where = select_device(device)
     precision = resolve_precision(resolved.training.precision, where)
@@ -89,6 +90,7 @@ def finetune(
             output.note(f"starting from {start or resolved.model or 'mini'}")
             result = stage(resolved, run=run, init=start, out=out, device=where, resume=resume, notify=notify)
     if dry_run:
+        resolved = settle(resolved, start)
         resolved = replace(resolved, pruning=replace(resolved.pruning, sparsity=planned.sparsity))
         output.text(dump_yaml(resolved).rstrip())
         render.plan(output, planned)
@@ -131,12 +133,9 @@ def reprune(
 
       parp reprune --pattern 2:4
     """
-    from parp_cli.pruning.limits import check_sparsity, read_pattern
+    from parp_cli.pruning.limits import check_setting
 
-    if sparsity is not None:
-        check_sparsity(sparsity)
-    if pattern is not None:
-        read_pattern(pattern)
+    check_setting(sparsity, pattern)
 
     from parp_cli.environment import select_device
     from parp_cli.run_folder import checkpoint_or_newest

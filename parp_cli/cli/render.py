@@ -4,7 +4,7 @@ import math
 import shutil
 import textwrap
 from collections.abc import Sequence
-from itertools import pairwise
+from itertools import groupby, pairwise
 from typing import TYPE_CHECKING, Any
 
 from parp_cli.console import Output, duration, percent, size
@@ -42,14 +42,14 @@ def plan(output: Output, plan: "Plan") -> None:
     repruning = "none"
     if plan.reprunings:
         repruning = f"{plan.reprunings}, every {plan.repruning_interval} updates"
+    growth = f"{percent(plan.start_sparsity)} to " if plan.start_sparsity < plan.sparsity else ""
     updates = f"{plan.updates:,}"
     if len(plan.rounds) > 1:
-        parts = ", ".join(f"{name} {count:,}" for name, count in plan.rounds)
-        updates = f"{sum(count for _, count in plan.rounds):,} in {len(plan.rounds)} runs: {parts}"
+        updates = f"{sum(count for _, count in plan.rounds):,} in {len(plan.rounds)} runs: {_rounds(plan.rounds)}"
     skipped = f", {plan.skipped} left out" if plan.skipped else ""
     rows = [
         ("start", f"{plan.start} ({plan.architecture})"),
-        ("pruning", f"{plan.method}, sparsity {percent(plan.sparsity)}"),
+        ("pruning", f"{plan.method}, sparsity {growth}{percent(plan.sparsity)}"),
         ("re-prunings", repruning),
         ("labels", str(plan.labels)),
         ("train", f"{plan.train_utterances:,} utterances, {duration(plan.train_seconds)}{skipped}"),
@@ -59,6 +59,14 @@ def plan(output: Output, plan: "Plan") -> None:
         ("epochs", f"{plan.epochs:.1f}"),
     ]
     output.table("The run", ("", ""), rows)
+
+
+def _rounds(rounds: Sequence[tuple[str, int]]) -> str:
+    """The training runs of a method, IMP's rounds taken together: "5 rounds of 66, imp 400"."""
+    parts = []
+    for (kind, updates), group in groupby(rounds, key=lambda this: (this[0].split()[0], this[1])):
+        parts.append(f"{len(list(group))} rounds of {updates:,}" if kind == "round" else f"{kind} {updates:,}")
+    return ", ".join(parts)
 
 
 def finetune(output: Output, result: "FinetuneResult") -> None:

@@ -43,6 +43,7 @@ class Plan:
     architecture: str
     method: str
     sparsity: float
+    start_sparsity: float
     rounds: tuple[tuple[str, int], ...]
     labels: int
     train_utterances: int
@@ -191,6 +192,7 @@ def plan(recipe: Recipe, preparation: Preparation) -> Plan:
         architecture=preparation.start.architecture.name,
         method=recipe.pruning.method,
         sparsity=preparation.sparsity,
+        start_sparsity=preparation.start_sparsity,
         rounds=tuple((this.name, this.recipe.training.updates) for this in rounds),
         labels=len(preparation.vocabulary),
         train_utterances=len(lengths),
