@@ -11,7 +11,7 @@ class Stop:
     """Whether the user asked the run to stop. It is the signal handler that notes it, and tells an outer one too."""
 
     def __init__(self, outer: "Stop | None" = None) -> None:
-        self.requested = outer is not None and outer.requested
+        self.requested: bool = outer is not None and outer.requested
         self._outer = outer
 
     def __call__(self, _number: int, _frame: FrameType | None) -> None:

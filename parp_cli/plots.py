@@ -78,8 +78,8 @@ def overlap_heatmap(path: Path, pairs: Sequence[Pair]) -> None:
 
 
 def repruning_figure(path: Path, reprunings: Sequence[Repruning], title: str) -> None:
-    """Draw a run's re-prunings: revived and dropped weights over updates, by layer too (the dropped ones where none
-    was revived), and the sparsity where it changes. What is always zero or not recorded is left away.
+    """Draw a run's re-prunings: revived and dropped weights over updates, those of which there are more by layer too,
+    and the sparsity where it changes. What is always zero or not recorded is left away.
 
     Args:
         path: a .png or .svg.
@@ -93,28 +93,27 @@ def repruning_figure(path: Path, reprunings: Sequence[Repruning], title: str) ->
     from matplotlib.figure import Figure
 
     shown = changes(reprunings)
-    layers = shown[0].by_layer if any(shown[0].overall) else {}
+    most = max(shown, key=lambda change: sum(change.overall))
+    layers = most.by_layer if any(most.overall) else {}
     grows = len({repruning.sparsity for repruning in reprunings}) > 1
-    heights = [2.4, *([max(1.6, 0.25 * len(layers))] if layers else []), *([1.6] if grows else [])]
+    over_time = len(reprunings) > 1
+    by_layer = [max(1.6, 0.25 * len(layers))] if layers and over_time else []
+    heights = [2.4 if over_time else max(2.4, 0.3 * len(layers)), *by_layer, *([1.6] if grows else [])]
     figure = Figure(figsize=(8.0, sum(heights) + 0.6), layout="constrained")
     figure.suptitle(title)
     axes = figure.subplots(len(heights), 1, squeeze=False, sharex=True, height_ratios=heights).flatten()
     updates = [repruning.update for repruning in reprunings]
-    for change, style in zip(shown, ("-", "--"), strict=False):
-        axes[0].plot(updates, change.overall, marker=".", linestyle=style, label=change.name)
-    axes[0].set_ylabel("weights")
-    axes[0].set_ylim(bottom=0)
-    _whole_numbers(axes[0].yaxis)
-    axes[0].legend()
-    if layers:
-        _layers_panel(figure, axes[1], updates, shown[0])
+    if over_time:
+        _lines_panel(axes[0], updates, shown)
+        axes[-1].set_xlabel("update")
+    else:
+        _bars_panel(axes[0], updates[0], shown)
+    if by_layer:
+        _layers_panel(figure, axes[1], updates, most)
     if grows:
         axes[-1].plot(updates, [100 * repruning.sparsity for repruning in reprunings], marker=".")
         axes[-1].set_ylabel("sparsity (%)")
     _whole_numbers(axes[-1].xaxis)
-    if len(updates) == 1:
-        axes[-1].set_xticks(updates)  # no others lie within half an update of it
-    axes[-1].set_xlabel("update")
     save_figure(figure, path)
 
 
@@ -171,11 +170,35 @@ def _write(ax: Axes, row: int, column: int, text: str, overlap: Overlap) -> None
     ax.text(column, row, text, ha="center", va="center", fontsize=7, color="white" if dark else "black")
 
 
+def _lines_panel(ax: Axes, updates: Sequence[int], shown: Sequence[Change]) -> None:
+    for change, style in zip(shown, ("-", "--"), strict=False):
+        ax.plot(updates, change.overall, marker=".", linestyle=style, label=change.name)
+    ax.set_ylabel("weights")
+    ax.set_ylim(bottom=0, top=None if any(shown[0].overall) else 1)
+    _whole_numbers(ax.yaxis)
+    ax.legend()
+
+
+def _bars_panel(ax: Axes, update: int, shown: Sequence[Change]) -> None:
+    """One re-pruning, of which lines would be points: bars, a layer below the other."""
+    rows = list(shown[0].by_layer) or ["all"]
+    thickness = 0.8 / len(shown)
+    for place, change in enumerate(shown):
+        counts = [counts[0] for counts in (list(change.by_layer.values()) or [change.overall])]
+        label = f"{change.name}: {change.overall[0]:,}"
+        ax.barh([row + place * thickness for row in range(len(rows))], counts, thickness, label=label)
+    ax.set_yticks([row + (len(shown) - 1) * thickness / 2 for row in range(len(rows))], rows)
+    ax.invert_yaxis()
+    ax.set_xlim(left=0, right=None if any(shown[0].overall) else 1)
+    ax.set_xlabel(f"weights at update {update:,}")
+    ax.set_ylabel("layer")
+    ax.legend()
+
+
 def _layers_panel(figure: Figure, ax: Axes, updates: Sequence[int], change: Change) -> None:
     # Re-prunings need not be evenly spaced: a column reaches half-way to its neighbours.
     between = [(earlier + later) / 2 for earlier, later in pairwise(updates)]
-    first, last = (updates[0] - between[0], updates[-1] - between[-1]) if between else (-0.5, 0.5)
-    edges = [updates[0] + first, *between, updates[-1] + last]
+    edges = [2 * updates[0] - between[0], *between, 2 * updates[-1] - between[-1]]
     layers = change.by_layer
     mesh: Any = ax.pcolormesh(edges, range(len(layers) + 1), list(layers.values()), cmap="viridis", vmin=0)
     ax.set_yticks([place + 0.5 for place in range(len(layers))], list(layers), fontsize=8)
@@ -188,7 +211,7 @@ def _whole_numbers(axis: Axis) -> None:
     """Ticks of counts: 5,000 and no 2.5."""
     from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
-    axis.set_major_locator(MaxNLocator(integer=True))
+    axis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
     axis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
 
 

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, overload
 
 from parp_cli import strict_yaml
+from parp_cli.errors import UsageError
+from parp_cli.pruning.limits import read_pattern
 from parp_cli.strict_yaml import IsPath, Range
 
 T = TypeVar("T")
@@ -162,8 +164,10 @@ class Pruning:
         if self.start_sparsity is not None and self.sparsity is not None and self.start_sparsity > self.sparsity:
             yield "start_sparsity", f"{self.start_sparsity:g} is more than sparsity, {self.sparsity:g}"
         pattern = self.pattern or "global"
-        if not re.fullmatch(r"global|layer|tensor|[1-9][0-9]*[:x][1-9][0-9]*", pattern):
-            yield "pattern", f"{pattern} is none of global, layer, tensor, N:M such as 2:4, blocks such as 16x16"
+        try:
+            read_pattern(pattern)
+        except UsageError as error:
+            yield "pattern", f"{error.message}: {error.hint}"
         if self.method in ("imp", "parp-p") and ":" in pattern:
             yield "pattern", f"{pattern} has one sparsity, and that of method {self.method} grows"
         if self.method == "rigl" and any(sign in pattern for sign in ":x"):

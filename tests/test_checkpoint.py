@@ -177,7 +177,7 @@ class TestBadFiles:
         self.refused(tmp_path / "none", "no checkpoint")
 
     def test_a_folder(self, tmp_path: Path) -> None:
-        self.refused(tmp_path, "not a whole safetensors file")
+        self.refused(tmp_path, "is a folder, not a checkpoint")
 
     @pytest.mark.parametrize("share", [0.0, 0.001, 0.3, 0.9, 0.9999])
     def test_truncated(self, file: Path, share: float) -> None:

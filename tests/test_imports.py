@@ -42,7 +42,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "run_folder": {"errors", "checkpoint"},
     "yaml_nodes": {"errors"},
     "strict_yaml": {"errors", "yaml_nodes"},
-    "recipe": {"errors", "strict_yaml"},
+    "recipe": {"errors", "strict_yaml", "pruning"},  # of pruning, only what does without torch: `parp --help` reads it
     "recipe_keys": {"strict_yaml"},
     # No speech in these: another kind of model can be pruned with them.
     "pruning": {"errors", "bits"},

@@ -16,7 +16,7 @@ pytest.importorskip("matplotlib", reason="figures need the extra plot")
 
 
 def pair(first: str, second: str, kept_both: int) -> Pair:
-    part = Overlap(total=100, kept_first=50, kept_second=50, kept_both=kept_both)
+    part = Overlap(total=100, kept_first=50, kept_second=50, kept_both=kept_both, kept_both_by_chance=25)
     cells = {("0", "fc1"): part, ("0", "fc2"): part, ("1", "fc2"): part}  # one cell has no weights
     return Pair(
         first=first,
@@ -67,13 +67,53 @@ def test_several_pairs_have_a_panel_of_all(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("layers", [True, False])
-@pytest.mark.parametrize("sparsities", [(0.5,), (0.5, 0.5, 0.5), (0.1, 0.2, 0.5)])
+@pytest.mark.parametrize("sparsities", [(0.5, 0.5, 0.5), (0.1, 0.2, 0.5)])
 def test_reprunings(tmp_path: Path, layers: bool, sparsities: tuple[float, ...]) -> None:
     repruning_figure(tmp_path / "a.svg", reprunings(layers=layers, sparsities=sparsities), "a run")
     found = texts(tmp_path / "a.svg")
     assert {"a run", "update", "revived", "dropped"} <= set(found)
     assert ("front-end" in found) == layers
     assert ("sparsity (%)" in found) == (len(set(sparsities)) > 1)
+    assert (found.count("dropped") == 2) == layers  # of which there are more
+
+
+def drawn(path: Path, *, revived: list[int], dropped: list[int]) -> list[str]:
+    records = [
+        Repruning(update=1000 * n, sparsity=0.5, revived=up, dropped=down, layers={"7": (up, down)})
+        for n, (up, down) in enumerate(zip(revived, dropped, strict=True), start=1)
+    ]
+    repruning_figure(path, records, "a run")
+    return texts(path)
+
+
+def test_reprunings_without_what_is_always_zero(tmp_path: Path) -> None:
+    found = drawn(tmp_path / "a.svg", revived=[0, 0, 0], dropped=[2000, 4000, 6000])
+    assert "revived" not in found
+    assert found.count("dropped") == 2  # the line and its layers
+    assert {"6,000", "2,000", "7"} <= set(found)
+    found = drawn(tmp_path / "b.svg", revived=[0, 0], dropped=[0, 0])
+    assert "7" not in found  # of nothing there are no layers to see
+    assert not any("." in text for text in found)
+
+
+def test_reprunings_that_swap(tmp_path: Path) -> None:
+    found = drawn(tmp_path / "a.svg", revived=[3, 2], dropped=[3, 2])
+    assert found.count("swapped") == 2
+    assert not {"revived", "dropped"} & set(found)
+
+
+def test_updates_are_whole(tmp_path: Path) -> None:
+    records = [Repruning(update=n, sparsity=0.5, revived=1, dropped=1) for n in (1, 2)]
+    repruning_figure(tmp_path / "a.svg", records, "a run")
+    assert not any("." in text for text in texts(tmp_path / "a.svg"))
+
+
+@pytest.mark.parametrize("layers", [True, False])
+def test_a_single_repruning(tmp_path: Path, layers: bool) -> None:
+    repruning_figure(tmp_path / "a.svg", reprunings(layers=layers, sparsities=(0.5,)), "a run")
+    found = texts(tmp_path / "a.svg")
+    assert {"revived: 1", "dropped: 2", "weights at update 11"} <= set(found)
+    assert ("front-end" in found, "all" in found) == (layers, not layers)
 
 
 @pytest.mark.parametrize(("name", "start"), [("a.png", b"\x89PNG"), ("a.svg", b"<?xml"), ("deep/A.SVG", b"<?xml")])

@@ -122,8 +122,9 @@ def reprune(
 ) -> None:
     """Prune a checkpoint anew by its current weights, at the same or another sparsity.
 
-    In a finished file pruned weights are zero: it takes a higher sparsity or another pattern to change its mask, and
-    training to change which of them are worth keeping.
+    In a finished file pruned weights are zero: only a higher sparsity or another pattern changes its mask much.
+
+    Which weights are worth keeping changes with training: `parp finetune` re-prunes while it trains.
 
     [bold]Examples:[/]
 

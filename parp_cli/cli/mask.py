@@ -15,7 +15,7 @@ from parp_cli.cli.options import (
 )
 from parp_cli.console import Output, percent
 from parp_cli.errors import UsageError
-from parp_cli.pruning.limits import check_sparsity, read_pattern
+from parp_cli.pruning.limits import check_setting
 
 if TYPE_CHECKING:
     from parp_cli.stages.mask import MaskResult
@@ -141,7 +141,8 @@ def mask(
     """Prune a model: write its weights and a mask.
 
     With --from it is made from other checkpoints' masks: first all --union, then all --intersect, then all --minus.
-    What one of these does not mask, it keeps: --minus prunes it.
+
+    What one of these does not mask, it keeps: --minus prunes that.
 
     A's pruned weights are zero, also where the mask made from it keeps them; --apply mini gets them back.
 
@@ -157,10 +158,7 @@ def mask(
     new = {"sparsity": sparsity, "model": model, "method": method, "biases": biases, "scope": scope, "pattern": pattern}
     made = {"union": union, "intersect": intersect, "minus": minus, "apply": apply}
     _refuse_mixture(source, new | {"seed": seed}, made)
-    if sparsity is not None:
-        check_sparsity(sparsity)
-    if pattern is not None:
-        read_pattern(pattern)
+    check_setting(sparsity, pattern)
 
     # Only now, as they load torch.
     from parp_cli.environment import select_device

@@ -55,7 +55,7 @@ def plan(output: Output, plan: "Plan") -> None:
         ("train", f"{plan.train_utterances:,} utterances, {duration(plan.train_seconds)}{skipped}"),
         ("valid", f"{plan.valid_utterances:,} utterances, {duration(plan.valid_seconds)}"),
         ("updates", updates),
-        ("audio an update", f"{plan.seconds_per_update:.1f} s in {plan.micro_batches_per_update} micro-batches"),
+        ("audio an update", f"{plan.seconds_per_update:.1f} s, forward passes: {plan.micro_batches_per_update}"),
         ("epochs", f"{plan.epochs:.1f}"),
     ]
     output.table("The run", ("", ""), rows)
@@ -83,7 +83,8 @@ def finetune(output: Output, result: "FinetuneResult") -> None:
     output.table("Validation (* best)", columns, rows)
     if result.reprunings:
         revived = sum(repruning.revived for repruning in result.reprunings)
-        output.text(f"re-pruned {len(result.reprunings)} times, {revived:,} weights revived in all")
+        times = "once" if len(result.reprunings) == 1 else f"{len(result.reprunings)} times"
+        output.text(f"re-pruned {times}, {revived:,} weights revived in all")
     for line in shown(result.skipped):
         output.text(f"left out {line}")
     amount = "dense" if result.sparsity is None else f"{percent(result.sparsity.exact)} sparse"
@@ -162,7 +163,7 @@ def _sparsities(output: Output, result: "Inspection") -> None:
 
 
 def _reprunings(output: Output, result: "Inspection") -> None:
-    """Revived and dropped weights over the run, a row a layer: layers are drawn to one scale, their sum to its own."""
+    """Revived and dropped weights over the run, a row a layer: a column's layers have one scale, their sum its own."""
     from parp_cli.pruning.changes import changes
 
     reprunings = result.reprunings
@@ -173,9 +174,9 @@ def _reprunings(output: Output, result: "Inspection") -> None:
     width = room // len(shown) - _BESIDE_SPARKLINE
     by_layer = {layer: [change.by_layer[layer] for change in shown] for layer in shown[0].by_layer}
     overall = [change.overall for change in shown]
-    scale = _highest([counts for layer in by_layer.values() for counts in layer], width)
-    rows = [_drawn(layer, counts, width, scale) for layer, counts in by_layer.items()]
-    rows.append(_drawn("all", overall, width, _highest(overall, width)))
+    scales = [_highest(list(change.by_layer.values()), width) for change in shown]
+    rows = [_drawn(layer, counts, width, scales) for layer, counts in by_layer.items()]
+    rows.append(_drawn("all", overall, width, [_highest([counts], width) for counts in overall]))
     times = f"{len(reprunings)} times, update {reprunings[0].update:,} to {reprunings[-1].update:,}"
     if len(reprunings) == 1:
         times = f"once, at update {reprunings[0].update:,}"
@@ -187,13 +188,16 @@ def _reprunings(output: Output, result: "Inspection") -> None:
         output.text(f"sparsity {line} from {percent(sparsities[0])} to {percent(sparsities[-1])}")
 
 
-def _drawn(label: str, counts: Sequence[Sequence[int]], width: int, scale: float) -> list[str]:
-    """A row of sparklines with their sums."""
-    return [label, *(cell for values in counts for cell in (sparkline(values, width, scale), f"{sum(values):,}"))]
+def _drawn(label: str, counts: Sequence[Sequence[int]], width: int, scales: Sequence[float]) -> list[str]:
+    """A row of sparklines, each with what its highest bar may stand for, and with its sum."""
+    cells = [label]
+    for values, scale in zip(counts, scales, strict=True):
+        cells += [sparkline(values, width, scale), f"{sum(values):,}"]
+    return cells
 
 
 def _highest(counts: Sequence[Sequence[int]], width: int) -> float:
-    """The highest bar of several sparklines."""
+    """What the highest bar of several sparklines stands for."""
     return max((mean for values in counts for mean in _averaged(values, width)), default=0.0)
 
 

@@ -85,9 +85,11 @@ def _show_plan(output: Output, plan: "SweepPlan") -> None:
         state = "done" if cell.done else f"{left:,} left"
         rows.append([cell.name, f"{cell.rounds[-1][2]:,}", state, _shortened(search), cell.key[:8]])
     output.table("Cells", ("", "updates", "", "", ""), rows)
-    shared = {
-        key: (name, updates, done, needed) for cell in plan.cells for name, key, updates, done, needed in cell.rounds
-    }
+    shared: dict[str, tuple[str, int, int, int]] = {}
+    for cell in plan.cells:
+        for name, key, updates, done, needed in cell.rounds:
+            # A deleted run is to be done again for those whose training is not over.
+            shared[key] = (name, updates, min(done, shared[key][2] if key in shared else done), needed)
     rows = [
         [key[:8], name, f"{needed}", f"{updates:,}", "done" if done == updates else f"{updates - done:,} left"]
         for key, (name, updates, done, needed) in shared.items()
@@ -95,8 +97,8 @@ def _show_plan(output: Output, plan: "SweepPlan") -> None:
     ]
     if rows:
         output.table("Training that several cells need", ("", "run", "cells", "updates", ""), rows)
-    done = sum(cell.done for cell in plan.cells)
-    output.text(f"{len(plan.cells)} cells, {done} done; {plan.runs} training runs")
+    over = sum(cell.done for cell in plan.cells)
+    output.text(f"{len(plan.cells)} cells, {over} done; {plan.runs} training runs")
     output.text(
         f"{plan.updates_left:,} of {plan.updates:,} updates left ({plan.updates_alone:,} if cells shared nothing)"
     )

@@ -7,7 +7,7 @@ from parp_cli.errors import UsageError
 
 PatternKind = Literal["global", "layer", "tensor", "n:m", "block"]
 
-_WHOLE: Final = ("global", "layer", "tensor")
+WHOLE: Final = ("global", "layer", "tensor")
 """The kinds without sides."""
 
 _SIDES = re.compile(r"([1-9][0-9]*)([:x])([1-9][0-9]*)")
@@ -25,6 +25,18 @@ def check_sparsity(sparsity: float) -> None:
         raise UsageError(f"sparsity {sparsity:g} is outside [0, 1)", hint="0.5 prunes half of the weights")
 
 
+def check_setting(sparsity: float | None, pattern: str | None) -> None:
+    """Refuse what is given of the two, if there is no such thing.
+
+    Raises:
+        UsageError: as `check_sparsity` and `read_pattern`.
+    """
+    if sparsity is not None:
+        check_sparsity(sparsity)
+    if pattern is not None:
+        read_pattern(pattern)
+
+
 def read_pattern(text: str) -> tuple[PatternKind, tuple[int, int]]:
     """Read "global", "layer", "tensor", N:M such as "2:4", or a block such as "16x16".
 
@@ -34,7 +46,7 @@ def read_pattern(text: str) -> tuple[PatternKind, tuple[int, int]]:
     Raises:
         UsageError: it is none of these, or not 1 <= N < M <= 32.
     """
-    for kind in _WHOLE:
+    for kind in WHOLE:
         if text == kind:
             return kind, (1, 1)
     match = _SIDES.fullmatch(text)

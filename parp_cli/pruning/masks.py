@@ -120,7 +120,7 @@ def check_same_weights(a: Masks, b: Masks) -> None:
             raise MaskError(
                 "mask of another model, or of other parts of it",
                 details=[f"{name}: {ours or 'not masked'} in the first, {theirs or 'not masked'} in the second"],
-                hint="masks can be combined if scope, pattern and biases were the same when they were made",
+                hint="masks of the same weights can be combined",
             )
 
 

@@ -11,23 +11,15 @@ unfolded patches. In every pattern the counts are exact, and of equal magnitudes
 """
 
 import math
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Final, Literal
 
 import torch
 from torch import Tensor
 
 from parp_cli.errors import ParpError, UsageError
-from parp_cli.pruning.select import check_sparsity, magnitude_masks, prune_count
-
-_WHOLE: Final = ("global", "layer", "tensor")
-"""The kinds without sides."""
-
-_SIDES = re.compile(r"([1-9][0-9]*)([:x])([1-9][0-9]*)")
-
-_LARGEST_GROUP = 32
+from parp_cli.pruning.limits import WHOLE, PatternKind, check_sparsity, read_pattern
+from parp_cli.pruning.select import magnitude_masks, prune_count
 
 _CHUNK = 1 << 18
 """Entries looked at together, which bounds the memory beyond the masks; these and their ranks stay in the cache."""
@@ -42,37 +34,16 @@ class Pattern:
         sides: N and M, or the rows and columns of a block; the other kinds have none.
     """
 
-    kind: Literal["global", "layer", "tensor", "n:m", "block"]
+    kind: PatternKind
     sides: tuple[int, int] = (1, 1)
 
     @classmethod
     def parse(cls, text: str) -> "Pattern":
-        """Read "global", "layer", "tensor", N:M such as "2:4", or a block such as "16x16".
-
-        Raises:
-            UsageError: it is none of these, or not 1 <= N < M <= 32.
-        """
-        for kind in _WHOLE:
-            if text == kind:
-                return cls(kind)
-        match = _SIDES.fullmatch(text)
-        if match is None:
-            raise UsageError(
-                f"no pattern {text!r}",
-                hint="one of global, layer, tensor, N of M weights such as 2:4, or blocks such as 16x16",
-            )
-        sides = (int(match[1]), int(match[3]))
-        if match[2] == "x":
-            return cls("block", sides)
-        if not sides[0] < sides[1] <= _LARGEST_GROUP:
-            raise UsageError(
-                f"no pattern {text!r}",
-                hint=f"N:M keeps N of M weights, with 1 <= N < M <= {_LARGEST_GROUP}, such as 2:4",
-            )
-        return cls("n:m", sides)
+        """Read one; raises as `limits.read_pattern`."""
+        return cls(*read_pattern(text))
 
     def __str__(self) -> str:
-        if self.kind in _WHOLE:
+        if self.kind in WHOLE:
             return self.kind
         return (":" if self.kind == "n:m" else "x").join(map(str, self.sides))
 
@@ -83,7 +54,7 @@ class Pattern:
 
     def carries(self, shape: tuple[int, ...]) -> bool:
         """Whether a tensor of this shape can have the pattern; N:M and blocks need a matrix with sides that divide."""
-        if self.kind in _WHOLE:
+        if self.kind in WHOLE:
             return True
         rows, columns = self._cell
         return len(shape) >= 2 and shape[0] % rows == 0 and math.prod(shape[1:]) % columns == 0

@@ -19,7 +19,7 @@ from torch import Tensor, distributed
 from torch.distributed import ProcessGroup
 
 from parp_cli.bits import pack
-from parp_cli.errors import ParpError, UsageError
+from parp_cli.errors import ParpError
 from parp_cli.pruning import scan
 from parp_cli.pruning.scan import FORMATS, FloatFormat, Integers
 
@@ -80,16 +80,6 @@ class Cut:
             if 0 < self.pruned_ties[name] < self.ties[name]:
                 mask[scan.first_at(bits, form, self.threshold, self.pruned_ties[name])] = False
         return {name: mask.reshape(weights[name].shape) for name, mask in zip(weights, kept, strict=True)}
-
-
-def check_sparsity(sparsity: float) -> None:
-    """Refuse a share that cannot be pruned.
-
-    Raises:
-        UsageError: outside [0, 1).
-    """
-    if not 0 <= sparsity < 1:
-        raise UsageError(f"sparsity {sparsity:g} is outside [0, 1)", hint="0.5 prunes half of the weights")
 
 
 def prune_count(sparsity: float, total: int) -> int:

@@ -29,7 +29,7 @@ from parp_cli.training import preparation as preparing
 from parp_cli.training.ctc import UpdateBatches
 from parp_cli.training.features import FrontEndFeatures
 from parp_cli.training.preparation import Plan, Preparation, prepare, prepare_round
-from parp_cli.training.rounds import Round, round_key, rounds_of, start_key
+from parp_cli.training.rounds import Round, round_key, rounds_of, start_key, trained_on
 from parp_cli.training.schedule import tri_stage
 from parp_cli.training.setup import build_model, freeze, objective, optimizer, pruner
 from parp_cli.training.starts import Start, prunable_weights, rewound
@@ -405,7 +405,7 @@ class _Run:
 
     def _save_state(self) -> None:
         position = {
-            "recipe": recipe_to_dict(self._recipe),
+            "recipe": trained_on(self._recipe),
             "parents": [asdict(parent) for parent in self._preparation.start.parents],
             "update": self._update,
             "epoch": self._batches.epoch,
@@ -426,7 +426,7 @@ class _Run:
         """
         position, masks = load_state(self._state_path, self._model, self._optimizer)
         mine = {
-            "recipe": json.loads(json.dumps(recipe_to_dict(self._recipe))),
+            "recipe": trained_on(self._recipe),
             "parents": [asdict(parent) for parent in self._preparation.start.parents],
         }
         for key, value in mine.items():

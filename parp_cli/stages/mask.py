@@ -1,6 +1,6 @@
 """Prune: lay a first mask over a model (PARP, step 1): a new one, or one made from other checkpoints' masks."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -133,8 +133,7 @@ def combine(
 ) -> MaskResult:
     """Write a mask that is made from those of checkpoints, over the weights of `source` or of another model.
 
-    What a file does not mask it keeps, as its model does: masks of another scope, pattern or without biases are
-    completed so before they are combined.
+    What a file does not mask it keeps, as its model does; so masks of different scope or pattern can be combined.
 
     Args:
         source: the checkpoint whose mask is begun with.
@@ -159,10 +158,8 @@ def combine(
     _check_same_model(source, metadata, model, encoder.architecture.to_json())
     masked = {name for other in found.values() for name in other.prunable}
     names = [name for name, _ in _network(encoder).named_parameters() if name in masked]
-    masks = _completed(source, names, encoder.weights)
-    for others, operation in ((unions, union), (intersections, intersection), (minuses, difference)):
-        for path in others:
-            masks = operation(masks, _completed(path, names, encoder.weights))
+    operations = ((unions, union), (intersections, intersection), (minuses, difference))
+    masks = _combined(source, operations, names, encoder.weights)
     pruned, total = count_pruned(masks), count_all(masks)
     if pruned == total:
         raise MaskError("the combined mask keeps no weight", hint="name masks with more in common")
@@ -190,8 +187,8 @@ def combine(
         parents=tuple(dict.fromkeys(parents)),
         seed=metadata.seed,
     )
-    missing = {str(path): tuple(n for n in names if n not in other.prunable) for path, other in found.items()}
-    return replace(result, completed={path: absent for path, absent in missing.items() if absent})
+    absent = {str(path): tuple(n for n in names if n not in other.prunable) for path, other in found.items()}
+    return replace(result, completed={path: some for path, some in absent.items() if some})
 
 
 def _network(encoder: Encoder) -> nn.Module:
@@ -213,6 +210,20 @@ def _scores(
     else:
         scores = encoder.weights
     return {name: scores[name].to(device) for name in shapes}
+
+
+def _combined(
+    source: Path,
+    operations: Iterable[tuple[Sequence[Path], Callable[[Masks, Masks], Masks]]],
+    names: Sequence[str],
+    weights: Mapping[str, Tensor],
+) -> Masks:
+    """The mask of `source` after each operation with each of its files, for the weights with these names."""
+    masks = _completed(source, names, weights)
+    for others, operation in operations:
+        for path in others:
+            masks = operation(masks, _completed(path, names, weights))
+    return masks
 
 
 def _completed(path: Path, names: Sequence[str], weights: Mapping[str, Tensor]) -> Masks:

@@ -5,6 +5,7 @@ while the other waits, and is then found finished there.
 """
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
@@ -153,20 +154,22 @@ class _Ledger:
 
     def __init__(self, run: Path) -> None:
         self._run = run
-        self._failed: dict[str, str] = {}
+        self._failed: dict[str, Failure] = {}
 
     def refuses(self, cell: Cell) -> bool:
         """Whether a cell needs a run that failed; it is recorded to have failed then."""
         for key in cell.keys:
             if key in self._failed:
-                record_failure(self._run, cell, Failure(round=key, message=self._failed[key], exit_code=1))
+                record_failure(self._run, cell, self._failed[key])
                 return True
         return False
 
     def enter(self, cell: Cell, failure: Failure | None) -> None:
         """Note how a cell ended."""
         if failure is not None and failure.round is not None:
-            self._failed[failure.round] = f"needs what failed in {cell.name}: {failure.message}"
+            self._failed[failure.round] = replace(
+                failure, message=f"needs what failed in {cell.name}: {failure.message}"
+            )
 
 
 def _heed(stop: Stop) -> None:

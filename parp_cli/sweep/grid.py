@@ -29,7 +29,7 @@ from parp_cli.environment import resolve_precision
 from parp_cli.errors import ParpError, RecipeError
 from parp_cli.recipe import Recipe, load_recipe, recipe_to_dict
 from parp_cli.strict_yaml import IsPath
-from parp_cli.training.rounds import Round, round_key, rounds_of, start_key
+from parp_cli.training.rounds import Round, round_key, rounds_of, start_key, target_sparsity
 
 METHOD, SPARSITY, SEED = "pruning.method", "pruning.sparsity", "seed"
 """Keys that tables and figures know: lines, columns, and what means are taken over."""
@@ -194,6 +194,8 @@ def _cell(
     rounds = rounds_of(recipe)
     asked, settled = recipe_to_dict(recipe), recipe_to_dict(rounds[-1].recipe)
     recipe = rounds[-1].recipe
+    if recipe.pruning.method != "dense":
+        target_sparsity(recipe.pruning)  # which raises where that does not go with the pattern
     sources = (recipe.model, recipe.pruning.initial, recipe.data.manifest)
     if sources not in starts:
         starts[sources] = start_key(recipe)

@@ -101,7 +101,7 @@ def run_task(task: Task, notify: Notify = silent) -> Failure | None:
             try:
                 _train(task, listen)
             except CheckpointError:
-                if not _forget_states_of_others(task.run, cell):
+                if not _forget_foreign_states(task.run, cell):
                     raise
                 _train(task, listen)
         for split in cell.splits:
@@ -132,8 +132,8 @@ def _train(task: Task, notify: Notify) -> None:
     )
 
 
-def _forget_states_of_others(run: Path, cell: Cell) -> bool:
-    """Remove states that nothing goes on from any more, since the run before was deleted and came out otherwise.
+def _forget_foreign_states(run: Path, cell: Cell) -> bool:
+    """Remove states that training refuses for ever, since the run before was deleted and then came out otherwise.
 
     Returns:
         Whether there was one.

@@ -138,13 +138,13 @@ def round_key(rounds: Sequence[Round], start: str) -> str:
         rounds: a method's runs, from the first one up to the one that is named.
         start: from `start_key`.
     """
-    runs = [[_trained_on(this.recipe), this.take, _hash_or_name(this.recipe.pruning.rewind)] for this in rounds]
+    runs = [[trained_on(this.recipe), this.take, _hash_or_name(this.recipe.pruning.rewind)] for this in rounds]
     content = [parp_cli.__version__, start, runs]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
 
 
-def _trained_on(recipe: Recipe) -> dict[str, Any]:
-    """What of a recipe makes a difference to training."""
+def trained_on(recipe: Recipe) -> dict[str, Any]:
+    """What of a recipe makes a difference to training, as plain values for JSON."""
     values = recipe_to_dict(recipe)
     values["data"] = {key: value for key, value in values["data"].items() if key not in ("test", "download")}
     return values

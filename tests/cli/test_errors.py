@@ -112,8 +112,8 @@ def test_sparsity_outside_its_range(refused: Any, masked: Path, world: World, sp
 )
 def test_pruning_that_cannot_be(refused: Any, world: World, setting: str, message: str, remedy: str) -> None:
     lines = refused(2, "finetune", *sets(*world.settings, setting))
-    assert message in lines[0]
-    assert remedy in lines[-1]
+    assert any(message in line for line in lines)
+    assert any(remedy in line for line in lines)
 
 
 def test_masks_that_a_method_does_not_use(refused: Any, world: World, masked: Path) -> None:

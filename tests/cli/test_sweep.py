@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from parp_cli.recipe import dump_yaml
+from parp_cli.sweep import run as sweeping
 from tests.tiny import World
 
 GRID = "grid: {pruning.method: [dense, omp], pruning.sparsity: [0.3, 0.5]}\n"
@@ -31,7 +32,7 @@ def test_dry_run_then_run_then_again(parp: Any, sweep: Path, tmp_path: Path) -> 
     assert done.code == 0, done.err
     assert "WER, test" in done.out
     assert "sweep: 9/9" in done.err
-    for name in ("results.jsonl", "results.md", "results.png", "results.svg"):
+    for name in ("sweep.jsonl", "sweep.md", "sweep.png", "sweep.svg"):
         assert f"wrote {tmp_path / 'parp-run' / name}" in done.out
         assert (tmp_path / "parp-run" / name).is_file()
     assert "0 of 9 updates left" in parp("sweep", sweep, "--dry-run").out
@@ -47,7 +48,7 @@ def test_dry_run_then_run_then_again(parp: Any, sweep: Path, tmp_path: Path) -> 
 def test_failed_cells_fail_the_command(parp: Any, sweep: Path) -> None:
     settings = ["--set", "training.learning_rate=1e30", "--json"]
     answer = parp("sweep", sweep, *settings)
-    assert answer.code == 1
+    assert answer.code == 2
     assert [o["wer"] for o in json.loads(answer.out)["outcomes"]] == [None] * 3
     lines = answer.err.splitlines()
     start = lines.index("parp: error: 3 of 3 cells failed")
@@ -59,6 +60,14 @@ def test_data_that_is_missing(parp: Any, sweep: Path) -> None:
     answer = parp("sweep", sweep, "--set", "data.manifest=nowhere.tsv", "--quiet")
     assert answer.code == 3
     assert "nowhere.tsv" in answer.err
+
+
+def test_a_key_of_the_grid_cannot_be_set(parp: Any, sweep: Path, tmp_path: Path) -> None:
+    answer = parp("sweep", sweep, "--set", "pruning.sparsity=0.7")
+    assert answer.code == 2
+    problem = "the grid has values for pruning.sparsity: change them in the file"
+    assert f"--set pruning.sparsity=0.7: {problem}" in answer.err
+    assert not (tmp_path / "parp-run").exists()
 
 
 def test_wrong_cells_stop_before_anything_runs(parp: Any, sweep: Path, tmp_path: Path) -> None:
@@ -73,12 +82,13 @@ def test_wrong_cells_stop_before_anything_runs(parp: Any, sweep: Path, tmp_path:
 def test_without_matplotlib_there_is_a_note(parp: Any, sweep: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sweep.write_text("recipe: base.yaml\ngrid: {pruning.method: [dense]}\n")
     monkeypatch.delitem(sys.modules, "parp_cli.sweep.figure", raising=False)
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    for name in ["matplotlib", "matplotlib.figure"]:
+        monkeypatch.setitem(sys.modules, name, None)
     answer = parp("sweep", sweep)
     assert answer.code == 0, answer.err
     assert "no figure: matplotlib is not installed" in answer.err
-    assert "results.md" in answer.out
-    assert "results.png" not in answer.out
+    assert "sweep.md" in answer.out
+    assert "sweep.png" not in answer.out
 
 
 def test_without_ray_there_is_a_hint(parp: Any, sweep: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -91,10 +101,11 @@ def test_without_ray_there_is_a_hint(parp: Any, sweep: Path, monkeypatch: pytest
     ]
 
 
-def test_the_smoke_sweep(parp: Any, world: World, tmp_path: Path) -> None:
+def test_the_smoke_sweep(parp: Any, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sweeping, "_figures", lambda *_: ())  # other tests draw
     shipped = (Path(__file__).parents[2] / "recipes" / "sweeps" / "smoke.yaml").read_text()
     (tmp_path / "mini").mkdir()
-    (tmp_path / "mini" / "smoke.yaml").write_text(dump_yaml(world.recipe("training.updates=3")))
+    (tmp_path / "mini" / "smoke.yaml").write_text(dump_yaml(world.recipe("training.updates=2")))
     (tmp_path / "sweeps").mkdir()
     copy = tmp_path / "sweeps" / "smoke.yaml"
     copy.write_text(shipped.replace("dev-clean", "valid"))

@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Iterator
+from dataclasses import replace
 from fractions import Fraction
 
 import pytest
@@ -58,6 +59,28 @@ def test_chance_is_the_mean_over_all_masks(first: int, second: int, total: int) 
         assert one.iou_by_chance == pytest.approx(float(kept_both / (first + second - kept_both)))
         pruned = total - first - second + kept_both
         assert one.pruned_iou_by_chance == pytest.approx(float(pruned / (total - kept_both)))
+        assert one.kept_both_by_chance_pooled == one.kept_both_by_chance  # of one tensor they are the same
+
+
+def test_chance_over_several_tensors_is_the_mean_over_all_masks_with_their_sparsities() -> None:
+    """4 of 5 and 1 of 4 in the first mask, 3 of 5 and 1 of 4 in the second: one tensor is denser in both."""
+    fixed = {"v": next(masks_that_keep(4, 5)), "w": next(masks_that_keep(1, 4))}
+    found = [
+        together(overlaps(fixed, {"v": v, "w": w}).values())
+        for v, w in itertools.product(masks_that_keep(3, 5), masks_that_keep(1, 4))
+    ]
+    kept_both = Fraction(sum(one.kept_both for one in found), len(found))
+    assert kept_both == Fraction(4 * 3, 5) + Fraction(1, 4)
+    for one in found:
+        assert one.kept_both_by_chance == pytest.approx(float(kept_both))
+        assert one.iou_by_chance == pytest.approx(float(kept_both / (5 + 4 - kept_both)))
+        assert one.agreement_by_chance == pytest.approx(sum(other.agreement for other in found) / len(found))
+        assert one.pruned_iou_by_chance == pytest.approx(float((kept_both) / (9 - kept_both)))
+        pooled = Fraction(5 * 4, 9)
+        assert one.iou_by_chance_pooled == pytest.approx(float(pooled / (9 - pooled)))
+        assert one.iou_by_chance > one.iou_by_chance_pooled
+        assert one.agreement_by_chance > one.agreement_by_chance_pooled
+        assert one.pruned_iou_by_chance > one.pruned_iou_by_chance_pooled
 
 
 def test_half_pruned_at_random_is_at_chance() -> None:
@@ -71,12 +94,14 @@ def test_half_pruned_at_random_is_at_chance() -> None:
 
 def test_above_chance() -> None:
     def above(kept_both: int) -> float:
-        return Overlap(total=8, kept_first=4, kept_second=4, kept_both=kept_both).iou_above_chance
+        one = Overlap(total=8, kept_first=4, kept_second=4, kept_both=kept_both, kept_both_by_chance=2)
+        return one.iou_above_chance
 
     assert above(2) == 0
     assert above(4) == 1
     assert above(0) == pytest.approx(-1 / 2)
-    assert Overlap(total=3, kept_first=3, kept_second=3, kept_both=3).iou_above_chance == 0
+    full = Overlap(total=3, kept_first=3, kept_second=3, kept_both=3, kept_both_by_chance=3)
+    assert full.iou_above_chance == 0
 
 
 def test_of_nothing() -> None:
@@ -92,7 +117,8 @@ def test_groups_add_up() -> None:
     assert list(groups) == ["x", "y"]
     assert groups["y"] == by_name["a"]
     joined = [torch.cat([one["c"], one["b"]]) for one in (first, second)]
-    assert groups["x"] == overlaps({"w": joined[0]}, {"w": joined[1]})["w"]
+    one = overlaps({"w": joined[0]}, {"w": joined[1]})["w"]
+    assert groups["x"] == replace(one, kept_both_by_chance=groups["x"].kept_both_by_chance)
     assert together(groups.values()) == together(by_name.values())
 
 

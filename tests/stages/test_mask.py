@@ -245,9 +245,6 @@ def test_masks_that_cannot_be_combined(masks: dict[str, Path], world: World, tmp
         assert not (tmp_path / "m.safetensors").exists()
         return caught.value
 
-    other = mask(str(world.encoder), biases=False, out=tmp_path / "other.safetensors").path
-    error = refused("other.safetensors has a mask of another model", unions=[other])
-    assert "not masked in the second" in error.details[0]
     refused("encoder.safetensors has no mask", minuses=[world.encoder])
     refused("keeps no weight", minuses=[masks["a"]])
     # The first layers of a deeper model would have the right names and shapes.
@@ -256,3 +253,68 @@ def test_masks_that_cannot_be_combined(masks: dict[str, Path], world: World, tmp
     error = refused("is that of another model than", apply=str(tmp_path / "deeper.safetensors"))
     assert error.details[0].endswith(": tiny")
     assert error.details[1].endswith(": deeper")
+    other = mask(str(tmp_path / "deeper.safetensors"), out=tmp_path / "other.safetensors").path
+    refused("is that of another model than .*other.safetensors", unions=[other])
+    # One that only says that it is of this model.
+    content = checkpoint.read(masks["b"])
+    shapes = {name: torch.ones(3, 3, dtype=torch.bool) for name in content.masks}
+    checkpoint.write(tmp_path / "forged.safetensors", replace(content, masks=shapes))
+    refused("mask does not fit the model of .*forged.safetensors", intersections=[tmp_path / "forged.safetensors"])
+
+
+def test_weights_that_one_file_does_not_mask_are_kept_by_it(
+    masks: dict[str, Path], world: World, tmp_path: Path
+) -> None:
+    a = checkpoint.read_masks(masks["a"])
+    narrow = mask(str(world.encoder), pattern="2:4", scope="attention", out=tmp_path / "24.safetensors").path
+    b = checkpoint.read_masks(narrow)
+    assert set(b) < set(a)
+    whole = {masks["a"]: a, narrow: {name: b.get(name, torch.ones_like(kept)) for name, kept in a.items()}}
+    operations = {"intersections": torch.logical_and, "unions": torch.logical_or, "minuses": torch.gt}
+    for first, second in ((masks["a"], narrow), (narrow, masks["a"])):
+        for option, operation in operations.items():
+            result = combine(first, out=tmp_path / "m.safetensors", **{option: [second]})  # type: ignore[arg-type]
+            found = checkpoint.read_masks(result.path)
+            assert set(found) == set(a)
+            expected = {name: operation(whole[first][name], whole[second][name]) for name in a}
+            assert all(torch.equal(kept, expected[name]) for name, kept in found.items())
+            assert result.completed == {str(narrow): tuple(name for name in masked_names(masks["a"]) if name not in b)}
+            metadata = checkpoint.read_metadata(result.path)
+            assert metadata.prunable == masked_names(masks["a"])
+            assert metadata.recipe is not None
+            assert (metadata.recipe["scope"], metadata.recipe["biases"]) == ("transformer", True)
+    # A run takes it up as it is.
+    finetune(world.recipe("training.updates=1", "pruning.method=fixed"), run=tmp_path, init=tmp_path / "m.safetensors")
+
+
+def test_masks_of_different_parts(world: World, tmp_path: Path) -> None:
+    """Of three files, each keeps what it does not mask, whatever the order they are named in."""
+    parts = {
+        scope: mask(str(world.encoder), scope=scope, biases=False, out=tmp_path / f"{scope}.safetensors").path
+        for scope in ("attention", "feed-forward", "front-end")
+    }
+    first, second, third = parts.values()
+    result = combine(first, intersections=[second], unions=[third], out=tmp_path / "m.safetensors")
+    halves = {name: kept for path in (first, second) for name, kept in checkpoint.read_masks(path).items()}
+    found = checkpoint.read_masks(result.path)
+    assert set(found) == {*halves, *checkpoint.read_masks(third)}
+    for name, kept in found.items():
+        # The union with the third file, which keeps all of the first's weights, comes before the intersection.
+        assert torch.equal(kept, halves[name]) if name in checkpoint.read_masks(second) else kept.all()
+    recipe = checkpoint.read_metadata(result.path).recipe
+    assert recipe is not None
+    assert (recipe["scope"], recipe["biases"]) == (None, False)
+
+
+def masked_names(path: Path) -> tuple[str, ...]:
+    """The names of the weights that a file masks, in the order of the model."""
+    return checkpoint.read_metadata(path).prunable
+
+
+def test_what_cannot_hold_the_pattern_is_told(world: World, tmp_path: Path) -> None:
+    result = mask(str(world.encoder), pattern="2:4", out=tmp_path / "m.safetensors")
+    weights = checkpoint.read(world.encoder).weights
+    everything = checkpoint.read_metadata(world.encoder).prunable
+    assert result.cannot_hold == {n: weights[n].numel() for n in everything if n.endswith("bias")}
+    assert sum(result.cannot_hold.values()) + result.sparsity.total == 16832
+    assert mask(str(world.encoder), out=tmp_path / "m.safetensors").cannot_hold == {}

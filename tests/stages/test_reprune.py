@@ -41,10 +41,28 @@ def test_against_brute_force(grown: Path, tmp_path: Path, sparsity: float | None
     assert torch.equal(torch.cat([after.masks[name].flatten() for name in names]), kept)
     assert (result.revived, result.dropped) == (int((kept & ~old).sum()), int((old & ~kept).sum()))
     assert result.revived > 0
+    assert result.kept_zeros == 0  # all have grown
     assert (result.sparsity.target, result.sparsity.pruned) == (sparsity or 0.5, count)
     for name in names:
         assert torch.equal(after.weights[name], before.weights[name].masked_fill(~after.masks[name], 0))
     assert after.metadata.parents[-1].sha256 == checkpoint.file_hash(grown)
+
+
+def test_zeros_that_come_back(grown: Path, masked: Path, tmp_path: Path) -> None:
+    def against_brute_force(source: Path, sparsity: float) -> int:
+        result = reprune(source, out=tmp_path / "out.safetensors", sparsity=sparsity)
+        after = checkpoint.read(result.path)
+        zeros = sum(int(((after.weights[name] == 0) & kept).sum()) for name, kept in after.masks.items())
+        assert result.kept_zeros == zeros
+        return zeros
+
+    assert against_brute_force(masked, 0.3) == round(0.5 * 16832) - round(0.3 * 16832)
+    assert against_brute_force(masked, 0.7) == 0
+    content = checkpoint.read(grown)
+    for weight in content.weights.values():
+        weight.view(-1)[:5] = 0  # a few among grown ones
+    checkpoint.write(tmp_path / "some.safetensors", content)
+    assert against_brute_force(tmp_path / "some.safetensors", 0.0) == 5 * len(content.masks)
 
 
 def test_twice_is_once(masked: Path, tmp_path: Path) -> None:

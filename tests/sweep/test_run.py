@@ -3,11 +3,13 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +18,18 @@ import torch
 
 from parp_cli import checkpoint
 from parp_cli.errors import Interrupted, UsageError
-from parp_cli.progress import Progress
+from parp_cli.files import replacing
+from parp_cli.progress import Notify, Progress, silent
 from parp_cli.stages import finetune as finetuning
+from parp_cli.sweep import run as sweeping
 from parp_cli.sweep import tasks
+from parp_cli.sweep.execute import run_cells
 from parp_cli.sweep.grid import Sweep, load_sweep
 from parp_cli.sweep.run import SweepResult, plan_sweep, run_sweep
 from tests.sweep.conftest import without_times
 
 CPU = torch.device("cpu")
-METHODS = "grid: {pruning.method: [omp, dense, imp, parp], pruning.sparsity: [0.3, 0.5]}\nsplits: [test, valid]\n"
+METHODS = "grid: {pruning.method: [omp, dense, imp], pruning.sparsity: [0.2, 0.3]}\nsplits: [test, valid]\n"
 SHORT = ("pruning.rounds.step=0.2", "pruning.rounds.updates=3", "training.updates=6")
 LONG = (*SHORT, "training.updates=60", "pruning.rounds.updates=20", "training.validate_every=5")
 
@@ -34,7 +39,7 @@ def load(path: Path) -> Sweep:
 
 
 def rows(run: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (run / "results.jsonl").read_text().splitlines()]
+    return [json.loads(line) for line in (run / "sweep.jsonl").read_text().splitlines()]
 
 
 def essence(run: Path) -> tuple[Any, dict[str, str]]:
@@ -46,13 +51,25 @@ def essence(run: Path) -> tuple[Any, dict[str, str]]:
 
 
 @pytest.fixture
+def figures() -> None:
+    """Asked for by tests that look at figures."""
+
+
+@pytest.fixture(autouse=True)
+def _quick(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures would take a third of the time."""
+    if "figures" not in request.fixturenames:
+        monkeypatch.setattr(sweeping, "_figures", lambda *_: ())
+
+
+@pytest.fixture
 def trained(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The folders of all training runs that are made."""
     made: list[str] = []
     train = finetuning._Run.train
 
     def counted(self: Any, stop: Any) -> None:
-        made.append(self.last_path.parent.name)
+        made.append(self._last_path.parent.name)
         train(self, stop)
 
     monkeypatch.setattr(finetuning._Run, "train", counted)
@@ -62,26 +79,26 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def test_what_cells_share_runs_once(write_sweep: Any, tmp_path: Path, trained: list[str]) -> None:
     sweep, run = load(write_sweep(METHODS, *SHORT)), tmp_path / "run"
     plan = plan_sweep(sweep, run)
-    # omp: dense and 2; dense: the same; imp: rounds at 0, 20 and 40 %, then 30 and 50 %; parp: 2.
-    assert (len(plan.cells), plan.runs) == (7, 1 + 2 + 3 + 2 + 2)
-    assert (plan.updates, plan.updates_left, plan.updates_alone) == (7 * 6 + 3 * 3, 51, 9 * 6 + 5 * 3)
+    # omp: dense and 2; dense: the same; imp: rounds at 0 and 20 %, then 20 and 30 %.
+    assert (len(plan.cells), plan.runs) == (5, 1 + 2 + 2 + 2)
+    assert (plan.updates, plan.updates_left, plan.updates_alone) == (5 * 6 + 2 * 3, 36, 7 * 6 + 3 * 3)
     seen: list[Progress] = []
     result = run_sweep(sweep, run=run, notify=seen.append)
     assert len(trained) == len(set(trained)) == plan.runs
     assert set(trained) == {key for cell in sweep.cells for key in cell.keys}
     assert plan_sweep(sweep, run).updates_left == 0
     steps = [step for step in seen if step.task == "sweep"]
-    assert {step.total for step in steps} == {51}
-    assert [step.done for step in steps] == list(range(1, 52))
+    assert {step.total for step in steps} == {36}
+    assert [step.done for step in steps] == list(range(1, 37))
     check_outcomes(result, sweep, run)
 
 
 def check_outcomes(result: SweepResult, sweep: Sweep, run: Path) -> None:
     assert result.failed == ()
     assert [(o.cell, o.split) for o in result.outcomes] == [(c.name, s) for c in sweep.cells for s in ("test", "valid")]
-    updates = {"dense": 6, "parp": 6, "omp": 12}
+    updates = {"dense": 6, "omp": 12}
     for outcome, row in zip(result.outcomes, rows(run), strict=True):
-        searched = {0.3: 2 * 3, 0.5: 3 * 3}.get(outcome.sparsity_target, 0)
+        searched = {0.2: 3, 0.3: 2 * 3}.get(outcome.sparsity_target, 0)
         assert outcome.updates == updates.get(outcome.method, 6 + searched), outcome.cell
         assert outcome.wall_seconds is not None
         assert outcome.wall_seconds > 0
@@ -90,22 +107,29 @@ def check_outcomes(result: SweepResult, sweep: Sweep, run: Path) -> None:
         figures = json.loads((run / row["checkpoint"]).with_name(f"eval-{outcome.split}.json").read_text())
         assert row["wer"] == figures["words"]["rate"]
         assert row["cer"] == figures["characters"]["rate"]
-    named = {link.name: link.resolve().name for link in (run / "cells").iterdir()}
+    names = ["dense", "imp-0.2-sparse", "imp-0.3-sparse", "omp-0.2-sparse", "omp-0.3-sparse"]
+    check_links(run, sweep, names)
+
+
+def check_links(run: Path, sweep: Sweep, names: list[str]) -> None:
+    named = {link.name: link.resolve().name for link in (run / "cells" / sweep.file.stem).iterdir()}
     assert sorted(named.values()) == sorted(cell.key for cell in sweep.cells)
-    assert {"dense", "parp-0.5-sparse"} <= set(named)
+    assert sorted(named) == names
 
 
 def test_a_cell_is_the_run_of_its_recipe(write_sweep: Any, tmp_path: Path) -> None:
-    sweep = load(write_sweep("grid: {pruning.method: [dense, omp], pruning.sparsity: [0.5]}", *SHORT))
-    run_sweep(sweep, run=tmp_path / "run")
-    for cell in sweep.cells:
-        alone = finetuning.finetune(cell.recipe, run=tmp_path / cell.recipe.pruning.method)
-        mine = checkpoint.read(tasks.round_folder(tmp_path / "run", cell.key) / "finetune.safetensors")
-        theirs = checkpoint.read(alone.path)
-        assert all(torch.equal(mine.weights[name], weight) for name, weight in theirs.weights.items())
-        assert all(torch.equal(mine.masks[name], mask) for name, mask in theirs.masks.items())
+    sweep = load(write_sweep("grid: {pruning.method: [omp], pruning.sparsity: [0.5]}", *SHORT))
+    (outcome,) = run_sweep(sweep, run=tmp_path / "run").outcomes
+    (cell,) = sweep.cells
+    alone = finetuning.finetune(cell.recipe, run=tmp_path / "alone")
+    assert outcome.updates == alone.cost.updates
+    mine = checkpoint.read(tasks.round_folder(tmp_path / "run", cell.key) / "finetune.safetensors")
+    theirs = checkpoint.read(alone.path)
+    assert all(torch.equal(mine.weights[name], weight) for name, weight in theirs.weights.items())
+    assert all(torch.equal(mine.masks[name], mask) for name, mask in theirs.masks.items())
 
 
+@pytest.mark.usefixtures("figures")
 def test_done_is_not_done_again(write_sweep: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     text = "grid: {pruning.method: [dense, omp], seed: [0]}\n"
     first = run_sweep(load(write_sweep(text, *SHORT)), run=tmp_path / "run")
@@ -128,6 +152,101 @@ def test_done_is_not_done_again(write_sweep: Any, tmp_path: Path, monkeypatch: p
     assert plan_sweep(more, tmp_path / "run").updates_left == 12
 
 
+@pytest.mark.usefixtures("figures")
+def test_sweeps_share_a_folder(write_sweep: Any, tmp_path: Path, trained: list[str]) -> None:
+    run = tmp_path / "run"
+    one = load(write_sweep("grid: {seed: [1]}\n", *SHORT))
+    run_sweep(one, run=run)
+    before = {path: path.read_bytes() for path in run.glob("sweep.*")}
+    assert {path.suffix for path in before} == {".jsonl", ".md", ".png", ".svg"}
+    other = load(write_sweep("grid: {seed: [1, 2]}\n", *SHORT, name="other.yaml"))
+    result = run_sweep(other, run=run)
+    assert (result.results, result.tables) == (run / "other.jsonl", run / "other.md")
+    assert result.figures == (run / "other.png", run / "other.svg")
+    assert {path: path.read_bytes() for path in before} == before
+    assert len(trained) == 2  # seed 1 once
+    check_links(run, one, ["parp-seed-1"])
+    check_links(run, other, ["parp-seed-1", "parp-seed-2"])
+    # A sweep whose file changed has the links of what it is now.
+    changed = load(write_sweep("grid: {seed: [2]}\n", *SHORT, name="other.yaml"))
+    run_sweep(changed, run=run)
+    check_links(run, changed, ["parp-seed-2"])
+    check_links(run, one, ["parp-seed-1"])
+    assert len(trained) == 2
+
+
+def test_search_rounds_may_be_deleted(write_sweep: Any, tmp_path: Path, trained: list[str]) -> None:
+    run = tmp_path / "run"
+    sweep = load(write_sweep("grid: {pruning.method: [imp], pruning.sparsity: [0.2, 0.3]}\n", *SHORT))
+    first, second = sweep.cells
+    assert first.keys[0] == second.keys[0]
+    done = run_sweep(sweep, run=run)
+    for key in second.keys[:-1]:
+        shutil.rmtree(tasks.round_folder(run, key))
+    assert plan_sweep(sweep, run).updates_left == 0
+    trained.clear()
+    assert run_sweep(sweep, run=run).outcomes == done.outcomes
+    # Another split does not need them either; what is not finished makes them again.
+    more = load(write_sweep("grid: {pruning.method: [imp], pruning.sparsity: [0.2]}\nsplits: [valid]\n", *SHORT))
+    assert run_sweep(more, run=run).outcomes[0].updates == 3 + 6
+    assert not trained
+    folder = tasks.round_folder(run, first.key)
+    (folder / "finetune.safetensors").unlink()
+    (folder / "training.json").write_text('{"cost": {"updates": 77}, "sparsity": 0.7}')
+    assert plan_sweep(sweep, run).updates_left == 3 + 6
+    again = run_sweep(sweep, run=run).outcomes
+    assert trained == list(first.keys)
+    assert [(o.updates, o.sparsity, o.wer) for o in again] == [(o.updates, o.sparsity, o.wer) for o in done.outcomes]
+    assert plan_sweep(sweep, run).updates_left == 0
+
+
+def test_temporaries_of_the_killed_are_removed(write_sweep: Any, tmp_path: Path) -> None:
+    sweep, run = load(write_sweep("grid: {seed: [0]}\n", *SHORT)), tmp_path / "run"
+    (cell,) = sweep.cells
+    folder = tasks.round_folder(run, cell.key)
+    (folder / "state").mkdir(parents=True)
+    left, kept = [], [folder / ".mine", folder / ".finetune.safetensors-short", folder / "notes.json-abcdefgh"]
+    for name in ("finetune-last.safetensors", "eval-test.jsonl", "failed.json", "state/finetune.safetensors"):
+        with suppress(KeyboardInterrupt), replacing(folder / name) as temporary:
+            left.append(temporary)
+            raise KeyboardInterrupt
+    for path in (*left, *kept):
+        path.write_text("half")
+    run_sweep(sweep, run=run)
+    assert not any(path.exists() for path in left)
+    assert all(path.exists() for path in kept)
+
+
+def test_a_state_that_goes_on_from_another_search_run_is_forgotten(
+    write_sweep: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trained: list[str]
+) -> None:
+    run = tmp_path / "run"
+    sweep = load(write_sweep("grid: {pruning.method: [omp], pruning.sparsity: [0.4]}\n", *SHORT))
+    (cell,) = sweep.cells
+    save = finetuning._Run._save_state
+
+    def save_and_break(self: Any) -> None:
+        save(self)
+        if self._last_path.parent.name == cell.key:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(finetuning._Run, "_save_state", save_and_break)
+        with pytest.raises(Interrupted):
+            run_sweep(sweep, run=run)
+    assert [path.parents[1].name for path in saved(run)] == [cell.key]
+    # The dense run is deleted and made again, and comes to other bytes.
+    last = tasks.round_folder(run, cell.keys[0]) / "finetune-last.safetensors"
+    content = checkpoint.read(last)
+    content.weights["aux.bias"].add_(1)
+    checkpoint.write(last, content)
+    trained.clear()
+    assert run_sweep(sweep, run=run).failed == ()
+    assert trained == [cell.key]
+    parents = checkpoint.read_metadata(tasks.round_folder(run, cell.key) / "finetune.safetensors").parents
+    assert parents[-1].sha256 == checkpoint.file_hash(last)
+
+
 def test_one_that_fails_leaves_the_others(write_sweep: Any, tmp_path: Path, trained: list[str]) -> None:
     text = "grid:\n  training.learning_rate: [1e30, 1e-2]\n  pruning.method: [dense, omp]\n"
     sweep, run = load(write_sweep(text, *SHORT)), tmp_path / "run"
@@ -138,7 +257,7 @@ def test_one_that_fails_leaves_the_others(write_sweep: Any, tmp_path: Path, trai
     assert bad_omp.failed == f"needs what failed in {bad_dense.cell}: {bad_dense.failed}"
     assert (bad_dense.wer, bad_dense.checkpoint) == (None, None)
     assert result.failed == ((bad_dense.cell, bad_dense.failed), (bad_omp.cell, bad_omp.failed))
-    assert result.exit_code == 1
+    assert result.exit_code == 2
     assert len(trained) == 3  # what failed was not tried for omp again
     assert f"- {bad_omp.cell}, test: needs what failed" in result.tables.read_text()
     assert run_sweep(sweep, run=run).failed == result.failed
@@ -146,7 +265,7 @@ def test_one_that_fails_leaves_the_others(write_sweep: Any, tmp_path: Path, trai
 
 
 def test_a_cell_that_failed_for_a_while(write_sweep: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    sweep, run = load(write_sweep("grid: {seed: [0, 1]}", *SHORT)), tmp_path / "run"
+    sweep, run = load(write_sweep("grid: {pruning.method: [dense, omp]}", *SHORT)), tmp_path / "run"
 
     def out_of_memory(*_: Any, **__: Any) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
@@ -160,6 +279,13 @@ def test_a_cell_that_failed_for_a_while(write_sweep: Any, tmp_path: Path, monkey
         patch.setattr(tasks, "finetune", None)  # that part is done
         assert run_sweep(sweep, run=run).failed == ()
     assert [row["failed"] for row in rows(run)] == [None, None]
+
+
+def test_what_fails_before_it_trains_is_no_other_cells_failure(write_sweep: Any, tmp_path: Path) -> None:
+    text = "grid: {pruning.method: [omp, dense]}\nset: {pruning.rewind: missing.safetensors}\n"
+    omp, dense = run_sweep(load(write_sweep(text, *SHORT)), run=tmp_path / "run").outcomes
+    assert "missing.safetensors" in (omp.failed or "")
+    assert dense.failed is None
 
 
 def test_bugs_are_not_results(write_sweep: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -184,7 +310,8 @@ def test_stopped_by_the_user(write_sweep: Any, tmp_path: Path, monkeypatch: pyte
 def test_broken_off_again_and_again(
     write_sweep: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trained: list[str]
 ) -> None:
-    path, run = write_sweep("grid: {pruning.method: [omp, imp], pruning.sparsity: [0.4]}\n", *SHORT), tmp_path / "run"
+    path = write_sweep("grid: {pruning.method: [omp], pruning.sparsity: [0.4]}\n", *SHORT, "training.validate_every=2")
+    run = tmp_path / "run"
     run_sweep(load(path), run=tmp_path / "whole")
     save, saves = finetuning._Run._save_state, 0
 
@@ -192,7 +319,7 @@ def test_broken_off_again_and_again(
         nonlocal saves
         save(self)
         saves += 1
-        if saves % 3 == 0:
+        if saves % 2 == 0:
             raise KeyboardInterrupt
 
     monkeypatch.setattr(finetuning._Run, "_save_state", save_and_break)
@@ -210,6 +337,43 @@ def test_broken_off_again_and_again(
     assert sitting in range(2, 8)
     assert essence(run) == essence(tmp_path / "whole")
     assert not saved(run)
+
+
+def test_a_signal_in_the_last_update_stops_the_sweep(
+    write_sweep: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trained: list[str]
+) -> None:
+    sweep, run = load(write_sweep("grid: {seed: [0, 1]}", *SHORT)), tmp_path / "run"
+    validate = finetuning._Run._validate
+
+    def signalled(self: Any) -> None:
+        validate(self)
+        if self._update == 6:
+            signal.raise_signal(signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(finetuning._Run, "_validate", signalled)
+        with pytest.raises(Interrupted, match="what is done is kept"):
+            run_sweep(sweep, run=run)
+    assert trained == [sweep.cells[0].key]
+    assert plan_sweep(sweep, run).updates_left == 6
+    assert run_sweep(sweep, run=run).failed == ()
+    assert trained == [cell.key for cell in sweep.cells]
+
+
+def test_a_signal_while_nothing_trains_stops_the_sweep(
+    write_sweep: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sweep, run = load(write_sweep("grid: {seed: [0, 1]}", *SHORT)), tmp_path / "run"
+
+    def evaluate(*_: Any, notify: Notify, **__: Any) -> None:
+        signal.raise_signal(signal.SIGINT)
+        notify(Progress("transcribing", 1, 3))
+        raise AssertionError("it goes on")
+
+    monkeypatch.setattr(tasks, "evaluate", evaluate)
+    with pytest.raises(Interrupted):
+        run_sweep(sweep, run=run)
+    assert plan_sweep(sweep, run).updates_left == 6
 
 
 def test_two_sweeps_at_one_folder(write_sweep: Any, tmp_path: Path) -> None:
@@ -270,13 +434,78 @@ def test_killed_and_stopped(write_sweep: Any, tmp_path: Path) -> None:
     assert not saved(run)
 
 
-def test_two_workers_come_to_the_same(write_sweep: Any, tmp_path: Path) -> None:
-    path = write_sweep("grid: {pruning.method: [dense, omp], pruning.sparsity: [0.4]}\n", *SHORT)
+@pytest.mark.parametrize("seeds", [[0], pytest.param([0, 1, 2], marks=pytest.mark.slow)])
+def test_workers_come_to_the_same(write_sweep: Any, tmp_path: Path, seeds: list[int]) -> None:
+    methods = "[dense, omp]" if len(seeds) > 1 else "[dense]"
+    path = write_sweep(f"grid: {{pruning.method: {methods}, seed: {seeds}}}\n", *SHORT)
     run_sweep(load(path), run=tmp_path / "alone")
     seen: list[Progress] = []
     run_sweep(load(path), run=tmp_path / "two", workers=2, notify=seen.append)
     assert essence(tmp_path / "two") == essence(tmp_path / "alone")
-    assert (seen[-1].done, seen[-1].total) == (12, 12)
+    total = 6 * len(list((tmp_path / "two" / "rounds").iterdir()))
+    assert (seen[-1].done, seen[-1].total) == (total, total)
+
+
+class InOrder:
+    """A pool of two whose tasks run when it is asked for ended ones, the youngest first."""
+
+    def __init__(self) -> None:
+        self.tasks: list[tasks.Task] = []
+        self.together: list[set[str]] = []
+        self.stopped = False
+
+    def has_room(self) -> bool:
+        return len(self.tasks) < 2
+
+    def start(self, task: tasks.Task) -> None:
+        self.tasks.append(task)
+
+    def ended(self, _seconds: float) -> list[tuple[str, tasks.Failure | None]]:
+        self.together.append({task.cell.name for task in self.tasks})
+        task = self.tasks.pop()
+        return [(task.cell.key, tasks.run_remote_task(task))]
+
+    def stop(self) -> None:
+        self.stopped = True
+
+
+def test_a_pool_never_makes_a_run_twice(write_sweep: Any, tmp_path: Path, trained: list[str]) -> None:
+    path, run = write_sweep("grid: {pruning.method: [dense, omp], seed: [0, 1]}\n", *SHORT), tmp_path / "run"
+    sweep, pool = load(path), InOrder()
+    run_cells(sweep.cells, run=run, device="cpu", pool=pool, notify=silent, after_each=lambda: None)
+    assert pool.together[0] == {"dense, seed 0", "dense, seed 1"}
+    assert not any({f"dense, seed {seed}", f"omp, seed {seed}"} <= names for names in pool.together for seed in (0, 1))
+    assert len(trained) == len(set(trained)) == 4
+    assert plan_sweep(sweep, run).updates_left == 0
+    assert pool.stopped
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_stops_the_pool(write_sweep: Any, tmp_path: Path, number: signal.Signals) -> None:
+    class Signalled(InOrder):
+        def ended(self, _seconds: float) -> list[tuple[str, tasks.Failure | None]]:
+            assert not self.together, "it goes on"
+            self.together.append(set())
+            signal.raise_signal(number)
+            return []
+
+    sweep, pool = load(write_sweep("grid: {seed: [0]}\n", *SHORT)), Signalled()
+    with pytest.raises(Interrupted, match="what is done is kept"):
+        run_cells(sweep.cells, run=tmp_path, device="cpu", pool=pool, notify=silent, after_each=lambda: None)
+    assert pool.stopped
+
+
+@pytest.mark.slow
+def test_workers_save_when_the_sweep_is_ended(write_sweep: Any, tmp_path: Path) -> None:
+    settings = (*LONG, "training.updates=100000", "training.validate_every=50000")
+    path, run = write_sweep("grid: {seed: [0, 1]}\n", *settings), tmp_path / "run"
+    process = start(path, run, "--workers", "2", "--quiet")
+    wait_for(lambda: len(list(run.glob("rounds/*/progress.json"))) == 2, process)
+    process.terminate()
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert err.splitlines()[0] == "parp: error: the sweep was stopped; what is done is kept"
+    assert len(saved(run)) == 2
 
 
 @pytest.mark.slow
@@ -319,7 +548,11 @@ def test_a_worker_that_is_killed_fails_its_cell(write_sweep: Any, tmp_path: Path
     failure = _failure(_Worker(task, process, answer))
     assert failure is not None
     assert (failure.message, failure.exit_code) == (f"its process was killed by signal {int(signal.SIGABRT)}", 5)
+    assert failure.round is None
     assert tasks.read_failure(tmp_path / "run", cell) == failure
+    told = tasks.round_folder(tmp_path / "run", cell.key) / "progress.json"
+    told.write_text(json.dumps({"round": cell.key, "update": 3}))
+    assert tasks.lost_worker(task, "it was training").round == cell.key
 
 
 @pytest.mark.slow
