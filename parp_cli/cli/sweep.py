@@ -51,12 +51,14 @@ def sweep(
     """
     from parp_cli.environment import select_device
     from parp_cli.sweep.grid import load_sweep
-    from parp_cli.sweep.run import plan_sweep, run_sweep
+    from parp_cli.sweep.run import check_data, plan_sweep, run_sweep
 
     output = Output(as_json=as_json, quiet=quiet)
     where = select_device(device)
     loaded = load_sweep(file, settings or (), device=where)
     if dry_run:
+        with output.progress() as notify:
+            check_data(loaded, run, notify)
         planned = plan_sweep(loaded, run)
         _show_plan(output, planned)
         output.json(planned)
@@ -82,23 +84,23 @@ def _show_plan(output: Output, plan: "SweepPlan") -> None:
     for cell in plan.cells:
         left = sum(updates - done for _, _, updates, done, _ in cell.rounds)
         search = [f"{name}{'' if done < updates else ' (done)'}" for name, _, updates, done, _ in cell.rounds[:-1]]
-        state = "done" if cell.done else f"{left:,} left"
+        state = "done" if cell.done else f"{left:,}"
         rows.append([cell.name, f"{cell.rounds[-1][2]:,}", state, _shortened(search), cell.key[:8]])
-    output.table("Cells", ("", "updates", "", "", ""), rows)
+    output.table("Cells", ("cell", "updates", "left", "", ""), rows)
     shared: dict[str, tuple[str, int, int, int]] = {}
     for cell in plan.cells:
         for name, key, updates, done, needed in cell.rounds:
             # A deleted run is to be done again for those whose training is not over.
             shared[key] = (name, updates, min(done, shared[key][2] if key in shared else done), needed)
     rows = [
-        [key[:8], name, f"{needed}", f"{updates:,}", "done" if done == updates else f"{updates - done:,} left"]
+        [key[:8], name, f"{needed}", f"{updates:,}", "done" if done == updates else f"{updates - done:,}"]
         for key, (name, updates, done, needed) in shared.items()
         if needed > 1
     ]
     if rows:
-        output.table("Training that several cells need", ("", "run", "cells", "updates", ""), rows)
+        output.table("Training that several cells need", ("", "run", "cells", "updates", "left"), rows)
     over = sum(cell.done for cell in plan.cells)
-    output.text(f"{len(plan.cells)} cells, {over} done; {plan.runs} training runs")
+    output.text(f"cells: {len(plan.cells)}, {over} of them done; training runs: {plan.runs}")
     output.text(
         f"{plan.updates_left:,} of {plan.updates:,} updates left ({plan.updates_alone:,} if cells shared nothing)"
     )

@@ -261,6 +261,8 @@ def _axes(node: Any, problems: list[str], path: Path) -> list[tuple[str, Any, li
             problems.append(f"{path}:{mark.line + 1}: grid: {key}: expected a list of values")
         else:
             axes.append((key, mark, list(values.value)))
+    if not axes and not problems:
+        problems.append(f"{path}:{node.start_mark.line + 1}: grid: names no recipe key")
     return axes
 
 

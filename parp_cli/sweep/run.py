@@ -21,6 +21,7 @@ from parp_cli.sweep.tasks import (
     read_failure,
     updates_done,
 )
+from parp_cli.training.preparation import load
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,6 +98,23 @@ def plan_sweep(sweep: Sweep, run: Path) -> SweepPlan:
     )
 
 
+def check_data(sweep: Sweep, run: Path, notify: Notify = silent) -> None:
+    """Read, and make or fetch, every split that a cell learns from or is judged on, before anything trains.
+
+    Raises:
+        DataError: there is no such split, or its data is missing or broken.
+    """
+    checked = set()
+    for cell in sweep.cells:
+        if is_done(run, cell):
+            continue
+        data = cell.recipe.data
+        for split in (data.train, data.valid, *cell.splits):
+            if (data, split) not in checked:
+                load(data, split, notify)
+                checked.add((data, split))
+
+
 def run_sweep(
     sweep: Sweep,
     *,
@@ -150,6 +168,7 @@ def _run_sweep(
         return write_results(stem, found())
 
     forget_temporaries(run)
+    check_data(sweep, run, notify)
     pool = None
     if not all(is_done(run, cell) for cell in sweep.cells):
         pool = _pool(device, workers, cluster)

@@ -25,7 +25,9 @@ def sweep(world: World, tmp_path: Path) -> Path:
 def test_dry_run_then_run_then_again(parp: Any, sweep: Path, tmp_path: Path) -> None:
     planned = parp("sweep", sweep, "--dry-run")
     assert planned.code == 0, planned.err
-    assert "3 cells, 0 done; 3 training runs\n9 of 9 updates left (15 if cells shared nothing)\n" in planned.out
+    assert (
+        "cells: 3, 0 of them done; training runs: 3\n9 of 9 updates left (15 if cells shared nothing)\n" in planned.out
+    )
     assert "after dense" in planned.out
     assert not (tmp_path / "parp-run").exists()
     done = parp("sweep", sweep)
@@ -113,3 +115,19 @@ def test_the_smoke_sweep(parp: Any, world: World, tmp_path: Path, monkeypatch: p
     assert answer.code == 0, answer.err
     methods = [outcome["method"] for outcome in json.loads(answer.out)["outcomes"]]
     assert methods == ["dense", *(name for name in ("mpi", "omp", "imp", "parp") for _ in range(2))]
+
+
+def test_a_split_there_is_not_is_told_before_anything_trains(parp: Any, sweep: Path, tmp_path: Path) -> None:
+    sweep.write_text(sweep.read_text() + "splits: [test, tset]\n")
+    for flag in ("--dry-run", "--quiet"):
+        answer = parp("sweep", sweep, flag)
+        assert answer.code == 3
+        assert "tset" in answer.err
+    assert not list(tmp_path.rglob("finetune.jsonl"))
+
+
+def test_an_empty_grid(parp: Any, sweep: Path) -> None:
+    sweep.write_text("grid: {}\n")
+    answer = parp("sweep", sweep)
+    assert answer.code == 2
+    assert "grid: names no recipe key" in answer.err

@@ -2,47 +2,32 @@
 
 import subprocess
 import sys
-from collections.abc import Callable
 
 import pytest
 
 from parp_cli.errors import UsageError
 from parp_cli.pruning.limits import check_setting, read_pattern
-from parp_cli.pruning.patterns import Pattern
 
 
 @pytest.mark.parametrize(
-    "text",
+    ("text", "kind", "sides"),
     [
-        "global",
-        "layer",
-        "tensor",
-        "2:4",
-        "1:32",
-        "16x16",
-        "1x1",
-        "",
-        "Global",
-        "4:2",
-        "4:4",
-        "0:4",
-        "2:33",
-        "2:",
-        "0x4",
+        ("global", "global", (1, 1)),
+        ("layer", "layer", (1, 1)),
+        ("tensor", "tensor", (1, 1)),
+        ("2:4", "n:m", (2, 4)),
+        ("1:32", "n:m", (1, 32)),
+        ("16x8", "block", (16, 8)),
     ],
 )
-def test_the_same_patterns_as_the_masks_have(text: str) -> None:
-    def said(read: Callable[[str], object]) -> object:
-        try:
-            return read(text)
-        except UsageError as error:
-            return str(error)
+def test_patterns_there_are(text: str, kind: str, sides: tuple[int, int]) -> None:
+    assert read_pattern(text) == (kind, sides)
 
-    def parsed(text: str) -> object:
-        pattern = Pattern.parse(text)
-        return pattern.kind, pattern.sides
 
-    assert said(read_pattern) == said(parsed)
+@pytest.mark.parametrize("text", ["", "Global", "4:2", "4:4", "0:4", "2:33", "2:", "0x4", "2:4 ", "-2:4"])
+def test_patterns_there_are_not(text: str) -> None:
+    with pytest.raises(UsageError, match="no pattern"):
+        read_pattern(text)
 
 
 @pytest.mark.parametrize("sparsity", [-0.1, 1.0, 50.0, float("nan")])
