@@ -198,11 +198,6 @@ def test_a_wrong_override_is_told(write_sweep: Any) -> None:
     assert detail.startswith("--set training.updates=0: training.updates = 0: expected a whole number")
 
 
-def test_a_grid_without_axes_is_one_cell(write_sweep: Any) -> None:
-    (cell,) = load(write_sweep("grid: {}")).cells
-    assert cell.values == {}
-
-
 @pytest.mark.parametrize("path", sorted(SWEEPS.glob("*.yaml")), ids=lambda path: path.stem)
 def test_shipped_sweep_is_read_and_says_how_to_run_it(path: Path) -> None:
     sweep = load(path)
