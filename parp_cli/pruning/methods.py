@@ -1,7 +1,8 @@
 """What pruning does while a network trains: when to re-prune, to what sparsity, and by which score.
 
 A method is a small object that the training loop's `Pruner` asks; adding one takes a class that answers the questions
-of `Method`, a row in `METHODS`, and its name among the values of the recipe's `pruning.method`.
+of `Method`, a row in `METHODS`, its name among the values of the recipe's `pruning.method`, and in `training/rounds.py`
+the keys it reads (a test holds the three together).
 
     method         first mask         then
     dense          none               nothing is pruned

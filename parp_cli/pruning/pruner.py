@@ -40,6 +40,7 @@ class Pruner:
         layers: a label for each name, by which re-prunings are recorded.
 
     Attributes:
+        weights: as given.
         masks: of the last pruning, on the weights' device; empty when dense.
         history: all re-prunings so far.
 
@@ -58,19 +59,19 @@ class Pruner:
         self.history: list[Repruning] = []
         self.update = 0
         self._method = method
-        self._weights = dict(weights)
+        self.weights = dict(weights)
         self._layers = layers or {}
         self._gradients: dict[str, Tensor] = {}
         self.masks: dict[str, Tensor] = {}
         if masks:
-            check_fit(masks, self._weights, what="the model to fine-tune")
-            if unmasked := [f"{name}: no mask" for name in self._weights if name not in masks]:
+            check_fit(masks, self.weights, what="the model to fine-tune")
+            if unmasked := [f"{name}: no mask" for name in self.weights if name not in masks]:
                 raise MaskError("mask does not fit the model to fine-tune", details=unmasked[:10])
-            self.masks = {name: masks[name].to(self._weights[name].device) for name in self._weights}
+            self.masks = {name: masks[name].to(self.weights[name].device) for name in self.weights}
 
     def start(self) -> None:
         """Prune: set the weights outside the first mask to zero."""
-        apply_(self.masks, self._weights)
+        apply_(self.masks, self.weights)
 
     def before_step(self, update: int) -> None:
         """Between the backward pass and the optimizer's step of the update with this number, from 1.
@@ -78,7 +79,7 @@ class Pruner:
         Where pruned weights are to stay zero their gradients are zeroed, so that their moments stay zero too.
         """
         # Weights that are frozen for now have no gradient.
-        gradients = {name: weight.grad for name, weight in self._weights.items() if weight.grad is not None}
+        gradients = {name: weight.grad for name, weight in self.weights.items() if weight.grad is not None}
         if self._method.scores_gradients and self._method.reprunes(update):
             self._gradients = {name: gradient.clone() for name, gradient in gradients.items()}
         if self.masks and not self._method.adjusts(self.update):
@@ -95,13 +96,13 @@ class Pruner:
         if not self.masks:
             return None
         if not self._method.adjusts(update - 1):
-            apply_(self.masks, self._weights)  # weight decay and the like must not move them either
+            apply_(self.masks, self.weights)  # weight decay and the like must not move them either
         if not self._method.reprunes(update):
             return None
         masks = dict(self._method.masks(self._moment()))
         self.history.append(self.compare(masks))
         self.masks, self._gradients = masks, {}
-        apply_(self.masks, self._weights)
+        apply_(self.masks, self.weights)
         if optimizer is not None and not self._method.adjusts(update):
             self._forget_moments(optimizer)
         return self.history[-1]
@@ -117,16 +118,16 @@ class Pruner:
         if masks is self.masks:
             yield self.masks
             return
-        unpruned = {name: weight.detach().clone() for name, weight in self._weights.items()}
-        apply_(masks, self._weights)
+        unpruned = {name: weight.detach().clone() for name, weight in self.weights.items()}
+        apply_(masks, self.weights)
         try:
             yield masks
         finally:
             for name, weight in unpruned.items():
-                self._weights[name].detach().copy_(weight)
+                self.weights[name].detach().copy_(weight)
 
     def _moment(self) -> Moment:
-        return Moment(update=self.update, weights=self._weights, gradients=self._gradients, masks=self.masks)
+        return Moment(update=self.update, weights=self.weights, gradients=self._gradients, masks=self.masks)
 
     def compare(self, masks: Masks) -> Repruning:
         """What a re-pruning from the current masks to these does, after the last update."""
@@ -146,6 +147,6 @@ class Pruner:
 
     def _forget_moments(self, optimizer: torch.optim.Optimizer) -> None:
         for name, mask in self.masks.items():
-            for moment in optimizer.state.get(self._weights[name], {}).values():
+            for moment in optimizer.state.get(self.weights[name], {}).values():
                 if isinstance(moment, Tensor) and moment.shape == mask.shape:
                     moment.masked_fill_(~mask, 0.0)

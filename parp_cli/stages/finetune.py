@@ -22,17 +22,16 @@ from parp_cli.interrupts import Stop, stopping
 from parp_cli.models.prunable import layers_of, touches_front_end
 from parp_cli.progress import Notify, Progress, silent
 from parp_cli.pruning.masks import count_all, count_pruned
-from parp_cli.pruning.patterns import Pattern
 from parp_cli.pruning.pruner import Repruning
 from parp_cli.recipe import Recipe, recipe_to_dict
 from parp_cli.training import preparation as preparing
 from parp_cli.training.ctc import UpdateBatches
 from parp_cli.training.features import FrontEndFeatures
 from parp_cli.training.preparation import Plan, Preparation, prepare, prepare_round
-from parp_cli.training.rounds import Round, round_key, rounds_of, start_key, trained_on
+from parp_cli.training.rounds import Round, pattern_in, round_key, rounds_of, start_key, trained_on
 from parp_cli.training.schedule import tri_stage
 from parp_cli.training.setup import build_model, freeze, objective, optimizer, pruner
-from parp_cli.training.starts import Start, prunable_weights, rewound
+from parp_cli.training.starts import Start, rewound
 from parp_cli.training.state import load_state, save_state
 
 _BEST, _LAST, _COST = "finetune.safetensors", "finetune-last.safetensors", "finetune-cost.json"
@@ -179,7 +178,7 @@ def _round_start(whole: Preparation, this: Round, before: Path | None) -> Start:
     masks = found.masks
     if this.take is not None:
         weights = {name: found.weights[name] for name in found.metadata.prunable}
-        pattern = Pattern.parse(this.recipe.pruning.pattern or "global")
+        pattern = pattern_in(this.recipe.pruning)
         masks = dict(pattern.masks(weights, this.take, layers_of(weights)))
     if this.recipe.pruning.rewind is not None:
         start = rewound(start, Path(this.recipe.pruning.rewind))
@@ -214,7 +213,6 @@ class _Run:
         self._cost_path = run / _COST
         torch.manual_seed(recipe.seed)
         self._model = build_model(recipe, preparation).to(device)
-        self._prunable = tuple(prunable_weights(recipe, self._model))
         self._pruner = pruner(recipe, preparation, self._model)
         self._features = FrontEndFeatures(
             self._model,
@@ -378,7 +376,7 @@ class _Run:
             architecture=start.architecture.to_json(),
             vocabulary=self._preparation.vocabulary.symbols,
             labels=self._preparation.vocabulary.labels,
-            prunable=self._prunable,
+            prunable=tuple(self._pruner.weights),
             sparsity=amount,
             recipe=recipe_to_dict(self._recipe),
             seed=self._recipe.seed,

@@ -14,7 +14,7 @@ from parp_cli.environment import versions
 from parp_cli.errors import MaskError, UsageError
 from parp_cli.models.architectures import build
 from parp_cli.models.prunable import layers_of, prunable_parameters
-from parp_cli.models.sources import load_encoder, random_encoder
+from parp_cli.models.sources import load_encoder
 from parp_cli.models.weights import WORD_BOUNDARY, Encoder
 from parp_cli.progress import Notify, silent
 from parp_cli.pruning.limits import check_sparsity
@@ -31,7 +31,8 @@ from parp_cli.pruning.masks import (
     union,
 )
 from parp_cli.pruning.patterns import Pattern
-from parp_cli.pruning.scores import random_scores
+from parp_cli.training.rounds import DEFAULT_SPARSITY
+from parp_cli.training.starts import first_scores
 
 Method = Literal["magnitude", "random", "random-weights"]
 
@@ -93,19 +94,19 @@ def mask(
     """
     parsed = Pattern.parse(pattern)
     if sparsity is None:
-        sparsity = 0.5 if parsed.sparsity is None else parsed.sparsity
+        sparsity = DEFAULT_SPARSITY if parsed.sparsity is None else parsed.sparsity
     check_sparsity(sparsity)
     encoder = load_encoder(model, architecture=architecture, notify=notify)
     found = prunable_parameters(_network(encoder), biases=biases, scope=scope)
-    shapes = {name: tuple(weight.shape) for name, weight in found.items() if parsed.carries(tuple(weight.shape))}
-    if not shapes:
+    weights = {name: encoder.weights[name] for name, weight in found.items() if parsed.carries(tuple(weight.shape))}
+    if not weights:
         raise UsageError(
             f"no weight of scope {scope} can hold pattern {parsed}",
             details=[f"{name}: {tuple(weight.shape)}" for name, weight in list(found.items())[:3]],
             hint="its sides must be multiples of the pattern's; choose another --pattern or --scope",
         )
-    scores = _scores(encoder, method, shapes, seed=seed, device=device)
-    masks = parsed.masks(scores, sparsity, layers_of(scores))
+    scores = first_scores(method, weights, encoder.architecture, seed=seed)
+    masks = parsed.masks({name: score.to(device) for name, score in scores.items()}, sparsity, layers_of(scores))
     recipe = {"model": model, "method": method, "sparsity": sparsity, "biases": biases, "scope": scope}
     result = _write(
         encoder,
@@ -117,7 +118,7 @@ def mask(
         parents=encoder.parents,
         seed=seed,
     )
-    return replace(result, cannot_hold={name: w.numel() for name, w in found.items() if name not in shapes})
+    return replace(result, cannot_hold={name: w.numel() for name, w in found.items() if name not in weights})
 
 
 def combine(
@@ -197,19 +198,6 @@ def _network(encoder: Encoder) -> nn.Module:
     with torch.device("meta"):
         network: nn.Module = build(encoder.architecture, vocabulary_size=size)
     return network
-
-
-def _scores(
-    encoder: Encoder, method: Method, shapes: Mapping[str, tuple[int, ...]], *, seed: int, device: torch.device | None
-) -> dict[str, Tensor]:
-    """What the prunable weights are ranked by, by their names."""
-    if method == "random":
-        scores: Mapping[str, Tensor] = random_scores(shapes, seed=seed)
-    elif method == "random-weights":
-        scores = random_encoder(encoder.architecture, seed=seed).weights
-    else:
-        scores = encoder.weights
-    return {name: scores[name].to(device) for name in shapes}
 
 
 def _combined(

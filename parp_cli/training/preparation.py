@@ -17,7 +17,7 @@ from parp_cli.data.utterances import Utterance
 from parp_cli.errors import DataError, UsageError
 from parp_cli.models.architectures import Architecture, frames
 from parp_cli.progress import Notify, Progress
-from parp_cli.pruning.methods import METHODS, Schedule, Settings
+from parp_cli.pruning.methods import METHODS, Fixed, Schedule, Settings
 from parp_cli.recipe import Data, Recipe
 from parp_cli.training.rounds import Round, rounds_of
 from parp_cli.training.starts import Start, check_weights, read_start, rewound, sparsities
@@ -217,7 +217,7 @@ def _due(recipe: Recipe, schedule: Schedule) -> int:
 
 def _check_due(recipe: Recipe, schedule: Schedule) -> None:
     method = recipe.pruning.method
-    if method in ("parp", "parp-p", "rigl") and not _due(recipe, schedule):
+    if METHODS[method] is not Fixed and not _due(recipe, schedule):
         raise UsageError(
             f"method {method} would not re-prune once: every {schedule.interval} updates, of {schedule.updates}",
             hint="make pruning.interval smaller, or look at pruning.start, end and final",

@@ -55,7 +55,7 @@ _READ: Mapping[str, tuple[str, ...]] = {
 }
 """By method, what it reads of a recipe's pruning besides scope, biases and pattern."""
 
-_DEFAULTS = {"scope": "transformer", "biases": True, "pattern": "global"}
+_DEFAULTS: Mapping[str, Any] = {"scope": "transformer", "biases": True, "pattern": "global"}
 
 FIRST_MASKS = ("magnitude", "random", "random-weights")
 """Values of `pruning.initial` that are no path."""
@@ -114,13 +114,18 @@ def rounds_of(recipe: Recipe, init: Path | None = None) -> tuple[Round, ...]:
     return Round(name="parp", recipe=search), Round(name=method, recipe=recipe)
 
 
+def pattern_in(pruning: Pruning) -> Pattern:
+    """Which weights compete with which; a recipe that was not settled may leave it open."""
+    return Pattern.parse(pruning.pattern or _DEFAULTS["pattern"])
+
+
 def target_sparsity(pruning: Pruning) -> float:
     """What a run prunes to that does not start from a mask.
 
     Raises:
         UsageError: the sparsity is not that of the N:M pattern, or there is no such pattern.
     """
-    pattern = Pattern.parse(pruning.pattern or "global")
+    pattern = pattern_in(pruning)
     if pattern.sparsity is None:
         return DEFAULT_SPARSITY if pruning.sparsity is None else pruning.sparsity
     if pruning.sparsity not in (None, pattern.sparsity):

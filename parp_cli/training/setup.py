@@ -9,18 +9,16 @@ from torch import Tensor, nn
 from parp_cli.errors import CheckpointError
 from parp_cli.models.architectures import build
 from parp_cli.models.prunable import layers_of
-from parp_cli.models.sources import random_encoder
 from parp_cli.models.weights import MASK_EMBEDDING
 from parp_cli.pruning.methods import METHODS, Settings
-from parp_cli.pruning.patterns import Pattern
 from parp_cli.pruning.pruner import Pruner
-from parp_cli.pruning.scores import random_scores
 from parp_cli.recipe import Recipe
 from parp_cli.training.ctc import CtcObjective
 from parp_cli.training.features import FrontEndFeatures
 from parp_cli.training.latent_masking import LatentMasking
 from parp_cli.training.preparation import Preparation
-from parp_cli.training.starts import prunable_weights
+from parp_cli.training.rounds import pattern_in
+from parp_cli.training.starts import first_scores, prunable_weights
 
 
 def build_model(recipe: Recipe, preparation: Preparation) -> Any:
@@ -59,7 +57,7 @@ def pruner(recipe: Recipe, preparation: Preparation, model: Any) -> Pruner:
     settings = Settings(
         sparsity=preparation.sparsity,
         schedule=preparation.schedule,
-        pattern=Pattern.parse(pruning.pattern or "global"),
+        pattern=pattern_in(pruning),
         layers=layers,
         start_sparsity=preparation.start_sparsity,
         growth=pruning.growth,
@@ -79,12 +77,7 @@ def _first_masks(
     if start.masks:
         return start.masks
     initial = pruning.initial or ("random" if pruning.method == "rp" else "magnitude")
-    scores: Mapping[str, Tensor] = weights
-    if initial == "random":
-        scores = random_scores({name: tuple(w.shape) for name, w in weights.items()}, seed=recipe.seed)
-    elif initial == "random-weights":
-        untrained = random_encoder(start.architecture, seed=recipe.seed).weights
-        scores = {name: untrained[name] for name in weights}
+    scores = first_scores(initial, weights, start.architecture, seed=recipe.seed)
     return settings.pattern.masks(scores, preparation.start_sparsity, settings.layers)
 
 

@@ -14,11 +14,11 @@ from parp_cli.data.labels import Vocabulary, recorded_vocabulary
 from parp_cli.errors import CheckpointError, UsageError
 from parp_cli.models.architectures import ARCHITECTURES, Architecture, build
 from parp_cli.models.prunable import prunable_parameters
-from parp_cli.models.sources import load_encoder
+from parp_cli.models.sources import load_encoder, random_encoder
 from parp_cli.progress import Notify
-from parp_cli.pruning.patterns import Pattern
+from parp_cli.pruning.scores import random_scores
 from parp_cli.recipe import Recipe
-from parp_cli.training.rounds import FIRST_MASKS, target_sparsity
+from parp_cli.training.rounds import FIRST_MASKS, pattern_in, target_sparsity
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,7 +153,7 @@ def sparsities(recipe: Recipe, start: Start) -> tuple[float, float]:
             hint=f"prune it anew (`parp reprune {start.source} --sparsity {pruning.sparsity:g}`), or --set "
             f"pruning.sparsity={start.target:g}",
         )
-    fixed_by_pattern = Pattern.parse(pruning.pattern or "global").sparsity
+    fixed_by_pattern = pattern_in(pruning).sparsity
     if pruning.method == "parp" and fixed_by_pattern not in (None, start.target):
         raise UsageError(
             f"pattern {pruning.pattern} prunes {fixed_by_pattern:g} of the weights, but {start.source} is pruned to "
@@ -218,10 +218,29 @@ def rewound(start: Start, path: Path) -> Start:
     )
 
 
+def first_scores(
+    chosen_by: str, weights: Mapping[str, Tensor], architecture: Architecture, *, seed: int
+) -> Mapping[str, Tensor]:
+    """What a first mask ranks the prunable weights by, by their names.
+
+    Args:
+        chosen_by: one of `rounds.FIRST_MASKS`.
+        weights: the prunable ones.
+        architecture: of the model they are of.
+        seed: of the random scores, or of the random network.
+    """
+    if chosen_by == "random":
+        return random_scores({name: tuple(weight.shape) for name, weight in weights.items()}, seed=seed)
+    if chosen_by == "random-weights":
+        untrained = random_encoder(architecture, seed=seed).weights
+        return {name: untrained[name] for name in weights}
+    return weights
+
+
 def prunable_weights(recipe: Recipe, model: Any) -> dict[str, Tensor]:
     """The parameters the recipe's scope names, less what cannot hold its pattern."""
-    pattern = Pattern.parse(recipe.pruning.pattern or "global")
     pruning = recipe.pruning
+    pattern = pattern_in(pruning)
     scoped = prunable_parameters(model, biases=pruning.biases is not False, scope=pruning.scope or "transformer")
     weights: dict[str, Tensor] = {n: w for n, w in scoped.items() if pattern.carries(tuple(w.shape))}
     if not weights:

@@ -34,7 +34,7 @@ def changes(monkeypatch: pytest.MonkeyPatch) -> list[Change]:
     gradients: dict[str, Tensor] = {}
 
     def spying_before(pruner: Pruner, update: int) -> None:
-        for name, weight in pruner._weights.items():
+        for name, weight in pruner.weights.items():
             if weight.grad is not None:
                 gradients[name] = weight.grad.clone()
         before_step(pruner, update)
@@ -43,10 +43,10 @@ def changes(monkeypatch: pytest.MonkeyPatch) -> list[Change]:
         masks = pruner.masks
         record = after_step(pruner, update, optimizer)
         if record is not None:
-            weights = {name: weight.detach().clone() for name, weight in pruner._weights.items()}
+            weights = {name: weight.detach().clone() for name, weight in pruner.weights.items()}
             moments = {
                 name: [optimizer.state[weight][key].clone() for key in ("exp_avg", "exp_avg_sq")]
-                for name, weight in pruner._weights.items()
+                for name, weight in pruner.weights.items()
             }
             found.append(Change(record, masks, pruner.masks, dict(gradients), weights, moments))
         return record

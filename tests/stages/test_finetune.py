@@ -33,13 +33,13 @@ class Spy:
 
         def spying_step(pruner: Pruner, update: int, optimizer: Any = None) -> Repruning | None:
             masks = {name: kept.clone() for name, kept in pruner.masks.items()}
-            before = {name: weight.detach().clone() for name, weight in pruner._weights.items()}
+            before = {name: weight.detach().clone() for name, weight in pruner.weights.items()}
             repruning = after_step(pruner, update, optimizer)
             if repruning is None:
-                before = {name: weight.detach().clone() for name, weight in pruner._weights.items()}
+                before = {name: weight.detach().clone() for name, weight in pruner.weights.items()}
             else:  # what trained freely, not what the re-pruning left of it
                 self.repruned.append(update)
-                assert zeros(pruner._weights, pruner.masks) == count_pruned(pruner.masks) == HALF
+                assert zeros(pruner.weights, pruner.masks) == count_pruned(pruner.masks) == HALF
             self.under.append(masks)
             self.weights.append(before)
             return repruning
@@ -134,7 +134,7 @@ def test_fixed_keeps_the_moments_at_zero(
     monkeypatch.setattr(Pruner, "start", remembering)
     finetune(world.recipe("pruning.method=fixed"), run=tmp_path, init=masked)
     for name, kept in first.items():
-        state = made[0].state[pruners[0]._weights[name]]
+        state = made[0].state[pruners[0].weights[name]]
         assert (state["exp_avg"][~kept] == 0).all()
         assert (state["exp_avg_sq"][~kept] == 0).all()
 
