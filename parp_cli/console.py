@@ -93,6 +93,9 @@ class Output:
         with Bar(*columns, console=self._err) as bar:
 
             def notify(step: Progress) -> None:
+                if step.is_line:
+                    self._line(step)
+                    return
                 if step.task not in tasks or bar.tasks[tasks[step.task]].total != step.total:
                     tasks[step.task] = bar.add_task(escape(step.task), total=step.total, note="")
                 elif step.done < bar.tasks[tasks[step.task]].completed:  # the same task once more
@@ -101,12 +104,21 @@ class Output:
 
             yield notify
 
+    def _line(self, step: Progress) -> None:
+        if step.warning:
+            self.note(f"warning: {step.warning}")
+        if step.news:
+            self.note(step.news)
+
     def _plain_lines(self) -> Notify:
         began: dict[str, tuple[float, int]] = {}  # when, and with how much already done
         shown = 0.0
 
         def notify(step: Progress) -> None:
             nonlocal shown
+            if step.is_line:
+                self._line(step)
+                return
             now = time.monotonic()
             start, first = began.setdefault(step.task, (now, step.done))
             if step.done >= step.total:
@@ -124,10 +136,19 @@ class Output:
 
 
 def show_error(error: ParpError) -> None:
-    """An error as the user sees it, on stderr."""
+    """An error as the user sees it, on stderr; its table is drawn on a terminal alone, as others read lines."""
     console = Console(stderr=True, highlight=False)
     console.print(f"[bold red]parp: error:[/] {escape(error.message)}", soft_wrap=True)
-    for detail in error.details:
+    details = error.details
+    if error.table is not None and console.is_terminal:
+        table = Table()
+        for column in error.table.columns:
+            table.add_column(escape(column), overflow="fold")
+        for row in error.table.rows:
+            table.add_row(*map(escape, row))
+        console.print(table)
+        details = details[len(error.table.rows) :]
+    for detail in details:
         console.print(f"  {escape(detail)}", soft_wrap=True)
     if error.hint is not None:
         console.print(f"  [bold]hint:[/] {escape(error.hint)}", soft_wrap=True)

@@ -14,6 +14,15 @@ says what to do. `console.py` draws it; nothing else prints it.
 """
 
 from collections.abc import Iterable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Table:
+    """Details in columns, for a terminal. Each row says what the detail of the same number says in a line."""
+
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
 
 
 class ParpError(Exception):
@@ -23,15 +32,19 @@ class ParpError(Exception):
         message: one line, lower case, that names the offending thing.
         details: one line for each thing that is wrong.
         hint: what to do about it.
+        table: the first details once more, in columns.
     """
 
     exit_code = 1
 
-    def __init__(self, message: str, *, details: Iterable[str] = (), hint: str | None = None) -> None:
+    def __init__(
+        self, message: str, *, details: Iterable[str] = (), hint: str | None = None, table: Table | None = None
+    ) -> None:
         super().__init__(message)
         self.message = message
         self.details = tuple(details)
         self.hint = hint
+        self.table = table
 
     def __str__(self) -> str:
         lines = [self.message, *(f"  {detail}" for detail in self.details)]

@@ -1,10 +1,9 @@
-"""Recipes: what a fine-tuning or a pre-training run does, in frozen dataclasses read from strict YAML.
+"""Recipes: what a fine-tuning run does, in frozen dataclasses read from strict YAML.
 
 A recipe is checked whole before any model loads; `strict_yaml.py` does the reading, and the limits stand in the
 annotations here. The defaults of `Recipe` are those of recipes/mini/10min.yaml, but for `model`.
 """
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,19 +12,20 @@ from typing import Annotated, Any, Literal, TypeVar, overload
 from parp_cli import strict_yaml
 from parp_cli.errors import UsageError
 from parp_cli.pruning.limits import read_pattern
-from parp_cli.strict_yaml import IsPath, Range
+from parp_cli.recipe_values import (
+    Count,
+    CountOrZero,
+    FilePath,
+    NameOrPath,
+    Positive,
+    PositiveOrZero,
+    Seed,
+    Share,
+    ShareBelowOne,
+)
+from parp_cli.strict_yaml import Range
 
 T = TypeVar("T")
-
-Seed = Annotated[int, Range(at_least=0, at_most=2**32 - 1)]
-Count = Annotated[int, Range(at_least=1)]
-CountOrZero = Annotated[int, Range(at_least=0)]
-Positive = Annotated[float, Range(above=0)]
-PositiveOrZero = Annotated[float, Range(at_least=0)]
-Share = Annotated[float, Range(at_least=0, at_most=1)]
-ShareBelowOne = Annotated[float, Range(at_least=0, below=1)]
-FilePath = Annotated[str, IsPath()]
-NameOrPath = Annotated[str, IsPath(only_if_dotted=True)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -260,6 +260,20 @@ class Training:
     """What the encoder computes in; auto is bfloat16 where the device has it, else float32. Weights and CTC loss are
     float32 always. A checkpoint records what auto came to."""
 
+    save_minutes: Positive = 10.0
+    """The longest time between two savings of the state that `--resume` goes on from, in minutes; it is also saved at
+    every validation. Changes no result."""
+
+    most_skipped_updates: CountOrZero = 10
+    """Updates whose loss or gradient is not finite are skipped; after so many in a row the run stops."""
+
+    checkpoint_activations: bool = False
+    """Compute each Transformer layer's activations again in the backward pass instead of keeping them: much less memory
+    for about a third more time."""
+
+    compile: bool = False
+    """Compile the Transformer layers, which takes minutes at the start."""
+
     def conflicts(self) -> Iterator[tuple[str, str]]:
         """Values that do not go together."""
         total = self.warmup + self.hold + self.decay
@@ -283,129 +297,6 @@ class Recipe:
     data: Data = Data()
     pruning: Pruning = Pruning()
     training: Training = Training()
-
-
-@dataclass(frozen=True, kw_only=True)
-class Source:
-    """Sound for pre-training; transcripts are not read."""
-
-    kind: Literal["generated", "folder", "manifest"]
-    """Synthetic speech, all sound files under a folder, or a list of them."""
-
-    path: FilePath | None = None
-    """The folder or the manifest. For generated speech, where it is kept; null is the user's cache."""
-
-    split: str | None = None
-    """The split to take; null is all of a manifest. Folders have none, generated speech needs one."""
-
-    hours: Positive | None = None
-    """How much to generate, in hours; null is the whole split."""
-
-    def conflicts(self) -> Iterator[tuple[str, str]]:
-        """Values that do not go together."""
-        if self.kind != "generated" and self.path is None:
-            yield "path", f"kind {self.kind} needs one"
-        if self.kind != "generated" and self.hours is not None:
-            yield "hours", "is for generated speech alone"
-        if self.kind == "folder" and self.split is not None:
-            yield "split", "a folder has no splits"
-        if self.kind == "generated" and self.split is None:
-            yield "split", "generated speech needs one, such as pretrain-clean"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Stage:
-    """One round of masked prediction, on targets of its own."""
-
-    targets: str
-    """What is clustered: `mfcc`, or `layer-N`, the output of Transformer layer N (from 1) as the last stage left it."""
-
-    updates: Count
-    """Length of the stage, in updates."""
-
-    clusters: Annotated[int, Range(at_least=2)] = 100
-    """How many targets there are."""
-
-    def conflicts(self) -> Iterator[tuple[str, str]]:
-        """Values that do not go together."""
-        if not re.fullmatch(r"mfcc|layer-[1-9][0-9]*", self.targets):
-            yield "targets", f"{self.targets} is neither mfcc nor layer-N"
-
-
-@dataclass(frozen=True, kw_only=True)
-class PretrainRecipe:
-    """A pre-training run: HuBERT's masked prediction of clusters."""
-
-    architecture: str = "mini"
-    """The encoder to build, by name; it starts from random weights."""
-
-    seed: Seed = 0
-    """Of everything random: weights, clusters, crops, masking."""
-
-    data: tuple[Source, ...] = (
-        Source(kind="generated", split="pretrain-clean"),
-        Source(kind="generated", split="pretrain-other"),
-    )
-    """All that is learnt from, together."""
-
-    crop_seconds: Positive = 4.0
-    """Length of the crops that a batch is made of, in seconds."""
-
-    batch_seconds: Positive = 32.0
-    """Sound in one update, in seconds."""
-
-    mask_probability: Annotated[float, Range(above=0, below=1)] = 0.65
-    """Share of masked frames, before spans overlap."""
-
-    mask_length: Count = 10
-    """Length of a masked span, in frames of 20 ms."""
-
-    unmasked_loss_weight: PositiveOrZero = 0.5
-    """Weight of the frames that were not masked, those that were having 1."""
-
-    learning_rate: Positive = 2e-3
-    """Peak of the schedule: a linear rise, then a linear fall to zero, in each stage."""
-
-    warmup: Share = 0.08
-    """Share of a stage's updates in which the rate rises."""
-
-    adam_betas: tuple[ShareBelowOne, ShareBelowOne] = (0.9, 0.98)
-    """Decay of Adam's two moments."""
-
-    adam_epsilon: Positive = 1e-6
-    """Adam's epsilon."""
-
-    weight_decay: PositiveOrZero = 0.01
-    """Decoupled weight decay, per unit of learning rate."""
-
-    gradient_clip: Positive | None = 1.0
-    """Largest norm of the whole gradient; null does not clip."""
-
-    precision: Literal["float32", "bfloat16"] = "bfloat16"
-    """What the encoder computes in; weights and the loss are float32 always."""
-
-    stages: tuple[Stage, ...] = (
-        Stage(targets="mfcc", clusters=100, updates=3000),
-        Stage(targets="layer-4", clusters=200, updates=3100),
-    )
-    """Rounds of prediction, one after another."""
-
-    log_every: Count = 50
-    """Updates between two lines of the log."""
-
-    save_every: Count = 250
-    """Updates between two checkpoints."""
-
-    def conflicts(self) -> Iterator[tuple[str, str]]:
-        """Values that do not go together."""
-        if not self.data:
-            yield "data", "has no source"
-        if not self.stages:
-            yield "stages", "there is none"
-        elif self.stages[0].targets != "mfcc":
-            yield "stages", f"the first cannot be {self.stages[0].targets}: nothing is learnt yet, start with mfcc"
-        if self.crop_seconds > self.batch_seconds:
-            yield "crop_seconds", f"a crop of {self.crop_seconds:g} s is more than batch_seconds"
 
 
 @overload

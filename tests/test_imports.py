@@ -20,10 +20,13 @@ BELOW_STAGES = FILES | {
     "progress",
     "recipe",
     "recipe_keys",
+    "recipe_values",
+    "pretrain_recipe",
     "strict_yaml",
     "yaml_nodes",
     "environment",
     "interrupts",
+    "locks",
     "run_folder",
 }
 PARTS = {"pruning", "models", "data", "training", "decoding", "exporters"}
@@ -37,12 +40,20 @@ MAY_IMPORT: dict[str, set[str]] = {
     "environment": {"", "errors"},
     "bits": {"errors"},
     "files": {"errors"},
+    "locks": {"errors", "files"},
     "tensor_files": {"files"},
     "checkpoint": {"errors", "bits", "files", "tensor_files"},
     "run_folder": {"errors", "checkpoint"},
     "yaml_nodes": {"errors"},
     "strict_yaml": {"errors", "yaml_nodes"},
-    "recipe": {"errors", "strict_yaml", "pruning"},  # of pruning, only what does without torch: `parp --help` reads it
+    "recipe_values": {"strict_yaml"},
+    "pretrain_recipe": {"strict_yaml", "recipe_values"},
+    "recipe": {
+        "errors",
+        "strict_yaml",
+        "recipe_values",
+        "pruning",
+    },  # of pruning, only what does without torch: `parp --help` reads it
     "recipe_keys": {"strict_yaml"},
     # No speech in these: another kind of model can be pruned with them.
     "pruning": {"errors", "bits"},
@@ -50,7 +61,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "models": FILES | {"progress"},
     "exporters": FILES | {"models", "progress"},
     "decoding": {"errors", "progress", "data", "models"},
-    "training": FILES | {"", "progress", "recipe", "data", "models", "pruning", "decoding"},
+    "training": FILES
+    | {"", "progress", "recipe", "environment", "interrupts"}
+    | {"data", "models", "pruning", "decoding"},
     # Figures of anything; what a stage finds is given to them as plain values.
     "plots": {"errors", "files", "pruning"},
     "stages": BELOW_STAGES | PARTS,

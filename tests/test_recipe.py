@@ -13,16 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from parp_cli.errors import RecipeError
-from parp_cli.recipe import (
-    PretrainRecipe,
-    Recipe,
-    Source,
-    Stage,
-    dump_yaml,
-    load_recipe,
-    recipe_from_dict,
-    recipe_to_dict,
-)
+from parp_cli.pretrain_recipe import PretrainRecipe, Source, Stage
+from parp_cli.recipe import Recipe, dump_yaml, load_recipe, recipe_from_dict, recipe_to_dict
 from parp_cli.strict_yaml import Range
 
 RECIPES = Path(__file__).parents[1] / "recipes"

@@ -4,7 +4,8 @@ from typing import Any
 import pytest
 import yaml
 
-from parp_cli.recipe import PretrainRecipe, Recipe, dump_yaml, recipe_to_dict
+from parp_cli.pretrain_recipe import PretrainRecipe
+from parp_cli.recipe import Recipe, dump_yaml, recipe_to_dict
 from parp_cli.recipe_keys import keys_of
 
 

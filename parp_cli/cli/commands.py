@@ -305,7 +305,8 @@ def pretrain(
 
       parp pretrain recipes/mini/pretrain.yaml --run my-encoder
     """
-    from parp_cli.recipe import PretrainRecipe, load_recipe
+    from parp_cli.pretrain_recipe import PretrainRecipe
+    from parp_cli.recipe import load_recipe
 
     output = Output(as_json=as_json, quiet=quiet)
     resolved = load_recipe(recipe, settings or (), kind=PretrainRecipe)

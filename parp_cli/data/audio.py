@@ -3,11 +3,14 @@
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import soundfile
 import torch
 import torchaudio
+from numpy.typing import NDArray
 from torch import Tensor
 
 from parp_cli.errors import DataError
@@ -30,6 +33,33 @@ _OPEN_WAV_SIZE = 0x7FFF0000
 _MP3_SLACK_SAMPLES = 1152
 
 
+@dataclass(frozen=True, kw_only=True)
+class Sound:
+    """A sound file that was read to its end.
+
+    Attributes:
+        samples: of each channel, at the file's own rate.
+        rate: Hz.
+        channels: how many.
+        silent: whether all samples are the same, once the channels are averaged.
+    """
+
+    samples: int
+    rate: int
+    channels: int
+    silent: bool
+
+    @property
+    def seconds(self) -> float:
+        """Its length."""
+        return self.samples / self.rate
+
+    @property
+    def resampled(self) -> int:
+        """How many samples `read_audio` makes of it."""
+        return -(-self.samples * SAMPLE_RATE // self.rate)
+
+
 def read_audio(path: Path) -> Tensor:
     """Read a WAV, FLAC, OGG or MP3 file.
 
@@ -42,21 +72,39 @@ def read_audio(path: Path) -> Tensor:
     Raises:
         DataError: the file is missing, unreadable, empty, cut short, or has samples that are not finite.
     """
+    channels, rate = _decoded(path)
+    samples = torch.from_numpy(channels).mean(dim=1)
+    if rate != SAMPLE_RATE:
+        resampled: Tensor = torchaudio.functional.resample(samples, rate, SAMPLE_RATE)
+        return resampled
+    return samples
+
+
+def inspect_audio(path: Path) -> Sound:
+    """Read a sound file to its end for what can be known of it; without torch, so that threads may do it.
+
+    Raises:
+        DataError: as `read_audio`.
+    """
+    channels, rate = _decoded(path)
+    silent = bool(np.ptp(channels.mean(axis=1)) == 0)
+    return Sound(samples=len(channels), rate=rate, channels=channels.shape[1], silent=silent)
+
+
+def _decoded(path: Path) -> tuple[NDArray[np.float32], int]:
+    """Samples (S, channels) as a float32 array, and their rate in Hz; errors are those of `read_audio`."""
     with _opened(path) as file:
         declared = _frames(path, file)
-        samples = torch.from_numpy(file.read(dtype="float32", always_2d=True)).mean(dim=1)
+        samples = file.read(dtype="float32", always_2d=True)
         rate = int(file.samplerate)
         if _is_cut_short(path, file, declared=declared, read=len(samples)):
             raise _unreadable(path, f"it is cut short: {len(samples) / rate:.2f} s are left")
     if len(samples) == 0:
         raise _unreadable(path, "it holds no samples")
-    if not bool(torch.isfinite(samples).all()):
-        bad = int((~torch.isfinite(samples)).nonzero()[0]) / rate
-        raise _unreadable(path, f"a sample at {bad:.3f} s is not a finite number")
-    if rate != SAMPLE_RATE:
-        resampled: Tensor = torchaudio.functional.resample(samples, rate, SAMPLE_RATE)
-        return resampled
-    return samples
+    finite = np.isfinite(samples).all(axis=1)
+    if not finite.all():
+        raise _unreadable(path, f"a sample at {int(finite.argmin()) / rate:.3f} s is not a finite number")
+    return samples, rate
 
 
 def audio_seconds(path: Path) -> float:

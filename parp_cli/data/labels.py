@@ -1,19 +1,21 @@
-"""Vocabularies of letters or phones, and whether utterances can be trained on with them."""
+"""Vocabularies of letters or phones: what a CTC head spells."""
 
 import re
 import string
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
 from typing import Literal
 
-from parp_cli.data.audio import SAMPLE_RATE
 from parp_cli.data.utterances import Utterance
 from parp_cli.errors import DataError
 
 BLANK = "<blank>"
-"""CTC's blank, always id 0."""
+"""CTC's blank."""
+
+BLANK_ID = 0
+"""Its label id, always."""
 
 BOUNDARY = "|"
 """Stands between the words of a vocabulary of letters."""
@@ -146,52 +148,9 @@ def phones_vocabulary(utterances: Iterable[Utterance], *, strip_stress: bool = F
     return Vocabulary((BLANK, *phones), "phones")
 
 
-ProblemKind = Literal["no audio", "no label", "outside vocabulary", "more labels than frames"]
-
-
-@dataclass(frozen=True)
-class Problem:
-    """Why an utterance cannot be trained on; `message` names the utterance."""
-
-    utterance_id: str
-    kind: ProblemKind
-    message: str
-
-
 def frames_needed(ids: Sequence[int]) -> int:
     """The fewest frames that CTC can spell `ids` in: one a label, and a blank between equal neighbours."""
     return len(ids) + sum(left == right for left, right in pairwise(ids))
-
-
-def check_utterances(
-    utterances: Iterable[Utterance], vocabulary: Vocabulary, frames: Callable[[int], int]
-) -> list[Problem]:
-    """Everything that keeps utterances from being trained on, in their order; the caller skips them or refuses.
-
-    Args:
-        utterances: to look at; their audio is not read.
-        vocabulary: of the head to be trained.
-        frames: how many frames the model makes of so many samples at 16 kHz.
-    """
-    problems: list[Problem] = []
-
-    def report(kind: ProblemKind, what: str) -> None:
-        problems.append(Problem(utterance.id, kind, f"{utterance.id}: {what}"))
-
-    for utterance in utterances:
-        if not utterance.audio.is_file():
-            report("no audio", f"no audio file {utterance.audio}")
-        foreign = vocabulary.outside(utterance)
-        if not vocabulary.reference(utterance):
-            report("no label", f"no {vocabulary.labels}")
-        elif foreign:
-            report("outside vocabulary", f"{vocabulary.labels} outside the vocabulary: {' '.join(foreign)}")
-        else:
-            ids = vocabulary.encode(utterance)
-            available, needed = frames(round(utterance.seconds * SAMPLE_RATE)), frames_needed(ids)
-            if needed > available:
-                report("more labels than frames", f"{len(ids)} labels need {needed} frames, but it has {available}")
-    return problems
 
 
 def _strip_stress(phone: str) -> str:

@@ -3,19 +3,21 @@
 import torch
 from torch import Tensor
 
-BLANK_ID = 0
+from parp_cli.data.labels import BLANK_ID
 
 
-def greedy(logits: Tensor, lengths: Tensor) -> list[list[int]]:
-    """Label ids of each utterance.
+def best_paths(logits: Tensor, lengths: Tensor) -> list[Tensor]:
+    """The likeliest label of each frame (T_i,) of each utterance, on the CPU.
 
     Args:
         logits: (B, T, V), in any scale that keeps their order.
         lengths: (B,) valid frames.
     """
-    best = logits.argmax(-1).cpu()
-    hypotheses = []
-    for row, length in zip(best, lengths.tolist(), strict=True):
-        merged = torch.unique_consecutive(row[:length])
-        hypotheses.append(merged[merged != BLANK_ID].tolist())
-    return hypotheses
+    return [row[:length] for row, length in zip(logits.argmax(-1).cpu(), lengths.tolist(), strict=True)]
+
+
+def collapse(path: Tensor) -> list[int]:
+    """Label ids that a path (T,) spells."""
+    merged = torch.unique_consecutive(path)
+    ids: list[int] = merged[merged != BLANK_ID].tolist()
+    return ids

@@ -1,20 +1,37 @@
 """Hypotheses for a list of utterances: front end, encoder, decoder, in batches."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from parp_cli.data.batching import sorted_batches
-from parp_cli.data.labels import Vocabulary
+from parp_cli.data.labels import BLANK_ID, Vocabulary
 from parp_cli.data.utterances import Utterance
-from parp_cli.decoding.greedy import greedy
+from parp_cli.decoding.greedy import best_paths, collapse
+from parp_cli.errors import CheckpointError
 from parp_cli.models.forward import encode, pad
 from parp_cli.progress import Notify, Progress, silent
 
 if TYPE_CHECKING:
     from torchaudio.models import Wav2Vec2Model
+
+
+@dataclass(frozen=True, kw_only=True)
+class Transcript:
+    """What was recognised.
+
+    Attributes:
+        text: words, or phones divided by spaces.
+        frames: of 20 ms.
+        blank_frames: those whose likeliest label is CTC's blank.
+    """
+
+    text: str
+    frames: int
+    blank_frames: int
 
 
 def transcribe(
@@ -25,24 +42,41 @@ def transcribe(
     *,
     batch_seconds: float,
     notify: Notify = silent,
-) -> list[str]:
-    """Greedy hypotheses in the order of `utterances`.
+) -> list[Transcript]:
+    """Greedy transcripts in the order of `utterances`.
 
     Args:
         model: with a CTC head of the vocabulary's size; put into evaluation mode and back.
         features: front-end features of utterances, each (T, C).
         batch_seconds: padded audio in one forward pass.
+
+    Raises:
+        CheckpointError: the model's output is no number.
     """
-    hypotheses = [""] * len(utterances)
+    transcripts: dict[int, Transcript] = {}
     was_training = model.training
     model.eval()
-    done = 0
     with torch.inference_mode():
         for batch in sorted_batches([utterance.seconds for utterance in utterances], batch_seconds):
             padded, lengths = pad(features([utterances[index] for index in batch]))
-            for index, ids in zip(batch, greedy(encode(model, padded, lengths), lengths), strict=True):
-                hypotheses[index] = vocabulary.decode(ids)
-            done += len(batch)
-            notify(Progress("transcribing", done, len(utterances)))
+            logits = encode(model, padded, lengths)
+            _check_finite(logits, [utterances[index] for index in batch])
+            for index, path in zip(batch, best_paths(logits, lengths), strict=True):
+                transcripts[index] = Transcript(
+                    text=vocabulary.decode(collapse(path)),
+                    frames=len(path),
+                    blank_frames=int((path == BLANK_ID).sum()),
+                )
+            notify(Progress("transcribing", len(transcripts), len(utterances)))
     model.train(was_training)
-    return hypotheses
+    return [transcripts[index] for index in range(len(utterances))]
+
+
+def _check_finite(logits: Tensor, utterances: Sequence[Utterance]) -> None:
+    """Refuse logits (B, T, V) of a model whose training diverged."""
+    broken = ~torch.isfinite(logits).flatten(1).all(1)
+    if bool(broken.any()):
+        raise CheckpointError(
+            f"the model's output for utterance {utterances[int(broken.nonzero()[0])].id} is no finite number",
+            hint="its training diverged: lower training.learning_rate, or set training.gradient_clip",
+        )

@@ -90,7 +90,7 @@ def evaluate(
     utterances = load(data, split, notify)
     references = _references(utterances, vocabulary, split)
     began = time.monotonic()
-    hypotheses = transcribe(
+    transcripts = transcribe(
         model,
         FrontEndFeatures(model, architecture, frozen=True, cache_bytes=0),
         utterances,
@@ -99,6 +99,7 @@ def evaluate(
         notify=notify,
     )
     seconds = time.monotonic() - began
+    hypotheses = [transcript.text for transcript in transcripts]
     letters = vocabulary.labels == "letters"
     words = word_errors(references, hypotheses)
     result = EvaluateResult(

@@ -29,8 +29,9 @@ from parp_cli.models.architectures import ARCHITECTURES, Architecture, build
 from parp_cli.models.prunable import prunable_parameters
 from parp_cli.models.waveform import normalize
 from parp_cli.models.weights import MASK_EMBEDDING, without
+from parp_cli.pretrain_recipe import PretrainRecipe, Source
 from parp_cli.progress import Notify, Progress, silent
-from parp_cli.recipe import PretrainRecipe, Source, recipe_to_dict
+from parp_cli.recipe import recipe_to_dict
 from parp_cli.tensor_files import write_tensors
 from parp_cli.training.masked_prediction import masked_prediction_loss, masked_prediction_model
 from parp_cli.training.state import load_state, read_position, save_state

@@ -80,6 +80,10 @@ class Meter:
         """
 
         def notify(step: Progress) -> None:
+            if step.is_line:
+                if step.warning:  # news of validations are many; each run's log has them
+                    self._notify(replace(step, warning=f"{cell.name}: {step.warning}"))
+                return
             if is_training(step):
                 self._reach(running_round(self._run, cell), step.done)
                 self._tell(f"{cell.name}: {step.note}")

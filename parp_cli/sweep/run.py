@@ -6,19 +6,19 @@ from pathlib import Path
 
 import torch
 
+from parp_cli.locks import only_one
 from parp_cli.progress import Notify, silent
 from parp_cli.sweep.execute import Pool, run_cells
 from parp_cli.sweep.grid import Sweep
-from parp_cli.sweep.lock import only_one
 from parp_cli.sweep.report import write_results
 from parp_cli.sweep.tasks import (
     Outcome,
-    forget_temporaries,
     is_done,
     keep_training,
     name_folders,
     outcomes,
     read_failure,
+    tidy,
     updates_done,
 )
 from parp_cli.training.preparation import load
@@ -143,7 +143,7 @@ def run_sweep(
         ResourceError: the disk is full.
         UsageError: the folder cannot be written to or another sweep is running there, or ray is not installed.
     """
-    with only_one(run.absolute()):
+    with only_one(run.absolute(), "sweep"):
         return _run_sweep(sweep, run.absolute(), device or torch.device("cpu"), workers, cluster, note, notify)
 
 
@@ -167,7 +167,7 @@ def _run_sweep(
         name_folders(run, stem.name, [cell for cell in sweep.cells if is_done(run, cell)])
         return write_results(stem, found())
 
-    forget_temporaries(run)
+    tidy(run)
     check_data(sweep, run, notify)
     pool = None
     if not all(is_done(run, cell) for cell in sweep.cells):

@@ -1,7 +1,7 @@
 """One cell of a sweep: run what is left of it, and read what it came to.
 
     <run>/rounds/<key>/   one training run, named by its content: of a cell, or one that several cells need
-        finetune.safetensors, finetune-last.safetensors, finetune.jsonl, finetune-cost.json, state/
+        finetune.safetensors, finetune-last.safetensors, finetune.jsonl, finetune-finished.json, state/
         eval-<split>.jsonl, eval-<split>.json
         training.json     what training the cell of this key took, with the runs before, which may then be deleted
         failed.json       why the cell of this key could not be finished
@@ -27,19 +27,17 @@ import torch
 
 from parp_cli import checkpoint
 from parp_cli.errors import CheckpointError, Interrupted, ParpError, ResourceError
-from parp_cli.files import write_text
+from parp_cli.files import forget_temporaries, write_text
 from parp_cli.progress import Notify, Progress, silent
 from parp_cli.stages.evaluate import evaluate
-from parp_cli.stages.finetune import Cost, finetune, finished_cost
+from parp_cli.stages.finetune import finetune, finished_cost
 from parp_cli.sweep.grid import Cell
+from parp_cli.training.records import Cost
 from parp_cli.training.rounds import target_sparsity
 from parp_cli.training.state import read_position
 
 _TELL_SECONDS = 2.0
 """Between two words from a worker elsewhere."""
-
-_TEMPORARY = re.compile(r"\..+\.(safetensors|jsonl|json)-[a-z0-9_]{8}")
-"""Names of `files.replacing` for what lies in a training run's folder."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,7 +149,7 @@ def _forget_foreign_states(run: Path, cell: Cell) -> bool:
 
 def is_training(step: Progress) -> bool:
     """Whether a cell tells that an update is done."""
-    return step.task.startswith("fine-tuning")
+    return step.task.startswith("fine-tuning") and not step.is_line
 
 
 def run_remote_task(task: Task) -> Failure | None:
@@ -197,12 +195,10 @@ def round_folder(run: Path, key: str) -> Path:
     return run / "rounds" / key
 
 
-def forget_temporaries(run: Path) -> None:
-    """Remove what killed processes were writing into training runs' folders. Nothing may be running there."""
-    for pattern in ("*/.*", "*/state/.*"):
-        for path in (run / "rounds").glob(pattern):
-            if _TEMPORARY.fullmatch(path.name) and path.is_file() and not path.is_symlink():
-                path.unlink(missing_ok=True)
+def tidy(run: Path) -> None:
+    """Remove what killed processes were writing in a sweep's folder. Nothing may be running there."""
+    for folder in (run, *run.glob("rounds/*"), *run.glob("rounds/*/state"), *run.glob("features/*")):
+        forget_temporaries(folder)
 
 
 def name_folders(run: Path, sweep: str, cells: Sequence[Cell]) -> None:

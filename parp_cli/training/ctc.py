@@ -1,5 +1,6 @@
 """One update of CTC fine-tuning: which utterances it sees, its loss, its gradients."""
 
+import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,17 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from parp_cli.data.batching import batches_by_seconds, sorted_batches
-from parp_cli.data.labels import Vocabulary
+from parp_cli.data.labels import BLANK_ID, Vocabulary
 from parp_cli.data.utterances import Utterance
-from parp_cli.errors import UsageError
 from parp_cli.models.forward import encode, pad
 from parp_cli.training.features import FrontEndFeatures
 from parp_cli.training.latent_masking import LatentMasking
 
 if TYPE_CHECKING:
     from torchaudio.models import Wav2Vec2Model
-
-BLANK_ID = 0
 
 
 class UpdateBatches:
@@ -63,6 +61,13 @@ class UpdateBatches:
             room -= size
             self.group += 1
 
+    def upcoming(self) -> list[int]:
+        """What `take` will return next."""
+        position = self.epoch, self.group
+        chosen = self.take()
+        self.epoch, self.group = position
+        return chosen
+
     def _next_group(self) -> list[int]:
         if self._groups is None or self._groups[0] != self.epoch:
             self._groups = (self.epoch, self._groups_of(self.epoch))
@@ -76,6 +81,19 @@ class UpdateBatches:
 
 
 @dataclass(frozen=True, kw_only=True)
+class UpdateLoss:
+    """The loss of an update.
+
+    Attributes:
+        mean: a label.
+        not_finite: utterances whose own loss is infinite or no number.
+    """
+
+    mean: float
+    not_finite: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class CtcObjective:
     """The loss of a list of utterances, computed in micro-batches that fit into memory.
 
@@ -86,6 +104,7 @@ class CtcObjective:
         masking: of latent features.
         micro_batch_seconds: padded sound in one forward pass.
         precision: "float32", or "bfloat16" for the encoder; the loss is always float32.
+        seed: of the run.
     """
 
     model: "Wav2Vec2Model"
@@ -94,29 +113,39 @@ class CtcObjective:
     masking: LatentMasking
     micro_batch_seconds: float
     precision: str
+    seed: int
 
-    def backward(self, utterances: Sequence[Utterance]) -> float:
+    def backward(self, utterances: Sequence[Utterance], update: int) -> UpdateLoss:
         """Add the gradients of the mean loss a label, and return that loss.
 
-        Raises:
-            UsageError: the loss is not finite.
+        All that is random follows from the numbers of the update and of the micro-batch: a resumed run needs no random
+        states, and it makes no difference which process computes a micro-batch.
+
+        Args:
+            utterances: of the update.
+            update: its number.
         """
         labels = [self.vocabulary.encode(utterance) for utterance in utterances]
         total = sum(map(len, labels))
-        loss = 0.0
-        for batch in sorted_batches([utterance.seconds for utterance in utterances], self.micro_batch_seconds):
-            part = self._loss([utterances[i] for i in batch], [labels[i] for i in batch]) / total
-            part.backward()  # type: ignore[no-untyped-call]
-            loss += float(part.detach())
-        if not torch.isfinite(torch.tensor(loss)):
-            raise UsageError(
-                f"the training loss is {loss}",
-                details=[f"utterances: {', '.join(u.id for u in utterances[:8])}"],
-                hint="lower training.learning_rate or set training.gradient_clip",
-            )
-        return loss
+        losses = torch.zeros(len(utterances))
+        for part, batch in enumerate(self.micro_batches(utterances)):
+            torch.manual_seed(_seed(self.seed, update, part))
+            of_batch = self._losses([utterances[i] for i in batch], [labels[i] for i in batch])
+            (of_batch.sum() / total).backward()  # type: ignore[no-untyped-call]
+            losses = losses.to(of_batch.device)
+            losses[batch] = of_batch.detach()
+        values = losses.tolist()
+        return UpdateLoss(
+            mean=sum(values) / total,
+            not_finite=tuple(u.id for u, value in zip(utterances, values, strict=True) if not math.isfinite(value)),
+        )
 
-    def _loss(self, utterances: Sequence[Utterance], labels: Sequence[list[int]]) -> Tensor:
+    def micro_batches(self, utterances: Sequence[Utterance]) -> list[list[int]]:
+        """Indices of the utterances of each forward pass, the longest first."""
+        return sorted_batches([utterance.seconds for utterance in utterances], self.micro_batch_seconds)
+
+    def _losses(self, utterances: Sequence[Utterance], labels: Sequence[list[int]]) -> Tensor:
+        """CTC loss (B,) of each utterance."""
         features, lengths = pad(self.features(utterances))
         with torch.autocast(features.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
             logits = encode(self.model, features, lengths, alter=self.masking.altering(self.model.mask_embedding))
@@ -126,6 +155,11 @@ class CtcObjective:
             lengths,
             torch.tensor([len(row) for row in labels], device=logits.device),
             blank=BLANK_ID,
-            reduction="sum",
+            reduction="none",
             zero_infinity=True,
         )
+
+
+def _seed(seed: int, update: int, part: int) -> int:
+    digest = hashlib.sha256(f"{seed}/{update}/{part}".encode()).digest()
+    return int.from_bytes(digest[:8], "big", signed=True)

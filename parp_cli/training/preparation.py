@@ -1,17 +1,13 @@
 """Everything a fine-tuning run needs before its first update, checked before anything is computed."""
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from parp_cli.data.batching import sorted_batches
+from parp_cli.data.check import Problem, check_utterances, read_sounds, refusal, unusual_rates
 from parp_cli.data.corpora import load_split
-from parp_cli.data.labels import (
-    Problem,
-    Vocabulary,
-    check_utterances,
-    letters_vocabulary,
-    phones_vocabulary,
-)
+from parp_cli.data.labels import Vocabulary, letters_vocabulary, phones_vocabulary
 from parp_cli.data.problems import shown
 from parp_cli.data.utterances import Utterance
 from parp_cli.errors import DataError, UsageError
@@ -66,6 +62,8 @@ class Preparation:
     Attributes:
         sparsity: to prune to in the end.
         start_sparsity: of the first mask.
+        skipped: why each utterance that is left out cannot be trained on.
+        notes: what there is to say of the data that is no reason to refuse it.
     """
 
     start: Start
@@ -76,6 +74,7 @@ class Preparation:
     start_sparsity: float
     schedule: Schedule
     skipped: tuple[Problem, ...]
+    notes: tuple[str, ...]
 
 
 def prepare(recipe: Recipe, init: Path | None, notify: Notify) -> Preparation:
@@ -98,8 +97,9 @@ def prepare(recipe: Recipe, init: Path | None, notify: Notify) -> Preparation:
     train = load(recipe.data, recipe.data.train, notify)
     valid = load(recipe.data, recipe.data.valid, notify)[: recipe.data.max_valid_utterances]
     vocabulary = _vocabulary(recipe.data, start, train)
-    train, skipped = usable(train, vocabulary, start.architecture, recipe.data, recipe.data.train)
-    valid, skipped_valid = usable(valid, vocabulary, start.architecture, recipe.data, recipe.data.valid)
+    splits = (recipe.data.train, train), (recipe.data.valid, valid)
+    skipped, notes = _check(splits, vocabulary, start.architecture, recipe.data, notify)
+    train, valid = (_without(skipped, utterances, split) for split, utterances in splits)
     schedule = _schedule(recipe, start.architecture, [utterance.seconds for utterance in train])
     _check_due(recipe, schedule)
     return Preparation(
@@ -110,7 +110,8 @@ def prepare(recipe: Recipe, init: Path | None, notify: Notify) -> Preparation:
         sparsity=sparsity,
         start_sparsity=start_sparsity,
         schedule=schedule,
-        skipped=(*skipped, *skipped_valid),
+        skipped=tuple(skipped),
+        notes=tuple(notes),
     )
 
 
@@ -148,26 +149,43 @@ def load(data: Data, split: str, notify: Notify) -> list[Utterance]:
     )
 
 
-def usable(
-    utterances: list[Utterance], vocabulary: Vocabulary, architecture: Architecture, data: Data, split: str
-) -> tuple[list[Utterance], list[Problem]]:
-    """Those that can be trained on, and why the others cannot.
+def _check(
+    splits: Sequence[tuple[str, list[Utterance]]],
+    vocabulary: Vocabulary,
+    architecture: Architecture,
+    data: Data,
+    notify: Notify,
+) -> tuple[list[Problem], list[str]]:
+    """Read all audio, and say why some utterances cannot be trained on, and what else was found.
 
     Raises:
-        DataError: there are others and the recipe refuses them, or none is left.
+        DataError: there are such utterances and the recipe refuses them: all of them are shown at once.
     """
-    problems = check_utterances(utterances, vocabulary, lambda samples: frames(architecture, samples))
+    sounds = read_sounds((utterance.audio for _, some in splits for utterance in some), notify=notify)
+    problems: dict[Problem, None] = {}  # in order, once where a split is both trained and validated on
+    for split, utterances in splits:
+        found = check_utterances(utterances, split, sounds, vocabulary, lambda samples: frames(architecture, samples))
+        problems |= dict.fromkeys(found)
+    notes = unusual_rates(splits, sounds)
     if problems and data.unusable == "refuse":
-        raise DataError(
-            f"{len(problems)} problems with the utterances of {split}",
-            details=shown([problem.message for problem in problems]),
-            hint="correct them, or leave such utterances out with --set data.unusable=skip",
-        )
-    bad = {problem.utterance_id for problem in problems}
+        raise refusal(list(problems), notes)
+    for note in notes:
+        notify(Progress("checking audio", len(sounds), len(sounds), warning=note))
+    return list(problems), notes
+
+
+def _without(problems: Iterable[Problem], utterances: list[Utterance], split: str) -> list[Utterance]:
+    """The utterances of a split that can be trained on.
+
+    Raises:
+        DataError: there are none.
+    """
+    own = [problem for problem in problems if problem.split == split]
+    bad = {problem.utterance_id for problem in own}
     left = [utterance for utterance in utterances if utterance.id not in bad]
     if not left:
-        raise DataError(f"no usable utterance in {split}", details=shown([p.message for p in problems]))
-    return left, problems
+        raise DataError(f"no usable utterance in {split}", details=shown([problem.message for problem in own]))
+    return left
 
 
 def _vocabulary(data: Data, start: Start, train: list[Utterance]) -> Vocabulary:

@@ -57,6 +57,9 @@ _READ: Mapping[str, tuple[str, ...]] = {
 
 _DEFAULTS: Mapping[str, Any] = {"scope": "transformer", "biases": True, "pattern": "global"}
 
+_NO_DIFFERENCE: Mapping[str, tuple[str, ...]] = {"data": ("test", "download"), "training": ("save_minutes",)}
+"""Keys that make no difference to training."""
+
 FIRST_MASKS = ("magnitude", "random", "random-weights")
 """Values of `pruning.initial` that are no path."""
 
@@ -151,7 +154,8 @@ def round_key(rounds: Sequence[Round], start: str) -> str:
 def trained_on(recipe: Recipe) -> dict[str, Any]:
     """What of a recipe makes a difference to training, as plain values for JSON."""
     values = recipe_to_dict(recipe)
-    values["data"] = {key: value for key, value in values["data"].items() if key not in ("test", "download")}
+    for section, without in _NO_DIFFERENCE.items():
+        values[section] = {key: value for key, value in values[section].items() if key not in without}
     return values
 
 

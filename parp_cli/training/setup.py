@@ -95,6 +95,7 @@ def objective(recipe: Recipe, preparation: Preparation, model: Any, features: Fr
         ),
         micro_batch_seconds=training.micro_batch_seconds,
         precision=training.precision,
+        seed=recipe.seed,
     )
 
 
@@ -116,6 +117,7 @@ def optimizer(recipe: Recipe, model: Any) -> torch.optim.Optimizer:
         betas=training.adam_betas,
         eps=training.adam_epsilon,
         weight_decay=training.weight_decay,
+        fused=True,
     )
 
 

@@ -50,11 +50,11 @@ def test_dry_run_then_run_then_again(parp: Any, sweep: Path, tmp_path: Path) -> 
 def test_failed_cells_fail_the_command(parp: Any, sweep: Path) -> None:
     settings = ["--set", "training.learning_rate=1e30", "--json"]
     answer = parp("sweep", sweep, *settings)
-    assert answer.code == 2
+    assert answer.code == 4
     assert [o["wer"] for o in json.loads(answer.out)["outcomes"]] == [None] * 3
     lines = answer.err.splitlines()
     start = lines.index("parp: error: 3 of 3 cells failed")
-    assert lines[start + 1].startswith("  dense: the training loss is nan")
+    assert lines[start + 1].startswith("  dense: the model's output for utterance ")
     assert lines[-1] == "  hint: the same command tries them again"
 
 

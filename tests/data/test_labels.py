@@ -8,7 +8,6 @@ from hypothesis import strategies as st
 from parp_cli.data.labels import (
     BLANK,
     Vocabulary,
-    check_utterances,
     frames_needed,
     letters_vocabulary,
     phones_vocabulary,
@@ -118,23 +117,3 @@ def test_frames_needed_are_the_fewest_that_collapse_to_the_labels(ids):
         path += [0, label] if path and path[-1] == label else [label]
     assert [label for label, _ in groupby(path) if label] == ids
     assert frames_needed(ids) == len(path)
-
-
-def test_everything_wrong_is_found(tmp_path, write_tone, make_utterance):
-    audio = write_tone(tmp_path / "a.wav")
-    utterances = [
-        make_utterance(id="good", audio=audio, text="ALL"),
-        make_utterance(id="bare", audio=audio),
-        make_utterance(id="odd", audio=audio, text="A2"),
-        make_utterance(id="fast", audio=audio, text="ALL", seconds=0.06),
-        make_utterance(id="gone", audio=tmp_path / "none.wav", text="A"),
-    ]
-    problems = check_utterances(utterances, letters_vocabulary(), lambda samples: samples // 320)
-    assert [(p.utterance_id, p.kind) for p in problems] == [
-        ("bare", "no label"),
-        ("odd", "outside vocabulary"),
-        ("fast", "more labels than frames"),
-        ("gone", "no audio"),
-    ]
-    assert problems[1].message == "odd: letters outside the vocabulary: 2"
-    assert problems[2].message == "fast: 3 labels need 4 frames, but it has 3"

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from parp_cli.pruning.pruner import Pruner, Repruning
-from parp_cli.stages import finetune as module
+from parp_cli.training import loop as module
 from tests.stages.spies import Beginning, Change
 
 
@@ -16,13 +16,13 @@ from tests.stages.spies import Beginning, Change
 def beginnings(monkeypatch: pytest.MonkeyPatch) -> list[Beginning]:
     """Of all training runs from here on."""
     runs: list[Beginning] = []
-    train = module._Run.train
+    train = module.TrainingRun.train
 
     def spying(run: Any, stop: Any) -> None:
         runs.append(Beginning(run._name, copy.deepcopy(run._model.state_dict()), dict(run._pruner.masks)))
         train(run, stop)
 
-    monkeypatch.setattr(module._Run, "train", spying)
+    monkeypatch.setattr(module.TrainingRun, "train", spying)
     return runs
 
 

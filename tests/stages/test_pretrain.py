@@ -22,8 +22,9 @@ from parp_cli.interrupts import Stop
 from parp_cli.models.architectures import ARCHITECTURES
 from parp_cli.models.sources import load_encoder
 from parp_cli.models.weights import MASK_EMBEDDING, shapes
+from parp_cli.pretrain_recipe import PretrainRecipe, Source
 from parp_cli.progress import Progress
-from parp_cli.recipe import PretrainRecipe, Source, load_recipe
+from parp_cli.recipe import load_recipe
 from parp_cli.stages import pretrain as module
 from parp_cli.stages.pretrain import PretrainResult, pretrain
 from tests.tiny import TINY, write_encoder, write_manifest, write_speech

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from parp_cli.errors import CheckpointError, Interrupted
-from parp_cli.stages import finetune as module
 from parp_cli.stages.finetune import finetune
+from parp_cli.training import loop as module
 from tests.tiny import World
 
 LONG = ("training.updates=300", "training.validate_every=20", "pruning.interval=7")
@@ -82,14 +82,14 @@ def test_interrupted(world: World, masked: Path, tmp_path: Path, uninterrupted: 
 
 def stopped(world: World, masked: Path, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A run that broke off after its first validation."""
-    save = module._Run._save_state
+    save = module.TrainingRun._save_state
 
-    def save_and_break(self: module._Run) -> None:
+    def save_and_break(self: module.TrainingRun) -> None:
         save(self)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(module._Run, "_save_state", save_and_break)
+        patch.setattr(module.TrainingRun, "_save_state", save_and_break)
         with pytest.raises(KeyboardInterrupt):
             finetune(world.recipe(), run=run, init=masked)
 
@@ -108,9 +108,27 @@ def test_another_beginning(world: World, masked: Path, tmp_path: Path, monkeypat
         finetune(world.recipe(), run=tmp_path, resume=True)
 
 
-def test_nothing_to_resume(world: World, masked: Path, tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="nothing to resume"):
-        finetune(world.recipe(), run=tmp_path, init=masked, resume=True)
+def test_nothing_to_resume(world: World, masked: Path, tmp_path: Path, uninterrupted: dict[str, bytes]) -> None:
+    """A run that was killed before it saved anything begins anew."""
+    warnings: list[str] = []
+    finetune(
+        world.recipe(*LONG), run=tmp_path, init=masked, resume=True, notify=lambda step: warnings.append(step.warning)
+    )
+    assert f"nothing to resume in {tmp_path}: beginning" in warnings
+    assert {name: (tmp_path / name).read_bytes() for name in FILES} == uninterrupted
+
+
+def test_a_finished_run_is_not_run_again(
+    world: World, masked: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe, out = world.recipe(), tmp_path / "elsewhere.safetensors"
+    first = finetune(recipe, run=tmp_path, init=masked, out=out)
+    spy = Spy(monkeypatch)
+    again = finetune(recipe, run=tmp_path, init=masked, out=out, resume=True)
+    assert again == first
+    assert not spy.updates
+    with pytest.raises(CheckpointError, match="another recipe"):
+        finetune(world.recipe("seed=3"), run=tmp_path, init=masked, out=out, resume=True)
 
 
 def test_a_state_that_is_none(world: World, masked: Path, tmp_path: Path) -> None:
@@ -148,7 +166,7 @@ class Spy:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.updates: dict[str, list[int]] = {}
         self.interrupt_after: tuple[str, int] | None = None
-        step = module._Run._step
+        step = module.TrainingRun._step
 
         def spying(run: Any) -> None:
             step(run)
@@ -156,7 +174,7 @@ class Spy:
             if (run._name, run._update) == self.interrupt_after:
                 signal.raise_signal(signal.SIGINT)
 
-        monkeypatch.setattr(module._Run, "_step", spying)
+        monkeypatch.setattr(module.TrainingRun, "_step", spying)
 
 
 @pytest.fixture(scope="module")
@@ -174,8 +192,6 @@ def test_interrupted_in_a_middle_round(
     """Rounds go on by themselves; the run proper, only when asked to."""
     spy = Spy(monkeypatch)
     recipe = world.recipe(*IMP)
-    with pytest.raises(CheckpointError, match="nothing to resume"):
-        finetune(recipe, run=tmp_path, resume=True)
     for place in (("round 2 of 3", 17), ("imp", 6)):
         spy.interrupt_after = place
         with pytest.raises(Interrupted, match=f"stopped after update {place[1]} of ") as caught:
@@ -197,7 +213,8 @@ def test_killed_in_a_middle_round(
 ) -> None:
     process = started(tmp_path, (*world.settings, *IMP))
     for _ in range(6000):
-        if len(list(tmp_path.glob("rounds/*/finetune-cost.json"))) == 1 and len(list(tmp_path.glob("rounds/*"))) == 2:
+        finished = len(list(tmp_path.glob("rounds/*/finetune-finished.json")))
+        if finished == 1 and len(list(tmp_path.glob("rounds/*"))) == 2:
             break
         assert process.poll() is None, process.stderr.read() if process.stderr else ""
         time.sleep(0.005)
@@ -205,7 +222,7 @@ def test_killed_in_a_middle_round(
     process.kill()
     process.communicate()
     assert process.returncode == -signal.SIGKILL, "over before it was killed"
-    finished = len(list(tmp_path.glob("rounds/*/finetune-cost.json")))
+    finished = len(list(tmp_path.glob("rounds/*/finetune-finished.json")))
     assert finished in (1, 2)
     spy = Spy(monkeypatch)
     finetune(world.recipe(*IMP), run=tmp_path, resume=True)

@@ -20,12 +20,13 @@ from parp_cli import checkpoint
 from parp_cli.errors import Interrupted, UsageError
 from parp_cli.files import replacing
 from parp_cli.progress import Notify, Progress, silent
-from parp_cli.stages import finetune as finetuning
+from parp_cli.stages.finetune import finetune
 from parp_cli.sweep import run as sweeping
 from parp_cli.sweep import tasks
 from parp_cli.sweep.execute import run_cells
 from parp_cli.sweep.grid import Sweep, load_sweep
 from parp_cli.sweep.run import SweepResult, plan_sweep, run_sweep
+from parp_cli.training import loop
 from tests.sweep.conftest import without_times
 
 CPU = torch.device("cpu")
@@ -66,13 +67,13 @@ def _quick(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> N
 def trained(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The folders of all training runs that are made."""
     made: list[str] = []
-    train = finetuning._Run.train
+    train = loop.TrainingRun.train
 
     def counted(self: Any, stop: Any) -> None:
-        made.append(self._last_path.parent.name)
+        made.append(self.last_path.parent.name)
         train(self, stop)
 
-    monkeypatch.setattr(finetuning._Run, "train", counted)
+    monkeypatch.setattr(loop.TrainingRun, "train", counted)
     return made
 
 
@@ -121,7 +122,7 @@ def test_a_cell_is_the_run_of_its_recipe(write_sweep: Any, tmp_path: Path) -> No
     sweep = load(write_sweep("grid: {pruning.method: [omp], pruning.sparsity: [0.5]}", *SHORT))
     (outcome,) = run_sweep(sweep, run=tmp_path / "run").outcomes
     (cell,) = sweep.cells
-    alone = finetuning.finetune(cell.recipe, run=tmp_path / "alone")
+    alone = finetune(cell.recipe, run=tmp_path / "alone")
     assert outcome.updates == alone.cost.updates
     mine = checkpoint.read(tasks.round_folder(tmp_path / "run", cell.key) / "finetune.safetensors")
     theirs = checkpoint.read(alone.path)
@@ -223,15 +224,15 @@ def test_a_state_that_goes_on_from_another_search_run_is_forgotten(
     run = tmp_path / "run"
     sweep = load(write_sweep("grid: {pruning.method: [omp], pruning.sparsity: [0.4]}\n", *SHORT))
     (cell,) = sweep.cells
-    save = finetuning._Run._save_state
+    save = loop.TrainingRun._save_state
 
     def save_and_break(self: Any) -> None:
         save(self)
-        if self._last_path.parent.name == cell.key:
+        if self.last_path.parent.name == cell.key:
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(finetuning._Run, "_save_state", save_and_break)
+        patch.setattr(loop.TrainingRun, "_save_state", save_and_break)
         with pytest.raises(Interrupted):
             run_sweep(sweep, run=run)
     assert [path.parents[1].name for path in saved(run)] == [cell.key]
@@ -253,11 +254,11 @@ def test_one_that_fails_leaves_the_others(write_sweep: Any, tmp_path: Path, trai
     result = run_sweep(sweep, run=run)
     bad_dense, bad_omp, dense, omp = result.outcomes
     assert (dense.failed, omp.failed) == (None, None)
-    assert (bad_dense.failed or "").startswith("the training loss is nan")
+    assert (bad_dense.failed or "").startswith("the model's output for utterance")
     assert bad_omp.failed == f"needs what failed in {bad_dense.cell}: {bad_dense.failed}"
     assert (bad_dense.wer, bad_dense.checkpoint) == (None, None)
     assert result.failed == ((bad_dense.cell, bad_dense.failed), (bad_omp.cell, bad_omp.failed))
-    assert result.exit_code == 2
+    assert result.exit_code == 4
     assert len(trained) == 3  # what failed was not tried for omp again
     assert f"- {bad_omp.cell}, test: needs what failed" in result.tables.read_text()
     assert run_sweep(sweep, run=run).failed == result.failed
@@ -313,7 +314,7 @@ def test_broken_off_again_and_again(
     path = write_sweep("grid: {pruning.method: [omp], pruning.sparsity: [0.4]}\n", *SHORT, "training.validate_every=2")
     run = tmp_path / "run"
     run_sweep(load(path), run=tmp_path / "whole")
-    save, saves = finetuning._Run._save_state, 0
+    save, saves = loop.TrainingRun._save_state, 0
 
     def save_and_break(self: Any) -> None:
         nonlocal saves
@@ -322,7 +323,7 @@ def test_broken_off_again_and_again(
         if saves % 2 == 0:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(finetuning._Run, "_save_state", save_and_break)
+    monkeypatch.setattr(loop.TrainingRun, "_save_state", save_and_break)
     before: set[str] = set()
     for sitting in range(9):
         trained.clear()
@@ -343,7 +344,7 @@ def test_a_signal_in_the_last_update_stops_the_sweep(
     write_sweep: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trained: list[str]
 ) -> None:
     sweep, run = load(write_sweep("grid: {seed: [0, 1]}", *SHORT)), tmp_path / "run"
-    validate = finetuning._Run._validate
+    validate = loop.TrainingRun._validate
 
     def signalled(self: Any) -> None:
         validate(self)
@@ -351,7 +352,7 @@ def test_a_signal_in_the_last_update_stops_the_sweep(
             signal.raise_signal(signal.SIGTERM)
 
     with monkeypatch.context() as patch:
-        patch.setattr(finetuning._Run, "_validate", signalled)
+        patch.setattr(loop.TrainingRun, "_validate", signalled)
         with pytest.raises(Interrupted, match="what is done is kept"):
             run_sweep(sweep, run=run)
     assert trained == [sweep.cells[0].key]

@@ -3,12 +3,14 @@
 import json
 from pathlib import Path
 
+import numpy
 import pytest
+import soundfile
 
 from parp_cli import checkpoint
-from parp_cli.errors import CheckpointError, ParpError, UsageError
+from parp_cli.errors import CheckpointError, DataError, ParpError, UsageError
 from parp_cli.models.architectures import encoder_architecture
-from parp_cli.progress import silent
+from parp_cli.progress import Progress, silent
 from parp_cli.stages.mask import mask
 from parp_cli.training.preparation import Preparation, plan, prepare
 from tests.tiny import World, write_encoder, write_manifest
@@ -45,6 +47,12 @@ def masks(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
         mask(str(world.encoder), sparsity=0.5, method=method, out=folder / f"{method}.safetensors")
     mask(str(world.encoder), sparsity=0.7, biases=False, out=folder / "dense-groups.safetensors")
     return folder
+
+
+@pytest.fixture(autouse=True)
+def own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """What is read here is not noted among the user's own sounds."""
+    monkeypatch.setenv("PARP_CACHE", str(tmp_path / "cache"))
 
 
 def prepared(world: World, *settings: str, init: Path | None = None) -> Preparation:
@@ -203,3 +211,60 @@ def test_other_sparsities_than_asked_for(world: World, masks: Path) -> None:
     assert "parp reprune" in hint
     refused(world, UsageError, "pattern 2:4 prunes 0.5", "pruning.pattern=2:4", "pruning.sparsity=0.7")
     refused(world, UsageError, "no pattern '4:2'", "pruning.pattern=4:2")
+
+
+# ------------------------------------------------------------------------------------------------- utterances to train on
+
+
+@pytest.fixture
+def spoilt(world: World, tmp_path: Path) -> Path:
+    """A manifest of the tiny corpus with something wrong in both splits; audio stays readable by its header."""
+    rows = [json.loads(line) for line in world.manifest.read_text().splitlines()]
+    for row in rows:
+        row["audio"] = str(world.folder / row["audio"])
+    by_id = {row["id"]: row for row in rows}
+    by_id["train-1"] |= {"text": "ÄB"}
+    by_id["train-2"] |= {"seconds": 99.0}
+    flat = tmp_path / "flat.wav"
+    soundfile.write(flat, numpy.zeros(16_000), 16_000)
+    by_id["valid-0"] |= {"audio": str(flat), "seconds": 1.0}
+    low = tmp_path / "low.wav"
+    soundfile.write(low, numpy.random.default_rng(0).standard_normal(8000) / 9, 8_000)
+    by_id["valid-1"] |= {"audio": str(low), "seconds": 1.0}
+    return write_manifest(tmp_path / "spoilt.jsonl", rows)
+
+
+def test_problems_of_both_splits_are_reported_together(world: World, spoilt: Path) -> None:
+    with pytest.raises(DataError) as caught:
+        prepared(world, f"data.manifest={spoilt}")
+    assert caught.value.message == (
+        "3 problems with the utterances of train and valid (silence 1, wrong length 1, outside vocabulary 1)"
+    )
+    assert [line.split(":")[0] for line in caught.value.details] == ["train-2", "train-1", "valid-0", "valid"]
+    assert "8,000 Hz: valid-1" in caught.value.details[-1]
+    assert caught.value.table is not None
+    assert len(caught.value.table.rows) == 3
+
+
+def test_all_of_them_are_left_out_by_choice(world: World, spoilt: Path) -> None:
+    recipe = world.recipe(f"data.manifest={spoilt}", "data.unusable=skip")
+    steps: list[Progress] = []
+    preparation = prepare(recipe, None, steps.append)
+    assert [utterance.id for utterance in preparation.train] == ["train-0", "train-3", "train-4", "train-5"]
+    assert [utterance.id for utterance in preparation.valid] == ["valid-1", "valid-2"]
+    assert [problem.utterance_id for problem in preparation.skipped] == ["train-1", "train-2", "valid-0"]
+    assert plan(recipe, preparation).skipped == 3
+    assert [step.warning for step in steps if step.warning] == list(preparation.notes)
+    assert "8,000 Hz: valid-1" in preparation.notes[0]
+
+
+def test_a_split_of_which_nothing_is_left(world: World, spoilt: Path) -> None:
+    settings = (f"data.manifest={spoilt}", "data.unusable=skip", "data.max_valid_utterances=1")
+    with pytest.raises(DataError, match="no usable utterance in valid") as caught:
+        prepared(world, *settings)
+    assert caught.value.details[0].startswith("valid-0: ")
+
+
+def test_a_split_to_train_and_validate_on_is_reported_once(world: World, spoilt: Path) -> None:
+    with pytest.raises(DataError, match="^2 problems with the utterances of train "):
+        prepared(world, f"data.manifest={spoilt}", "data.valid=train")

@@ -1,0 +1,492 @@
+"""One training run: the updates from the first to the last, what is written meanwhile, and going on after a stop."""
+
+import json
+import math
+import os
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from parp_cli import checkpoint
+from parp_cli.checkpoint import Checkpoint, Metadata, Sparsity
+from parp_cli.data.batching import sorted_batches
+from parp_cli.data.problems import shown
+from parp_cli.environment import versions
+from parp_cli.errors import CheckpointError, DataError, Interrupted, ResourceError
+from parp_cli.files import forget_temporaries, write_text
+from parp_cli.interrupts import Stop
+from parp_cli.models.prunable import touches_front_end
+from parp_cli.progress import Notify, Progress
+from parp_cli.pruning.masks import count_all, count_pruned
+from parp_cli.pruning.pruner import Repruning
+from parp_cli.recipe import recipe_to_dict
+from parp_cli.training.ctc import UpdateBatches, UpdateLoss
+from parp_cli.training.diagnosis import blank_diagnosis
+from parp_cli.training.features import FrontEndFeatures
+from parp_cli.training.journal import Journal
+from parp_cli.training.preparation import Preparation
+from parp_cli.training.records import Cost, Validation
+from parp_cli.training.rounds import Round, trained_on
+from parp_cli.training.schedule import tri_stage
+from parp_cli.training.setup import build_model, freeze, objective, optimizer, pruner
+from parp_cli.training.state import load_state, save_state
+from parp_cli.training.validation import validate
+
+BEST, LAST = "finetune.safetensors", "finetune-last.safetensors"
+"""Checkpoints in a run folder: the best one on the validation split, and the one after the last update."""
+
+_JOURNAL, _FINISHED = "finetune.jsonl", "finetune-finished.json"
+
+
+def state_path(run: Path) -> Path:
+    """Where a run that is not finished keeps what it needs to go on."""
+    return run / "state" / "finetune.safetensors"
+
+
+def finished(run: Path, best: Path | None = None) -> dict[str, Any] | None:
+    """What a run in this folder noted at its end; None where none has come to it, or its checkpoints are gone.
+
+    Args:
+        run: the run folder.
+        best: where its best checkpoint went, if elsewhere.
+    """
+    best = best or run / BEST
+    if not all(path.exists() for path in (best, last_beside(best), run / _FINISHED)):
+        return None
+    noted: dict[str, Any] = json.loads((run / _FINISHED).read_text(encoding="utf-8"))
+    return noted
+
+
+def tidy(run: Path, best: Path | None = None) -> None:
+    """Remove what killed runs left in a run folder: files half written, and the state of one that had just ended.
+
+    Args:
+        run: the run folder, in which nobody is training.
+        best: where the best checkpoint goes, if elsewhere.
+    """
+    best = best or run / BEST
+    for path in (best, last_beside(best), state_path(run), run / _JOURNAL, run / _FINISHED):
+        forget_temporaries(path.parent, path.name)
+    if finished(run, best) is not None:
+        state_path(run).unlink(missing_ok=True)
+
+
+def last_beside(best: Path) -> Path:
+    """Where the checkpoint after the last update goes, by where the best one goes."""
+    return best.with_name(best.stem + "-last.safetensors")
+
+
+class TrainingRun:
+    """One fine-tuning run: the model, what changes with every update, and where it is written.
+
+    Args:
+        this: the run among those of its method.
+        preparation: what it begins from, and its data.
+        run: the run folder, for the state, the log, and results without `out`.
+        out: where the best checkpoint goes; the last one goes beside it.
+        device: to train on.
+        features_folder: where front-end features are kept between runs; None for nowhere.
+        tensorboard: folder for TensorBoard's event files; None for none.
+        notify: hears of every update.
+    """
+
+    def __init__(
+        self,
+        this: Round,
+        preparation: Preparation,
+        *,
+        run: Path,
+        out: Path | None,
+        device: torch.device,
+        features_folder: Path | None,
+        tensorboard: Path | None,
+        notify: Notify,
+    ) -> None:
+        recipe = this.recipe
+        self._began = time.monotonic()
+        self._name, self._recipe, self._preparation, self._notify = this.name, recipe, preparation, notify
+        self.best_path = out or run / BEST
+        self.last_path = last_beside(self.best_path)
+        self._state_path = state_path(run)
+        self._finished_path = run / _FINISHED
+        self._journal = Journal(run / _JOURNAL, tensorboard=tensorboard)
+        torch.manual_seed(recipe.seed)
+        self._model = build_model(recipe, preparation).to(device)
+        self._pruner = pruner(recipe, preparation, self._model)
+        self._features = FrontEndFeatures(
+            self._model,
+            preparation.start.architecture,
+            frozen=not recipe.training.train_front_end and not touches_front_end(self._pruner.masks),
+            folder=features_folder,
+        )
+        self._objective = objective(recipe, preparation, self._model, self._features)
+        self._optimizer = optimizer(recipe, self._model)
+        self._batches = UpdateBatches(
+            [utterance.seconds for utterance in preparation.train],
+            batch_seconds=recipe.training.batch_seconds,
+            micro_batch_seconds=recipe.training.micro_batch_seconds,
+            seed=recipe.seed,
+        )
+        self._update = 0
+        self._audio_seconds = 0.0
+        self._seconds_before = 0.0
+        self._saved_at = self._began
+        self._skipped_in_a_row = 0
+        self.validations: list[Validation] = []
+        self._losses: list[float] = []
+
+    @property
+    def reprunings(self) -> list[Repruning]:
+        """So far, in order."""
+        return self._pruner.history
+
+    @property
+    def best(self) -> Validation:
+        """The validation whose checkpoint is kept."""
+        return min(self.validations, key=lambda validation: validation.score)
+
+    @property
+    def cost(self) -> Cost:
+        """So far, over all sittings."""
+        seconds = self._seconds_before + time.monotonic() - self._began
+        return Cost(updates=self._update, audio_seconds=self._audio_seconds, seconds=seconds)
+
+    # ------------------------------------------------------------------------------------------------- beginning
+
+    def begin(self) -> None:
+        """Prune, and forget what an earlier run left."""
+        self._pruner.start()
+        # What a resumed run would take for its own goes first, and the log only after it.
+        for path in (self._finished_path, self._state_path):
+            path.unlink(missing_ok=True)
+        self._journal.begin()
+        for problem in self._preparation.skipped:
+            self._log("unusable", {"utterance": problem.utterance_id, "why": problem.message})
+
+    def resume(self) -> None:
+        """Go on where the state in the run folder is.
+
+        Raises:
+            CheckpointError: it is of a run with another recipe or beginning, or no state.
+        """
+        position, masks = load_state(self._state_path, self._model, self._optimizer)
+        self._check_same(position, self._state_path)
+        self._take(position)
+        self._journal.go_on_after(self._update)
+        self._pruner.masks = {name: mask.to(self._pruner.masks[name].device) for name, mask in masks.items()}
+
+    def recall(self, position: Mapping[str, Any]) -> None:
+        """Take over what a finished run noted, without its weights.
+
+        Args:
+            position: from `finished`.
+
+        Raises:
+            CheckpointError: it was a run with another recipe or beginning.
+        """
+        self._check_same(position, self._finished_path)
+        self._take(position)
+
+    def _check_same(self, position: Mapping[str, Any], path: Path) -> None:
+        for key, value in self._identity().items():
+            if position[key] != value:
+                raise CheckpointError(
+                    f"{path} is of a run with another {key.rstrip('s')}",
+                    details=_differences(position[key], value),
+                    hint="resume with the recipe and --init the run began with, or start anew without --resume",
+                )
+
+    # -------------------------------------------------------------------------------------------------- training
+
+    def train(self, stop: Stop) -> None:
+        """All updates that are left, with validations.
+
+        Raises:
+            Interrupted: by the user; the state is saved.
+            DataError: too many updates in a row had no finite loss or gradient.
+            ResourceError: the disk is full, and the last files written are whole; or memory does not suffice.
+        """
+        training = self._recipe.training
+        self._model.train()
+        try:
+            self._try_longest()
+            while self._update < training.updates:
+                if stop.requested:
+                    self._save_state()
+                    raise Interrupted(
+                        f"stopped after update {self._update} of {training.updates}; the state is saved",
+                        hint="go on with the same command and --resume",
+                    )
+                self._step()
+                if self._update % training.validate_every == 0 or self._update == training.updates:
+                    self._validate()
+                    self._save_state()
+                elif time.monotonic() - self._saved_at > 60 * training.save_minutes:
+                    self._save_state()
+            self._finish()
+        finally:
+            self._journal.close()
+
+    def _finish(self) -> None:
+        self._write(self.last_path, self._pruner.masks, self.validations[-1])
+        with suppress(FileNotFoundError):
+            os.utime(self.best_path)  # the newest of the run folder, which later stages take
+        write_text(self._finished_path, json.dumps(self._position(), sort_keys=True) + "\n")
+        self._state_path.unlink(missing_ok=True)
+
+    def _try_longest(self) -> None:
+        """One forward and backward pass over the largest micro-batch there can be: memory gives out now, or never.
+
+        Raises:
+            ResourceError: it does; the hint says what would fit.
+        """
+        training = self._recipe.training
+        lengths = [utterance.seconds for utterance in self._preparation.train]
+        seconds = min(training.micro_batch_seconds, training.batch_seconds)
+        try:
+            self._pass_over_longest(lengths, seconds)
+            return
+        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+            if not _is_out_of_memory(error):
+                raise
+        fits = seconds  # outside the handler, whose traceback would hold on to the tensors
+        while fits > max(lengths):
+            fits = max(fits / 2, max(lengths))
+            try:
+                self._pass_over_longest(lengths, fits)
+            except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+                if not _is_out_of_memory(error):
+                    raise
+                continue
+            raise ResourceError(
+                f"{seconds:g} s of sound in one forward pass are more than memory holds",
+                hint=f"{fits:g} s fit: --set training.micro_batch_seconds={fits:g}; results stay the same",
+            )
+        raise ResourceError(
+            f"an utterance of {max(lengths):g} s is more than memory holds",
+            hint="try --set training.checkpoint_activations=true, or leave long utterances out",
+        )
+
+    def _pass_over_longest(self, lengths: list[float], seconds: float) -> None:
+        batch = [self._preparation.train[index] for index in sorted_batches(lengths, seconds)[0]]
+        # The optimizer will keep two moments of each weight, which are not there yet before the first update.
+        moments: list[Tensor] = []
+        if not self._optimizer.state:
+            trained = [weight for group in self._optimizer.param_groups for weight in group["params"]]
+            moments = [torch.empty_like(weight) for weight in trained for _ in range(2)]
+        try:
+            self._freeze()
+            self._objective.backward(batch, self._update)
+        finally:
+            del moments
+            self._optimizer.zero_grad(set_to_none=True)
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+
+    def _freeze(self) -> None:
+        training = self._recipe.training
+        only_head = self._update < training.freeze_encoder_updates
+        freeze(self._model, train_front_end=training.train_front_end, only_head=only_head)
+
+    def _step(self) -> None:
+        training = self._recipe.training
+        share = tri_stage(
+            self._update,
+            training.updates,
+            warmup=training.warmup,
+            hold=training.hold,
+            decay=training.decay,
+            final_scale=training.final_scale,
+        )
+        for group in self._optimizer.param_groups:
+            group["lr"] = group["peak"] * share
+        self._freeze()
+        utterances = [self._preparation.train[index] for index in self._batches.take()]
+        self._optimizer.zero_grad(set_to_none=True)
+        loss = self._objective.backward(utterances, self._update)
+        norm = self._gradient_norm()
+        self._update += 1
+        if math.isfinite(loss.mean) and math.isfinite(norm):
+            self._skipped_in_a_row = 0
+            self._losses.append(loss.mean)
+            self._pruner.before_step(self._update)
+            if training.gradient_clip is not None:
+                nn.utils.clip_grad_norm_(self._model.parameters(), training.gradient_clip)
+            self._optimizer.step()
+        else:
+            self._skip(loss, norm, [utterance.id for utterance in utterances])
+        seconds = sum(utterance.seconds for utterance in utterances)
+        self._audio_seconds += seconds
+        self._log(
+            "update",
+            {
+                "loss": _or_none(loss.mean),
+                "learning_rate": training.learning_rate * share,
+                "gradient_norm": _or_none(norm),
+                "audio_seconds": round(seconds, 3),
+            },
+        )
+        repruning = self._pruner.after_step(self._update, self._optimizer)
+        if repruning is not None:
+            self._log("reprune", asdict(repruning))
+        note = f"loss {loss.mean:.3f}"
+        if self.validations:
+            note += f", best error rate {self.best.word:.1%}"
+        self._tell(note=note)
+
+    def _gradient_norm(self) -> float:
+        """Of the whole gradient; not finite where any part is not."""
+        gradients = [weight.grad for weight in self._model.parameters() if weight.grad is not None]
+        return float(nn.utils.get_total_norm(gradients))
+
+    def _skip(self, loss: UpdateLoss, norm: float, utterances: list[str]) -> None:
+        """Leave the weights as they were after an update without a finite loss and gradient.
+
+        Raises:
+            DataError: it was one too many.
+        """
+        self._skipped_in_a_row += 1
+        culprits = list(loss.not_finite) or utterances
+        limit = self._recipe.training.most_skipped_updates
+        what = f"loss {loss.mean:g}, gradient norm {norm:g}"
+        self._log("skipped", {"why": what, "utterances": culprits})
+        self._tell(warning=f"update {self._update} skipped: {what} ({', '.join(shown(culprits, 5))})")
+        if self._skipped_in_a_row > limit:
+            whose = "their loss is not finite" if loss.not_finite else "the utterances of the last one"
+            raise DataError(
+                f"{self._skipped_in_a_row} updates in a row had no finite loss or gradient ({what})",
+                details=[f"{whose}: {', '.join(shown(culprits, 8))}"],
+                hint="look at these utterances, lower training.learning_rate, or set training.gradient_clip",
+            )
+
+    def _validate(self) -> None:
+        """Judge the model as it would be shipped, and keep it if it is the best so far."""
+        with self._pruner.pruned_view() as masks:
+            validation, example = validate(
+                self._model,
+                self._features,
+                self._preparation.valid,
+                self._preparation.vocabulary,
+                update=self._update,
+                train_loss=sum(self._losses) / max(1, len(self._losses)),
+            )
+            self._losses.clear()
+            self.validations.append(validation)
+            since = self.validations[-2].update if len(self.validations) > 1 else 0
+            self._log(
+                "validation",
+                {
+                    **asdict(validation),
+                    "sparsity": count_pruned(masks) / count_all(masks) if masks else 0.0,
+                    "revived": sum(change.revived for change in self.reprunings if change.update > since),
+                    "example": example,
+                },
+            )
+            if self.best is validation:
+                self._write(self.best_path, masks, validation)
+        advice = blank_diagnosis(self.validations, self._recipe.training.updates)
+        if advice is not None:
+            self._log("diagnosis", {"text": advice})
+            self._tell(warning=advice)
+
+    # --------------------------------------------------------------------------------------------------- writing
+
+    def _write(self, path: Path, masks: Mapping[str, Tensor], validation: Validation) -> None:
+        start = self._preparation.start
+        reprunings = self._pruner.history
+        if masks is not self._pruner.masks:  # between two re-prunings: pruned for this file
+            reprunings = [*reprunings, self._pruner.compare(masks)]
+        amount = None
+        if masks:
+            amount = Sparsity(target=self._preparation.sparsity, pruned=count_pruned(masks), total=count_all(masks))
+        metadata = Metadata(
+            stage="finetune",
+            architecture=start.architecture.to_json(),
+            vocabulary=self._preparation.vocabulary.symbols,
+            labels=self._preparation.vocabulary.labels,
+            prunable=tuple(self._pruner.weights),
+            sparsity=amount,
+            recipe=recipe_to_dict(self._recipe),
+            seed=self._recipe.seed,
+            parents=start.parents,
+            metrics={
+                **asdict(validation),
+                "reprunings": [asdict(repruning) for repruning in reprunings],
+            },
+            versions=versions(),
+        )
+        checkpoint.write(path, Checkpoint(weights=self._model.state_dict(), masks=masks, metadata=metadata))
+
+    def _log(self, event: str, values: Mapping[str, Any]) -> None:
+        self._journal.log(event, self._update, values)
+
+    def _tell(self, *, note: str = "", warning: str = "") -> None:
+        task = f"fine-tuning ({self._name})"
+        self._notify(Progress(task, self._update, self._recipe.training.updates, note, warning))
+
+    def _save_state(self) -> None:
+        save_state(self._state_path, self._model, self._optimizer, self._position(), self._pruner.masks)
+        self._saved_at = time.monotonic()
+
+    def _identity(self) -> dict[str, Any]:
+        """What a run must have in common with one that goes on from its state."""
+        return {
+            "recipe": trained_on(self._recipe),
+            "parents": [asdict(parent) for parent in self._preparation.start.parents],
+        }
+
+    def _position(self) -> dict[str, Any]:
+        """Where the run is, in plain values; randomness and data order follow from it."""
+        return {
+            **self._identity(),
+            "update": self._update,
+            "epoch": self._batches.epoch,
+            "group": self._batches.group,
+            "skipped_in_a_row": self._skipped_in_a_row,
+            "cost": asdict(self.cost),
+            "losses": self._losses,
+            "validations": [asdict(validation) for validation in self.validations],
+            "reprunings": [asdict(repruning) for repruning in self._pruner.history],
+        }
+
+    def _take(self, position: Mapping[str, Any]) -> None:
+        """Be where `_position` said."""
+        cost = Cost(**position["cost"])
+        self._update = self._pruner.update = position["update"]
+        self._batches.epoch, self._batches.group = position["epoch"], position["group"]
+        self._skipped_in_a_row = position["skipped_in_a_row"]
+        self._audio_seconds, self._seconds_before = cost.audio_seconds, cost.seconds
+        self._losses = list(position["losses"])
+        self.validations = [Validation(**values) for values in position["validations"]]
+        self._pruner.history = [
+            Repruning(**{**values, "layers": {label: tuple(counts) for label, counts in values["layers"].items()}})
+            for values in position["reprunings"]
+        ]
+
+
+def _or_none(value: float) -> float | None:
+    """JSON has no infinity."""
+    return value if math.isfinite(value) else None
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory gave out; on the CPU torch says so in words alone."""
+    return not isinstance(error, RuntimeError) or "memory" in str(error).lower()
+
+
+def _differences(before: Any, after: Any, key: str = "") -> list[str]:
+    """Dotted keys whose values differ."""
+    if isinstance(before, dict) and isinstance(after, dict):
+        prefix = f"{key}." if key else ""
+        return [
+            line
+            for name in sorted({*before, *after})
+            for line in _differences(before.get(name), after.get(name), prefix + name)
+        ]
+    return [] if before == after else [f"{key}: {before} before, {after} now"]
