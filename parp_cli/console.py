@@ -32,11 +32,13 @@ class Output:
     Args:
         as_json: results as one JSON object.
         quiet: no progress and no notes; results and errors stay.
+        mute: no results either, where another process shows them.
     """
 
-    def __init__(self, *, as_json: bool = False, quiet: bool = False) -> None:
+    def __init__(self, *, as_json: bool = False, quiet: bool = False, mute: bool = False) -> None:
         self.as_json = as_json
-        self.quiet = quiet
+        self.quiet = quiet or mute
+        self._mute = mute
         # Piped tables keep their columns: 120 characters where there is no terminal to ask.
         width = None if sys.stdout.isatty() else 120
         self._out = Console(highlight=False, width=width, soft_wrap=not sys.stdout.isatty())
@@ -49,12 +51,12 @@ class Output:
 
     def text(self, text: str) -> None:
         """A line of the result."""
-        if not self.as_json:
+        if not self.as_json and not self._mute:
             self._out.print(escape(text), soft_wrap=True)
 
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         """A table of the result; named columns after the first are of numbers, and nameless ones of text."""
-        if self.as_json:
+        if self.as_json or self._mute:
             return
         table = Table(title=title, title_justify="left", title_style="bold", show_header=any(columns))
         for index, column in enumerate(columns):
@@ -65,7 +67,7 @@ class Output:
 
     def json(self, value: Any) -> None:
         """The result as one object, where JSON was asked for."""
-        if self.as_json:
+        if self.as_json and not self._mute:
             sys.stdout.write(json.dumps(jsonable(value), ensure_ascii=False, sort_keys=True) + "\n")
             sys.stdout.flush()  # here, where a closed pipe can still be answered
 

@@ -247,6 +247,10 @@ class Training:
     channel_mask_length: Count = 16
     """Length of a hidden span, in channels."""
 
+    speed_change: Annotated[float, Range(at_least=0, at_most=0.5)] = 0.0
+    """How much faster or slower each update may hear an utterance, as a share: 0.1 is from 0.9 to 1.1 times as fast.
+    Above 0, the front end's features have to be computed in each update; slower speech takes more memory."""
+
     train_front_end: bool = False
     """Whether the convolutional front end trains; frozen in the paper."""
 
@@ -270,6 +274,13 @@ class Training:
     checkpoint_activations: bool = False
     """Compute each Transformer layer's activations again in the backward pass instead of keeping them: much less memory
     for about a third more time."""
+
+    deterministic: bool = False
+    """Compute the same bits every time on CUDA too, which is slower; the CPU always does, with as many threads."""
+
+    shard_weights: bool = False
+    """Divide weights, gradients and moments among processes that train together (FSDP2), for models that one device
+    cannot hold, such as xls-r-2b. Changes no result."""
 
     compile: bool = False
     """Compile the Transformer layers, which takes minutes at the start."""

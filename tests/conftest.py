@@ -1,5 +1,6 @@
 """What tests of whole stages and of the command line share: a tiny world, made once."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,14 @@ import pytest
 from parp_cli.stages.finetune import finetune
 from parp_cli.stages.mask import mask
 from tests.tiny import World, make_world
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What tests read and generate is not kept among the user's own things."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PARP_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from parp_cli.errors import ResourceError, UsageError
-from parp_cli.files import replacing, write_text
+from parp_cli.files import forget_temporaries, replacing, write_text
 
 
 def test_a_new_file_in_a_new_folder(tmp_path: Path) -> None:
@@ -70,6 +70,44 @@ def test_a_place_that_cannot_be_written_to_is_a_mistake_of_the_user(tmp_path: Pa
             write_text(path, "text")
         assert caught.value.hint
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder"]
+
+
+def killed_while_writing(path: Path) -> Path:
+    """What a kill leaves."""
+    with pytest.raises(KeyboardInterrupt), replacing(path) as temporary:
+        raise KeyboardInterrupt
+    temporary.write_text("half")
+    return temporary
+
+
+def test_what_killed_processes_were_writing_is_forgotten(tmp_path: Path) -> None:
+    mine = [tmp_path / name for name in ("a.json", ".a.json-short.tmp", ".b-abcdefgh", "a-abcdefgh.tmp", ".tmp")]
+    for path in mine:
+        path.write_text("mine")
+    (tmp_path / ".folder-abcdefgh.tmp").mkdir()
+    (tmp_path / ".link-abcdefgh.tmp").symlink_to(tmp_path / "a.json")
+    one, other, deeper = (killed_while_writing(tmp_path / name) for name in ("a.json", "b", "below/a.json"))
+    kept = {path for path in tmp_path.rglob("*") if path not in (one, other)}
+    forget_temporaries(tmp_path, "a.json", "c")
+    assert (one.exists(), other.exists()) == (False, True)
+    forget_temporaries(tmp_path)
+    assert set(tmp_path.rglob("*")) == kept
+    assert deeper in kept
+    forget_temporaries(tmp_path / "absent")
+
+
+def test_a_folder_that_cannot_be_flushed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on network file systems: the file is there all the same."""
+    flush = os.fsync
+
+    def fsync(handle: int) -> None:
+        if stat.S_ISDIR(os.fstat(handle).st_mode):
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        flush(handle)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    write_text(tmp_path / "file", "text")
+    assert (tmp_path / "file").read_text() == "text"
 
 
 def test_others_may_read_it_as_the_umask_says(tmp_path: Path) -> None:

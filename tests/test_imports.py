@@ -26,6 +26,7 @@ BELOW_STAGES = FILES | {
     "yaml_nodes",
     "environment",
     "interrupts",
+    "processes",
     "locks",
     "run_folder",
 }
@@ -38,6 +39,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "progress": set(),
     "interrupts": set(),
     "environment": {"", "errors"},
+    "processes": {"errors", "environment"},
     "bits": {"errors"},
     "files": {"errors"},
     "locks": {"errors", "files"},
@@ -60,9 +62,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "data": {"errors", "files", "progress"},
     "models": FILES | {"progress"},
     "exporters": FILES | {"models", "progress"},
-    "decoding": {"errors", "progress", "data", "models"},
+    "decoding": {"errors", "progress", "processes", "data", "models"},
     "training": FILES
-    | {"", "progress", "recipe", "environment", "interrupts"}
+    | {"", "progress", "processes", "recipe", "environment", "interrupts"}
     | {"data", "models", "pruning", "decoding"},
     # Figures of anything; what a stage finds is given to them as plain values.
     "plots": {"errors", "files", "pruning"},

@@ -4,7 +4,8 @@ import errno
 import os
 import sys
 import traceback
-from typing import Annotated, Any
+from collections.abc import Callable
+from typing import Annotated, Any, NoReturn
 
 import typer
 import typer.core
@@ -12,7 +13,8 @@ import typer.core
 import parp_cli
 from parp_cli.cli import commands, compare, mask, quickstart, sweep
 from parp_cli.console import show_error
-from parp_cli.errors import Interrupted, ParpError, ResourceError
+from parp_cli.environment import is_out_of_memory, launched
+from parp_cli.errors import Interrupted, ParpError, ResourceError, UsageError
 
 _HELP = """Prune, adjust and re-prune self-supervised speech models: a sparse recogniser from one fine-tuning run.
 
@@ -29,6 +31,10 @@ Each stage reads and writes one file that holds weights and mask, in a run folde
 
 [bold]Methods side by side:[/]  parp sweep sweep.yaml
 """
+
+
+_TOGETHER = ("finetune", "eval")
+"""Commands that `torchrun` may start in several processes."""
 
 
 class _Group(typer.core.TyperGroup):
@@ -65,12 +71,18 @@ def _print_version(asked: bool) -> None:
 
 @app.callback()
 def root(
+    context: typer.Context,
     # With a callback of its own it is answered before a command is missed.
     version: Annotated[
         bool, typer.Option("--version", help="Print the version.", is_eager=True, callback=_print_version)
     ] = False,
 ) -> None:
     del version
+    if launched() and context.invoked_subcommand not in _TOGETHER:
+        raise UsageError(
+            f"parp {context.invoked_subcommand} is nothing for several processes",
+            hint=f"run it without torchrun, which {' and '.join(_TOGETHER)} can be run with",
+        )
 
 
 app.command()(mask.mask)
@@ -87,30 +99,68 @@ app.command()(quickstart.quickstart)
 
 def main() -> None:
     """Run the command line and exit with its code."""
+    if not launched():
+        _run(lambda _: True)
+        return
+    # DDP warns in each process that a run without layer drop could do without what one with it needs.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    from parp_cli.processes import joined
+
+    code: object = 0
+    try:
+        with joined() as processes:
+            _run(processes.first_to_say)
+    except SystemExit as end:
+        code = end.code
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Not by way of Python's own end, which aborts where a thread of gloo's still lets go of a tensor.
+    os._exit(code if isinstance(code, int) else int(code is not None))
+
+
+def _run(first_to_say: Callable[[str], bool]) -> None:
+    """Run the command line; what several processes find wrong together one of them says."""
+
+    def end(error: ParpError, *, lines: str = "", says: bool = True) -> NoReturn:
+        if says and first_to_say(error.message):
+            sys.stderr.write(lines)
+            show_error(error)
+        sys.exit(error.exit_code)
+
     try:
         app()
     except ParpError as error:
-        show_error(error)
-        sys.exit(error.exit_code)
+        end(error)
     except KeyboardInterrupt:
-        show_error(Interrupted("interrupted"))
-        sys.exit(Interrupted.exit_code)
+        end(Interrupted("interrupted"))
     except Exception as error:
-        known = _out_of_resources(error)
-        if known is not None:
-            show_error(known)
-            sys.exit(known.exit_code)
-        traceback.print_exc()
-        show_error(ParpError("this is a bug in parp", hint="report it with the lines above"))
-        sys.exit(ParpError.exit_code)
+        if (known := _out_of_resources(error)) is not None:
+            end(known)
+        if (lost := _lost_contact(error)) is not None:
+            end(lost, says=first_to_say(""))  # mostly the other has said why
+        end(ParpError("this is a bug in parp", hint="report it with the lines above"), lines=traceback.format_exc())
+
+
+def _lost_contact(error: Exception) -> ParpError | None:
+    """What to say where another process has ended in the middle of the common work."""
+    if not launched():
+        return None
+    from parp_cli.processes import lost_contact
+
+    if not lost_contact(error):
+        return None
+    return ResourceError(
+        "another of the processes has ended without a word",
+        details=str(error).splitlines()[:1],
+        hint="the system may have ended it for the memory it took",
+    )
 
 
 def _out_of_resources(error: Exception) -> ResourceError | None:
     """What gave out, if that is what the error is about."""
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return ResourceError(f"no space left to write {error.filename or 'a file'}", hint="free some space")
-    # torch's own class would have to be imported to be named; it derives from RuntimeError.
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "can't allocate" in str(error):
+    if is_out_of_memory(error):
         return ResourceError(
             "out of memory", details=str(error).splitlines()[:1], hint="make training.micro_batch_seconds smaller"
         )

@@ -44,6 +44,9 @@ def finetune(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show the resolved recipe and the run in figures; train nothing.")
     ] = False,
+    tensorboard: Annotated[
+        bool, typer.Option("--tensorboard", help="Log for TensorBoard too, to its folder in the run folder.")
+    ] = False,
     keys: KeysOption = False,
     settings: SetOption = None,
     run: RunOption = DEFAULT_RUN,
@@ -65,21 +68,23 @@ def finetune(
     """
     from parp_cli.recipe import Recipe, dump_yaml, load_recipe
 
-    output = Output(as_json=as_json, quiet=quiet)
     if keys:
-        render.recipe_keys(output, Recipe)
+        render.recipe_keys(Output(as_json=as_json, quiet=quiet), Recipe)
         return
     resolved = load_recipe(recipe, settings or ())
     if seed is not None:
         resolved = replace(resolved, seed=seed)
 
     from parp_cli.environment import resolve_precision, select_device
+    from parp_cli.processes import current
     from parp_cli.run_folder import newest_checkpoint
     from parp_cli.stages.finetune import finetune as stage
     from parp_cli.stages.finetune import plan
     from parp_cli.training.rounds import settle
 
-    where = select_device(device)
+    processes = current()
+    output = Output(as_json=as_json, quiet=quiet, mute=not processes.is_first)
+    where = processes.device(select_device(device))
     precision = resolve_precision(resolved.training.precision, where)
     resolved = replace(resolved, training=replace(resolved.training, precision=precision))
     start = init or newest_checkpoint(run, but_not_by=["finetune"])
@@ -88,7 +93,17 @@ def finetune(
             planned = plan(resolved, init=start, notify=notify)
         else:
             output.note(f"starting from {start or resolved.model or 'mini'}")
-            result = stage(resolved, run=run, init=start, out=out, device=where, resume=resume, notify=notify)
+            result = stage(
+                resolved,
+                run=run,
+                init=start,
+                out=out,
+                device=where,
+                resume=resume,
+                tensorboard=tensorboard,
+                processes=processes,
+                notify=notify,
+            )
     if dry_run:
         resolved = settle(resolved, start)
         resolved = replace(resolved, pruning=replace(resolved.pruning, sparsity=planned.sparsity))
@@ -193,12 +208,14 @@ def evaluate(
     """
     from parp_cli.checkpoint import read_metadata
     from parp_cli.environment import select_device
+    from parp_cli.processes import current
     from parp_cli.run_folder import checkpoint_or_newest, require_head
     from parp_cli.stages.evaluate import evaluate as stage
     from parp_cli.stages.evaluate import recorded_recipe
 
     del seed  # nothing here is random; taken because every stage takes it
-    output = Output(as_json=as_json, quiet=quiet)
+    processes = current()
+    output = Output(as_json=as_json, quiet=quiet, mute=not processes.is_first)
     source = checkpoint_or_newest(checkpoint, run)
     metadata = read_metadata(source)
     require_head(source, metadata)
@@ -210,8 +227,9 @@ def evaluate(
             out=out or run / f"eval-{chosen}.jsonl",
             split=chosen,
             data=data,
-            device=select_device(device),
+            device=processes.device(select_device(device)),
             batch_seconds=batch_seconds,
+            processes=processes,
             notify=notify,
         )
     render.evaluation(output, result)

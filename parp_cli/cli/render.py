@@ -74,12 +74,13 @@ def finetune(output: Output, result: "FinetuneResult") -> None:
     from parp_cli.data.problems import shown
 
     phones = result.best.character is None
-    columns = ("update", "loss", "PER" if phones else "WER", *(() if phones else ("CER",)))
+    columns = ("update", "loss", "PER" if phones else "WER", *(() if phones else ("CER",)), "blank")
     rows = []
     for validation in result.validations:
         star = " *" if validation == result.best else ""
         rates = [percent(validation.word)] + ([] if phones else [percent(validation.character)])
-        rows.append([f"{validation.update}{star}", f"{validation.train_loss:.3f}", *rates])
+        loss = "–" if validation.train_loss is None else f"{validation.train_loss:.3f}"
+        rows.append([f"{validation.update}{star}", loss, *rates, percent(validation.blank_rate)])
     output.table("Validation (* best)", columns, rows)
     if result.reprunings:
         revived = sum(repruning.revived for repruning in result.reprunings)
@@ -87,6 +88,9 @@ def finetune(output: Output, result: "FinetuneResult") -> None:
         output.text(f"re-pruned {times}, {revived:,} weights revived in all")
     for line in shown(result.skipped):
         output.text(f"left out {line}")
+    if result.skipped_updates:
+        many = "an update was" if result.skipped_updates == 1 else f"{result.skipped_updates:,} updates were"
+        output.text(f"{many} skipped: no finite loss or gradient; the log in the run folder has the utterances")
     amount = "dense" if result.sparsity is None else f"{percent(result.sparsity.exact)} sparse"
     cost = result.cost
     output.text(f"{amount}, {duration(cost.audio_seconds)} of audio heard in {duration(cost.seconds)}")

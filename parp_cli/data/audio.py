@@ -1,5 +1,6 @@
 """Sound files in, waveforms out: any rate and channel count becomes 16 kHz mono."""
 
+import math
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +21,9 @@ SAMPLE_RATE = 16_000
 
 AUDIO_SUFFIXES = frozenset({".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3"})
 """Endings, in lower case, by which sound files are found in a folder."""
+
+# Weights of the filter that resamples; those of 44,100 Hz are 71,000, and of 44,101 Hz 706 million, which take minutes.
+_LARGEST_FILTER = 20_000_000
 
 _REPLACE = "replace the file, or convert it anew to 16-bit FLAC"
 
@@ -70,24 +74,44 @@ def read_audio(path: Path) -> Tensor:
         Samples (S,), float32 at `SAMPLE_RATE`; full scale is 1.
 
     Raises:
-        DataError: the file is missing, unreadable, empty, cut short, or has samples that are not finite.
+        DataError: the file is missing, unreadable, empty, cut short, has samples that are not finite, or a sampling
+            rate that cannot well be changed.
+    """
+    return resample(*decode_audio(path))
+
+
+def decode_audio(path: Path) -> tuple[Tensor, int]:
+    """Samples (S,) at the file's own rate, and that rate in Hz; arguments and errors are those of `read_audio`.
+
+    There is no arithmetic of torch in it, whose threads would take turns with those of the caller's other threads.
     """
     channels, rate = _decoded(path)
-    samples = torch.from_numpy(channels).mean(dim=1)
-    if rate != SAMPLE_RATE:
-        resampled: Tensor = torchaudio.functional.resample(samples, rate, SAMPLE_RATE)
-        return resampled
-    return samples
+    if not can_resample(rate):
+        raise _unreadable(path, f"{rate:,} Hz have no simple ratio to {SAMPLE_RATE:,} Hz")
+    return torch.from_numpy(_mono(channels)), rate
+
+
+def resample(samples: Tensor, rate: int) -> Tensor:
+    """Samples (S,) of `rate` Hz at `SAMPLE_RATE`, on the device they are on."""
+    if rate == SAMPLE_RATE:
+        return samples
+    resampled: Tensor = torchaudio.functional.resample(samples, rate, SAMPLE_RATE)
+    return resampled
+
+
+def can_resample(rate: int) -> bool:
+    """Whether a sampling rate in Hz has a ratio to `SAMPLE_RATE` that is simple enough."""
+    return rate * SAMPLE_RATE // math.gcd(rate, SAMPLE_RATE) ** 2 <= _LARGEST_FILTER
 
 
 def inspect_audio(path: Path) -> Sound:
     """Read a sound file to its end for what can be known of it; without torch, so that threads may do it.
 
     Raises:
-        DataError: as `read_audio`.
+        DataError: as `read_audio`, but for its rate.
     """
     channels, rate = _decoded(path)
-    silent = bool(np.ptp(channels.mean(axis=1)) == 0)
+    silent = bool(np.ptp(_mono(channels)) == 0)
     return Sound(samples=len(channels), rate=rate, channels=channels.shape[1], silent=silent)
 
 
@@ -105,6 +129,11 @@ def _decoded(path: Path) -> tuple[NDArray[np.float32], int]:
     if not finite.all():
         raise _unreadable(path, f"a sample at {int(finite.argmin()) / rate:.3f} s is not a finite number")
     return samples, rate
+
+
+def _mono(channels: NDArray[np.float32]) -> NDArray[np.float32]:
+    mono: NDArray[np.float32] = channels.reshape(-1) if channels.shape[1] == 1 else channels.mean(axis=1)
+    return mono
 
 
 def audio_seconds(path: Path) -> float:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
-from parp_cli.data.audio import SAMPLE_RATE, Sound, inspect_audio
+from parp_cli.data.audio import SAMPLE_RATE, Sound, can_resample, inspect_audio
 from parp_cli.data.known_sounds import KnownSounds, Note, Unreadable, stamp
 from parp_cli.data.labels import Vocabulary, frames_needed
 from parp_cli.data.problems import MOST_SHOWN, shown
@@ -41,6 +41,7 @@ ProblemKind = Literal[
     "more labels than frames",
     "outside vocabulary",
     "no label",
+    "repeated id",
 ]
 
 
@@ -109,9 +110,13 @@ def check_utterances(
         frames: how many frames the model makes of so many samples at 16 kHz.
     """
     problems: list[Problem] = []
+    utterances = list(utterances)
+    count = Counter(utterance.id for utterance in utterances)
     for utterance in utterances:
         sound = sounds[utterance.audio]
         found = [*_wrong_sound(utterance, sound, frames), *_wrong_labels(utterance, sound, vocabulary, frames)]
+        if count[utterance.id] > 1:
+            found.append(("repeated id", f"{count[utterance.id]} utterances have this id"))
         problems += [
             Problem(utterance_id=utterance.id, split=split, kind=kind, what=what, audio=utterance.audio)
             for kind, what in found
@@ -128,23 +133,27 @@ def unusual_rates(
         splits: names and utterances.
         sounds: what is in their audio, from `read_sounds`.
     """
+    by_split: dict[str, Sequence[Utterance]] = {}
+    for split, utterances in splits:
+        by_split.setdefault(split, utterances)  # one may be there twice, to train and to validate on
     ids: dict[tuple[str, int], list[str]] = {}
     files: Counter[int] = Counter()
-    for split, utterances in splits:
+    for split, utterances in by_split.items():
         for utterance in utterances:
             sound = sounds[utterance.audio]
-            if isinstance(sound, Sound):
+            # Other rates are problems anyway.
+            if isinstance(sound, Sound) and sound.rate >= LOWEST_RATE and can_resample(sound.rate):
                 ids.setdefault((split, sound.rate), []).append(utterance.id)
                 files[sound.rate] += 1
     usual = max(files, key=lambda rate: (files[rate], rate), default=SAMPLE_RATE)
     lines = []
-    for split in dict(splits):
+    for split in by_split:
         others = sorted(rate for name, rate in ids if name == split and rate != usual)
         if others:
-            apart = "; ".join(f"{rate:,} Hz: {', '.join(shown(ids[split, rate], 3))}" for rate in others)
-            lacking = ", and less than that has no high sounds" if others[0] < SAMPLE_RATE else ""
+            apart = "; ".join(f"{', '.join(shown(ids[split, rate], 3))} at {rate:,} Hz" for rate in others)
+            lacking = ", and lower rates hold no high sounds" if others[0] < SAMPLE_RATE else ""
             lines.append(
-                f"{split}: not of {usual:,} Hz, as most audio, are {apart} "
+                f"{split}: most audio is sampled at {usual:,} Hz, but {apart} "
                 f"(all is resampled to {SAMPLE_RATE:,} Hz{lacking})"
             )
     return lines
@@ -225,6 +234,8 @@ def _wrong_sound(
         yield "silence", "all of its samples are the same"
     if sound.rate < LOWEST_RATE:
         yield "sampling rate", f"{sound.rate:,} Hz: speech needs {LOWEST_RATE:,} Hz at the least"
+    elif not can_resample(sound.rate):
+        yield "sampling rate", f"{sound.rate:,} Hz have no simple ratio to {SAMPLE_RATE:,} Hz: convert it"
     if abs(sound.seconds - utterance.seconds) > max(_LENGTH_SECONDS, _LENGTH_SHARE * sound.seconds):
         yield "wrong length", f"{sound.seconds:.2f} s, but {utterance.seconds:.2f} s are given for it"
     if frames(sound.resampled) == 0:

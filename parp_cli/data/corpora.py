@@ -31,6 +31,7 @@ def load_split(
     download: bool = False,
     progress: ByteProgress | None = None,
     seed: int = 0,
+    lenient: bool = False,
 ) -> list[Utterance]:
     """All utterances of one split.
 
@@ -42,6 +43,7 @@ def load_split(
         download: fetch LibriSpeech or Libri-light limited where it is not under `root`.
         progress: called with done and total: bytes where something is downloaded, speakers where it is generated.
         seed: of the generated corpus.
+        lenient: as of `read_manifest` and `load_librispeech`.
 
     Raises:
         DataError: there is no such corpus or split (those there are listed), or it is broken or cannot be fetched.
@@ -50,24 +52,25 @@ def load_split(
         case "generated":
             from parp_cli.data.generated import ensure_split
 
-            return load_librispeech(ensure_split(split, root=root, seed=seed, progress=progress), split)
+            folder = ensure_split(split, root=root, seed=seed, progress=progress)
+            return load_librispeech(folder, split, lenient=lenient)
         case "librispeech":
             folder = root or _cached("librispeech")
             if download and split not in librispeech_splits(folder):
                 download_librispeech(split, folder, progress=progress)
             _require(folder, "LibriSpeech")
-            return load_librispeech(folder, split)
+            return load_librispeech(folder, split, lenient=lenient)
         case "librilight" if split in LIBRISPEECH_SPLITS:
             # It has no dev and test sets of its own: they are LibriSpeech's, under the same root.
-            return load_split("librispeech", split, root=root, download=download, progress=progress)
+            return load_split("librispeech", split, root=root, download=download, progress=progress, lenient=lenient)
         case "librilight":
             folder = root or _cached("librilight")
             if download and not (librilight_base(folder) / "1h").is_dir():
                 download_librilight(folder, progress=progress)
             _require(folder, "Libri-light limited")
-            return load_librilight(folder, split)
+            return load_librilight(folder, split, lenient=lenient)
         case "manifest":
-            return _load_manifest(manifest, split)
+            return _load_manifest(manifest, split, lenient=lenient)
     raise DataError(f"no corpus named {corpus}", hint="name one of " + ", ".join(CORPORA))
 
 
@@ -114,10 +117,10 @@ def _require(folder: Path, corpus: str) -> None:
         raise DataError(f"no folder {folder}", hint=f"name the folder that holds {corpus}, or have it downloaded")
 
 
-def _load_manifest(manifest: Path | None, split: str) -> list[Utterance]:
+def _load_manifest(manifest: Path | None, split: str, *, lenient: bool) -> list[Utterance]:
     if manifest is None:
         raise DataError("no manifest is named", hint="name a TSV or JSON Lines file that lists the utterances")
-    utterances = read_manifest(manifest)
+    utterances = read_manifest(manifest, lenient=lenient)
     chosen = [utterance for utterance in utterances if utterance.split == split]
     if not chosen:
         there = sorted({utterance.split for utterance in utterances})

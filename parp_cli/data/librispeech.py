@@ -57,12 +57,13 @@ def librispeech_splits(root: Path) -> list[str]:
     )
 
 
-def load_librispeech(root: Path, split: str) -> list[Utterance]:
+def load_librispeech(root: Path, split: str, *, lenient: bool = False) -> list[Utterance]:
     """One split of LibriSpeech, or of any corpus in its layout, sorted by id.
 
     Args:
         root: the folder named LibriSpeech, or the one it lies in.
         split: a folder under it, such as "train-clean-100".
+        lenient: leave it to the caller to find audio that is missing or cannot be opened; its length is 0 then.
 
     Raises:
         DataError: there is no such split, audio cannot be read, or a transcript has no audio.
@@ -74,7 +75,7 @@ def load_librispeech(root: Path, split: str) -> list[Utterance]:
             details=["splits there: " + (", ".join(available) or "none")],
             hint="name one of these, or the folder that holds LibriSpeech/<split>/<speaker>/<chapter>",
         )
-    return _load_chapters((librispeech_base(root) / split).glob("*/*"), split)
+    return _load_chapters((librispeech_base(root) / split).glob("*/*"), split, lenient)
 
 
 def librilight_base(root: Path) -> Path:
@@ -82,12 +83,13 @@ def librilight_base(root: Path) -> Path:
     return _inside(root, LIBRILIGHT_FOLDER)
 
 
-def load_librilight(root: Path, split: str) -> list[Utterance]:
+def load_librilight(root: Path, split: str, *, lenient: bool = False) -> list[Utterance]:
     """One split of Libri-light limited, sorted by id.
 
     Args:
         root: the folder named librispeech_finetuning, or the one it lies in.
         split: a key of `LIBRILIGHT_SPLITS`.
+        lenient: as of `load_librispeech`.
 
     Raises:
         DataError: there is no such split, a part of it is missing, audio cannot be read, or a transcript has no audio.
@@ -104,7 +106,7 @@ def load_librilight(root: Path, split: str) -> list[Utterance]:
             hint=f"name the folder that holds {LIBRILIGHT_FOLDER}, or have it downloaded",
         )
     chapters = [chapter for part in parts for chapter in (base / part).glob("*/*/*")]
-    return _load_chapters(chapters, split)
+    return _load_chapters(chapters, split, lenient)
 
 
 def _inside(root: Path, name: str) -> Path:
@@ -115,12 +117,12 @@ def _has_audio(folder: Path) -> bool:
     return next(folder.glob("*/*/*.flac"), None) is not None
 
 
-def _load_chapters(chapters: Iterable[Path], split: str) -> list[Utterance]:
+def _load_chapters(chapters: Iterable[Path], split: str, lenient: bool) -> list[Utterance]:
     utterances: list[Utterance] = []
     problems: list[str] = []
     for chapter in chapters:
         if chapter.is_dir():
-            utterances += _load_chapter(chapter, split, problems)
+            utterances += _load_chapter(chapter, split, problems, lenient)
     if problems:
         raise DataError(
             f"split {split} has {len(problems):,} broken or missing files",
@@ -130,7 +132,7 @@ def _load_chapters(chapters: Iterable[Path], split: str) -> list[Utterance]:
     return sorted(utterances, key=lambda utterance: utterance.id)
 
 
-def _load_chapter(chapter: Path, split: str, problems: list[str]) -> list[Utterance]:
+def _load_chapter(chapter: Path, split: str, problems: list[str], lenient: bool) -> list[Utterance]:
     """The utterances of a folder `<speaker>/<chapter>`; what is wrong with it is added to `problems`."""
     speaker = chapter.parent.name
     prefix = f"{speaker}-{chapter.name}"
@@ -138,14 +140,19 @@ def _load_chapter(chapter: Path, split: str, problems: list[str]) -> list[Uttera
     phones = _read_lines(chapter / f"{prefix}.phones.txt", problems)
     audio = {path.stem: path for path in chapter.glob("*.flac") if not path.name.startswith(".")}
     for name in sorted(texts.keys() - audio.keys()):
-        problems.append(f"{chapter / name}.flac: missing, but it has a transcript")
+        if lenient:
+            audio[name] = chapter / f"{name}.flac"
+        else:
+            problems.append(f"{chapter / name}.flac: missing, but it has a transcript")
     utterances = []
     for name, path in audio.items():
         try:
             seconds = audio_seconds(path)
         except DataError as error:
-            problems.append(f"{path}: {'; '.join(error.details)}")
-            continue
+            if not lenient:
+                problems.append(f"{path}: {'; '.join(error.details)}")
+                continue
+            seconds = 0.0
         utterances.append(
             Utterance(
                 id=name,

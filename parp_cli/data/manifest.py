@@ -21,8 +21,13 @@ _STRINGS = (*REQUIRED, "text", "phones", "speaker")
 _HINT = "required are id, audio and split; text, phones, speaker and seconds are optional"
 
 
-def read_manifest(path: Path) -> list[Utterance]:
+def read_manifest(path: Path, *, lenient: bool = False) -> list[Utterance]:
     """Read a manifest, in its own order; the format is told from the first character ("{" is JSON Lines).
+
+    Args:
+        path: of the manifest.
+        lenient: leave it to the caller to find utterances with the id of another one or without audio; a length that
+            has to be read from a header, and cannot be, is 0 then.
 
     Raises:
         DataError: the file cannot be read, or lines of it are wrong: all of them are listed with their numbers.
@@ -31,13 +36,13 @@ def read_manifest(path: Path) -> list[Utterance]:
     utterances: list[Utterance] = []
     first_line: dict[str, int] = {}
     for line, fields in _rows(path, _text(path), problems):
-        utterance = _utterance(path.parent, fields, f"line {line}", problems)
+        utterance = _utterance(path.parent, fields, f"line {line}", problems, lenient)
         if utterance is None:
             continue
-        if utterance.id in first_line:
+        if utterance.id in first_line and not lenient:
             problems.append(f"line {line}: id {utterance.id} is that of line {first_line[utterance.id]}")
         else:
-            first_line[utterance.id] = line
+            first_line.setdefault(utterance.id, line)
             utterances.append(utterance)
     if problems:
         count = "a problem" if len(problems) == 1 else f"{len(problems):,} problems"
@@ -99,7 +104,9 @@ def _tsv_rows(path: Path, lines: list[tuple[int, str]], problems: list[str]) -> 
             problems.append(f"line {number}: {len(row)} columns, but the header row has {len(header)}")
 
 
-def _utterance(folder: Path, fields: dict[str, Any], where: str, problems: list[str]) -> Utterance | None:
+def _utterance(
+    folder: Path, fields: dict[str, Any], where: str, problems: list[str], lenient: bool
+) -> Utterance | None:
     """The utterance of one line; what is wrong with it is added to `problems`."""
     found = len(problems)
     for name in _STRINGS:
@@ -110,7 +117,7 @@ def _utterance(folder: Path, fields: dict[str, Any], where: str, problems: list[
     if len(problems) > found:
         return None
     audio = folder / fields["audio"].strip()
-    seconds = _seconds(fields, audio, where, problems)
+    seconds = _seconds(fields, audio, where, problems, lenient)
     if seconds is None:
         return None
     return Utterance(
@@ -124,14 +131,16 @@ def _utterance(folder: Path, fields: dict[str, Any], where: str, problems: list[
     )
 
 
-def _seconds(fields: dict[str, Any], audio: Path, where: str, problems: list[str]) -> float | None:
-    if not audio.is_file():
+def _seconds(fields: dict[str, Any], audio: Path, where: str, problems: list[str], lenient: bool) -> float | None:
+    if not lenient and not audio.is_file():
         problems.append(f"{where}: no audio file {audio}")
         return None
     if "seconds" not in fields:
         try:
             return audio_seconds(audio)
         except DataError as error:
+            if lenient:
+                return 0.0
             problems.append(f"{where}: {error.message}: {'; '.join(error.details)}")
             return None
     value = fields["seconds"]

@@ -21,7 +21,7 @@ class Utterance:
     """The split that it belongs to, such as "test-clean"; "" where there are no splits."""
 
     seconds: float
-    """Length in seconds."""
+    """Length in seconds; 0 where it is not known because the file cannot be read."""
 
     text: str | None = None
     """Transcript: upper case words divided by single spaces."""

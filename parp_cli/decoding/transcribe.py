@@ -1,7 +1,8 @@
 """Hypotheses for a list of utterances: front end, encoder, decoder, in batches."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -13,6 +14,7 @@ from parp_cli.data.utterances import Utterance
 from parp_cli.decoding.greedy import best_paths, collapse
 from parp_cli.errors import CheckpointError
 from parp_cli.models.forward import encode, pad
+from parp_cli.processes import ALONE, Processes
 from parp_cli.progress import Notify, Progress, silent
 
 if TYPE_CHECKING:
@@ -41,25 +43,32 @@ def transcribe(
     vocabulary: Vocabulary,
     *,
     batch_seconds: float,
+    encoder: Callable[[Tensor, Tensor], Tensor] | None = None,
+    processes: Processes = ALONE,
     notify: Notify = silent,
 ) -> list[Transcript]:
-    """Greedy transcripts in the order of `utterances`.
+    """Greedy transcripts in the order of `utterances`, in all processes that make them together.
 
     Args:
         model: with a CTC head of the vocabulary's size; put into evaluation mode and back.
         features: front-end features of utterances, each (T, C).
         batch_seconds: padded audio in one forward pass.
+        encoder: from features (B, T, C) and lengths (B,) to logits; by default the model's.
+        processes: among which the batches are dealt out. Each calls with the same utterances.
 
     Raises:
         CheckpointError: the model's output is no number.
     """
+    encoder = encoder or partial(encode, model)
     transcripts: dict[int, Transcript] = {}
+    batches = sorted_batches([utterance.seconds for utterance in utterances], batch_seconds)
     was_training = model.training
     model.eval()
     with torch.inference_mode():
-        for batch in sorted_batches([utterance.seconds for utterance in utterances], batch_seconds):
+        for number, _ in processes.share(len(batches)):
+            batch = batches[number]
             padded, lengths = pad(features([utterances[index] for index in batch]))
-            logits = encode(model, padded, lengths)
+            logits = encoder(padded, lengths)
             _check_finite(logits, [utterances[index] for index in batch])
             for index, path in zip(batch, best_paths(logits, lengths), strict=True):
                 transcripts[index] = Transcript(
@@ -67,8 +76,11 @@ def transcribe(
                     frames=len(path),
                     blank_frames=int((path == BLANK_ID).sum()),
                 )
-            notify(Progress("transcribing", len(transcripts), len(utterances)))
+            done = min(len(transcripts) * processes.count, len(utterances))
+            notify(Progress("transcribing", done, len(utterances)))
     model.train(was_training)
+    for rows in processes.gather([[index, asdict(transcript)] for index, transcript in transcripts.items()]):
+        transcripts |= {index: Transcript(**values) for index, values in rows}
     return [transcripts[index] for index in range(len(utterances))]
 
 

@@ -289,12 +289,15 @@ def build(
         activation_dropout: inside the feed-forward blocks, in training.
 
     Returns:
-        torchaudio's model: waveforms (B, S) to logits (B, T, V), or features (B, T, D) without a head.
+        torchaudio's model, its encoder computing in the ways of `models.layers`: waveforms (B, S) to logits (B, T, V),
+        or features (B, T, D) without a head.
 
     Raises:
         CheckpointError: the architecture's arguments fit no builder.
     """
     from torchaudio.models import wav2vec2_model, wavlm_model
+
+    from parp_cli.models.layers import quicken
 
     builder = wavlm_model if architecture.family == "wavlm" else wav2vec2_model
     expected = set(inspect.signature(builder).parameters) - {"aux_num_out"}
@@ -309,7 +312,9 @@ def build(
         "encoder_dropout": dropout,
         "encoder_layer_drop": layer_drop,
     }
-    return builder(**arguments, aux_num_out=vocabulary_size)
+    model = builder(**arguments, aux_num_out=vocabulary_size)
+    quicken(model.encoder)
+    return model
 
 
 def frames(architecture: Architecture, samples: int) -> int:

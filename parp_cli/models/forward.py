@@ -5,12 +5,18 @@ runs on padded batches of its output. B utterances, S samples, T frames of 20 ms
 V tokens.
 """
 
-from collections.abc import Callable, Sequence
+import importlib.util
+import os
+import shutil
+from collections.abc import Callable, Collection, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
+from parp_cli.errors import ResourceError
 from parp_cli.models.architectures import Architecture
 from parp_cli.models.waveform import normalize
 
@@ -38,6 +44,8 @@ def encode(
     lengths: Tensor,
     *,
     alter: Callable[[Tensor, Tensor], Tensor] | None = None,
+    skip: Collection[int] = (),
+    checkpoint_activations: bool = False,
 ) -> Tensor:
     """Logits (B, T, V) of padded front-end features, or hidden states (B, T, D) of a model without a head.
 
@@ -46,11 +54,13 @@ def encode(
     padding mask to WavLM's attention.
 
     Args:
-        model: from `architectures.build`; in training mode it drops layers and units as built.
+        model: from `architectures.build`; in training mode it drops units as built.
         features: (B, T, C), zero where padded.
         lengths: (B,) valid frames.
         alter: called with projected features (B, T, D) and lengths before the Transformer: the place for masking
             latent features in training.
+        skip: indices of Transformer layers that are left out, from `draw_skipped_layers`.
+        checkpoint_activations: keep only each layer's input for the backward pass, and compute the layer again there.
     """
     hidden = model.encoder.feature_projection(features)
     padded = torch.arange(hidden.shape[1], device=lengths.device) >= lengths[:, None]
@@ -66,17 +76,61 @@ def encode(
         dtype = next(transformer.parameters()).dtype
         bias = torch.zeros(padded.shape, dtype=dtype, device=hidden.device).masked_fill(padded, -1e4)
     for index, layer in enumerate(transformer.layers):
-        relative = hasattr(layer.attention, "rel_attn_embed")  # WavLM
-        # WavLM's first layer makes the position bias of all, so it is never dropped.
-        droppable = model.training and not (relative and index == 0)
-        if droppable and torch.rand(()).item() < transformer.layer_drop:
+        if index in skip:
             continue
-        if relative:
-            hidden, position_bias = layer(hidden, position_bias=position_bias, key_padding_mask=bias)
+        run = partial(checkpoint, layer, use_reentrant=False) if checkpoint_activations else layer
+        if _is_relative(layer):
+            hidden, position_bias = run(hidden, position_bias=position_bias, key_padding_mask=bias)
         else:
             attention_mask = None if bias is None else bias[:, None, None, :].expand(-1, 1, padded.shape[1], -1)
-            hidden, _ = layer(hidden, attention_mask)
+            hidden, _ = run(hidden, attention_mask)
     if not transformer.layer_norm_first:
         hidden = transformer.layer_norm(hidden)
     result: Tensor = hidden if model.aux is None else model.aux(hidden)
     return result
+
+
+def draw_skipped_layers(model: "Wav2Vec2Model") -> frozenset[int]:
+    """Layer drop: the Transformer layers to leave out of an update, drawn from torch's global generator.
+
+    To be drawn once an update, not for each micro-batch: then all parts of an update train the same layers, and
+    processes that share it take part in the same exchanges of gradients. Empty for a model that is not training.
+    """
+    transformer = model.encoder.transformer
+    if not model.training or transformer.layer_drop <= 0:
+        return frozenset()
+    draws = torch.rand(len(transformer.layers)).tolist()
+    # WavLM's first layer makes the position bias of all, so it is never dropped.
+    return frozenset(
+        index
+        for index, draw in enumerate(draws)
+        if draw < transformer.layer_drop and not (index == 0 and _is_relative(transformer.layers[0]))
+    )
+
+
+def compile_layers(model: "Wav2Vec2Model") -> None:
+    """Compile each Transformer layer where it is used; state-dict names stay. The first passes take minutes.
+
+    For CUDA: on a CPU this package's own ways are as fast or faster. Lengths may vary without compiling anew.
+
+    Raises:
+        ResourceError: no compiler is found for the code that torch writes.
+    """
+    device = next(model.parameters()).device.type
+    if device == "cpu" and not any(shutil.which(name) for name in (os.environ.get("CXX", "g++"), "clang++")):
+        raise ResourceError(
+            "no C++ compiler is found to compile the Transformer layers with",
+            hint="install g++, or name one in the environment variable CXX, or set training.compile to false",
+        )
+    if device == "cuda" and importlib.util.find_spec("triton") is None:
+        raise ResourceError(
+            "Triton is not installed, with which torch compiles for CUDA",
+            hint="pip install triton, or set training.compile to false",
+        )
+    for layer in model.encoder.transformer.layers:
+        layer.compile(dynamic=True)
+
+
+def _is_relative(layer: nn.Module) -> bool:
+    """Whether it is one of WavLM's layers."""
+    return hasattr(layer.attention, "rel_attn_embed")

@@ -3,12 +3,14 @@
 True = kept, False = pruned. A set of masks is read as the set of the weights it keeps.
 """
 
+import hashlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from parp_cli.bits import pack
 from parp_cli.errors import MaskError
 
 Masks = Mapping[str, Tensor]
@@ -31,6 +33,15 @@ def sparsity(masks: Masks) -> float:
     """Share of the covered weights that is pruned; 0 without any masks."""
     total = count_all(masks)
     return count_pruned(masks) / total if total else 0.0
+
+
+def masks_hash(masks: Masks) -> str:
+    """Names masks by their content: the SHA-256 of their names, shapes and bits."""
+    digest = hashlib.sha256()
+    for name, mask in masks.items():
+        digest.update(f"{name} {tuple(mask.shape)}\n".encode())
+        digest.update(pack(mask).numpy().data)
+    return digest.hexdigest()
 
 
 def check_fit(masks: Masks, weights: Mapping[str, Tensor], *, what: str) -> None:

@@ -19,7 +19,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
-from torch import Tensor
+import torch
+from torch import Tensor, distributed
+from torch.distributed import ProcessGroup
 
 from parp_cli.pruning.masks import Masks
 from parp_cli.pruning.patterns import GLOBAL, Pattern
@@ -71,6 +73,7 @@ class Settings:
         start_sparsity: where growing sparsity begins.
         growth: how it grows.
         drop_fraction: RigL's share of kept weights that is swapped at first.
+        group: processes over which the weights are sharded, as for `select.magnitude_masks`; None where they are whole.
     """
 
     sparsity: float
@@ -80,6 +83,7 @@ class Settings:
     start_sparsity: float = 0.0
     growth: Literal["linear", "cubic"] = "linear"
     drop_fraction: float = 0.3
+    group: ProcessGroup | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,7 +183,8 @@ class Parp:
         return self._by_magnitude(moment, self._settings.sparsity)
 
     def _by_magnitude(self, moment: Moment, sparsity: float) -> Masks:
-        return self._settings.pattern.masks(moment.weights, sparsity, self._settings.layers)
+        settings = self._settings
+        return settings.pattern.masks(moment.weights, sparsity, settings.layers, group=settings.group)
 
 
 class ProgressiveParp(Parp):
@@ -215,6 +220,7 @@ class RigL:
             interval=schedule.interval, updates=schedule.updates, start=schedule.start, end=self._end, final=False
         )
         self._drop_fraction = settings.drop_fraction
+        self._group = settings.group
 
     def reprunes(self, update: int) -> bool:
         return self._schedule.due(update)
@@ -237,18 +243,26 @@ class RigL:
     def _swap(self, name: str, mask: Tensor, moment: Moment) -> Tensor:
         if name not in moment.gradients:  # frozen for now
             return mask
-        kept = int(mask.count_nonzero())
-        count = min(self.swapped(kept, moment.update), mask.numel() - kept)
-        left = mask & _largest(moment.weights[name].detach(), kept - count, among=mask)
-        return left | _largest(moment.gradients[name], count, among=~left)
+        kept = _count(mask, self._group)
+        count = min(self.swapped(kept, moment.update), _count(torch.ones_like(mask), self._group) - kept)
+        left = mask & _largest(moment.weights[name].detach(), kept - count, mask, self._group)
+        return left | _largest(moment.gradients[name], count, ~left, self._group)
 
 
-def _largest(scores: Tensor, count: int, *, among: Tensor) -> Tensor:
+def _count(mask: Tensor, group: ProcessGroup | None) -> int:
+    """How many entries are True, in all processes of a group."""
+    count = mask.count_nonzero()
+    if group is not None:
+        distributed.all_reduce(count, group=group)
+    return int(count)
+
+
+def _largest(scores: Tensor, count: int, among: Tensor, group: ProcessGroup | None) -> Tensor:
     """The `count` entries of largest magnitude where `among` is True, exactly."""
-    candidates = int(among.count_nonzero())
+    candidates = _count(among, group)
     # What is no candidate ranks above them all, so the smallest to be pruned are candidates.
     ranked = scores.masked_fill(~among, math.inf)
-    return magnitude_masks({"scores": ranked}, candidates - count)["scores"] & among
+    return magnitude_masks({"scores": ranked}, candidates - count, group=group)["scores"] & among
 
 
 METHODS: Mapping[str, Callable[[Settings], Method]] = {

@@ -16,10 +16,11 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.distributed import ProcessGroup
 
 from parp_cli.errors import ParpError, UsageError
 from parp_cli.pruning.limits import WHOLE, PatternKind, check_sparsity, read_pattern
-from parp_cli.pruning.select import magnitude_masks, prune_count
+from parp_cli.pruning.select import magnitude_masks, prune_count, total_count
 
 _CHUNK = 1 << 18
 """Entries looked at together, which bounds the memory beyond the masks; these and their ranks stay in the cache."""
@@ -59,32 +60,42 @@ class Pattern:
         rows, columns = self._cell
         return len(shape) >= 2 and shape[0] % rows == 0 and math.prod(shape[1:]) % columns == 0
 
-    def masks(self, scores: Mapping[str, Tensor], sparsity: float, layers: Mapping[str, str]) -> dict[str, Tensor]:
+    def masks(
+        self,
+        scores: Mapping[str, Tensor],
+        sparsity: float,
+        layers: Mapping[str, str],
+        *,
+        group: ProcessGroup | None = None,
+    ) -> dict[str, Tensor]:
         """Masks of this pattern that keep the largest magnitudes.
 
         Args:
             scores: what is ranked by magnitude, mostly the weights themselves; float32, float16 or bfloat16.
             sparsity: share to prune. Of n entries (or n blocks) that compete, round(s·n) are pruned.
             layers: the label of each name's layer; only the pattern "layer" looks at it.
+            group: processes over which the scores are sharded, as for `select.magnitude_masks`. N:M looks at rows
+                alone; blocks must not be cut through.
 
         Returns:
             For each name a boolean tensor of the score's shape and device, True = kept.
 
         Raises:
-            UsageError: the sparsity is outside [0, 1) or not N:M's own, or a tensor cannot carry the pattern.
+            UsageError: the sparsity is outside [0, 1) or not N:M's own, or a tensor, or a process's rows of it, cannot
+                carry the pattern.
             ParpError: a score is NaN (the parameter is named).
         """
         check_sparsity(sparsity)
-        self._check_carried(scores)
+        self._check_carried(scores, "" if group is None else ", divided among processes as it is,")
         match self.kind:
             case "global":
-                return _competing(scores, sparsity)
+                return _competing(scores, sparsity, group)
             case "layer":
-                return _competing_within(scores, sparsity, lambda name: layers[name])
+                return _competing_within(scores, sparsity, group, lambda name: layers[name])
             case "tensor":
-                return _competing_within(scores, sparsity, lambda name: name)
+                return _competing_within(scores, sparsity, group, lambda name: name)
             case "block":
-                return _block_masks(scores, sparsity, *self.sides)
+                return _block_masks(scores, sparsity, group, *self.sides)
             case "n:m":
                 self._check_own(sparsity)
                 return {name: _n_of_m_mask(name, score, *self.sides) for name, score in scores.items()}
@@ -94,13 +105,13 @@ class Pattern:
         """Rows and columns of what N:M and blocks repeat."""
         return (1, self.sides[1]) if self.kind == "n:m" else self.sides
 
-    def _check_carried(self, scores: Mapping[str, Tensor]) -> None:
+    def _check_carried(self, scores: Mapping[str, Tensor], how: str) -> None:
         wrong = [name for name, score in scores.items() if not self.carries(tuple(score.shape))]
         if wrong:
             rows, columns = self._cell
             more = [f"… and {len(wrong) - 10} more"] if len(wrong) > 10 else []
             raise UsageError(
-                f"{wrong[0]} cannot hold the pattern {self}",
+                f"{wrong[0]}{how} cannot hold the pattern {self}",
                 details=[*(f"{name}: {tuple(scores[name].shape)}" for name in wrong[:10]), *more],
                 hint=f"a matrix can, whose rows are a multiple of {rows} and its columns of {columns}",
             )
@@ -115,21 +126,24 @@ GLOBAL = Pattern("global")
 """PARP's: all prunable weights compete."""
 
 
-def _competing(scores: Mapping[str, Tensor], sparsity: float) -> dict[str, Tensor]:
-    total = sum(score.numel() for score in scores.values())
-    return magnitude_masks(scores, prune_count(sparsity, total))
+def _competing(scores: Mapping[str, Tensor], sparsity: float, group: ProcessGroup | None) -> dict[str, Tensor]:
+    return magnitude_masks(scores, prune_count(sparsity, total_count(scores, group)), group=group)
 
 
-def _competing_within(scores: Mapping[str, Tensor], sparsity: float, label: Callable[[str], str]) -> dict[str, Tensor]:
+def _competing_within(
+    scores: Mapping[str, Tensor], sparsity: float, group: ProcessGroup | None, label: Callable[[str], str]
+) -> dict[str, Tensor]:
     """Entries compete with those of the same label."""
     sets: dict[str, dict[str, Tensor]] = {}
     for name, score in scores.items():
         sets.setdefault(label(name), {})[name] = score
-    masks = {name: mask for rivals in sets.values() for name, mask in _competing(rivals, sparsity).items()}
+    masks = {name: mask for rivals in sets.values() for name, mask in _competing(rivals, sparsity, group).items()}
     return {name: masks[name] for name in scores}
 
 
-def _block_masks(scores: Mapping[str, Tensor], sparsity: float, rows: int, columns: int) -> dict[str, Tensor]:
+def _block_masks(
+    scores: Mapping[str, Tensor], sparsity: float, group: ProcessGroup | None, rows: int, columns: int
+) -> dict[str, Tensor]:
     """A block's score is the sum of its magnitudes."""
     sums = {}
     for name, score in scores.items():
@@ -139,7 +153,7 @@ def _block_masks(scores: Mapping[str, Tensor], sparsity: float, rows: int, colum
         sums[name] = blocks.abs().sum((1, 3), dtype=torch.float64).float()
     return {
         name: mask.repeat_interleave(rows, 0).repeat_interleave(columns, 1).reshape(scores[name].shape)
-        for name, mask in _competing(sums, sparsity).items()
+        for name, mask in _competing(sums, sparsity, group).items()
     }
 
 

@@ -5,11 +5,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
+from torch import Tensor, distributed
+from torch.distributed import ProcessGroup
 
 from parp_cli.errors import MaskError
-from parp_cli.pruning.masks import Masks, apply_, check_fit, revived_and_dropped, sparsity
+from parp_cli.pruning.masks import Masks, apply_, check_fit, count_all, count_pruned, revived_and_dropped
 from parp_cli.pruning.methods import Method, Moment
+from parp_cli.pruning.rows import all_rows_as, divided_as, own_rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,10 +40,13 @@ class Pruner:
         masks: where the run starts, by the same names; empty for a dense run.
         method: when masks change, and how.
         layers: a label for each name, by which re-prunings are recorded.
+        group: processes over which the weights are sharded, if they are (FSDP2's parameters); None where they are
+            whole.
 
     Attributes:
         weights: as given.
-        masks: of the last pruning, on the weights' device; empty when dense.
+        masks: of the last pruning, on the weights' device; empty when dense. Of the rows that this process holds, where
+            weights are sharded.
         history: all re-prunings so far.
 
     Raises:
@@ -55,23 +60,38 @@ class Pruner:
         *,
         method: Method,
         layers: Mapping[str, str] | None = None,
+        group: ProcessGroup | None = None,
     ) -> None:
         self.history: list[Repruning] = []
         self.update = 0
         self._method = method
         self.weights = dict(weights)
         self._layers = layers or {}
+        self._group = group
         self._gradients: dict[str, Tensor] = {}
         self.masks: dict[str, Tensor] = {}
         if masks:
             check_fit(masks, self.weights, what="the model to fine-tune")
             if unmasked := [f"{name}: no mask" for name in self.weights if name not in masks]:
                 raise MaskError("mask does not fit the model to fine-tune", details=unmasked[:10])
-            self.masks = {name: masks[name].to(self.weights[name].device) for name in self.weights}
+            self.take(masks)
+
+    def take(self, masks: Masks) -> None:
+        """Go on with these masks, of whole weights, and leave the weights as they are."""
+        self.masks = {name: own_rows(divided_as(masks[name], self.weights[name])) for name in masks}
+
+    def whole(self, masks: Masks) -> dict[str, Tensor]:
+        """Masks such as this process has, of all rows, on the CPU. All processes must ask at once."""
+        return {name: all_rows_as(mask, self.weights[name]) for name, mask in masks.items()}
+
+    def counts(self, masks: Masks) -> tuple[int, int]:
+        """How many weights such masks prune, and how many they cover, in all processes."""
+        pruned, covered = self._sum([count_pruned(masks), count_all(masks)])
+        return pruned, covered
 
     def start(self) -> None:
         """Prune: set the weights outside the first mask to zero."""
-        apply_(self.masks, self.weights)
+        apply_(self.masks, self._rows())
 
     def before_step(self, update: int) -> None:
         """Between the backward pass and the optimizer's step of the update with this number, from 1.
@@ -79,7 +99,7 @@ class Pruner:
         Where pruned weights are to stay zero their gradients are zeroed, so that their moments stay zero too.
         """
         # Weights that are frozen for now have no gradient.
-        gradients = {name: weight.grad for name, weight in self.weights.items() if weight.grad is not None}
+        gradients = {name: own_rows(w.grad) for name, w in self.weights.items() if w.grad is not None}
         if self._method.scores_gradients and self._method.reprunes(update):
             self._gradients = {name: gradient.clone() for name, gradient in gradients.items()}
         if self.masks and not self._method.adjusts(self.update):
@@ -96,13 +116,13 @@ class Pruner:
         if not self.masks:
             return None
         if not self._method.adjusts(update - 1):
-            apply_(self.masks, self.weights)  # weight decay and the like must not move them either
+            apply_(self.masks, self._rows())  # weight decay and the like must not move them either
         if not self._method.reprunes(update):
             return None
         masks = dict(self._method.masks(self._moment()))
         self.history.append(self.compare(masks))
         self.masks, self._gradients = masks, {}
-        apply_(self.masks, self.weights)
+        apply_(self.masks, self._rows())
         if optimizer is not None and not self._method.adjusts(update):
             self._forget_moments(optimizer)
         return self.history[-1]
@@ -118,28 +138,44 @@ class Pruner:
         if masks is self.masks:
             yield self.masks
             return
-        unpruned = {name: weight.detach().clone() for name, weight in self.weights.items()}
-        apply_(masks, self.weights)
+        unpruned = {name: rows.clone() for name, rows in self._rows().items()}
+        apply_(masks, self._rows())
         try:
             yield masks
         finally:
-            for name, weight in unpruned.items():
-                self.weights[name].detach().copy_(weight)
+            for name, rows in self._rows().items():
+                rows.copy_(unpruned[name])
+
+    def _rows(self) -> dict[str, Tensor]:
+        """What this process holds of the weights, to be changed in place."""
+        return {name: own_rows(weight) for name, weight in self.weights.items()}
+
+    def _sum(self, numbers: list[int]) -> list[int]:
+        if self._group is None:
+            return numbers
+        device = next(iter(self.weights.values())).device
+        summed = torch.tensor(numbers, dtype=torch.int64, device=device)
+        distributed.all_reduce(summed, group=self._group)
+        return [int(number) for number in summed.tolist()]
 
     def _moment(self) -> Moment:
-        return Moment(update=self.update, weights=self.weights, gradients=self._gradients, masks=self.masks)
+        return Moment(update=self.update, weights=self._rows(), gradients=self._gradients, masks=self.masks)
 
     def compare(self, masks: Masks) -> Repruning:
         """What a re-pruning from the current masks to these does, after the last update."""
-        layers: dict[str, tuple[int, int]] = {}
+        labels = list(dict.fromkeys(self._layers.get(name, "other") for name in masks))
+        numbers = [0, 0] * len(labels)  # revived and dropped of each
         for name, after in masks.items():
-            label = self._layers.get(name, "other")
+            place = 2 * labels.index(self._layers.get(name, "other"))
             revived, dropped = revived_and_dropped({name: self.masks[name]}, {name: after})
-            earlier = layers.get(label, (0, 0))
-            layers[label] = (earlier[0] + revived, earlier[1] + dropped)
+            numbers[place] += revived
+            numbers[place + 1] += dropped
+        numbers = self._sum(numbers)
+        layers = {label: (numbers[2 * i], numbers[2 * i + 1]) for i, label in enumerate(labels)}
+        pruned, covered = self.counts(masks)
         return Repruning(
             update=self.update,
-            sparsity=sparsity(masks),
+            sparsity=pruned / covered,
             revived=sum(revived for revived, _ in layers.values()),
             dropped=sum(dropped for _, dropped in layers.values()),
             layers=layers,
@@ -148,5 +184,5 @@ class Pruner:
     def _forget_moments(self, optimizer: torch.optim.Optimizer) -> None:
         for name, mask in self.masks.items():
             for moment in optimizer.state.get(self.weights[name], {}).values():
-                if isinstance(moment, Tensor) and moment.shape == mask.shape:
-                    moment.masked_fill_(~mask, 0.0)
+                if isinstance(moment, Tensor) and moment.shape == self.weights[name].shape:
+                    own_rows(moment).masked_fill_(~mask, 0.0)

@@ -87,6 +87,13 @@ def prune_count(sparsity: float, total: int) -> int:
     return round(sparsity * total)
 
 
+def total_count(weights: Mapping[str, Tensor], group: ProcessGroup | None = None) -> int:
+    """How many entries all tensors have together; in all processes of a group over which they are sharded."""
+    counts = [sum(weight.numel() for weight in weights.values())]
+    device = next(iter(weights.values())).device if weights else torch.device("cpu")
+    return _Processes(group, device).sum(counts)[0]
+
+
 def magnitude_masks(weights: Mapping[str, Tensor], k: int, *, group: ProcessGroup | None = None) -> dict[str, Tensor]:
     """Masks that prune exactly the k entries of smallest magnitude over all tensors.
 

@@ -17,6 +17,7 @@ from parp_cli.decoding.transcribe import transcribe
 from parp_cli.errors import CheckpointError, DataError
 from parp_cli.files import write_text
 from parp_cli.models.recognizer import rebuild
+from parp_cli.processes import ALONE, Processes
 from parp_cli.progress import Notify, silent
 from parp_cli.recipe import Data, Recipe, recipe_from_dict
 from parp_cli.run_folder import require_head
@@ -65,6 +66,7 @@ def evaluate(
     data: Data | None = None,
     device: torch.device | None = None,
     batch_seconds: float = 60.0,
+    processes: Processes = ALONE,
     notify: Notify = silent,
 ) -> EvaluateResult:
     """Recognise all utterances of a split greedily.
@@ -75,6 +77,8 @@ def evaluate(
         split: by default the test split of `data`.
         data: the corpus; by default the one the checkpoint was fine-tuned on.
         batch_seconds: padded sound in one forward pass. Changes no transcript.
+        processes: that recognise it together. Each calls with the same; the first writes, and all return the same but
+            for the time it took.
 
     Raises:
         CheckpointError: the checkpoint cannot be read, or has no head.
@@ -87,15 +91,17 @@ def evaluate(
         data = recorded_recipe(content.metadata).data
     split = split or data.test
     vocabulary = _vocabulary(source, content.metadata)
-    utterances = load(data, split, notify)
+    with processes.one_after_the_first():
+        utterances = load(data, split, notify)
     references = _references(utterances, vocabulary, split)
     began = time.monotonic()
     transcripts = transcribe(
         model,
-        FrontEndFeatures(model, architecture, frozen=True, cache_bytes=0),
+        FrontEndFeatures(model, architecture, frozen=True, device_bytes=0, memory_bytes=0),
         utterances,
         vocabulary,
         batch_seconds=batch_seconds,
+        processes=processes,
         notify=notify,
     )
     seconds = time.monotonic() - began
@@ -115,6 +121,8 @@ def evaluate(
         hypotheses=out,
         figures=out.with_name(out.stem + ("-figures.json" if out.suffix == ".json" else ".json")),
     )
+    if not processes.is_first:
+        return result
     rows = (
         {"id": utterance.id, "reference": reference, "hypothesis": hypothesis}
         for utterance, reference, hypothesis in zip(utterances, references, hypotheses, strict=True)

@@ -1,24 +1,32 @@
 """Adjust and re-prune: fine-tune a pruned encoder with CTC while its mask may change (PARP, steps 2 and 3)."""
 
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from parp_cli import checkpoint
 from parp_cli.checkpoint import Sparsity, lineage
 from parp_cli.environment import resolve_precision
-from parp_cli.interrupts import stopping
+from parp_cli.interrupts import Stop, stopping
+from parp_cli.locks import only_one
 from parp_cli.models.prunable import layers_of
+from parp_cli.processes import ALONE, Processes
 from parp_cli.progress import Notify, Progress, silent
 from parp_cli.pruning.pruner import Repruning
 from parp_cli.recipe import Recipe
 from parp_cli.training import preparation as preparing
-from parp_cli.training.loop import LAST, TrainingRun, finished, state_path
+from parp_cli.training.journal import require_tensorboard
+from parp_cli.training.loop import LAST, TrainingRun, finished, state_path, tidy
 from parp_cli.training.preparation import Plan, Preparation, prepare, prepare_round
 from parp_cli.training.records import Cost, Validation
 from parp_cli.training.rounds import Round, pattern_in, round_key, rounds_of, start_key
 from parp_cli.training.starts import Start, rewound
+
+_WHAT = "fine-tuning"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +39,7 @@ class FinetuneResult:
         best: the validation that chose `path`.
         reprunings: in order, the last one at the end of the run.
         skipped: why each utterance that was left out cannot be trained on.
+        skipped_updates: of the run proper, since their loss or gradient was not finite.
         cost: of the method in all, with the runs that found its mask, wherever they were made.
         own_cost: of the run proper alone.
     """
@@ -44,6 +53,7 @@ class FinetuneResult:
     sparsity: Sparsity | None
     plan: Plan
     skipped: tuple[str, ...]
+    skipped_updates: int
     cost: Cost
     own_cost: Cost
 
@@ -65,6 +75,7 @@ def finetune(
     rounds_folder: Path | None = None,
     features_folder: Path | None = None,
     tensorboard: bool = False,
+    processes: Processes = ALONE,
     notify: Notify = silent,
 ) -> FinetuneResult:
     """Fine-tune as the recipe says.
@@ -80,51 +91,63 @@ def finetune(
             by its content; finished ones are not run again. By default in the run folder.
         features_folder: where front-end features are kept between runs; by default they are not.
         tensorboard: log to the folder `tensorboard` of each run folder too.
+        processes: that train together, on machines that all see the run folder. Each calls with the same; the first
+            writes and notifies, and all return the same.
 
     Raises:
-        CheckpointError, DataError, UsageError: as `training.preparation.prepare`; or the state is of another run.
+        CheckpointError, DataError, UsageError: as `training.preparation.prepare`; or the state is of another run; or
+            another process is training in the run folder.
         Interrupted: by the user; the state is saved.
         ResourceError: the disk is full, and the last files written are whole; or memory does not suffice.
     """
+    if tensorboard:
+        require_tensorboard()
     device = device or torch.device("cpu")
     precision = resolve_precision(recipe.training.precision, device)
     recipe = replace(recipe, training=replace(recipe.training, precision=precision))
     rounds = rounds_of(recipe, init)
     recipe = rounds[-1].recipe
-    whole = prepare(recipe, init, notify)
+    with processes.one_after_the_first():
+        whole = prepare(recipe, init, notify)
     start = start_key(recipe, init)
     folders = [(rounds_folder or run / "rounds") / round_key(rounds[:count], start) for count in range(1, len(rounds))]
     if resume and not any(folder.exists() for folder in (*folders, state_path(run))) and finished(run, out) is None:
         notify(Progress("fine-tuning", 0, 1, warning=f"nothing to resume in {run}: beginning"))
+
+    def held(folder: Path) -> AbstractContextManager[None]:
+        return only_one(folder, _WHAT) if processes.is_first else nullcontext()
+
     before: Path | None = None
     cost = own = Cost()
-    with stopping() as stop:
+    with held(run), stopping() as stop:
         for this, folder in zip(rounds, (*folders, run), strict=True):
             last = folder == run
-            found = None if last else finished_cost(folder)
+            found = None if last else _agreed_cost(processes, folder)
             if found is None:
-                begins = whole if len(rounds) == 1 else prepare_round(whole, this, _round_start(whole, this, before))
-                training = TrainingRun(
-                    this,
-                    begins,
-                    run=folder,
-                    out=out if last else None,
-                    device=device,
-                    features_folder=features_folder,
-                    tensorboard=(folder / "tensorboard") if tensorboard else None,
-                    notify=notify,
-                )
-                noted = finished(folder, out) if last and resume else None
-                if noted is not None:
-                    training.recall(noted)
-                else:
+                with nullcontext() if last else held(folder):
+                    if processes.is_first:
+                        tidy(folder, out if last else None)
+                    begins = whole
+                    if len(rounds) > 1:
+                        begins = prepare_round(whole, this, _round_start(whole, this, before))
+                    training = TrainingRun(
+                        this,
+                        begins,
+                        run=folder,
+                        out=out if last else None,
+                        device=device,
+                        features_folder=features_folder,
+                        tensorboard=(folder / "tensorboard") if tensorboard else None,
+                        processes=processes,
+                        notify=notify,
+                    )
                     # Rounds are named by their content, so that a state there can only be of the same run.
-                    if (resume or not last) and state_path(folder).exists():
-                        training.resume()
-                    else:
-                        training.begin()
-                    training.train(stop)
-                found = finished_cost(folder, out if last else None) or training.cost
+                    goes_on = processes.from_first((resume or not last) and state_path(folder).exists())
+                    noted = processes.from_first(finished(folder, out) if last and resume else None)
+                    _run(training, noted, goes_on, stop)
+                    found = _agreed_cost(processes, folder, out if last else None) or training.cost
+            elif processes.is_first:
+                tidy(folder)
             before, own = folder / LAST, found
             cost += own
     written = checkpoint.read_metadata(training.best_path)
@@ -138,9 +161,22 @@ def finetune(
         sparsity=written.sparsity,
         plan=preparing.plan(recipe, whole),
         skipped=tuple(problem.message for problem in whole.skipped),
+        skipped_updates=training.skipped_updates,
         cost=cost,
         own_cost=own,
     )
+
+
+def _run(training: TrainingRun, noted: Mapping[str, Any] | None, goes_on: bool, stop: Stop) -> None:
+    """Do what is left of a training run: nothing where its end was noted."""
+    if noted is not None:
+        training.recall(noted)
+        return
+    if goes_on:
+        training.resume()
+    else:
+        training.begin()
+    training.train(stop)
 
 
 def finished_cost(run: Path, best: Path | None = None) -> Cost | None:
@@ -151,6 +187,12 @@ def finished_cost(run: Path, best: Path | None = None) -> Cost | None:
         best: where its best checkpoint went, if elsewhere.
     """
     noted = finished(run, best)
+    return None if noted is None else Cost(**noted["cost"])
+
+
+def _agreed_cost(processes: Processes, run: Path, best: Path | None = None) -> Cost | None:
+    """As `finished_cost`, seen by the first process: what one sees the others may not see yet."""
+    noted = processes.from_first(finished(run, best))
     return None if noted is None else Cost(**noted["cost"])
 
 

@@ -26,6 +26,7 @@ from typing import Any
 import torch
 
 from parp_cli import checkpoint
+from parp_cli.environment import is_out_of_memory
 from parp_cli.errors import CheckpointError, Interrupted, ParpError, ResourceError
 from parp_cli.files import forget_temporaries, write_text
 from parp_cli.progress import Notify, Progress, silent
@@ -108,7 +109,9 @@ def run_task(task: Task, notify: Notify = silent) -> Failure | None:
                 evaluate(best, out=out, split=split, data=cell.recipe.data, device=device, notify=notify)
     except Interrupted:
         raise
-    except (ParpError, MemoryError, torch.OutOfMemoryError) as error:
+    except (ParpError, MemoryError, RuntimeError) as error:
+        if not isinstance(error, ParpError) and not is_out_of_memory(error):
+            raise
         failure = _failure(heard if heard in unfinished_rounds(task.run, cell) else None, error)
         record_failure(task.run, cell, failure)
         return failure

@@ -3,7 +3,7 @@
 import hashlib
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -12,12 +12,17 @@ from torch import Tensor, nn
 from parp_cli.data.batching import batches_by_seconds, sorted_batches
 from parp_cli.data.labels import BLANK_ID, Vocabulary
 from parp_cli.data.utterances import Utterance
-from parp_cli.models.forward import encode, pad
+from parp_cli.models.forward import draw_skipped_layers, pad
+from parp_cli.processes import ALONE, Processes
+from parp_cli.training.engine import pass_of_update
 from parp_cli.training.features import FrontEndFeatures
 from parp_cli.training.latent_masking import LatentMasking
 
 if TYPE_CHECKING:
     from torchaudio.models import Wav2Vec2Model
+
+_SMALLER = 0.95
+"""By how much forward passes are made smaller at a time, where there are fewer than processes."""
 
 
 class UpdateBatches:
@@ -99,65 +104,126 @@ class CtcObjective:
 
     Attributes:
         model: with a CTC head; `model.mask_embedding` (D,) replaces masked frames.
+        encoder: `engine.Encoder` of the model, or what `engine` makes of it for several processes.
         features: front-end features of utterances.
         vocabulary: of the head.
         masking: of latent features.
         micro_batch_seconds: padded sound in one forward pass.
         precision: "float32", or "bfloat16" for the encoder; the loss is always float32.
         seed: of the run.
+        checkpoint_activations: keep less for the backward pass, and compute it again.
+        processes: that compute the loss together.
     """
 
     model: "Wav2Vec2Model"
+    encoder: nn.Module
     features: FrontEndFeatures
     vocabulary: Vocabulary
     masking: LatentMasking
     micro_batch_seconds: float
     precision: str
     seed: int
+    checkpoint_activations: bool = False
+    processes: Processes = ALONE
 
     def backward(self, utterances: Sequence[Utterance], update: int) -> UpdateLoss:
-        """Add the gradients of the mean loss a label, and return that loss.
+        """Add the gradients of the mean loss a label, and return that loss; both are of all processes together.
 
         All that is random follows from the numbers of the update and of the micro-batch: a resumed run needs no random
         states, and it makes no difference which process computes a micro-batch.
 
         Args:
-            utterances: of the update.
+            utterances: of the update; the same in all processes.
             update: its number.
         """
         labels = [self.vocabulary.encode(utterance) for utterance in utterances]
         total = sum(map(len, labels))
         losses = torch.zeros(len(utterances))
-        for part, batch in enumerate(self.micro_batches(utterances)):
+        skip = self._skipped_layers(update)
+        micro_batches = self.micro_batches(utterances)
+        passes = self.processes.share(len(micro_batches))
+        for place, (part, counts) in enumerate(passes):
+            batch = micro_batches[part]
             torch.manual_seed(_seed(self.seed, update, part))
-            of_batch = self._losses([utterances[i] for i in batch], [labels[i] for i in batch])
-            (of_batch.sum() / total).backward()  # type: ignore[no-untyped-call]
-            losses = losses.to(of_batch.device)
-            losses[batch] = of_batch.detach()
-        values = losses.tolist()
+            # The encoder's gradients become the mean over the processes, and their sum is what is wanted.
+            share = self.processes.count if counts else 0
+            with pass_of_update(self.encoder, last=place == len(passes) - 1):
+                of_batch = self._losses([utterances[i] for i in batch], [labels[i] for i in batch], skip, update)
+                (of_batch.sum() * share / total).backward()  # type: ignore[no-untyped-call]
+            if counts:
+                losses = losses.to(of_batch.device)
+                losses[batch] = of_batch.detach()
+        values = self.processes.sum(losses.cpu()).tolist()
         return UpdateLoss(
             mean=sum(values) / total,
             not_finite=tuple(u.id for u, value in zip(utterances, values, strict=True) if not math.isfinite(value)),
         )
 
-    def micro_batches(self, utterances: Sequence[Utterance]) -> list[list[int]]:
-        """Indices of the utterances of each forward pass, the longest first."""
-        return sorted_batches([utterance.seconds for utterance in utterances], self.micro_batch_seconds)
+    def prefetch(self, utterances: Sequence[Utterance]) -> None:
+        """Begin to read, in the background, what this process computes of an update."""
+        micro_batches = self.micro_batches(utterances)
+        passes = self.processes.share(len(micro_batches))
+        self.features.prefetch([utterances[i] for part, _ in passes for i in micro_batches[part]])
 
-    def _losses(self, utterances: Sequence[Utterance], labels: Sequence[list[int]]) -> Tensor:
+    def micro_batches(self, utterances: Sequence[Utterance]) -> list[list[int]]:
+        """Indices of the utterances of each forward pass, the longest first.
+
+        They are as if there was one process, unless there are fewer than processes: then they are made smaller.
+        """
+        lengths = [utterance.seconds for utterance in utterances]
+        batches = sorted_batches(lengths, self.micro_batch_seconds)
+        wanted = min(self.processes.count, len(utterances))
+        seconds = max(lengths[batch[0]] * len(batch) for batch in batches)
+        while len(batches) < wanted:
+            seconds *= _SMALLER
+            batches = sorted_batches(lengths, seconds)
+        return batches
+
+    def spreads(self, utterances: Sequence[Utterance]) -> bool:
+        """Whether they are enough for each process to have a forward pass without making any smaller."""
+        lengths = [utterance.seconds for utterance in utterances]
+        return len(sorted_batches(lengths, self.micro_batch_seconds)) >= self.processes.count
+
+    def in_this_process(self) -> "CtcObjective":
+        """The same of this process alone, which computes all micro-batches itself.
+
+        Where the encoder's weights are divided among processes, all must compute as many.
+        """
+        return replace(self, processes=ALONE)
+
+    def _skipped_layers(self, update: int) -> frozenset[int]:
+        """The same in all micro-batches and processes, which would else wait for each other's gradients in vain."""
+        torch.manual_seed(_seed(self.seed, update, -1))
+        return draw_skipped_layers(self.model)
+
+    def _losses(
+        self, utterances: Sequence[Utterance], labels: Sequence[list[int]], skip: frozenset[int], update: int
+    ) -> Tensor:
         """CTC loss (B,) of each utterance."""
-        features, lengths = pad(self.features(utterances))
+        features, lengths = pad(self.features(utterances, update=update))
         with torch.autocast(features.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
-            logits = encode(self.model, features, lengths, alter=self.masking.altering(self.model.mask_embedding))
+            logits = self.encoder(
+                features,
+                lengths,
+                alter=self._alter,
+                skip=skip,
+                checkpoint_activations=self.checkpoint_activations,
+            )
+        # CTC's gradient is summed in no fixed order on CUDA.
+        device = torch.device("cpu") if torch.are_deterministic_algorithms_enabled() else logits.device
         return nn.functional.ctc_loss(
-            nn.functional.log_softmax(logits.float(), -1).transpose(0, 1),
-            torch.tensor([label for row in labels for label in row], device=logits.device),
-            lengths,
-            torch.tensor([len(row) for row in labels], device=logits.device),
+            nn.functional.log_softmax(logits.float(), -1).transpose(0, 1).to(device),
+            torch.tensor([label for row in labels for label in row], device=device),
+            lengths.to(device),
+            torch.tensor([len(row) for row in labels], device=device),
             blank=BLANK_ID,
             reduction="none",
             zero_infinity=True,
         )
+
+    def _alter(self, hidden: Tensor, lengths: Tensor) -> Tensor:
+        # Within the encoder's pass, where weights that are divided among processes are whole.
+        return self.masking.altering(self.model.mask_embedding)(hidden, lengths)
 
 
 def _seed(seed: int, update: int, part: int) -> int:

@@ -1,6 +1,8 @@
 """What figures of a run mean, in words for the user."""
 
-from collections.abc import Sequence
+import textwrap
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from parp_cli.training.records import Validation
 
@@ -13,32 +15,88 @@ _FALLING = 0.98
 _USUAL_SHARE = 0.2
 """Of a run, in which blanks alone are nothing to worry about."""
 
+_SPARSE = 0.8
+"""Sparsity from which on it may be why nothing is learnt."""
 
-def blank_diagnosis(validations: Sequence[Validation], updates: int) -> str | None:
+_SOMETHING_RIGHT = 0.75
+"""Error rate below which a model has recognised something."""
+
+_WIDEST = 60
+"""Characters of an example."""
+
+
+def validation_news(figures: Mapping[str, Any]) -> str:
+    """A line for whoever watches the run.
+
+    Args:
+        figures: of the event "validation" as it is logged.
+    """
+    phones = figures["character"] is None
+    parts = [f"{'PER' if phones else 'WER'} {figures['word']:.1%}"]
+    parts += [] if phones else [f"CER {figures['character']:.1%}"]
+    parts.append(f"blank {figures['blank_rate']:.1%}")
+    if figures["train_loss"] is not None:
+        parts.append(f"loss {figures['train_loss']:.3f}")
+    parts += [f"learning rate {figures['learning_rate']:.2g}", f"gradient {figures['gradient_norm']:.2g}"]
+    if figures["sparsity"] > 0:
+        parts.append(f"{figures['sparsity']:.1%} sparse")
+    if figures["revived"]:
+        parts.append(f"{figures['revived']:,} revived")
+    said, heard = (_cut(figures["example"][key]) for key in ("reference", "hypothesis"))
+    return f"update {figures['update']}: {', '.join(parts)}; “{said}” heard as “{heard}”"
+
+
+def _cut(text: str) -> str:
+    return textwrap.shorten(text, _WIDEST, placeholder=" …")
+
+
+def blank_diagnosis(
+    validations: Sequence[Validation], *, updates: int, only_head_updates: int = 0, sparsity: float = 0.0
+) -> str | None:
     """Why the model says nothing, and what to do; None where it says something.
 
     CTC models pass through a phase of blanks only: the loss falls on, and labels appear. Where they don't, the rate is
-    too low or too high, or there is nothing to learn from.
+    too low or too high, too much is pruned, or there is nothing to learn from.
 
     Args:
         validations: so far, in order.
         updates: length of the run.
+        only_head_updates: how many of them leave the encoder as it is.
+        sparsity: at the last validation.
     """
     if not validations or validations[-1].blank_rate < _ALL_BLANK:
         return None
-    last = validations[-1]
-    said = f"all frames are blank after update {last.update}, so that every transcript is empty: "
+    *earlier, last = validations
+    all_of = "all frames are blank" if last.blank_rate == 1 else "nearly all frames are blank"
+    said = f"{all_of} after update {last.update}, so that transcripts are empty: "
+    if last.update <= only_head_updates:
+        return said + "only the head trains until now (training.freeze_encoder_updates)"
     if last.update <= _USUAL_SHARE * updates:
         return said + "usual at first; labels appear once the loss falls further"
-    if len(validations) == 1:
-        return said + "the run may be too short for this learning rate; raise training.updates or the rate"
-    before = validations[-2]
-    if before.blank_rate < _ALL_BLANK:
-        return said + "it has collapsed, since it did say something before: lower training.learning_rate"
-    losses = f"(loss {before.train_loss:.2f}, then {last.train_loss:.2f})"
-    if last.train_loss < _FALLING * before.train_loss:
-        return said + f"but the loss still falls {losses}: give it more training.updates, or a higher learning rate"
+    if any(_recognised(validation) for validation in earlier):
+        return said + (
+            "it has collapsed, since it did recognise something before: lower training.learning_rate, "
+            "or set training.gradient_clip"
+        )
+    if not earlier or earlier[-1].train_loss is None or last.train_loss is None:
+        return said + (
+            "the run may be too short for its learning rate; raise training.updates or training.learning_rate, "
+            "and validate more often (training.validate_every) to see whether the loss falls"
+        )
+    before = earlier[-1].train_loss
+    losses = f"(loss {before:.2f}, then {last.train_loss:.2f})"
+    if last.train_loss < _FALLING * before:
+        return (
+            said + f"the loss still falls {losses}; give it more training.updates, or a higher training.learning_rate"
+        )
+    pruned = f"prune less than {sparsity:.0%}, " if sparsity > _SPARSE else ""
     return said + (
-        f"and the loss stands still {losses}: try another training.learning_rate (a third, and three times as much), "
-        "begin from a pre-trained model, and see that transcripts belong to their audio"
+        f"the loss stands still {losses}; {pruned}try another training.learning_rate (a third, and three times as "
+        "much), begin from a pre-trained model, and see that transcripts belong to their audio"
     )
+
+
+def _recognised(validation: Validation) -> bool:
+    """Whether something was right; what an untrained head says at random is not."""
+    errors = validation.word if validation.character is None else validation.character
+    return errors < _SOMETHING_RIGHT

@@ -24,6 +24,9 @@ class Journal:
         path: the JSON Lines file.
         tensorboard: a folder for TensorBoard; None for none.
 
+    Attributes:
+        path: as given.
+
     All that writes raises ResourceError where no space is left on the disk, and UsageError where nothing can be
     written.
 
@@ -32,7 +35,7 @@ class Journal:
     """
 
     def __init__(self, path: Path, *, tensorboard: Path | None = None) -> None:
-        self._path = path
+        self.path = path
         self._tensorboard_folder = tensorboard
         self._tensorboard: SummaryWriter | None = None
         if tensorboard is not None:
@@ -40,9 +43,9 @@ class Journal:
 
     def begin(self) -> None:
         """Forget what an earlier run logged here."""
-        with _writing(self._path):
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            self._path.unlink(missing_ok=True)
+        with _writing(self.path):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self.path.unlink(missing_ok=True)
             if self._tensorboard_folder is not None:
                 for file in self._tensorboard_folder.glob(_EVENT_FILES):
                     file.unlink()
@@ -50,10 +53,10 @@ class Journal:
 
     def go_on_after(self, update: int) -> None:
         """Drop what a killed run logged after its last saved state: it will happen, and be logged, again."""
-        if self._path.exists():
+        if self.path.exists():
             # Bytes: a kill or a full disk may have torn a letter apart, and a transcript may hold other line ends.
-            lines = self._path.read_bytes().split(b"\n")[:-1]
-            with replacing(self._path) as temporary:
+            lines = self.path.read_bytes().split(b"\n")[:-1]
+            with replacing(self.path) as temporary:
                 temporary.write_bytes(b"".join(line + b"\n" for line in lines if _update_of(line) <= update))
         self._open_tensorboard(update + 1)
 
@@ -67,7 +70,7 @@ class Journal:
         """
         values = {key: _or_null(value) for key, value in values.items()}
         line = json.dumps({"event": event, "update": update, **values}, ensure_ascii=False, allow_nan=False)
-        with _writing(self._path), self._path.open("a", encoding="utf-8") as file:
+        with _writing(self.path), self.path.open("a", encoding="utf-8") as file:
             file.write(line + "\n")
         if self._tensorboard is not None:
             with _writing(self._tensorboard_folder):

@@ -1,12 +1,14 @@
 """One training run: the updates from the first to the last, what is written meanwhile, and going on after a stop."""
 
+import hashlib
 import json
 import math
 import os
+import shutil
 import time
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,26 +17,29 @@ from torch import Tensor, nn
 
 from parp_cli import checkpoint
 from parp_cli.checkpoint import Checkpoint, Metadata, Sparsity
-from parp_cli.data.batching import sorted_batches
 from parp_cli.data.problems import shown
+from parp_cli.data.utterances import Utterance
 from parp_cli.environment import versions
-from parp_cli.errors import CheckpointError, DataError, Interrupted, ResourceError
+from parp_cli.errors import CheckpointError, DataError, Interrupted
 from parp_cli.files import forget_temporaries, write_text
 from parp_cli.interrupts import Stop
 from parp_cli.models.prunable import touches_front_end
-from parp_cli.progress import Notify, Progress
-from parp_cli.pruning.masks import count_all, count_pruned
+from parp_cli.processes import Processes
+from parp_cli.progress import Notify, Progress, silent
+from parp_cli.pruning.masks import masks_hash
 from parp_cli.pruning.pruner import Repruning
+from parp_cli.pruning.rows import all_rows, gathered, own_rows
 from parp_cli.recipe import recipe_to_dict
 from parp_cli.training.ctc import UpdateBatches, UpdateLoss
-from parp_cli.training.diagnosis import blank_diagnosis
-from parp_cli.training.features import FrontEndFeatures
+from parp_cli.training.diagnosis import blank_diagnosis, validation_news
+from parp_cli.training.engine import Encoder, averaging, check_divisible, divide
 from parp_cli.training.journal import Journal
+from parp_cli.training.memory import try_largest
 from parp_cli.training.preparation import Preparation
 from parp_cli.training.records import Cost, Validation
 from parp_cli.training.rounds import Round, trained_on
 from parp_cli.training.schedule import tri_stage
-from parp_cli.training.setup import build_model, freeze, objective, optimizer, pruner
+from parp_cli.training.setup import build_model, first_masks, freeze, front_end_features, objective, optimizer, pruner
 from parp_cli.training.state import load_state, save_state
 from parp_cli.training.validation import validate
 
@@ -93,6 +98,7 @@ class TrainingRun:
         device: to train on.
         features_folder: where front-end features are kept between runs; None for nowhere.
         tensorboard: folder for TensorBoard's event files; None for none.
+        processes: that train together, of which the first writes and notifies.
         notify: hears of every update.
     """
 
@@ -106,26 +112,35 @@ class TrainingRun:
         device: torch.device,
         features_folder: Path | None,
         tensorboard: Path | None,
+        processes: Processes,
         notify: Notify,
     ) -> None:
         recipe = this.recipe
         self._began = time.monotonic()
-        self._name, self._recipe, self._preparation, self._notify = this.name, recipe, preparation, notify
+        self._name, self._recipe, self._preparation = this.name, recipe, preparation
+        self._processes = processes
+        self._notify = notify if processes.is_first else silent
         self.best_path = out or run / BEST
         self.last_path = last_beside(self.best_path)
         self._state_path = state_path(run)
         self._finished_path = run / _FINISHED
-        self._journal = Journal(run / _JOURNAL, tensorboard=tensorboard)
+        self._journal = Journal(run / _JOURNAL, tensorboard=tensorboard if processes.is_first else None)
         torch.manual_seed(recipe.seed)
         self._model = build_model(recipe, preparation).to(device)
-        self._pruner = pruner(recipe, preparation, self._model)
-        self._features = FrontEndFeatures(
-            self._model,
-            preparation.start.architecture,
-            frozen=not recipe.training.train_front_end and not touches_front_end(self._pruner.masks),
-            folder=features_folder,
+        masks = first_masks(recipe, preparation, self._model)
+        frozen = not recipe.training.train_front_end and not touches_front_end(masks)
+        self._divided = recipe.training.shard_weights and processes.count > 1
+        self._encoder = Encoder(self._model)
+        if self._divided:
+            check_divisible(train_front_end=recipe.training.train_front_end, prunes_front_end=not frozen)
+            divide(self._encoder, processes)
+        group = processes.group if self._divided else None
+        self._pruner = pruner(recipe, preparation, self._model, masks, group)
+        self._scratch = self._state_path.parent / "features"
+        self._features = front_end_features(
+            recipe, preparation, self._model, frozen=frozen, folder=features_folder, scratch=self._scratch
         )
-        self._objective = objective(recipe, preparation, self._model, self._features)
+        self._objective = objective(recipe, preparation, self._model, self._encoder, self._features, processes)
         self._optimizer = optimizer(recipe, self._model)
         self._batches = UpdateBatches(
             [utterance.seconds for utterance in preparation.train],
@@ -137,9 +152,12 @@ class TrainingRun:
         self._audio_seconds = 0.0
         self._seconds_before = 0.0
         self._saved_at = self._began
-        self._skipped_in_a_row = 0
+        self.skipped_updates = self._skipped_in_a_row = 0
         self.validations: list[Validation] = []
         self._losses: list[float] = []
+        self._figures: dict[str, float] = {}
+        self._said_smaller = False
+        self._check_alike()
 
     @property
     def reprunings(self) -> list[Repruning]:
@@ -162,24 +180,36 @@ class TrainingRun:
     def begin(self) -> None:
         """Prune, and forget what an earlier run left."""
         self._pruner.start()
+        if not self._processes.is_first:
+            return
         # What a resumed run would take for its own goes first, and the log only after it.
         for path in (self._finished_path, self._state_path):
             path.unlink(missing_ok=True)
         self._journal.begin()
         for problem in self._preparation.skipped:
             self._log("unusable", {"utterance": problem.utterance_id, "why": problem.message})
+        for note in self._preparation.notes:
+            self._log("note", {"text": note})
 
     def resume(self) -> None:
         """Go on where the state in the run folder is.
 
         Raises:
-            CheckpointError: it is of a run with another recipe or beginning, or no state.
+            CheckpointError: it is of a run with another recipe or beginning, or no state; or the best checkpoint so far
+                is not where it should be.
         """
         position, masks = load_state(self._state_path, self._model, self._optimizer)
         self._check_same(position, self._state_path)
         self._take(position)
-        self._journal.go_on_after(self._update)
-        self._pruner.masks = {name: mask.to(self._pruner.masks[name].device) for name, mask in masks.items()}
+        if self.validations and not self.best_path.exists():
+            raise CheckpointError(
+                f"{self.best_path} is not there, where this run wrote its best checkpoint so far",
+                hint="resume with the --out the run began with, or start anew without --resume",
+            )
+        self._pruner.take(masks)
+        if self._processes.is_first:
+            self._journal.go_on_after(self._update)
+        self._check_alike()
 
     def recall(self, position: Mapping[str, Any]) -> None:
         """Take over what a finished run noted, without its weights.
@@ -192,6 +222,24 @@ class TrainingRun:
         """
         self._check_same(position, self._finished_path)
         self._take(position)
+
+    def _check_alike(self) -> None:
+        """All processes must be about to train the same.
+
+        Raises:
+            ParpError: they are not.
+        """
+        if self._processes.count == 1:
+            return
+        data = [[utterance.id, utterance.seconds] for utterance in (*self._preparation.train, *self._preparation.valid)]
+        content = json.dumps([self._identity(), self._update, data], sort_keys=True)
+        self._processes.check_same("recipe, beginning or data", hashlib.sha256(content.encode()).hexdigest())
+        self._check_masks()
+
+    def _check_masks(self) -> None:
+        """Every process must have the same masks, unless it has those of its rows alone."""
+        if self._processes.count > 1 and not self._divided:
+            self._processes.check_same(f"their masks after update {self._update}", masks_hash(self._pruner.masks))
 
     def _check_same(self, position: Mapping[str, Any], path: Path) -> None:
         for key, value in self._identity().items():
@@ -215,9 +263,14 @@ class TrainingRun:
         training = self._recipe.training
         self._model.train()
         try:
-            self._try_longest()
+            if self._update < training.updates:
+                self._try_largest()
             while self._update < training.updates:
-                if stop.requested:
+                # The signal reaches one process in this update and another in the next: they stop together.
+                stops, saves = self._processes.any(
+                    stop.requested, time.monotonic() - self._saved_at > 60 * training.save_minutes
+                )
+                if stops:
                     self._save_state()
                     raise Interrupted(
                         f"stopped after update {self._update} of {training.updates}; the state is saved",
@@ -227,67 +280,39 @@ class TrainingRun:
                 if self._update % training.validate_every == 0 or self._update == training.updates:
                     self._validate()
                     self._save_state()
-                elif time.monotonic() - self._saved_at > 60 * training.save_minutes:
+                elif saves:
                     self._save_state()
             self._finish()
         finally:
+            self._features.close()
             self._journal.close()
 
     def _finish(self) -> None:
         self._write(self.last_path, self._pruner.masks, self.validations[-1])
-        with suppress(FileNotFoundError):
-            os.utime(self.best_path)  # the newest of the run folder, which later stages take
-        write_text(self._finished_path, json.dumps(self._position(), sort_keys=True) + "\n")
-        self._state_path.unlink(missing_ok=True)
+        if self._processes.is_first:
+            with suppress(FileNotFoundError):
+                os.utime(self.best_path)  # the newest of the run folder, which later stages take
+            write_text(self._finished_path, json.dumps(self._position(), sort_keys=True) + "\n")
+            self._state_path.unlink(missing_ok=True)
+            shutil.rmtree(self._scratch, ignore_errors=True)
+        self._processes.wait()  # what others read is there
 
-    def _try_longest(self) -> None:
-        """One forward and backward pass over the largest micro-batch there can be: memory gives out now, or never.
-
-        Raises:
-            ResourceError: it does; the hint says what would fit.
-        """
+    def _try_largest(self) -> None:
+        """Memory gives out now, or never; then gradients can be exchanged."""
         training = self._recipe.training
-        lengths = [utterance.seconds for utterance in self._preparation.train]
         seconds = min(training.micro_batch_seconds, training.batch_seconds)
-        try:
-            self._pass_over_longest(lengths, seconds)
-            return
-        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-            if not _is_out_of_memory(error):
-                raise
-        fits = seconds  # outside the handler, whose traceback would hold on to the tensors
-        while fits > max(lengths):
-            fits = max(fits / 2, max(lengths))
-            try:
-                self._pass_over_longest(lengths, fits)
-            except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-                if not _is_out_of_memory(error):
-                    raise
-                continue
-            raise ResourceError(
-                f"{seconds:g} s of sound in one forward pass are more than memory holds",
-                hint=f"{fits:g} s fit: --set training.micro_batch_seconds={fits:g}; results stay the same",
-            )
-        raise ResourceError(
-            f"an utterance of {max(lengths):g} s is more than memory holds",
-            hint="try --set training.checkpoint_activations=true, or leave long utterances out",
+        # Where the system ends processes that take too much memory, this is all that people see.
+        self._tell(news=f"trying whether {seconds:g} s of sound fit into memory")
+        freeze(self._model, train_front_end=training.train_front_end, only_head=False)
+        try_largest(
+            self._objective,
+            self._optimizer,
+            self._preparation.train,
+            batch_seconds=training.batch_seconds,
+            update=self._update,
         )
-
-    def _pass_over_longest(self, lengths: list[float], seconds: float) -> None:
-        batch = [self._preparation.train[index] for index in sorted_batches(lengths, seconds)[0]]
-        # The optimizer will keep two moments of each weight, which are not there yet before the first update.
-        moments: list[Tensor] = []
-        if not self._optimizer.state:
-            trained = [weight for group in self._optimizer.param_groups for weight in group["params"]]
-            moments = [torch.empty_like(weight) for weight in trained for _ in range(2)]
-        try:
-            self._freeze()
-            self._objective.backward(batch, self._update)
-        finally:
-            del moments
-            self._optimizer.zero_grad(set_to_none=True)
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
+        if self._processes.count > 1 and not self._divided:
+            self._objective = replace(self._objective, encoder=averaging(self._encoder))
 
     def _freeze(self) -> None:
         training = self._recipe.training
@@ -308,6 +333,10 @@ class TrainingRun:
             group["lr"] = group["peak"] * share
         self._freeze()
         utterances = [self._preparation.train[index] for index in self._batches.take()]
+        self._objective.prefetch(utterances)
+        if self._update + 1 < training.updates:
+            self._objective.prefetch([self._preparation.train[index] for index in self._batches.upcoming()])
+        self._tell_if_smaller(utterances)
         self._optimizer.zero_grad(set_to_none=True)
         loss = self._objective.backward(utterances, self._update)
         norm = self._gradient_norm()
@@ -323,17 +352,11 @@ class TrainingRun:
             self._skip(loss, norm, [utterance.id for utterance in utterances])
         seconds = sum(utterance.seconds for utterance in utterances)
         self._audio_seconds += seconds
-        self._log(
-            "update",
-            {
-                "loss": _or_none(loss.mean),
-                "learning_rate": training.learning_rate * share,
-                "gradient_norm": _or_none(norm),
-                "audio_seconds": round(seconds, 3),
-            },
-        )
+        self._figures = {"learning_rate": training.learning_rate * share, "gradient_norm": norm}
+        self._log("update", {"loss": loss.mean, **self._figures, "audio_seconds": round(seconds, 3)})
         repruning = self._pruner.after_step(self._update, self._optimizer)
         if repruning is not None:
+            self._check_masks()
             self._log("reprune", asdict(repruning))
         note = f"loss {loss.mean:.3f}"
         if self.validations:
@@ -343,7 +366,18 @@ class TrainingRun:
     def _gradient_norm(self) -> float:
         """Of the whole gradient; not finite where any part is not."""
         gradients = [weight.grad for weight in self._model.parameters() if weight.grad is not None]
-        return float(nn.utils.get_total_norm(gradients))
+        return float(all_rows(nn.utils.get_total_norm(gradients)))
+
+    def _tell_if_smaller(self, utterances: list[Utterance]) -> None:
+        """Say once that an update is too small for so many processes."""
+        if self._said_smaller or self._objective.spreads(utterances):
+            return
+        self._said_smaller = True
+        count, seconds = self._processes.count, self._recipe.training.micro_batch_seconds
+        self._tell(
+            warning=f"an update has fewer forward passes of {seconds:g} s than the {count} processes: they are made "
+            "smaller, and what dropout and masking draw differs from that with fewer processes"
+        )
 
     def _skip(self, loss: UpdateLoss, norm: float, utterances: list[str]) -> None:
         """Leave the weights as they were after an update without a finite loss and gradient.
@@ -351,18 +385,28 @@ class TrainingRun:
         Raises:
             DataError: it was one too many.
         """
+        self.skipped_updates += 1
         self._skipped_in_a_row += 1
-        culprits = list(loss.not_finite) or utterances
+        culprits = list(dict.fromkeys(loss.not_finite or utterances))
         limit = self._recipe.training.most_skipped_updates
         what = f"loss {loss.mean:g}, gradient norm {norm:g}"
         self._log("skipped", {"why": what, "utterances": culprits})
         self._tell(warning=f"update {self._update} skipped: {what} ({', '.join(shown(culprits, 5))})")
         if self._skipped_in_a_row > limit:
-            whose = "their loss is not finite" if loss.not_finite else "the utterances of the last one"
+            many = f"update {self._update}" if limit == 0 else f"{self._skipped_in_a_row} updates in a row"
+            whose = "their loss is not finite" if loss.not_finite else "in the last of these updates"
+            own = [name for name, weight in self._model.named_parameters() if not own_rows(weight).isfinite().all()]
+            broken = list(dict.fromkeys(name for names in self._processes.gather(own) for name in names))
             raise DataError(
-                f"{self._skipped_in_a_row} updates in a row had no finite loss or gradient ({what})",
-                details=[f"{whose}: {', '.join(shown(culprits, 8))}"],
-                hint="look at these utterances, lower training.learning_rate, or set training.gradient_clip",
+                f"{many} had no finite loss or gradient ({what})",
+                details=[
+                    f"{whose}: {', '.join(shown(culprits, 8))}",
+                    *([f"weights that are not finite: {', '.join(shown(broken, 4))}"] if broken else []),
+                    f"{self._journal.path} has the utterances of each",
+                ],
+                hint="begin from another checkpoint"
+                if broken
+                else "look at these utterances, lower training.learning_rate, or set training.gradient_clip",
             )
 
     def _validate(self) -> None:
@@ -374,23 +418,36 @@ class TrainingRun:
                 self._preparation.valid,
                 self._preparation.vocabulary,
                 update=self._update,
-                train_loss=sum(self._losses) / max(1, len(self._losses)),
+                train_loss=sum(self._losses) / len(self._losses) if self._losses else None,
+                sample=len(self.validations),
+                encoder=self._encoder,
+                processes=self._processes,
             )
             self._losses.clear()
+            since = self.validations[-1].update if self.validations else 0
             self.validations.append(validation)
-            since = self.validations[-2].update if len(self.validations) > 1 else 0
-            self._log(
-                "validation",
-                {
-                    **asdict(validation),
-                    "sparsity": count_pruned(masks) / count_all(masks) if masks else 0.0,
-                    "revived": sum(change.revived for change in self.reprunings if change.update > since),
-                    "example": example,
-                },
-            )
+            pruned, covered = self._pruner.counts(masks)
+            figures = {
+                **asdict(validation),
+                **self._figures,
+                "sparsity": pruned / covered if masks else 0.0,
+                "revived": sum(change.revived for change in self.reprunings if change.update > since),
+                "example": example,
+            }
+            self._log("validation", figures)
+            kept = self._features.report()
+            if kept.anew and len(self.validations) == 1:
+                self._tell(warning=str(kept))
+            self._tell(news=validation_news(figures))
             if self.best is validation:
                 self._write(self.best_path, masks, validation)
-        advice = blank_diagnosis(self.validations, self._recipe.training.updates)
+        training = self._recipe.training
+        advice = blank_diagnosis(
+            self.validations,
+            updates=training.updates,
+            only_head_updates=training.freeze_encoder_updates,
+            sparsity=figures["sparsity"],
+        )
         if advice is not None:
             self._log("diagnosis", {"text": advice})
             self._tell(warning=advice)
@@ -398,13 +455,15 @@ class TrainingRun:
     # --------------------------------------------------------------------------------------------------- writing
 
     def _write(self, path: Path, masks: Mapping[str, Tensor], validation: Validation) -> None:
+        """Write a checkpoint, whole however its weights are divided: all put it together, the first writes."""
         start = self._preparation.start
         reprunings = self._pruner.history
         if masks is not self._pruner.masks:  # between two re-prunings: pruned for this file
             reprunings = [*reprunings, self._pruner.compare(masks)]
         amount = None
         if masks:
-            amount = Sparsity(target=self._preparation.sparsity, pruned=count_pruned(masks), total=count_all(masks))
+            pruned, covered = self._pruner.counts(masks)
+            amount = Sparsity(target=self._preparation.sparsity, pruned=pruned, total=covered)
         metadata = Metadata(
             stage="finetune",
             architecture=start.architecture.to_json(),
@@ -421,17 +480,25 @@ class TrainingRun:
             },
             versions=versions(),
         )
-        checkpoint.write(path, Checkpoint(weights=self._model.state_dict(), masks=masks, metadata=metadata))
+        weights = gathered(self._model.state_dict(), keep=self._processes.is_first)
+        masks = self._pruner.whole(masks)
+        if self._processes.is_first:
+            checkpoint.write(path, Checkpoint(weights=weights, masks=masks, metadata=metadata))
 
     def _log(self, event: str, values: Mapping[str, Any]) -> None:
-        self._journal.log(event, self._update, values)
+        if self._processes.is_first:
+            self._journal.log(event, self._update, values)
 
-    def _tell(self, *, note: str = "", warning: str = "") -> None:
+    def _tell(self, *, note: str = "", warning: str = "", news: str = "") -> None:
         task = f"fine-tuning ({self._name})"
-        self._notify(Progress(task, self._update, self._recipe.training.updates, note, warning))
+        self._notify(Progress(task, self._update, self._recipe.training.updates, note, warning, news))
 
     def _save_state(self) -> None:
-        save_state(self._state_path, self._model, self._optimizer, self._position(), self._pruner.masks)
+        if self._processes.is_first:
+            self._journal.flush()
+        masks = self._pruner.whole(self._pruner.masks)
+        writes = self._processes.is_first
+        save_state(self._state_path, self._model, self._optimizer, self._position(), masks, writes=writes)
         self._saved_at = time.monotonic()
 
     def _identity(self) -> dict[str, Any]:
@@ -448,6 +515,7 @@ class TrainingRun:
             "update": self._update,
             "epoch": self._batches.epoch,
             "group": self._batches.group,
+            "skipped_updates": self.skipped_updates,
             "skipped_in_a_row": self._skipped_in_a_row,
             "cost": asdict(self.cost),
             "losses": self._losses,
@@ -460,7 +528,7 @@ class TrainingRun:
         cost = Cost(**position["cost"])
         self._update = self._pruner.update = position["update"]
         self._batches.epoch, self._batches.group = position["epoch"], position["group"]
-        self._skipped_in_a_row = position["skipped_in_a_row"]
+        self.skipped_updates, self._skipped_in_a_row = position["skipped_updates"], position["skipped_in_a_row"]
         self._audio_seconds, self._seconds_before = cost.audio_seconds, cost.seconds
         self._losses = list(position["losses"])
         self.validations = [Validation(**values) for values in position["validations"]]
@@ -468,16 +536,6 @@ class TrainingRun:
             Repruning(**{**values, "layers": {label: tuple(counts) for label, counts in values["layers"].items()}})
             for values in position["reprunings"]
         ]
-
-
-def _or_none(value: float) -> float | None:
-    """JSON has no infinity."""
-    return value if math.isfinite(value) else None
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory gave out; on the CPU torch says so in words alone."""
-    return not isinstance(error, RuntimeError) or "memory" in str(error).lower()
 
 
 def _differences(before: Any, after: Any, key: str = "") -> list[str]:

@@ -9,6 +9,7 @@ from parp_cli.data.batching import sorted_batches
 from parp_cli.data.utterances import Utterance
 from parp_cli.environment import is_out_of_memory
 from parp_cli.errors import ResourceError
+from parp_cli.pruning.rows import divided
 from parp_cli.training.ctc import CtcObjective
 
 
@@ -20,41 +21,89 @@ def try_largest(
     batch_seconds: float,
     update: int,
 ) -> None:
-    """Forward and backward over the largest micro-batches there can be; afterwards all is as it was.
-
-    Whatever an update holds besides its activations is there meanwhile: moments of all weights that train, and the
-    gradients of the passes before.
+    """Forward and backward over the largest micro-batches there can be; weights, moments and results stay as they are.
 
     Args:
-        objective: with the whole model set to train that ever will.
-        optimizer: of the run.
+        objective: its model must be set to train all that will ever train.
+        optimizer: of the run; what it will keep is accounted for.
         utterances: to train on.
         batch_seconds: sound in an update.
-        update: a number for the objective.
+        update: any number of one.
 
     Raises:
         ResourceError: memory gives out; the hint says what would fit.
     """
-    seconds = min(objective.micro_batch_seconds, batch_seconds)
+    seconds = fits = min(objective.micro_batch_seconds, batch_seconds)
     several = batch_seconds > objective.micro_batch_seconds
     longest = max(utterances, key=lambda utterance: utterance.seconds)
-    gave_out = ""
-    fits = seconds
-    while True:
-        error = _gives_out(objective, optimizer, _largest(utterances, fits), update, several)
-        if error is None:
-            break
-        gave_out = gave_out or error
-        if fits <= longest.seconds:
-            raise ResourceError(
-                f"training on utterance {longest.id} of {longest.seconds:.1f} s takes more than memory holds",
-                details=[gave_out],
-                hint="try --set training.checkpoint_activations=true, or leave long utterances out",
-            )
+    reason = _what_gives_out(objective, optimizer, largest_batches(utterances, fits), update, several=several)
+    if reason is None:
+        return
+    while fits > longest.seconds:
         fits = max(fits / 2, longest.seconds)
-    if gave_out:
-        raise ResourceError(
-            f"training on {seconds:g} s of sound in one forward pass takes more than memory holds",
-            details=[gave_out],
-            hint=f"{_rounded_down(fits)} s fit: --set training.micro_batch_seconds={_rounded_down(fits)}",
-        )
+        batches = largest_batches(utterances, fits)
+        if _what_gives_out(objective, optimizer, batches, update, several=True) is None:
+            raise ResourceError(
+                f"training on {seconds:g} s of sound in one forward pass takes more than memory holds",
+                details=[reason],
+                hint=f"{fits:g} s fit: --set training.micro_batch_seconds={fits:g}",
+            )
+    raise ResourceError(
+        f"training on utterance {longest.id}, which is {longest.seconds:g} s long, takes more than memory holds",
+        details=[reason],
+        hint="try --set training.checkpoint_activations=true, leave long utterances out, or take a smaller model",
+    )
+
+
+def largest_batches(utterances: Sequence[Utterance], seconds: float) -> list[list[Utterance]]:
+    """The batch of the longest utterance, and the one with most sound and padding where it is another.
+
+    Most of the memory grows with the sound in a batch, but attention's with the square of the length.
+    """
+    lengths = [utterance.seconds for utterance in utterances]
+    batches = sorted_batches(lengths, seconds)
+    fullest = max(batches, key=lambda batch: len(batch) * lengths[batch[0]])
+    chosen = [batches[0]] if fullest is batches[0] else [batches[0], fullest]
+    return [[utterances[index] for index in batch] for batch in chosen]
+
+
+def _what_gives_out(
+    objective: CtcObjective,
+    optimizer: torch.optim.Optimizer,
+    batches: Sequence[list[Utterance]],
+    update: int,
+    *,
+    several: bool,
+) -> str | None:
+    """Torch's words where a batch is too large for any process; with `several`, after other passes of the update."""
+    trained = [weight for group in optimizer.param_groups for weight in group["params"] if weight.requires_grad]
+    alone = objective.in_this_process()
+    # Adam's, which are not there before a weight's first update.
+    moments: list[Tensor] = []
+    reason = None
+    try:
+        moments = [torch.zeros_like(weight) for weight in trained if weight not in optimizer.state for _ in range(2)]
+        if objective.processes.count > 1 and not any(map(divided, trained)):
+            moments += [torch.zeros_like(weight) for weight in trained]  # what DDP exchanges gradients in
+        for batch in batches:
+            if several:
+                for weight in trained:
+                    weight.grad = torch.zeros_like(weight)
+            alone.backward(batch, update)
+            optimizer.zero_grad(set_to_none=True)
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        reason = str(error).strip().split("\n")[0]
+        if any(map(divided, trained)):  # the others wait for this one's rows: nothing smaller can be tried
+            raise ResourceError(
+                f"training on {sum(u.seconds for u in batches[0]):g} s of sound in one forward pass takes more than "
+                "memory holds",
+                details=[reason],
+                hint="make training.micro_batch_seconds smaller, or start more processes",
+            ) from error
+    finally:
+        del moments
+        optimizer.zero_grad(set_to_none=True)
+        torch.cuda.empty_cache()
+    return next((found for found in objective.processes.gather(reason) if found is not None), None)

@@ -94,8 +94,8 @@ def prepare(recipe: Recipe, init: Path | None, notify: Notify) -> Preparation:
         rewound(start, Path(recipe.pruning.rewind))  # what is wrong with it is said now, not after the first run
     sparsity, start_sparsity = sparsities(recipe, start)
     check_weights(recipe, start)
-    train = load(recipe.data, recipe.data.train, notify)
-    valid = load(recipe.data, recipe.data.valid, notify)[: recipe.data.max_valid_utterances]
+    train = load(recipe.data, recipe.data.train, notify, lenient=True)
+    valid = load(recipe.data, recipe.data.valid, notify, lenient=True)[: recipe.data.max_valid_utterances]
     vocabulary = _vocabulary(recipe.data, start, train)
     splits = (recipe.data.train, train), (recipe.data.valid, valid)
     skipped, notes = _check(splits, vocabulary, start.architecture, recipe.data, notify)
@@ -137,8 +137,14 @@ def prepare_round(whole: Preparation, this: Round, start: Start) -> Preparation:
     )
 
 
-def load(data: Data, split: str, notify: Notify) -> list[Utterance]:
-    """The utterances of a recipe's corpus; the same for every seed, so that runs can be compared."""
+def load(data: Data, split: str, notify: Notify, *, lenient: bool = False) -> list[Utterance]:
+    """The utterances of a recipe's corpus; the same for every seed, so that runs can be compared.
+
+    Args:
+        data, split: what to load.
+        notify: is told of what has to be made or fetched first.
+        lenient: leave what is wrong with single utterances to be found later.
+    """
     return load_split(
         data.corpus,
         split,
@@ -146,6 +152,7 @@ def load(data: Data, split: str, notify: Notify) -> list[Utterance]:
         manifest=None if data.manifest is None else Path(data.manifest),
         download=data.download,
         progress=lambda done, total: notify(Progress(f"preparing {split}", done, total)),
+        lenient=lenient,
     )
 
 

@@ -9,14 +9,14 @@ class Validation:
 
     Attributes:
         update: after which one.
-        train_loss: mean since the validation before, a label.
+        train_loss: mean since the validation before, a label; None where all updates since then were skipped.
         word: word error rate, or that of phones.
         character: character error rate; None for phones.
         blank_rate: share of frames whose likeliest label is CTC's blank.
     """
 
     update: int
-    train_loss: float
+    train_loss: float | None
     word: float
     character: float | None
     blank_rate: float

@@ -57,7 +57,10 @@ _READ: Mapping[str, tuple[str, ...]] = {
 
 _DEFAULTS: Mapping[str, Any] = {"scope": "transformer", "biases": True, "pattern": "global"}
 
-_NO_DIFFERENCE: Mapping[str, tuple[str, ...]] = {"data": ("test", "download"), "training": ("save_minutes",)}
+_NO_DIFFERENCE: Mapping[str, tuple[str, ...]] = {
+    "data": ("test", "download"),
+    "training": ("save_minutes", "shard_weights"),
+}
 """Keys that make no difference to training."""
 
 FIRST_MASKS = ("magnitude", "random", "random-weights")

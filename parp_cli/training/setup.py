@@ -1,18 +1,24 @@
 """A fine-tuning run's parts, as its recipe asks for them: model, first masks, objective, optimizer."""
 
 from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed import ProcessGroup
 
+from parp_cli.data.labels import frames_needed
 from parp_cli.errors import CheckpointError
-from parp_cli.models.architectures import build
+from parp_cli.models.architectures import build, frames
 from parp_cli.models.prunable import layers_of
 from parp_cli.models.weights import MASK_EMBEDDING
+from parp_cli.processes import Processes
 from parp_cli.pruning.methods import METHODS, Settings
 from parp_cli.pruning.pruner import Pruner
 from parp_cli.recipe import Recipe
+from parp_cli.training.augmentation import Augmentation
 from parp_cli.training.ctc import CtcObjective
 from parp_cli.training.features import FrontEndFeatures
 from parp_cli.training.latent_masking import LatentMasking
@@ -46,11 +52,24 @@ def build_model(recipe: Recipe, preparation: Preparation) -> Any:
     return model
 
 
-def pruner(recipe: Recipe, preparation: Preparation, model: Any) -> Pruner:
+def pruner(
+    recipe: Recipe,
+    preparation: Preparation,
+    model: Any,
+    masks: Mapping[str, Tensor],
+    group: ProcessGroup | None = None,
+) -> Pruner:
     """The run's masks and method, over the model's prunable weights.
 
+    Args:
+        recipe: of the run.
+        preparation: of the run.
+        model: that trains.
+        masks: from `first_masks`.
+        group: processes among which the model's weights are divided; None where they are whole.
+
     Raises:
-        MaskError: the start's masks are of other weights than the recipe prunes.
+        MaskError: the masks are of other weights than the recipe prunes.
     """
     weights = prunable_weights(recipe, model)
     pruning, layers = recipe.pruning, layers_of(weights)
@@ -62,29 +81,61 @@ def pruner(recipe: Recipe, preparation: Preparation, model: Any) -> Pruner:
         start_sparsity=preparation.start_sparsity,
         growth=pruning.growth,
         drop_fraction=pruning.drop_fraction,
+        group=group,
     )
-    masks = _first_masks(recipe, preparation, weights, settings)
-    return Pruner(weights, masks, method=METHODS[pruning.method](settings), layers=layers)
+    return Pruner(weights, masks, method=METHODS[pruning.method](settings), layers=layers, group=group)
 
 
-def _first_masks(
-    recipe: Recipe, preparation: Preparation, weights: Mapping[str, Tensor], settings: Settings
-) -> Mapping[str, Tensor]:
-    """The start's masks; without any, new ones, as `parp mask` makes them."""
+def first_masks(recipe: Recipe, preparation: Preparation, model: Any) -> Mapping[str, Tensor]:
+    """The start's masks; without any, new ones, as `parp mask` makes them from the model's weights, which are whole."""
     start, pruning = preparation.start, recipe.pruning
     if pruning.method == "dense":
         return {}
     if start.masks:
         return start.masks
+    weights = prunable_weights(recipe, model)
     initial = pruning.initial or ("random" if pruning.method == "rp" else "magnitude")
     scores = first_scores(initial, weights, start.architecture, seed=recipe.seed)
-    return settings.pattern.masks(scores, preparation.start_sparsity, settings.layers)
+    return pattern_in(pruning).masks(scores, preparation.start_sparsity, layers_of(weights))
 
 
-def objective(recipe: Recipe, preparation: Preparation, model: Any, features: FrontEndFeatures) -> CtcObjective:
+def front_end_features(
+    recipe: Recipe, preparation: Preparation, model: Any, *, frozen: bool, folder: Path | None, scratch: Path
+) -> FrontEndFeatures:
+    """Front-end features of the run's utterances.
+
+    Args:
+        recipe: of the run.
+        preparation: of the run.
+        model: that trains.
+        frozen: whether its front end never changes.
+        folder: where features are kept between runs; None for nowhere.
+        scratch: without `folder`, where those are kept that memory cannot hold.
+    """
+    architecture, vocabulary = preparation.start.architecture, preparation.vocabulary
+    augment = None
+    if recipe.training.speed_change:
+        augment = Augmentation(
+            speed_change=recipe.training.speed_change,
+            seed=recipe.seed,
+            frames=partial(frames, architecture),
+            frames_needed=lambda utterance: frames_needed(vocabulary.encode(utterance)),
+        )
+    return FrontEndFeatures(model, architecture, frozen=frozen, folder=folder, scratch=scratch, augment=augment)
+
+
+def objective(
+    recipe: Recipe,
+    preparation: Preparation,
+    model: Any,
+    encoder: nn.Module,
+    features: FrontEndFeatures,
+    processes: Processes,
+) -> CtcObjective:
     training = recipe.training
     return CtcObjective(
         model=model,
+        encoder=encoder,
         features=features,
         vocabulary=preparation.vocabulary,
         masking=LatentMasking(
@@ -96,6 +147,8 @@ def objective(recipe: Recipe, preparation: Preparation, model: Any, features: Fr
         micro_batch_seconds=training.micro_batch_seconds,
         precision=training.precision,
         seed=recipe.seed,
+        checkpoint_activations=training.checkpoint_activations,
+        processes=processes,
     )
 
 

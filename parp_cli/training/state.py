@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from parp_cli.errors import CheckpointError
+from parp_cli.pruning.rows import divided_as, gathered
 from parp_cli.tensor_files import write_tensors
 
 
@@ -23,8 +24,13 @@ def save_state(
     optimizer: torch.optim.Optimizer,
     position: Mapping[str, Any],
     extra: Mapping[str, Tensor] | None = None,
+    *,
+    writes: bool = True,
 ) -> None:
     """Write the state, whole or not at all; `position` is anything JSON can hold.
+
+    The file does not show how many processes there are: tensors that they hold rows of are put together, for which all
+    must call this, and one `writes`.
 
     Raises:
         ResourceError: no space is left on the disk.
@@ -35,8 +41,9 @@ def save_state(
     for index, moments in optimizer.state_dict()["state"].items():
         for key, value in moments.items():
             tensors[f"optimizer/{index}/{key}"] = value if isinstance(value, Tensor) else torch.tensor(value)
-    copies = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
-    write_tensors(path, copies, {"parp": json.dumps(position, sort_keys=True)})
+    copies = {name: whole.contiguous().clone() for name, whole in gathered(tensors, keep=writes).items()}
+    if writes:
+        write_tensors(path, copies, {"parp": json.dumps(position, sort_keys=True)})
 
 
 def read_position(path: Path) -> dict[str, Any]:
@@ -67,19 +74,27 @@ def load_state(
     with safe_open(path, framework="pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
     weights = {name.removeprefix("model/"): value for name, value in tensors.items() if name.startswith("model/")}
+    there = model.state_dict()
+    fitting = {name: divided_as(w, there[name]) if _fits(w, there.get(name)) else w for name, w in weights.items()}
     try:
-        model.load_state_dict(weights)
+        model.load_state_dict(fitting)
     except RuntimeError as error:
         raise CheckpointError(
             f"{path} is the state of another model",
             details=str(error).splitlines()[1:6],
             hint="resume with the recipe the run began with",
         ) from error
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     state: dict[int, dict[str, Tensor]] = {}
     for name, value in tensors.items():
         if name.startswith("optimizer/"):
             _, index, key = name.split("/")
-            state.setdefault(int(index), {})[key] = value
+            weight = parameters[int(index)]
+            state.setdefault(int(index), {})[key] = divided_as(value, weight) if _fits(value, weight) else value
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
     extra = {name.removeprefix("extra/"): value for name, value in tensors.items() if name.startswith("extra/")}
     return position, extra
+
+
+def _fits(value: Tensor, place: Tensor | None) -> bool:
+    return place is not None and value.shape == place.shape

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -142,7 +143,7 @@ def manifest(world: World, folder: Path, **first: object) -> str:
 
 @pytest.mark.parametrize(
     ("audio", "reason"),
-    [(b"", "0 bytes"), (b"RIFF" + b"nothing of sound" * 20, "changed"), (None, "no audio file")],
+    [(b"", "0 bytes"), (b"RIFF" + b"nothing of sound" * 20, "changed"), (None, "there is no such file")],
 )
 def test_unreadable_audio(refused: Any, world: World, tmp_path: Path, audio: bytes | None, reason: str) -> None:
     path = tmp_path / "changed.wav"
@@ -176,6 +177,23 @@ def test_utterances_that_cannot_be_trained_on(
     assert json.loads(dry.out)["plan"]["skipped"] == 1
 
 
+def test_a_terminal_shows_problems_as_a_table(
+    parp: Any, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "200")
+    answer = parp("finetune", *sets(*world.settings, manifest(world, tmp_path, id="[red]umlaut", text="ÄB")), "--quiet")
+    assert (answer.code, answer.out) == (3, "")
+    lines = re.sub("\x1b\\[[0-9;]*m", "", answer.err).splitlines()
+    assert lines[0] == "parp: error: a problem with the utterances of train (outside vocabulary 1)"
+    header, row = ([cell.strip() for cell in re.split("[┃│]", line)[1:-1]] for line in (lines[2], lines[4]))
+    assert header == ["utterance", "split", "kind", "what is wrong", "file"]
+    assert row[:4] == ["[red]umlaut", "train", "outside vocabulary", "letters outside the vocabulary: Ä"]
+    assert Path(row[4]).is_file()
+    assert lines[-1].startswith("  hint: ")
+    assert len(lines) == 7, "nothing is said twice"
+
+
 def test_no_space_left(refused: Any, world: World, masked: Path, tmp_path: Path, monkeypatch: Any) -> None:
     def full(_: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -186,7 +204,7 @@ def test_no_space_left(refused: Any, world: World, masked: Path, tmp_path: Path,
     refused(5, "finetune", "--init", masked, *sets(*world.settings))
     refused(5, "export", masked, "--to", "hf")
     refused(5, "export", masked, "--to", "torchaudio")
-    assert not [path for path in tmp_path.rglob("*") if path.is_file() and path.name != "finetune.jsonl"]
+    assert not [path for path in tmp_path.rglob("*") if path.is_file() and path.name not in (".lock", "finetune.jsonl")]
 
 
 def test_a_limit_on_the_size_of_files(refused: Any, world: World, masked: Path) -> None:

@@ -5,7 +5,7 @@ import pytest
 import soundfile
 import torch
 
-from parp_cli.data.audio import SAMPLE_RATE, audio_seconds, read_audio
+from parp_cli.data.audio import SAMPLE_RATE, audio_seconds, can_resample, read_audio
 from parp_cli.errors import DataError
 
 
@@ -37,6 +37,19 @@ def test_16_bit_samples_are_exact(tmp_path):
     samples = numpy.array([0, 1, -32768, 32767], dtype=numpy.int16)
     soundfile.write(tmp_path / "a.flac", samples, SAMPLE_RATE)
     assert torch.equal(read_audio(tmp_path / "a.flac") * 32768, torch.tensor([0.0, 1.0, -32768.0, 32767.0]))
+
+
+@pytest.mark.parametrize("rate", [8000, 11_025, 22_050, 32_000, 44_056, 44_100, 47_952, 48_000, 96_000, 384_000])
+def test_usual_rates_are_resampled(rate):
+    assert can_resample(rate)
+
+
+@pytest.mark.parametrize("rate", [7999, 15_999, 22_049, 44_101, 2**31 - 1])
+def test_rates_whose_filter_would_fill_the_memory_are_refused(tmp_path, write_tone, rate):
+    """Of one second at 22,049 Hz torchaudio would make 16,000 samples with 6 GB and in a minute."""
+    assert not can_resample(rate)
+    if rate < 50_000:
+        assert_refused(write_tone(tmp_path / "a.wav", rate=rate), f"{rate:,} Hz have no simple ratio to 16,000 Hz")
 
 
 def assert_refused(path: Path, reason: str) -> None:

@@ -3,7 +3,10 @@
 import os
 import shutil
 import sqlite3
+import subprocess
+import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -205,12 +208,13 @@ def test_unusual_sampling_rates(folder: Path, noise: Callable[..., Path]) -> Non
     dev, test = utterances("dev", 48_000), utterances("test", 16_000)
     sounds = read_sounds([utterance.audio for utterance in (*train, *dev, *test)], cache=folder)
     assert unusual_rates([("train", train), ("dev", dev), ("test", test)], sounds) == [
-        "train: not of 16,000 Hz, as most audio, are 8,000 Hz: train4, train5; 44,100 Hz: train3 "
-        "(all is resampled to 16,000 Hz, and less than that has no high sounds)",
-        "dev: not of 16,000 Hz, as most audio, are 48,000 Hz: dev0 (all is resampled to 16,000 Hz)",
+        "train: most audio is sampled at 16,000 Hz, but train4, train5 at 8,000 Hz; train3 at 44,100 Hz "
+        "(all is resampled to 16,000 Hz, and lower rates hold no high sounds)",
+        "dev: most audio is sampled at 16,000 Hz, but dev0 at 48,000 Hz (all is resampled to 16,000 Hz)",
     ]
     assert not check_utterances(train, "train", sounds, letters_vocabulary(), frames)
     assert unusual_rates([("dev", dev)], sounds) == []
+    assert unusual_rates([("train", train), ("train", train[:4])], sounds) == unusual_rates([("train", train)], sounds)
 
 
 # --------------------------------------------------------------------------------------------------------- the cache
@@ -281,7 +285,9 @@ def test_a_file_of_just_now_is_not_known_by_its_time(folder: Path, noise: Callab
         os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
 
 
-@pytest.mark.parametrize("content", [b"", b"not SQLite", None, "other tables"], ids=["empty", "foreign", "cut", "other"])
+@pytest.mark.parametrize(
+    "content", [b"", b"not SQLite", None, "other tables"], ids=["empty", "foreign", "cut", "other"]
+)
 @pytest.mark.usefixtures("settled")
 def test_a_broken_cache_is_begun_anew(
     folder: Path, noise: Callable[..., Path], opened: list[str], content: bytes | str | None
@@ -361,3 +367,34 @@ def test_files_are_counted_as_they_are_read(folder: Path, noise: Callable[..., P
     steps: list[Progress] = []
     read_sounds([noise("a.wav"), noise("b.wav")], cache=folder, notify=steps.append)
     assert steps == [Progress("checking audio", 1, 2), Progress("checking audio", 2, 2)]
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("settled")
+def test_processes_that_are_killed_leave_a_whole_cache(
+    tmp_path: Path, folder: Path, noise: Callable[..., Path], opened: list[str]
+) -> None:
+    paths = [noise(f"{number}.wav", seconds=0.05) for number in range(200)]
+    code = (
+        "import sys; from pathlib import Path; from parp_cli.data import check, known_sounds\n"
+        "check._NOTING_SECONDS, known_sounds._SETTLED_SECONDS = 0.0, -10.0\n"
+        f"paths = sorted(Path({str(tmp_path)!r}).glob('*.wav'))\n"
+        "print('ready', flush=True)\n"
+        f"while True: check.read_sounds(paths, cache=Path({str(folder)!r})); [path.touch() for path in paths]\n"
+    )
+    processes = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) for _ in range(2)]
+    try:
+        for process in processes:
+            assert process.stdout is not None
+            process.stdout.readline()
+        time.sleep(1.5)
+    finally:
+        for process in processes:
+            process.kill()
+            process.communicate()
+    found = read_sounds(paths, cache=folder)
+    assert len(opened) < len(paths), "what they noted is known"
+    assert found == {path: inspect_audio(path) for path in paths}
+    opened.clear()
+    assert read_sounds(paths, cache=folder) == found
+    assert opened == []

@@ -64,6 +64,13 @@ def test_all_broken_and_missing_files_are_reported_at_once(tmp_path, write_chapt
     assert "2 broken or missing files" in caught.value.message
     assert "1-1-0000.flac: missing" in caught.value.details[0]
     assert "1-1-0002.flac" in caught.value.details[1]
+    kept = load_librispeech(tmp_path, "dev-clean", lenient=True)
+    assert [(u.audio.name, u.seconds > 0) for u in kept] == [
+        ("1-1-0000.flac", False),
+        ("1-1-0001.flac", True),
+        ("1-1-0002.flac", False),
+    ]
+    assert all(u.text for u in kept)
 
 
 @pytest.fixture

@@ -84,6 +84,29 @@ def test_all_problems_at_once_with_their_lines(folder):
     assert [detail.split(":")[0] for detail in details[3:]] == [f"line {n}" for n in (7, 8, 9, 9, 10, 11)]
 
 
+def test_what_is_wrong_with_single_utterances_can_be_left_to_the_caller(folder):
+    write(folder, "noise", "sounds/broken.flac")
+    rows = [
+        "a\tsounds/a.flac\ttrain\t1",
+        "a\tsounds/a.flac\ttrain\t1",
+        "b\tnone.flac\ttrain\t2",
+        "c\tnone.flac\ttrain\t",
+    ]
+    rows.append("d\tsounds/broken.flac\ttrain\t")
+    head = "id\taudio\tsplit\tseconds\n"
+    utterances = read_manifest(write(folder, head + "\n".join(rows)), lenient=True)
+    assert [(utterance.id, utterance.seconds) for utterance in utterances] == [
+        ("a", 1.0),
+        ("a", 1.0),
+        ("b", 2.0),
+        ("c", 0.0),
+        ("d", 0.0),
+    ]
+    with pytest.raises(DataError) as caught:
+        read_manifest(write(folder, head + "\n".join([*rows, "e\tsounds/a.flac\ttrain\tlong", "f"])), lenient=True)
+    assert [detail.split(":")[0] for detail in caught.value.details] == ["line 7", "line 8"], "no use without a length"
+
+
 def test_json_problems(folder):
     good = {"id": "a", "audio": "sounds/a.flac", "split": "train"}
     lines = [

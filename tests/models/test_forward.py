@@ -1,11 +1,13 @@
+import shutil
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from parp_cli.errors import ResourceError
 from parp_cli.models.architectures import Architecture, build, frames
-from parp_cli.models.forward import encode, front_end, pad
+from parp_cli.models.forward import compile_layers, draw_skipped_layers, encode, front_end, pad
 from parp_cli.models.waveform import normalize
 from tests.models.small import SMALL, randomise, waveform
 
@@ -97,30 +99,103 @@ def test_features_are_altered_before_the_transformer() -> None:
     assert not torch.allclose(plain, altered)
 
 
+def test_layers_are_skipped_as_told() -> None:
+    architecture = SMALL["hubert-large"]
+    model = model_of(architecture)
+    features = pad(features_of(model, architecture))
+    runs: list[int] = []
+    for index, layer in enumerate(model.encoder.transformer.layers):
+        layer.register_forward_hook(lambda *_, index=index: runs.append(index))
+    with torch.inference_mode():
+        encode(model, *features)
+        shorter = encode(model, *features, skip={1})
+        assert runs == [0, 1, 2, 0, 2]
+        del model.encoder.transformer.layers[1]
+        torch.testing.assert_close(encode(model, *features), shorter)
+
+
 @pytest.mark.parametrize("name", ["wav2vec2-group-norm", "hubert-large", "wavlm-base", "wavlm-large"])
 def test_layers_are_dropped_as_often_as_asked_and_only_in_training(name: str) -> None:
-    architecture, trials, probability = SMALL[name], 200, 0.3
-    model = model_of(architecture, layer_drop=probability)
-    features = pad([front_end(model, architecture, waveform(260)[0]).detach()])
-    runs = [0] * len(model.encoder.transformer.layers)
-    for index, layer in enumerate(model.encoder.transformer.layers):
-
-        def count(*_: Any, index: int = index) -> None:
-            runs[index] += 1
-
-        layer.register_forward_hook(count)
+    trials, probability = 2000, 0.3
+    model = model_of(SMALL[name], layer_drop=probability)
+    assert draw_skipped_layers(model) == frozenset()
+    model.train()
     torch.manual_seed(0)
-    with torch.no_grad():
-        for _ in range(trials):
-            encode(model, *features)
-        assert runs == [trials] * len(runs)
-        model.train()
-        for _ in range(trials):
-            assert encode(model, *features).isfinite().all()
-    first, *others = (count - trials for count in runs)
+    dropped = [draw_skipped_layers(model) for _ in range(trials)]
+    torch.manual_seed(0)
+    assert draw_skipped_layers(model) == dropped[0]
+    first, *others = (sum(index in layers for layers in dropped) for index in range(3))
     if name.startswith("wavlm"):
-        assert first == trials  # it makes the position bias of all
+        assert first == 0  # it makes the position bias of all
     else:
         others.append(first)
     slack = 4 * (trials * probability * (1 - probability)) ** 0.5
-    assert all(abs(count - trials * (1 - probability)) < slack for count in others)
+    assert all(abs(count - trials * probability) < slack for count in others)
+    features = features_of(model, SMALL[name])
+    assert encode(model, *pad(features), skip=dropped[0]).isfinite().all()
+    model.encoder.transformer.layer_drop = 0.0
+    assert draw_skipped_layers(model) == frozenset()
+
+
+@pytest.mark.parametrize("name", ["wav2vec2-group-norm", "hubert-large", "wavlm-base"])
+@pytest.mark.parametrize("autocast", [False, True])
+def test_checkpointing_activations_changes_no_gradient(name: str, autocast: bool) -> None:
+    architecture = SMALL[name]
+    model = model_of(architecture, dropout=0.1, attention_dropout=0.2, activation_dropout=0.3).train()
+    features = pad([item.detach() for item in features_of(model, architecture)])
+    found = []
+    for checkpointing in (False, True):
+        model.zero_grad()
+        torch.manual_seed(3)
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            logits = encode(model, *features, checkpoint_activations=checkpointing, skip={1})
+        logits.float().square().mean().backward()
+        gradients = [weight.grad.clone() for weight in model.encoder.parameters() if weight.grad is not None]
+        found.append([logits.detach(), torch.rand(1), *gradients])
+    assert len(found[0]) == len(found[1]) > 30
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
+
+
+@SMALLS
+def test_gradients_are_torchaudios(architecture: Architecture, monkeypatch: pytest.MonkeyPatch) -> None:
+    quick = model_of(architecture).train()
+    monkeypatch.setattr("parp_cli.models.layers.quicken", lambda _: None)
+    plain = build(architecture, vocabulary_size=7).train()
+    plain.load_state_dict(quick.state_dict())
+    features = pad([item.detach() for item in features_of(quick, architecture)])
+    found = []
+    for model in (quick, plain):
+        logits = encode(model, *features)
+        logits.square().mean().backward()
+        found.append([logits, *(weight.grad for weight in model.encoder.parameters())])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-4 * float(other.detach().abs().max()) + 1e-6, rtol=1e-3)
+
+
+def test_compiling_without_a_compiler_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shutil.which", lambda _: None)
+    with pytest.raises(ResourceError, match=r"C\+\+ compiler"):
+        compile_layers(model_of(SMALL["hubert-base"]))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler")
+@pytest.mark.filterwarnings("default")
+@pytest.mark.parametrize("name", ["wav2vec2-group-norm", "hubert-large"])
+def test_compiled_layers_compute_the_same(name: str) -> None:
+    architecture = SMALL[name]
+    model = model_of(architecture).train()
+    names = list(model.state_dict())
+    features = [item.detach() for item in features_of(model, architecture)]
+    batches = [pad(features), pad(features[:1]), pad(features[1:3])]
+    found = []
+    for compiled in (False, True):
+        if compiled:
+            compile_layers(model)
+        model.zero_grad()
+        for batch in batches:
+            encode(model, *batch).square().mean().backward()
+        found.append([weight.grad.clone() for weight in model.encoder.parameters()])
+    assert list(model.state_dict()) == names
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-4 * float(other.abs().max()) + 1e-6, rtol=1e-3)

@@ -302,3 +302,11 @@ def test_plan_is_what_the_run_does(world: World, masked: Path, tmp_path: Path) -
 def test_dense_does_not_start_from_a_pruned_checkpoint(world: World, masked: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="is pruned"):
         finetune(world.recipe("pruning.method=dense"), run=tmp_path, init=masked)
+
+
+def test_deterministic_algorithms_are_what_the_cpu_has_anyway(world: World, masked: Path, tmp_path: Path) -> None:
+    usual = finetune(world.recipe(), run=tmp_path / "usual", init=masked)
+    strict = finetune(world.recipe("training.deterministic=true"), run=tmp_path / "strict", init=masked)
+    assert not torch.are_deterministic_algorithms_enabled()
+    one, other = checkpoint.read(usual.path).weights, checkpoint.read(strict.path).weights
+    assert all(torch.equal(weight, other[name]) for name, weight in one.items())

@@ -11,7 +11,7 @@ from parp_cli.errors import CheckpointError, UsageError
 from parp_cli.pruning.masks import count_pruned
 from parp_cli.stages.finetune import finetune
 from parp_cli.stages.mask import mask
-from parp_cli.training import loop as module
+from parp_cli.training import setup as module
 from parp_cli.training.features import FrontEndFeatures
 from tests.stages.spies import Change
 from tests.tiny import World

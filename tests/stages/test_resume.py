@@ -1,24 +1,25 @@
-"""A run that is stopped or killed at any moment, and resumed, ends in the same bytes."""
+"""A run that is stopped, and resumed, ends in the same bytes."""
 
 import os
 import random
 import signal
 import subprocess
-import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from parp_cli.errors import CheckpointError, Interrupted
+from parp_cli.errors import CheckpointError, Interrupted, UsageError
+from parp_cli.files import replacing
+from parp_cli.progress import Progress
 from parp_cli.stages.finetune import finetune
 from parp_cli.training import loop as module
+from parp_cli.training import state
+from tests.stages.processes import FILES, outcome, started, wait_for, wait_for_state
 from tests.tiny import World
 
 LONG = ("training.updates=300", "training.validate_every=20", "pruning.interval=7")
-FILES = ("finetune.safetensors", "finetune-last.safetensors")
 
 
 @pytest.fixture(scope="module")
@@ -32,45 +33,13 @@ def start(world: World, masked: Path, run: Path, *options: str) -> "subprocess.P
     return started(run, (*world.settings, *LONG), "--init", str(masked), *options)
 
 
-def started(run: Path, settings: Sequence[str], *options: str) -> "subprocess.Popen[str]":
-    sets = [part for value in settings for part in ("--set", value)]
-    command = ["finetune", *sets, "--run", str(run), "--quiet", *options]
-    return subprocess.Popen(
-        [sys.executable, "-m", "parp_cli", *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-
-
-def wait_for_state(run: Path, after: int, process: "subprocess.Popen[str]") -> None:
-    """Until the state is newer than `after` (nanoseconds)."""
-    state = run / "state" / "finetune.safetensors"
-    for _ in range(6000):
-        if state.exists() and state.stat().st_mtime_ns > after:
-            return
-        assert process.poll() is None, process.stderr.read() if process.stderr else ""
-        time.sleep(0.005)
-    raise AssertionError("the run saves no state")
-
-
-def test_killed_three_times(world: World, masked: Path, tmp_path: Path, uninterrupted: dict[str, bytes]) -> None:
-    rng = random.Random(os.getpid())
-    for attempt in range(3):
-        before = time.time_ns()
-        process = start(world, masked, tmp_path, *(["--resume"] if attempt else []))
-        wait_for_state(tmp_path, before, process)
-        delay = rng.uniform(0, 0.15)
-        time.sleep(delay)
-        process.kill()
-        process.communicate()
-        assert process.returncode == -signal.SIGKILL, f"over before it was killed, {delay:.3f} s after its first state"
-    finetune(world.recipe(*LONG), run=tmp_path, init=masked, resume=True)
-    assert {name: (tmp_path / name).read_bytes() for name in FILES} == uninterrupted
-    assert not (tmp_path / "state" / "finetune.safetensors").exists()
-
-
-def test_interrupted(world: World, masked: Path, tmp_path: Path, uninterrupted: dict[str, bytes]) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
+def test_interrupted(
+    world: World, masked: Path, tmp_path: Path, uninterrupted: dict[str, bytes], number: signal.Signals
+) -> None:
     process = start(world, masked, tmp_path)
-    wait_for_state(tmp_path, 0, process)
-    process.send_signal(signal.SIGINT)
+    wait_for_state(tmp_path, process)
+    process.send_signal(number)
     out, err = process.communicate(timeout=60)
     assert (process.returncode, out) == (130, "")
     lines = err.splitlines()
@@ -78,6 +47,78 @@ def test_interrupted(world: World, masked: Path, tmp_path: Path, uninterrupted: 
     assert lines[1:] == ["  hint: go on with the same command and --resume"]
     finetune(world.recipe(*LONG), run=tmp_path, init=masked, resume=True)
     assert {name: (tmp_path / name).read_bytes() for name in FILES} == uninterrupted
+
+
+def test_interrupted_again_while_it_saves(
+    world: World, masked: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second signal ends it at once; the state before stays as it was."""
+    recipe = world.recipe("training.updates=9", "training.validate_every=3")
+    finetune(recipe, run=tmp_path / "whole", init=masked)
+    run = tmp_path / "run"
+    spy = Spy(monkeypatch)
+    spy.interrupt_after = ("parp", 5)
+    save = state.write_tensors
+
+    def interrupted(path: Path, *values: Any) -> None:
+        with replacing(path) as temporary:
+            temporary.write_text("half of a state")
+            signal.raise_signal(signal.SIGINT)
+        save(path, *values)
+
+    def write(path: Path, *values: Any) -> None:
+        (interrupted if spy.updates["parp"][-1] == 5 else save)(path, *values)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(state, "write_tensors", write)
+        with pytest.raises(KeyboardInterrupt):
+            finetune(recipe, run=run, init=masked)
+    assert state.read_position(run / "state" / "finetune.safetensors")["update"] == 3
+    assert not list(run.rglob(".*.tmp"))
+    spy.interrupt_after = None
+    finetune(recipe, run=run, init=masked, resume=True)
+    assert spy.updates["parp"] == [*range(1, 6), *range(4, 10)]
+    assert outcome(run) == outcome(tmp_path / "whole")
+
+
+def test_a_checkpoint_that_went_elsewhere(world: World, masked: Path, tmp_path: Path) -> None:
+    out = tmp_path / "elsewhere" / "best.safetensors"
+    with pytest.MonkeyPatch.context() as patch:
+        Spy(patch).interrupt_after = ("parp", 7)
+        with pytest.raises(Interrupted):
+            finetune(world.recipe(), run=tmp_path, init=masked, out=out)
+    with pytest.raises(CheckpointError, match="is not there, where this run wrote its best checkpoint") as caught:
+        finetune(world.recipe(), run=tmp_path, init=masked, resume=True)
+    assert "--out" in (caught.value.hint or "")
+    finetune(world.recipe(), run=tmp_path, init=masked, out=out, resume=True)
+    finetune(world.recipe(), run=tmp_path / "whole", init=masked)
+    assert out.read_bytes() == (tmp_path / "whole" / "finetune.safetensors").read_bytes()
+
+
+def test_two_runs_in_one_folder(world: World, tmp_path: Path) -> None:
+    """The second one is refused before it touches anything: in the run folder, or in that of a round."""
+    recipe = world.recipe("pruning.method=omp", "pruning.sparsity=0.3", "training.updates=2")
+    run, other = tmp_path / "run", tmp_path / "other"
+    heard = []
+
+    def try_another(step: Progress) -> None:
+        if step.task.startswith("fine-tuning") and step.done == 1:
+            heard.append(step.task)
+            before = contents(run)
+            with pytest.raises(UsageError, match=f"another fine-tuning is running in {run}"):
+                finetune(recipe, run=run, resume=True)
+            if step.task == "fine-tuning (dense)":
+                with pytest.raises(UsageError, match=f"another fine-tuning is running in {run / 'rounds'}"):
+                    finetune(recipe, run=other, rounds_folder=run / "rounds")
+            assert contents(run) == before
+
+    finetune(recipe, run=run, notify=try_another)
+    assert set(heard) == {"fine-tuning (dense)", "fine-tuning (omp)"}
+    finetune(recipe, run=other, rounds_folder=run / "rounds")
+
+
+def contents(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def stopped(world: World, masked: Path, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -212,12 +253,12 @@ def test_killed_in_a_middle_round(
     world: World, tmp_path: Path, imp: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     process = started(tmp_path, (*world.settings, *IMP))
-    for _ in range(6000):
+
+    def in_the_second() -> bool:
         finished = len(list(tmp_path.glob("rounds/*/finetune-finished.json")))
-        if finished == 1 and len(list(tmp_path.glob("rounds/*"))) == 2:
-            break
-        assert process.poll() is None, process.stderr.read() if process.stderr else ""
-        time.sleep(0.005)
+        return finished == 1 and len(list(tmp_path.glob("rounds/*"))) == 2
+
+    wait_for(in_the_second, process)
     time.sleep(random.Random(os.getpid()).uniform(0, 0.1))
     process.kill()
     process.communicate()

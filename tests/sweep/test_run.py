@@ -206,9 +206,10 @@ def test_temporaries_of_the_killed_are_removed(write_sweep: Any, tmp_path: Path)
     (cell,) = sweep.cells
     folder = tasks.round_folder(run, cell.key)
     (folder / "state").mkdir(parents=True)
-    left, kept = [], [folder / ".mine", folder / ".finetune.safetensors-short", folder / "notes.json-abcdefgh"]
-    for name in ("finetune-last.safetensors", "eval-test.jsonl", "failed.json", "state/finetune.safetensors"):
-        with suppress(KeyboardInterrupt), replacing(folder / name) as temporary:
+    left, kept = [], [folder / ".mine", folder / ".finetune.safetensors-short.tmp", folder / "notes.json-abcdefgh.tmp"]
+    names = ("finetune-last.safetensors", "eval-test.jsonl", "failed.json", "state/finetune.safetensors")
+    for path in (*(folder / name for name in names), run / "features" / "front-end" / "sound", run / "sweep.md"):
+        with suppress(KeyboardInterrupt), replacing(path) as temporary:
             left.append(temporary)
             raise KeyboardInterrupt
     for path in (*left, *kept):
@@ -265,10 +266,15 @@ def test_one_that_fails_leaves_the_others(write_sweep: Any, tmp_path: Path, trai
     assert trained[3:] == [trained[0]]
 
 
-def test_a_cell_that_failed_for_a_while(write_sweep: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("allocate", [True, False])
+def test_a_cell_that_failed_for_a_while(
+    write_sweep: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, allocate: bool
+) -> None:
     sweep, run = load(write_sweep("grid: {pruning.method: [dense, omp]}", *SHORT)), tmp_path / "run"
 
     def out_of_memory(*_: Any, **__: Any) -> None:
+        if allocate:
+            torch.empty(1 << 52)  # for the CPU torch has no class of errors
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     with monkeypatch.context() as patch:

@@ -14,6 +14,7 @@ from parp_cli.data.batching import batches_by_seconds
 from parp_cli.data.labels import Vocabulary
 from parp_cli.data.utterances import Utterance
 from parp_cli.training.ctc import CtcObjective, UpdateBatches
+from parp_cli.training.engine import Encoder
 from parp_cli.training.features import FrontEndFeatures
 from parp_cli.training.latent_masking import LatentMasking
 from tests.training.conftest import ARCHITECTURE
@@ -86,6 +87,7 @@ class TestObjective:
             model = make_model(**{key: value for key, value in options.items() if key != "precision"})
             return CtcObjective(
                 model=model,
+                encoder=Encoder(model),
                 features=FrontEndFeatures(model, ARCHITECTURE, frozen=True),
                 vocabulary=VOCABULARY,
                 masking=masking,

@@ -49,12 +49,6 @@ def masks(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(autouse=True)
-def own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """What is read here is not noted among the user's own sounds."""
-    monkeypatch.setenv("PARP_CACHE", str(tmp_path / "cache"))
-
-
 def prepared(world: World, *settings: str, init: Path | None = None) -> Preparation:
     return prepare(world.recipe(*settings), init, silent)
 
@@ -213,7 +207,7 @@ def test_other_sparsities_than_asked_for(world: World, masks: Path) -> None:
     refused(world, UsageError, "no pattern '4:2'", "pruning.pattern=4:2")
 
 
-# ------------------------------------------------------------------------------------------------- utterances to train on
+# -------------------------------------------------------------------------------------------- utterances to train on
 
 
 @pytest.fixture
@@ -241,7 +235,7 @@ def test_problems_of_both_splits_are_reported_together(world: World, spoilt: Pat
         "3 problems with the utterances of train and valid (silence 1, wrong length 1, outside vocabulary 1)"
     )
     assert [line.split(":")[0] for line in caught.value.details] == ["train-2", "train-1", "valid-0", "valid"]
-    assert "8,000 Hz: valid-1" in caught.value.details[-1]
+    assert "valid-1 at 8,000 Hz" in caught.value.details[-1]
     assert caught.value.table is not None
     assert len(caught.value.table.rows) == 3
 
@@ -255,7 +249,7 @@ def test_all_of_them_are_left_out_by_choice(world: World, spoilt: Path) -> None:
     assert [problem.utterance_id for problem in preparation.skipped] == ["train-1", "train-2", "valid-0"]
     assert plan(recipe, preparation).skipped == 3
     assert [step.warning for step in steps if step.warning] == list(preparation.notes)
-    assert "8,000 Hz: valid-1" in preparation.notes[0]
+    assert "valid-1 at 8,000 Hz" in preparation.notes[0]
 
 
 def test_a_split_of_which_nothing_is_left(world: World, spoilt: Path) -> None:
@@ -266,5 +260,5 @@ def test_a_split_of_which_nothing_is_left(world: World, spoilt: Path) -> None:
 
 
 def test_a_split_to_train_and_validate_on_is_reported_once(world: World, spoilt: Path) -> None:
-    with pytest.raises(DataError, match="^2 problems with the utterances of train "):
+    with pytest.raises(DataError, match=r"^2 problems with the utterances of train \("):
         prepared(world, f"data.manifest={spoilt}", "data.valid=train")

@@ -1,0 +1,69 @@
+"""Tensors of which each of several processes holds some rows, as FSDP2 divides parameters, gradients and moments.
+
+Torch has them as DTensor. Plain tensors pass through all of these unchanged, so that their callers need not ask.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+
+def divided(tensor: Tensor) -> bool:
+    """Whether this process holds only some of the rows. (torch's own class takes a third of a second to import.)"""
+    return hasattr(tensor, "to_local")
+
+
+def own_rows(tensor: Tensor) -> Tensor:
+    """What this process holds, in the same memory, without history."""
+    tensor = tensor.detach()
+    return _local(tensor) if divided(tensor) else tensor
+
+
+def all_rows(tensor: Tensor) -> Tensor:
+    """The whole tensor on the CPU. All processes must ask at once."""
+    tensor = tensor.detach()
+    if divided(tensor):
+        whole: Any = tensor
+        tensor = whole.full_tensor()
+    return tensor.cpu()
+
+
+def gathered(tensors: Mapping[str, Tensor], *, keep: bool) -> dict[str, Tensor]:
+    """All rows of each tensor, on the CPU. All processes must ask at once; who does not `keep` them only takes part."""
+    kept = {}
+    for name, tensor in tensors.items():
+        if keep or divided(tensor):
+            whole = all_rows(tensor)
+            if keep:
+                kept[name] = whole
+    return kept
+
+
+def divided_as(whole: Tensor, example: Tensor) -> Tensor:
+    """A whole tensor that every process has, divided as another one of its shape; on the device of that."""
+    if not divided(example):
+        return whole.to(example.device)
+    from torch.distributed.tensor import distribute_tensor
+
+    like: Any = example
+    # Without a source rank each process takes its rows from its own copy.
+    return distribute_tensor(whole.to(example.device), like.device_mesh, like.placements, src_data_rank=None)
+
+
+def all_rows_as(own: Tensor, example: Tensor) -> Tensor:
+    """The whole tensor on the CPU of which each process has the rows that it has of another one. All must ask."""
+    if not divided(example):
+        return own.cpu()
+    from torch.distributed.tensor import DTensor
+
+    like: Any = example
+    joined = DTensor.from_local(
+        own, like.device_mesh, like.placements, shape=example.shape, stride=tuple(example.stride())
+    )
+    return all_rows(joined)
+
+
+def _local(tensor: Any) -> Tensor:
+    rows: Tensor = tensor.to_local()
+    return rows

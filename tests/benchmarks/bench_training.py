@@ -1,0 +1,431 @@
+"""An update of CTC fine-tuning beside transformers + torch.nn.utils.prune: the same weights, masks and mathematics.
+
+    python tests/benchmarks/bench_training.py [--model base|large] [--precision float32 bfloat16] [--dropout peer|paper]
+                                              [--rounds 5] [--device auto]
+
+The peer is transformers' Wav2Vec2ForCTC with its front end frozen, its prunable weights under torch.nn.utils.prune and
+a fused AdamW; ours is what `parp finetune` does: front-end features kept, masks by the pruner's method "fixed", the
+same AdamW. Each hears four utterances of 10 s of noise. First both must find the same loss and the same gradients, in
+float32 and without dropout; then they take turns. The dropouts are transformers' defaults, 0.1 everywhere ("peer"), or
+those of the wav2vec 2.0 paper's fine-tuning, 0.1 inside the feed-forward blocks alone ("paper").
+
+It prints for each precision the seconds of audio a second (medians of the rounds; processor seconds are of all
+threads, and say more where the machine is busy with something else), the peak memory of weights, masks, optimizer and
+two updates (each side in a process of its own), the share of the arithmetic limit, and where our time goes. The limit
+is the time that the products of the encoder would take at the rate at which this machine multiplies matrices of the
+feed-forward layer's shape, by the faster of torch's ways, measured between the rounds; the products are counted by
+torch.utils.flop_counter on the peer's encoder. On CUDA it also prints the model-FLOP utilisation.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import prune
+from torch.profiler import ProfilerActivity, profile, record_function
+from torch.utils.flop_counter import FlopCounterMode
+
+from parp_cli.models.architectures import ARCHITECTURES, build, frames
+from parp_cli.models.forward import encode, front_end, pad
+from parp_cli.models.huggingface import config_of, names_of
+from parp_cli.models.layers import product
+from parp_cli.models.prunable import prunable_parameters
+from parp_cli.models.waveform import normalize
+from parp_cli.pruning.methods import METHODS, Schedule, Settings
+from parp_cli.pruning.patterns import GLOBAL
+from parp_cli.pruning.pruner import Pruner
+
+MODELS = {"base": "wav2vec2-base", "large": "wav2vec2-large-lv60k"}
+UTTERANCES, SECONDS, SAMPLES, LABELS, VOCABULARY = 4, 10, 160_000, 120, 32
+SPARSITY, RATE = 0.5, 1e-6
+DROPOUTS = {"none": (0.0, 0.0), "peer": (0.1, 0.1), "paper": (0.0, 0.1)}
+"""Of hidden states and attention weights, and inside the feed-forward blocks."""
+
+PEAKS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}
+"""Dense bfloat16 operations a second by the name of a CUDA device, as its maker states them."""
+
+
+class Side:
+    """One of the two: `loss` of the batch, and a whole `update`."""
+
+    model: Any
+    optimizer: torch.optim.Optimizer
+
+    def __init__(self, device: str, precision: str) -> None:
+        self.device, self.precision = device, precision
+        generator = torch.Generator().manual_seed(0)
+        self.waveforms = torch.randn(UTTERANCES, SAMPLES, generator=generator).to(device)
+        self.labels = torch.randint(1, VOCABULARY, (UTTERANCES, LABELS), generator=generator).to(device)
+
+    def optimize(self) -> None:
+        trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        self.optimizer = torch.optim.AdamW(trained, lr=RATE, fused=True)
+
+    def logits(self) -> Tensor:
+        raise NotImplementedError
+
+    def loss(self) -> Tensor:
+        with torch.autocast(self.device, torch.bfloat16, enabled=self.precision == "bfloat16"):
+            logits = self.logits()
+        likely = nn.functional.log_softmax(logits.float(), -1).transpose(0, 1)
+        lengths = torch.full((UTTERANCES,), logits.shape[1]), torch.full((UTTERANCES,), LABELS)
+        return nn.functional.ctc_loss(likely, self.labels, *lengths, reduction="sum") / self.labels.numel()
+
+    def update(self) -> None:
+        self.optimizer.zero_grad(set_to_none=True)
+        self.loss().backward()
+        self.optimizer.step()
+
+    def seconds(self) -> tuple[float, float]:
+        """Wall and processor seconds (of all threads) of an update."""
+        began, worked = time.perf_counter(), time.process_time()
+        self.update()
+        if self.device == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter() - began, time.process_time() - worked
+
+
+class Ours(Side):
+    """parp's update."""
+
+    def __init__(self, name: str, device: str, precision: str, dropout: str) -> None:
+        super().__init__(device, precision)
+        torch.manual_seed(0)
+        hidden, activation = DROPOUTS[dropout]
+        architecture = ARCHITECTURES[name]
+        options = {"dropout": hidden, "attention_dropout": hidden, "activation_dropout": activation}
+        self.model = build(architecture, vocabulary_size=VOCABULARY, **options).to(device).train()
+        self.model.feature_extractor.requires_grad_(False)
+        weights: dict[str, Tensor] = dict(prunable_parameters(self.model))
+        method = METHODS["fixed"](Settings(sparsity=SPARSITY, schedule=Schedule(interval=1, updates=1, final=False)))
+        self.pruner = Pruner(weights, GLOBAL.masks(weights, SPARSITY, {}), method=method)
+        self.pruner.start()
+        self.optimize()
+        with torch.no_grad():
+            self.features, self.lengths = pad([front_end(self.model, architecture, one) for one in self.waveforms])
+        self.done = 0
+
+    def logits(self) -> Tensor:
+        return encode(self.model, self.features, self.lengths)
+
+    def update(self) -> None:
+        self.optimizer.zero_grad(set_to_none=True)
+        self.loss().backward()
+        self.done += 1
+        with record_function("masks"):
+            self.pruner.before_step(self.done)
+        self.optimizer.step()
+        with record_function("masks"):
+            self.pruner.after_step(self.done, self.optimizer)
+
+
+class Peer(Side):
+    """transformers' and torch.nn.utils.prune's, with our weights and masks."""
+
+    def __init__(
+        self, name: str, device: str, precision: str, dropout: str, weights: dict[str, Tensor], masks: dict[str, Tensor]
+    ) -> None:
+        super().__init__(device, precision)
+        architecture = ARCHITECTURES[name]
+        self.model = peer_model(name, dropout)
+        self.model.load_state_dict(names_of(weights, architecture), strict=False)
+        self.model.freeze_feature_encoder()
+        self.model.to(device).train()
+        head = {"aux.weight": weights["aux.weight"]}  # by which `names_of` knows that these are of a model with a head
+        for mask_name, mask in names_of(masks | head, architecture).items():
+            path, _, parameter = mask_name.rpartition(".")
+            if path != "lm_head":
+                prune.custom_from_mask(self.model.get_submodule(path), parameter, mask)
+        self.optimize()
+        self.waveforms = torch.stack([normalize(one, architecture) for one in self.waveforms])
+
+    def logits(self) -> Tensor:
+        logits: Tensor = self.model(self.waveforms).logits
+        return logits
+
+
+def peer_model(name: str, dropout: str) -> Any:
+    from transformers import Wav2Vec2Config, Wav2Vec2ForCTC
+
+    hidden, activation = DROPOUTS[dropout]
+    config = config_of(ARCHITECTURES[name]) | {
+        "vocab_size": VOCABULARY,
+        "hidden_dropout": hidden,
+        "attention_dropout": hidden,
+        "feat_proj_dropout": hidden,
+        "activation_dropout": activation,
+        # Neither drops what goes into the head, nor layers, nor masks features: parp has no such dropout.
+        "final_dropout": 0.0,
+        "layerdrop": 0.0,
+        "mask_time_prob": 0.0,
+        "mask_feature_prob": 0.0,
+    }
+    del config["model_type"]
+    return Wav2Vec2ForCTC(Wav2Vec2Config(**config))
+
+
+def make(side: str, name: str, device: str, precision: str, dropout: str) -> Side:
+    """One side; for the peer, ours is built first and let go, for its weights and masks."""
+    ours = Ours(name, device, precision, dropout)
+    if side == "ours":
+        return ours
+    return Peer(name, device, precision, dropout, ours.model.state_dict(), ours.pruner.masks)
+
+
+def check_same(name: str, device: str) -> None:
+    """Both sides find the same loss and gradients.
+
+    Raises:
+        AssertionError: they do not.
+    """
+    ours = Ours(name, device, "float32", "none")
+    masks = ours.pruner.masks
+    peer = Peer(name, device, "float32", "none", ours.model.state_dict(), masks)
+    losses = []
+    for side in (ours, peer):
+        side.optimizer.zero_grad()
+        loss = side.loss()
+        loss.backward()
+        losses.append(loss.item())
+    ours.pruner.before_step(1)
+    gradients = {weight: parameter.grad for weight, parameter in ours.model.named_parameters() if weight in masks}
+    head = {"aux.weight": ours.model.aux.weight}
+    error = total = 0.0
+    for weight, gradient in names_of(gradients | head, ARCHITECTURES[name]).items():
+        if not weight.startswith("lm_head"):
+            other = peer.model.get_parameter(f"{weight}_orig").grad
+            error += float((gradient - other).square().sum())
+            total += float(other.square().sum())
+    difference = (error / total) ** 0.5
+    print(f"without dropout: loss {losses[0]:.6f}, the peer's {losses[1]:.6f}; gradients differ by {difference:.1e}")
+    assert abs(losses[0] - losses[1]) < 1e-4 * losses[1], losses
+    assert difference < 1e-3, difference
+
+
+def operations(name: str) -> int:
+    """Operations of an update's matrix products and convolutions, the frozen front end aside."""
+    architecture = ARCHITECTURES[name]
+    length = frames(architecture, SAMPLES)
+    with torch.device("meta"):
+        model = peer_model(name, "none")
+        features = torch.empty(UTTERANCES, length, architecture.conv_layers[-1][0])
+        with FlopCounterMode(display=False) as counter:
+            hidden, _ = model.wav2vec2.feature_projection(features)
+            model.lm_head(model.wav2vec2.encoder(hidden).last_hidden_state).sum().backward()
+    counts = {str(operator): count for operator, count in counter.get_flop_counts()["Global"].items()}
+    products = sum(count for operator, count in counts.items() if "convolution" not in operator)
+    # The counter takes the backward pass of a convolution for one without groups.
+    weight = model.wav2vec2.encoder.pos_conv_embed.conv.weight
+    return products + 3 * 2 * UTTERANCES * length * weight.numel()
+
+
+def matrix_rate(name: str, device: str, precision: str) -> float:
+    """Operations a second of the feed-forward layer's product, by the fastest of torch's ways."""
+    builder = ARCHITECTURES[name].builder
+    rows, width, inner = UTTERANCES * 499, builder["encoder_embed_dim"], builder["encoder_ff_interm_features"]
+    dtype = getattr(torch, precision)
+    values = torch.randn(rows, width, dtype=dtype, device=device)
+    weight = torch.randn(inner, width, dtype=dtype, device=device)
+    best = float("inf")
+    for way in (lambda: values @ weight.t(), lambda: product(values, weight) if device == "cpu" else None):
+        way()
+        for _ in range(5):
+            if device == "cuda":
+                torch.cuda.synchronize()
+            began = time.perf_counter()
+            result = way()
+            if device == "cuda":
+                torch.cuda.synchronize()
+            if result is not None:
+                best = min(best, time.perf_counter() - began)
+    return 2 * rows * width * inner / best
+
+
+def compare(name: str, device: str, precision: str, dropout: str, rounds: int) -> Ours:
+    """Print one precision's lines; our side, to look into."""
+    ours = Ours(name, device, precision, dropout)
+    peer = Peer(name, device, precision, dropout, ours.model.state_dict(), ours.pruner.masks)
+    times: dict[str, list[tuple[float, float]]] = {"peer": [], "ours": []}
+    rates = []
+    for number in range(rounds + 1):
+        rates.append(matrix_rate(name, device, precision))
+        found = {"peer": peer.seconds(), "ours": ours.seconds()}
+        if number > 0:  # the first is to warm up
+            for side, seconds in found.items():
+                times[side].append(seconds)
+    median = {side: statistics.median(wall for wall, _ in values) for side, values in times.items()}
+    memory = {side: measured_apart(side, name, device, precision, dropout) for side in times}
+    for side, label in (("peer", "transformers + prune"), ("ours", "parp")):
+        walls, processor = zip(*times[side], strict=True)
+        print(
+            f"| {precision}, {label} | {median[side]:.2f} | {min(walls):.2f} to {max(walls):.2f} |"
+            f" {statistics.median(processor):.2f} | {UTTERANCES * SECONDS / median[side]:.2f} |"
+            f" {memory[side] / 1e9:.2f} |"
+        )
+    pairs = list(zip(times["peer"], times["ours"], strict=True))
+    ratios = [theirs / mine for (theirs, _), (mine, _) in pairs]
+    of_processor = statistics.median(theirs / mine for (_, theirs), (_, mine) in pairs)
+    print(
+        f"| {precision}, ratio | {statistics.median(ratios):.2f} | {min(ratios):.2f} to {max(ratios):.2f} |"
+        f" {of_processor:.2f} | | {memory['ours'] / memory['peer']:.2f} |"
+    )
+    counted, rate = operations(name), statistics.median(rates)
+    limit = counted / rate
+    print(
+        f"  {counted / 1e9:,.0f} billion operations at {rate / 1e9:,.0f} billion a second: {limit:.2f} s;"
+        f" share of this limit: parp {limit / median['ours']:.0%}, peer {limit / median['peer']:.0%}"
+    )
+    if device == "cuda":
+        card = torch.cuda.get_device_name()
+        peak = next((value for key, value in PEAKS.items() if key in card), None)
+        if peak is not None and precision == "bfloat16":
+            shares = ", ".join(f"{side} {counted / seconds / peak:.0%}" for side, seconds in median.items())
+            print(f"  model-FLOP utilisation of {card}: {shares}")
+    return ours
+
+
+def high_water(work: Callable[[], object]) -> int:
+    """Bytes by which the resident set rises while `work` runs (Linux)."""
+
+    def resident(key: str) -> int:
+        lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(key))
+
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # forget the highest so far
+    before = resident("VmRSS")
+    work()
+    return resident("VmHWM") - before
+
+
+def memory_of(side: str, name: str, device: str, precision: str, dropout: str) -> int:
+    """Peak bytes of two updates, from the building of the model on."""
+    # Only now, or the peer would also be charged for the code that is imported with its model.
+    import transformers.models.wav2vec2.modeling_wav2vec2  # noqa: F401
+
+    def work() -> None:
+        one = make(side, name, device, precision, dropout)
+        if device == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+        for _ in range(2):
+            one.update()
+
+    found = high_water(work)
+    return torch.cuda.max_memory_allocated() if device == "cuda" else found
+
+
+def measured_apart(*arguments: str) -> int:
+    command = [sys.executable, __file__, "--memory-of", json.dumps(arguments)]
+    return int(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
+
+
+@contextmanager
+def named(module: nn.Module, part: str) -> Iterator[None]:
+    """While inside, what a module does in its forward pass is under this name in profiles."""
+    scopes: list[Any] = []
+
+    def enter(*_: Any) -> None:
+        scopes.append(record_function(part))
+        scopes[-1].__enter__()
+
+    handles = [
+        module.register_forward_pre_hook(enter),
+        module.register_forward_hook(lambda *_: scopes.pop().__exit__(None, None, None)),
+    ]
+    yield
+    for handle in handles:
+        handle.remove()
+
+
+PARTS = {
+    "attention": ("_Attention", "aten::scaled_dot_product", "aten::_scaled_dot_product", "ScaledDotProduct"),
+    "dropout": ("_Dropout", "aten::native_dropout", "NativeDropout"),
+    "loss": ("aten::_ctc_loss", "aten::ctc_loss", "CtcLoss", "aten::log_softmax", "LogSoftmax"),
+    "optimizer": ("Optimizer.step",),
+    "masks": ("masks",),
+    "matrix products": ("mkldnn::_linear", "aten::mm", "aten::addmm", "aten::linear", "aten::bmm"),
+}
+"""By how the names of operations begin, or of what they are done for; all else is elementwise, norms and copies."""
+
+
+def breakdown(ours: Ours) -> None:
+    """Print where an update's time goes, by the profiler, which itself costs a little."""
+    on_device = ours.device == "cuda"
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_device else [])]
+    with (
+        named(ours.model.encoder.transformer.pos_conv_embed, "positional"),
+        profile(activities=activities, acc_events=True) as run,
+    ):
+        ours.update()
+    events = [event for event in run.events() if event.device_type == torch.autograd.DeviceType.CPU]
+    numbers = {
+        event.sequence_nr for event in events if event.sequence_nr >= 0 and "positional" in names_above(event, ())
+    }
+
+    def part_of(event: Any) -> str:
+        names = names_above(event, numbers)
+        if "positional" in names:
+            return "positional convolution"
+        for name in reversed(names):  # from the outermost
+            for part, starts in PARTS.items():
+                if name.startswith(starts):
+                    return part
+        return "elementwise, norms, copies"
+
+    spent: Counter[str] = Counter()
+    for event in events:
+        spent[part_of(event)] += event.self_device_time_total if on_device else event.self_cpu_time_total
+    total = sum(spent.values())
+    shares = ", ".join(f"{part} {time / total:.1%}" for part, time in spent.most_common())
+    print(f"  where parp's {total / 1e6:.2f} s go: {shares}", flush=True)
+
+
+def names_above(event: Any, backward_of_positional: Any) -> list[str]:
+    """Names of an event and of those it is part of, innermost first."""
+    names = []
+    while event is not None:
+        names.append(event.name)
+        if event.sequence_nr in backward_of_positional and event.name.startswith("autograd::engine"):
+            names.append("positional")
+        event = event.cpu_parent
+    return names
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", choices=MODELS, default="base")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    parser.add_argument("--precision", nargs="+", choices=("float32", "bfloat16"), default=["float32", "bfloat16"])
+    parser.add_argument("--dropout", choices=("peer", "paper"), default="peer")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--memory-of", type=json.loads, help=argparse.SUPPRESS)  # one side, in a process of its own
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    if options.memory_of is not None:
+        print(memory_of(*options.memory_of))
+        return
+    device = ("cuda" if torch.cuda.is_available() else "cpu") if options.device == "auto" else options.device
+    name = MODELS[options.model]
+    check_same(name, device)
+    where = f"{device}, {options.threads} threads" if device == "cpu" else torch.cuda.get_device_name()
+    print(
+        f"\n| {name}, {where}, dropout as {options.dropout} | s an update | from, to | processor s | audio s / s"
+        " | peak GB |"
+    )
+    print("| --- | ---: | ---: | ---: | ---: | ---: |")
+    for precision in options.precision:
+        breakdown(compare(name, device, precision, options.dropout, options.rounds))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,193 @@
+"""Memory gives out before the first update or never, and the message says what would fit."""
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from parp_cli.data.batching import sorted_batches
+from parp_cli.data.labels import Vocabulary
+from parp_cli.data.utterances import Utterance
+from parp_cli.errors import ResourceError
+from parp_cli.stages.finetune import finetune
+from parp_cli.training import loop
+from parp_cli.training.ctc import CtcObjective
+from parp_cli.training.engine import Encoder
+from parp_cli.training.features import FrontEndFeatures
+from parp_cli.training.latent_masking import LatentMasking
+from parp_cli.training.memory import largest_batches, try_largest
+from tests.tiny import World
+from tests.training.conftest import ARCHITECTURE
+
+
+def of(*lengths: float) -> list[Utterance]:
+    return [
+        Utterance(id=f"u{number}", audio=Path(), split="train", seconds=seconds)
+        for number, seconds in enumerate(lengths)
+    ]
+
+
+def names(batches: Sequence[Sequence[Utterance]]) -> list[list[str]]:
+    return [[utterance.id for utterance in batch] for batch in batches]
+
+
+def test_the_longest_utterance_and_the_fullest_batch() -> None:
+    assert names(largest_batches(of(24, 30, 24, 3), 48)) == [["u1"], ["u0", "u2"]]
+    assert names(largest_batches(of(4, 24, 24), 48)) == [["u1", "u2"]], "they are the same"
+    assert names(largest_batches(of(60, 2, 2), 48)) == [["u0"]], "though it is longer than a micro-batch"
+    lengths = [3.0 + index % 11 for index in range(50)]
+    for batch in largest_batches(of(*lengths), 30.0):
+        padded = len(batch) * max(utterance.seconds for utterance in batch)
+        assert padded <= 30
+    assert padded == max(len(b) * max(lengths[i] for i in b) for b in sorted_batches(lengths, 30.0))
+
+
+@pytest.fixture
+def objective(make_model: Callable[..., Any]) -> CtcObjective:
+    model = make_model()
+    return CtcObjective(
+        model=model,
+        encoder=Encoder(model),
+        features=FrontEndFeatures(model, ARCHITECTURE, frozen=True),
+        vocabulary=Vocabulary(("<blank>", "|", "A", "B"), "letters"),
+        masking=LatentMasking(time_probability=0.2, time_length=1, channel_probability=0.0, channel_length=1),
+        micro_batch_seconds=0.2,
+        precision="float32",
+        seed=0,
+    )
+
+
+def stepped(objective: CtcObjective, utterances: list[Utterance], *, tried: bool) -> dict[str, Tensor]:
+    """The weights after two updates."""
+    model = copy.deepcopy(objective.model)
+    mine = replace(objective, model=model, features=FrontEndFeatures(model, ARCHITECTURE, frozen=True))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
+    for update in range(2):
+        if tried:
+            before = {name: weight.clone() for name, weight in model.state_dict().items()}
+            kept = len(optimizer.state)
+            try_largest(mine, optimizer, utterances, batch_seconds=1.0, update=update)
+            assert all(weight.grad is None for weight in model.parameters())
+            assert len(optimizer.state) == kept
+            assert all(torch.equal(weight, before[name]) for name, weight in model.state_dict().items())
+        mine.backward(utterances, update)
+        optimizer.step()
+        optimizer.zero_grad()
+    return dict(model.state_dict())
+
+
+def test_it_changes_nothing(objective: CtcObjective, utterances: list[Utterance]) -> None:
+    one, other = (stepped(objective, utterances, tried=tried) for tried in (True, False))
+    assert all(torch.equal(one[name], weight) for name, weight in other.items())
+
+
+@pytest.mark.parametrize(("batch_seconds", "held"), [(1.0, True), (0.2, False)])
+def test_what_an_update_holds_is_there(
+    objective: CtcObjective, utterances: list[Utterance], batch_seconds: float, held: bool
+) -> None:
+    """The gradients of the passes before, where there are any."""
+    seen: list[tuple[bool, list[str]]] = []
+
+    class Spy(CtcObjective):
+        def backward(self, utterances: Sequence[Utterance], update: int) -> Any:
+            seen.append((all(w.grad is not None for w in self.model.parameters()), [u.id for u in utterances]))
+            return super().backward(utterances, update)
+
+    spy = Spy(**vars(objective))
+    optimizer = torch.optim.AdamW(spy.model.parameters())
+    try_largest(spy, optimizer, utterances, batch_seconds=batch_seconds, update=0)
+    assert seen == [(held, ["u4", "u3"])]
+
+
+CUDA = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nSee the documentation.")
+OTHERS = ["CUDA error: an illegal memory access was encountered", "Unsupported memory format option Preserve"]
+
+
+@pytest.fixture
+def memory_for(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Makes memory give out where a forward pass has more than so many seconds of sound, padding included."""
+
+    def make(seconds: float, error: BaseException | None = CUDA) -> None:
+        losses = CtcObjective._losses
+
+        def limited(self: CtcObjective, utterances: Sequence[Utterance], *rest: Any) -> Tensor:
+            if len(utterances) * max(utterance.seconds for utterance in utterances) > seconds:
+                if error is not None:
+                    raise error
+                torch.empty(1 << 52)
+            return losses(self, utterances, *rest)
+
+        monkeypatch.setattr(CtcObjective, "_losses", limited)
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (CUDA, "CUDA out of memory. Tried to allocate 2.00 GiB."),
+        (None, "DefaultCPUAllocator: can't allocate memory"),  # torch's own doing
+        (MemoryError("no more"), "no more"),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"), "CUDNN_STATUS_ALLOC_FAILED"),
+    ],
+)
+def test_it_says_what_would_fit(
+    world: World, tmp_path: Path, memory_for: Callable[..., None], error: BaseException | None, reason: str
+) -> None:
+    memory_for(1.6, error)
+    with pytest.raises(ResourceError) as caught:
+        finetune(world.recipe(), run=tmp_path)
+    assert caught.value.exit_code == 5
+    assert "3 s of sound in one forward pass takes more than memory holds" in caught.value.message
+    assert reason in caught.value.details[0]
+    assert "\n" not in caught.value.details[0]
+    assert caught.value.hint == "1.5 s fit: --set training.micro_batch_seconds=1.5"
+    if error is CUDA:
+        finetune(world.recipe("training.micro_batch_seconds=1.5"), run=tmp_path)
+
+
+def test_an_utterance_that_is_too_long_is_named(world: World, tmp_path: Path, memory_for: Callable[..., None]) -> None:
+    memory_for(0.9)
+    with pytest.raises(ResourceError, match=r"training on utterance train-5, which is 1\.09 s long,") as caught:
+        finetune(world.recipe(), run=tmp_path)
+    assert "training.checkpoint_activations=true" in (caught.value.hint or "")
+
+
+@pytest.mark.parametrize("words", OTHERS)
+def test_other_errors_pass(world: World, tmp_path: Path, memory_for: Callable[..., None], words: str) -> None:
+    memory_for(1.6, RuntimeError(words))
+    with pytest.raises(RuntimeError, match=words):
+        finetune(world.recipe(), run=tmp_path)
+
+
+def test_a_run_without_trying_ends_in_the_same_bytes(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    regularised = ("training.layer_drop=0.3", "training.dropout=0.1", "training.freeze_encoder_updates=4")
+    tried = finetune(world.recipe(*regularised), run=tmp_path / "tried")
+    monkeypatch.setattr(loop, "try_largest", lambda *_, **__: None)
+    untried = finetune(world.recipe(*regularised), run=tmp_path / "untried")
+    assert tried.path.read_bytes() == untried.path.read_bytes()
+    assert tried.last.read_bytes() == untried.last.read_bytes()
+
+
+def test_the_whole_encoder_is_tried_though_it_is_frozen_at_first(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trains: list[int] = []
+    backward = CtcObjective.backward
+
+    def spying(self: CtcObjective, utterances: Sequence[Utterance], update: int) -> Any:
+        trains.append(sum(weight.requires_grad for weight in self.model.parameters()))
+        return backward(self, utterances, update)
+
+    monkeypatch.setattr(CtcObjective, "backward", spying)
+    finetune(world.recipe("training.freeze_encoder_updates=9"), run=tmp_path)
+    assert trains[:-12] == [trains[-1]] * len(trains[:-12])
+    assert set(trains[-12:-3]) == {2}, "weight and bias of the head"
+    assert trains[-1] > 20
