@@ -44,24 +44,26 @@ def divided_as(whole: Tensor, example: Tensor) -> Tensor:
     """A whole tensor that every process has, divided as another one of its shape; on the device of that."""
     if not divided(example):
         return whole.to(example.device)
-    from torch.distributed.tensor import distribute_tensor
-
     like: Any = example
-    # Without a source rank each process takes its rows from its own copy.
-    return distribute_tensor(whole.to(example.device), like.device_mesh, like.placements, src_data_rank=None)
+    pieces = whole.chunk(like.device_mesh.size())  # as torch divides rows; there may be fewer than processes
+    number = like.device_mesh.get_local_rank()
+    own = pieces[number] if number < len(pieces) else whole[:0]
+    return _joined(own.clone().to(example.device), example)  # a copy, which does not hold on to the whole
 
 
 def all_rows_as(own: Tensor, example: Tensor) -> Tensor:
     """The whole tensor on the CPU of which each process has the rows that it has of another one. All must ask."""
-    if not divided(example):
-        return own.cpu()
+    return all_rows(_joined(own, example)) if divided(example) else own.cpu()
+
+
+def _joined(own: Tensor, example: Tensor) -> Tensor:
+    """A divided tensor of the shape of another one, of which each process gives its rows."""
     from torch.distributed.tensor import DTensor
 
     like: Any = example
-    joined = DTensor.from_local(
+    return DTensor.from_local(
         own, like.device_mesh, like.placements, shape=example.shape, stride=tuple(example.stride())
     )
-    return all_rows(joined)
 
 
 def _local(tensor: Any) -> Tensor:

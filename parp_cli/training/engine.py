@@ -11,6 +11,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -37,24 +38,25 @@ class Encoder(nn.Module):
         return encode(self.model, features, lengths, **options)
 
 
-def divide(encoder: Encoder, processes: Processes) -> None:
+def divide(encoder: Encoder, processes: Processes, device: torch.device) -> None:
     """Divide the weights among processes, which from then on call the encoder as often and in the same order.
 
     Parameters become DTensors. A gradient is the mean over the processes.
 
     Args:
-        encoder: on its device, with the same weights in all processes.
+        encoder: with the same weights in all processes; on the CPU, since a device may not hold it whole.
         processes: that train it.
+        device: of this process, where its part goes.
     """
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
     model = encoder.model
-    mesh = init_device_mesh(next(model.parameters()).device.type, (processes.count,))
+    mesh = init_device_mesh(device.type, (processes.count,))
     for layer in model.encoder.transformer.layers:
         fully_shard(layer, mesh=mesh)
     # What is no layer is also put away after each pass: a validation has no backward pass to do it.
-    front_end = set(model.feature_extractor.parameters())
+    front_end = set(model.feature_extractor.to(device).parameters())
     fully_shard(encoder, mesh=mesh, reshard_after_forward=True, ignored_params=front_end)
 
 

@@ -126,14 +126,16 @@ class TrainingRun:
         self._finished_path = run / _FINISHED
         self._journal = Journal(run / _JOURNAL, tensorboard=tensorboard if processes.is_first else None)
         torch.manual_seed(recipe.seed)
-        self._model = build_model(recipe, preparation).to(device)
+        self._model = build_model(recipe, preparation)
+        self._divided = recipe.training.shard_weights and processes.count > 1
+        if not self._divided:
+            self._model.to(device)
         masks = first_masks(recipe, preparation, self._model)
         frozen = not recipe.training.train_front_end and not touches_front_end(masks)
-        self._divided = recipe.training.shard_weights and processes.count > 1
         self._encoder = Encoder(self._model)
         if self._divided:
             check_divisible(train_front_end=recipe.training.train_front_end, prunes_front_end=not frozen)
-            divide(self._encoder, processes)
+            divide(self._encoder, processes, device)
         group = processes.group if self._divided else None
         self._pruner = pruner(recipe, preparation, self._model, masks, group)
         self._scratch = self._state_path.parent / "features"

@@ -71,30 +71,36 @@ def load_state(
         CheckpointError: the file is missing, broken, or of another model.
     """
     position = read_position(path)
-    with safe_open(path, framework="pt") as file:
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
-    weights = {name.removeprefix("model/"): value for name, value in tensors.items() if name.startswith("model/")}
     there = model.state_dict()
-    fitting = {name: divided_as(w, there[name]) if _fits(w, there.get(name)) else w for name, w in weights.items()}
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    weights: dict[str, Tensor] = {}
+    extra: dict[str, Tensor] = {}
+    moments: dict[int, dict[str, Tensor]] = {}
+    with safe_open(path, framework="pt") as file:
+        for full_name in file.keys():  # noqa: SIM118 (no mapping)
+            part, _, name = full_name.partition("/")
+            value = file.get_tensor(full_name)
+            # Tensor by tensor: where processes divide them, none needs memory for all.
+            if part == "model":
+                weights[name] = _placed(value, there.get(name))
+            elif part == "optimizer":
+                index, _, key = name.partition("/")
+                place = parameters[int(index)] if int(index) < len(parameters) else None
+                moments.setdefault(int(index), {})[key] = _placed(value, place)
+            else:
+                extra[name] = value
     try:
-        model.load_state_dict(fitting)
+        model.load_state_dict(weights)
     except RuntimeError as error:
         raise CheckpointError(
             f"{path} is the state of another model",
             details=str(error).splitlines()[1:6],
             hint="resume with the recipe the run began with",
         ) from error
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    state: dict[int, dict[str, Tensor]] = {}
-    for name, value in tensors.items():
-        if name.startswith("optimizer/"):
-            _, index, key = name.split("/")
-            weight = parameters[int(index)]
-            state.setdefault(int(index), {})[key] = divided_as(value, weight) if _fits(value, weight) else value
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-    extra = {name.removeprefix("extra/"): value for name, value in tensors.items() if name.startswith("extra/")}
+    optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
     return position, extra
 
 
-def _fits(value: Tensor, place: Tensor | None) -> bool:
-    return place is not None and value.shape == place.shape
+def _placed(value: Tensor, place: Tensor | None) -> Tensor:
+    """A tensor as the one it is for; what fits nothing as it is, which is told when it is loaded."""
+    return value if place is None or value.shape != place.shape else divided_as(value, place)

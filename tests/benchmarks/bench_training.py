@@ -309,7 +309,7 @@ def high_water(work: Callable[[], object]) -> int:
 
 def memory_of(side: str, name: str, device: str, precision: str, dropout: str) -> int:
     """Peak bytes of two updates, from the building of the model on."""
-    # Only now, or the peer would also be charged for the code that is imported with its model.
+    # Here, or the peer would also be charged for the code that is imported with its model.
     import transformers.models.wav2vec2.modeling_wav2vec2  # noqa: F401
 
     def work() -> None:

@@ -42,6 +42,9 @@ def fail(how: str, rank: str) -> None:
         if run._update == 2 and os.environ["RANK"] == rank:
             if how == "end":
                 os._exit(9)
+            if how == "stop":
+                os.kill(os.getpid(), signal.SIGTERM)
+                return
             raise ResourceError("the device is on fire", hint="put it out")
         if run._update == 2 and rank == "all":
             raise ResourceError("all devices are on fire")
@@ -117,6 +120,20 @@ class TestSlow:
         alone = tmp_path / "alone"
         subprocess.run([sys.executable, *command[:1], *command[2:], "--run", alone], check=True, capture_output=True)
         assert_same_run(run, alone)
+
+    @pytest.mark.parametrize("more", [(), ("training.shard_weights=true",)])
+    def test_three_go_on_to_the_same_bytes(self, world: World, tmp_path: Path, more: tuple[str, ...]) -> None:
+        random = ("training.layer_drop=0.3", "training.dropout=0.1", "training.updates=6")
+        arguments = [*FINETUNE, *settings(world, *random, *more, "training.micro_batch_seconds=1"), "--run"]
+        whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+        ended = torchrun(*PARP, *arguments, str(whole), count=3)
+        assert ended.returncode == 0, ended.stderr
+        ended = torchrun("--", __file__, "stop", "1", *arguments, str(stopped), count=3)
+        assert ended.stderr.count("stopped after update 2 of 6; the state is saved") == 1, ended.stderr
+        ended = torchrun(*PARP, *arguments, str(stopped), "--resume", count=3)
+        assert ended.returncode == 0, ended.stderr
+        for name in ("finetune.safetensors", "finetune-last.safetensors"):
+            assert (stopped / name).read_bytes() == (whole / name).read_bytes()
 
     @pytest.mark.parametrize(
         ("how", "rank", "said", "code"),

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from parp_cli.errors import Interrupted, ParpError
 from parp_cli.processes import ALONE, Processes, joined
 from parp_cli.progress import Progress
 from parp_cli.pruning.patterns import Pattern
+from parp_cli.pruning.pruner import Pruner, Repruning
 from parp_cli.recipe import Recipe
 from parp_cli.stages.evaluate import evaluate
 from parp_cli.stages.finetune import finetune
@@ -78,6 +80,19 @@ def stopping_after(update: int) -> Any:
             os.kill(os.getpid(), signal.SIGTERM)
 
     return mock.patch.object(TrainingRun, "_step", with_signal)
+
+
+def flipping_a_bit() -> Any:
+    """While it is patched in, one entry of a mask changes at each re-pruning."""
+    after_step = Pruner.after_step
+
+    def with_flip(pruner: Pruner, *arguments: Any) -> Repruning | None:
+        repruning = after_step(pruner, *arguments)
+        if repruning is not None:
+            next(iter(pruner.masks.values())).flatten()[0].logical_not_()
+        return repruning
+
+    return mock.patch.object(Pruner, "after_step", with_flip)
 
 
 def stop(recipe: Recipe, run: Path, processes: Processes = ALONE, *, signalled: bool = True) -> None:
@@ -144,19 +159,23 @@ def work(folder: Path) -> None:
         found["front end"] = refused(lambda: finetune(front_end, run=folder / "no", processes=processes))
         odd = recipe_of(world, (*SHORT, f"seed={processes.rank}"))
         found["odd"] = refused(lambda: finetune(odd, run=folder / "no", processes=processes))
+        with flipping_a_bit() if processes.rank == 1 else nullcontext():
+            found["flipped"] = refused(
+                lambda: finetune(recipe_of(world, SHORT), run=folder / "flipped", processes=processes)
+            )
         (folder / f"{processes.rank}.json").write_text(json.dumps(found))
 
 
-def torchrun(*command: str, environment: dict[str, str] | None = None, timeout: float = 240) -> Any:
-    """Two processes by torchrun; `--` keeps it from reading the command's options as its own."""
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+def torchrun(*command: str, count: int = 2, timeout: float = 240) -> Any:
+    """Several processes by torchrun; `--` in the command keeps it from reading what follows as its own options."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]
     return subprocess.run(
         [*launcher, *command],
         capture_output=True,
         text=True,
         timeout=timeout,
         check=False,
-        env={**os.environ, "OMP_NUM_THREADS": "1", **(environment or {})},
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
 
 
@@ -240,6 +259,10 @@ class TestTwo:
         for seen in found:
             assert seen["patterns"] == dict.fromkeys(PATTERNS, True)
             assert "divided among processes as it is, cannot hold the pattern 16x8" in seen["cut block"]
+
+    def test_masks_that_part_are_noticed(self, world: World, found: list[dict[str, Any]]) -> None:
+        assert all("processes differ in their masks after update 2" in seen["flipped"] for seen in found)
+        assert len(events(world.folder / "flipped", "update")) == 2
 
 
 class TestExchange:
