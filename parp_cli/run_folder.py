@@ -3,8 +3,12 @@
 mask.safetensors           after `parp mask`
 finetune.safetensors       the best checkpoint of `parp finetune` on the validation split
 finetune-last.safetensors  its last one
+finetune.jsonl             its log
+finetune-finished.json     what it noted at its end
 reprune.safetensors        after `parp reprune`
 state/                     what an interrupted run needs to go on
+rounds/                    the runs that found a method's mask, each a folder like this one
+.lock                      held while a run trains here
 """
 
 from collections.abc import Collection

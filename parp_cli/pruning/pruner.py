@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, distributed
@@ -30,6 +31,11 @@ class Repruning:
     revived: int
     dropped: int
     layers: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> "Repruning":
+        """Read back what `dataclasses.asdict` made of one, by way of JSON."""
+        return cls(**{**values, "layers": {label: tuple(counts) for label, counts in values["layers"].items()}})
 
 
 class Pruner:

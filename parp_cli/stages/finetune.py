@@ -20,10 +20,11 @@ from parp_cli.pruning.pruner import Repruning
 from parp_cli.recipe import Recipe
 from parp_cli.training import preparation as preparing
 from parp_cli.training.journal import require_tensorboard
-from parp_cli.training.loop import LAST, TrainingRun, finished, state_path, tidy
+from parp_cli.training.loop import TrainingRun
 from parp_cli.training.preparation import Plan, Preparation, prepare, prepare_round
 from parp_cli.training.records import Cost, Validation
 from parp_cli.training.rounds import Round, pattern_in, round_key, rounds_of, start_key
+from parp_cli.training.run_files import LAST, finished, state_path, tidy
 from parp_cli.training.starts import Start, rewound
 
 _WHAT = "fine-tuning"

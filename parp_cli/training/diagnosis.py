@@ -2,8 +2,11 @@
 
 import textwrap
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+from parp_cli.data.problems import shown
+from parp_cli.errors import DataError
 from parp_cli.training.records import Validation
 
 _ALL_BLANK = 0.999
@@ -100,3 +103,38 @@ def _recognised(validation: Validation) -> bool:
     """Whether something was right; what an untrained head says at random is not."""
     errors = validation.word if validation.character is None else validation.character
     return errors < _SOMETHING_RIGHT
+
+
+def divergence(
+    what: str,
+    *,
+    update: int,
+    in_a_row: int,
+    utterances: Sequence[str],
+    own_loss: bool,
+    weights: Sequence[str],
+    log: Path,
+) -> DataError:
+    """Why training stops, after updates without a finite loss or gradient.
+
+    Args:
+        what: the last loss and gradient.
+        update: the last one.
+        in_a_row: how many there were.
+        utterances: those to blame, or all of the last update.
+        own_loss: whether it is the loss of these very utterances that is not finite.
+        weights: those that are no longer finite.
+        log: which names the utterances of each update.
+    """
+    many = f"update {update}" if in_a_row == 1 else f"{in_a_row} updates in a row"
+    whose = "their loss is not finite" if own_loss else "in the last of these updates"
+    details = [f"{whose}: {', '.join(shown(utterances, 8))}"]
+    if weights:
+        details.append(f"weights that are not finite: {', '.join(shown(weights, 4))}")
+    return DataError(
+        f"{many} had no finite loss or gradient ({what})",
+        details=[*details, f"{log} has the utterances of each"],
+        hint="begin from another checkpoint"
+        if weights
+        else "look at these utterances, lower training.learning_rate, or set training.gradient_clip",
+    )

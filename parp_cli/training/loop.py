@@ -16,75 +16,41 @@ import torch
 from torch import Tensor, nn
 
 from parp_cli import checkpoint
-from parp_cli.checkpoint import Checkpoint, Metadata, Sparsity
+from parp_cli.checkpoint import Checkpoint, Sparsity
 from parp_cli.data.problems import shown
 from parp_cli.data.utterances import Utterance
-from parp_cli.environment import versions
-from parp_cli.errors import CheckpointError, DataError, Interrupted
-from parp_cli.files import forget_temporaries, write_text
+from parp_cli.errors import CheckpointError, Interrupted
+from parp_cli.files import write_text
 from parp_cli.interrupts import Stop
+from parp_cli.models.forward import compile_layers
 from parp_cli.models.prunable import touches_front_end
 from parp_cli.processes import Processes
 from parp_cli.progress import Notify, Progress, silent
 from parp_cli.pruning.masks import masks_hash
 from parp_cli.pruning.pruner import Repruning
 from parp_cli.pruning.rows import all_rows, gathered, own_rows
-from parp_cli.recipe import recipe_to_dict
 from parp_cli.training.ctc import UpdateBatches, UpdateLoss
-from parp_cli.training.diagnosis import blank_diagnosis, validation_news
+from parp_cli.training.diagnosis import blank_diagnosis, divergence, validation_news
 from parp_cli.training.engine import Encoder, averaging, check_divisible, divide
 from parp_cli.training.journal import Journal
 from parp_cli.training.memory import try_largest
 from parp_cli.training.preparation import Preparation
 from parp_cli.training.records import Cost, Validation
 from parp_cli.training.rounds import Round, trained_on
+from parp_cli.training.run_files import BEST, FINISHED, JOURNAL, last_beside, state_path
 from parp_cli.training.schedule import tri_stage
-from parp_cli.training.setup import build_model, first_masks, freeze, front_end_features, objective, optimizer, pruner
-from parp_cli.training.state import load_state, save_state
+from parp_cli.training.setup import (
+    build_model,
+    checkpoint_metadata,
+    first_masks,
+    freeze,
+    front_end_features,
+    objective,
+    optimizer,
+    pruner,
+)
+from parp_cli.training.state import check_same_run, load_state, save_state
 from parp_cli.training.validation import validate
-
-BEST, LAST = "finetune.safetensors", "finetune-last.safetensors"
-"""Checkpoints in a run folder: the best one on the validation split, and the one after the last update."""
-
-_JOURNAL, _FINISHED = "finetune.jsonl", "finetune-finished.json"
-
-
-def state_path(run: Path) -> Path:
-    """Where a run that is not finished keeps what it needs to go on."""
-    return run / "state" / "finetune.safetensors"
-
-
-def finished(run: Path, best: Path | None = None) -> dict[str, Any] | None:
-    """What a run in this folder noted at its end; None where none has come to it, or its checkpoints are gone.
-
-    Args:
-        run: the run folder.
-        best: where its best checkpoint went, if elsewhere.
-    """
-    best = best or run / BEST
-    if not all(path.exists() for path in (best, last_beside(best), run / _FINISHED)):
-        return None
-    noted: dict[str, Any] = json.loads((run / _FINISHED).read_text(encoding="utf-8"))
-    return noted
-
-
-def tidy(run: Path, best: Path | None = None) -> None:
-    """Remove what killed runs left in a run folder: files half written, and the state of one that had just ended.
-
-    Args:
-        run: the run folder, in which nobody is training.
-        best: where the best checkpoint goes, if elsewhere.
-    """
-    best = best or run / BEST
-    for path in (best, last_beside(best), state_path(run), run / _JOURNAL, run / _FINISHED):
-        forget_temporaries(path.parent, path.name)
-    if finished(run, best) is not None:
-        state_path(run).unlink(missing_ok=True)
-
-
-def last_beside(best: Path) -> Path:
-    """Where the checkpoint after the last update goes, by where the best one goes."""
-    return best.with_name(best.stem + "-last.safetensors")
 
 
 class TrainingRun:
@@ -123,10 +89,12 @@ class TrainingRun:
         self.best_path = out or run / BEST
         self.last_path = last_beside(self.best_path)
         self._state_path = state_path(run)
-        self._finished_path = run / _FINISHED
-        self._journal = Journal(run / _JOURNAL, tensorboard=tensorboard if processes.is_first else None)
+        self._finished_path = run / FINISHED
+        self._journal = Journal(run / JOURNAL, tensorboard=tensorboard if processes.is_first else None)
         torch.manual_seed(recipe.seed)
         self._model = build_model(recipe, preparation)
+        if recipe.training.compile:
+            compile_layers(self._model)
         self._divided = recipe.training.shard_weights and processes.count > 1
         if not self._divided:
             self._model.to(device)
@@ -201,7 +169,7 @@ class TrainingRun:
                 is not where it should be.
         """
         position, masks = load_state(self._state_path, self._model, self._optimizer)
-        self._check_same(position, self._state_path)
+        check_same_run(position, self._identity(), self._state_path)
         self._take(position)
         if self.validations and not self.best_path.exists():
             raise CheckpointError(
@@ -222,7 +190,7 @@ class TrainingRun:
         Raises:
             CheckpointError: it was a run with another recipe or beginning.
         """
-        self._check_same(position, self._finished_path)
+        check_same_run(position, self._identity(), self._finished_path)
         self._take(position)
 
     def _check_alike(self) -> None:
@@ -242,15 +210,6 @@ class TrainingRun:
         """Every process must have the same masks, unless it has those of its rows alone."""
         if self._processes.count > 1 and not self._divided:
             self._processes.check_same(f"their masks after update {self._update}", masks_hash(self._pruner.masks))
-
-    def _check_same(self, position: Mapping[str, Any], path: Path) -> None:
-        for key, value in self._identity().items():
-            if position[key] != value:
-                raise CheckpointError(
-                    f"{path} is of a run with another {key.rstrip('s')}",
-                    details=_differences(position[key], value),
-                    hint="resume with the recipe and --init the run began with, or start anew without --resume",
-                )
 
     # -------------------------------------------------------------------------------------------------- training
 
@@ -395,20 +354,15 @@ class TrainingRun:
         self._log("skipped", {"why": what, "utterances": culprits})
         self._tell(warning=f"update {self._update} skipped: {what} ({', '.join(shown(culprits, 5))})")
         if self._skipped_in_a_row > limit:
-            many = f"update {self._update}" if limit == 0 else f"{self._skipped_in_a_row} updates in a row"
-            whose = "their loss is not finite" if loss.not_finite else "in the last of these updates"
             own = [name for name, weight in self._model.named_parameters() if not own_rows(weight).isfinite().all()]
-            broken = list(dict.fromkeys(name for names in self._processes.gather(own) for name in names))
-            raise DataError(
-                f"{many} had no finite loss or gradient ({what})",
-                details=[
-                    f"{whose}: {', '.join(shown(culprits, 8))}",
-                    *([f"weights that are not finite: {', '.join(shown(broken, 4))}"] if broken else []),
-                    f"{self._journal.path} has the utterances of each",
-                ],
-                hint="begin from another checkpoint"
-                if broken
-                else "look at these utterances, lower training.learning_rate, or set training.gradient_clip",
+            raise divergence(
+                what,
+                update=self._update,
+                in_a_row=self._skipped_in_a_row,
+                utterances=culprits,
+                own_loss=bool(loss.not_finite),
+                weights=list(dict.fromkeys(name for names in self._processes.gather(own) for name in names)),
+                log=self._journal.path,
             )
 
     def _validate(self) -> None:
@@ -458,7 +412,6 @@ class TrainingRun:
 
     def _write(self, path: Path, masks: Mapping[str, Tensor], validation: Validation) -> None:
         """Write a checkpoint, whole however its weights are divided: all put it together, the first writes."""
-        start = self._preparation.start
         reprunings = self._pruner.history
         if masks is not self._pruner.masks:  # between two re-prunings: pruned for this file
             reprunings = [*reprunings, self._pruner.compare(masks)]
@@ -466,21 +419,12 @@ class TrainingRun:
         if masks:
             pruned, covered = self._pruner.counts(masks)
             amount = Sparsity(target=self._preparation.sparsity, pruned=pruned, total=covered)
-        metadata = Metadata(
-            stage="finetune",
-            architecture=start.architecture.to_json(),
-            vocabulary=self._preparation.vocabulary.symbols,
-            labels=self._preparation.vocabulary.labels,
+        metadata = checkpoint_metadata(
+            self._recipe,
+            self._preparation,
             prunable=tuple(self._pruner.weights),
             sparsity=amount,
-            recipe=recipe_to_dict(self._recipe),
-            seed=self._recipe.seed,
-            parents=start.parents,
-            metrics={
-                **asdict(validation),
-                "reprunings": [asdict(repruning) for repruning in reprunings],
-            },
-            versions=versions(),
+            metrics={**asdict(validation), "reprunings": [asdict(repruning) for repruning in reprunings]},
         )
         weights = gathered(self._model.state_dict(), keep=self._processes.is_first)
         masks = self._pruner.whole(masks)
@@ -534,19 +478,4 @@ class TrainingRun:
         self._audio_seconds, self._seconds_before = cost.audio_seconds, cost.seconds
         self._losses = list(position["losses"])
         self.validations = [Validation(**values) for values in position["validations"]]
-        self._pruner.history = [
-            Repruning(**{**values, "layers": {label: tuple(counts) for label, counts in values["layers"].items()}})
-            for values in position["reprunings"]
-        ]
-
-
-def _differences(before: Any, after: Any, key: str = "") -> list[str]:
-    """Dotted keys whose values differ."""
-    if isinstance(before, dict) and isinstance(after, dict):
-        prefix = f"{key}." if key else ""
-        return [
-            line
-            for name in sorted({*before, *after})
-            for line in _differences(before.get(name), after.get(name), prefix + name)
-        ]
-    return [] if before == after else [f"{key}: {before} before, {after} now"]
+        self._pruner.history = [Repruning.from_json(values) for values in position["reprunings"]]

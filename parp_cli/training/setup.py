@@ -9,7 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
+from parp_cli.checkpoint import Metadata, Sparsity
 from parp_cli.data.labels import frames_needed
+from parp_cli.environment import versions
 from parp_cli.errors import CheckpointError
 from parp_cli.models.architectures import build, frames
 from parp_cli.models.prunable import layers_of
@@ -17,7 +19,7 @@ from parp_cli.models.weights import MASK_EMBEDDING
 from parp_cli.processes import Processes
 from parp_cli.pruning.methods import METHODS, Settings
 from parp_cli.pruning.pruner import Pruner
-from parp_cli.recipe import Recipe
+from parp_cli.recipe import Recipe, recipe_to_dict
 from parp_cli.training.augmentation import Augmentation
 from parp_cli.training.ctc import CtcObjective
 from parp_cli.training.features import FrontEndFeatures
@@ -179,3 +181,36 @@ def freeze(model: Any, *, train_front_end: bool, only_head: bool) -> None:
     model.feature_extractor.requires_grad_(train_front_end and not only_head)
     model.encoder.requires_grad_(not only_head)
     model.mask_embedding.requires_grad_(not only_head)
+
+
+def checkpoint_metadata(
+    recipe: Recipe,
+    preparation: Preparation,
+    *,
+    prunable: tuple[str, ...],
+    sparsity: Sparsity | None,
+    metrics: Mapping[str, Any],
+) -> Metadata:
+    """What a checkpoint of the run says of itself.
+
+    Args:
+        recipe: of the run.
+        preparation: of the run.
+        prunable: names of the prunable weights.
+        sparsity: of the checkpoint's masks; None without any.
+        metrics: of the checkpoint.
+    """
+    start = preparation.start
+    return Metadata(
+        stage="finetune",
+        architecture=start.architecture.to_json(),
+        vocabulary=preparation.vocabulary.symbols,
+        labels=preparation.vocabulary.labels,
+        prunable=prunable,
+        sparsity=sparsity,
+        recipe=recipe_to_dict(recipe),
+        seed=recipe.seed,
+        parents=start.parents,
+        metrics=dict(metrics),
+        versions=versions(),
+    )

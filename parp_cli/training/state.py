@@ -104,3 +104,35 @@ def load_state(
 def _placed(value: Tensor, place: Tensor | None) -> Tensor:
     """A tensor as the one it is for; what fits nothing as it is, which is told when it is loaded."""
     return value if place is None or value.shape != place.shape else divided_as(value, place)
+
+
+def check_same_run(position: Mapping[str, Any], identity: Mapping[str, Any], path: Path) -> None:
+    """Refuse to go on from another run.
+
+    Args:
+        position: what the run noted.
+        identity: what it must have in common with this one, by key.
+        path: where it was noted.
+
+    Raises:
+        CheckpointError: names what differs.
+    """
+    for key, value in identity.items():
+        if position[key] != value:
+            raise CheckpointError(
+                f"{path} is of a run with another {key.rstrip('s')}",
+                details=_differences(position[key], value),
+                hint="resume with the recipe and --init the run began with, or start anew without --resume",
+            )
+
+
+def _differences(before: Any, after: Any, key: str = "") -> list[str]:
+    """Dotted keys whose values differ."""
+    if isinstance(before, dict) and isinstance(after, dict):
+        prefix = f"{key}." if key else ""
+        return [
+            line
+            for name in sorted({*before, *after})
+            for line in _differences(before.get(name), after.get(name), prefix + name)
+        ]
+    return [] if before == after else [f"{key}: {before} before, {after} now"]
