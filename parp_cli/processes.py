@@ -1,6 +1,6 @@
 """Processes that do one piece of work together, as `torchrun` starts them; or one alone, which exchanges nothing.
 
-    torchrun --nproc-per-node 4 -m parp_cli finetune recipe.yaml
+    torchrun --nproc-per-node 4 -m -- parp_cli finetune recipe.yaml
 
 Sound, batches and utterances are dealt out among them; only the first writes files and speaks to people. Numbers go
 through gloo, or on CUDA through NCCL where tensors lie there.
@@ -54,6 +54,11 @@ class Processes:
     def is_first(self) -> bool:
         """Whether this one writes files and speaks to people."""
         return self.rank == 0
+
+    @property
+    def on_this_machine(self) -> int:
+        """How many of them share its memory and disk."""
+        return int(os.environ["LOCAL_WORLD_SIZE"]) if self.count > 1 else 1
 
     @property
     def group(self) -> "ProcessGroup | None":
@@ -195,7 +200,8 @@ def joined() -> Iterator[Processes]:
     finally:
         _current = ALONE
         gc.collect()  # what is left of models holds on to the threads that are to end now
-        distributed.destroy_process_group()
+    # Not after an error: the others may be waiting for this process, and would keep it from ending.
+    distributed.destroy_process_group()
 
 
 def lost_contact(error: BaseException) -> bool:

@@ -61,6 +61,7 @@ def quickstart(
     from parp_cli.stages.evaluate import evaluate
     from parp_cli.stages.finetune import finetune
     from parp_cli.stages.mask import mask
+    from parp_cli.training.run_files import state_path
 
     output = Output(as_json=as_json, quiet=quiet)
     began = time.monotonic()
@@ -74,6 +75,7 @@ def quickstart(
                 _recipe(method, updates, seed),
                 run=run / method,
                 init=None if method == "dense" else masked.path,
+                resume=state_path(run / method).exists(),
                 device=where,
                 notify=notify,
             )

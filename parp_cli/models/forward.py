@@ -24,6 +24,10 @@ if TYPE_CHECKING:
     from torchaudio.models import Wav2Vec2Model
 
 
+_COMPILED_VARIANTS = 32
+"""More than there can be of a layer."""
+
+
 def front_end(model: "Wav2Vec2Model", architecture: Architecture, waveform: Tensor) -> Tensor:
     """Front-end features (T, C) of one utterance's waveform (S,) at 16 kHz, on the model's device."""
     device = next(model.parameters()).device
@@ -108,26 +112,31 @@ def draw_skipped_layers(model: "Wav2Vec2Model") -> frozenset[int]:
     )
 
 
-def compile_layers(model: "Wav2Vec2Model") -> None:
+def compile_layers(model: "Wav2Vec2Model", device: torch.device) -> None:
     """Compile each Transformer layer where it is used; state-dict names stay. The first passes take minutes.
 
     For CUDA: on a CPU a layer of wav2vec 2.0 base takes 1.2 to 1.7 times as long compiled as it does without. Lengths
     may vary without compiling anew.
 
+    Args:
+        model: wherever it is now.
+        device: where it will run.
+
     Raises:
         ResourceError: no compiler is found for the code that torch writes.
     """
-    device = next(model.parameters()).device.type
-    if device == "cpu" and not any(shutil.which(name) for name in (os.environ.get("CXX", "g++"), "clang++")):
+    if device.type == "cpu" and not any(shutil.which(name) for name in (os.environ.get("CXX", "g++"), "clang++")):
         raise ResourceError(
             "no C++ compiler is found to compile the Transformer layers with",
             hint="install g++, or name one in the environment variable CXX, or set training.compile to false",
         )
-    if device == "cuda" and importlib.util.find_spec("triton") is None:
+    if device.type == "cuda" and importlib.util.find_spec("triton") is None:
         raise ResourceError(
             "Triton is not installed, with which torch compiles for CUDA",
             hint="pip install triton, or set training.compile to false",
         )
+    # All layers share their code: padded or not, in training or not, WavLM's first one, one utterance alone.
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, _COMPILED_VARIANTS)
     for layer in model.encoder.transformer.layers:
         layer.compile(dynamic=True)
 

@@ -1,5 +1,6 @@
 """Adjust and re-prune: fine-tune a pruned encoder with CTC while its mask may change (PARP, steps 2 and 3)."""
 
+import gc
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
@@ -10,7 +11,7 @@ import torch
 
 from parp_cli import checkpoint
 from parp_cli.checkpoint import Sparsity, lineage
-from parp_cli.environment import resolve_precision
+from parp_cli.environment import deterministic_algorithms, resolve_precision
 from parp_cli.interrupts import Stop, stopping
 from parp_cli.locks import only_one
 from parp_cli.models.prunable import layers_of
@@ -120,7 +121,7 @@ def finetune(
 
     before: Path | None = None
     cost = own = Cost()
-    with held(run), stopping() as stop:
+    with deterministic_algorithms(recipe.training.deterministic), held(run), stopping() as stop:
         for this, folder in zip(rounds, (*folders, run), strict=True):
             last = folder == run
             found = None if last else _agreed_cost(processes, folder)
@@ -147,6 +148,9 @@ def finetune(
                     noted = processes.from_first(finished(folder, out) if last and resume else None)
                     _run(training, noted, goes_on, stop)
                     found = _agreed_cost(processes, folder, out if last else None) or training.cost
+                if not last:
+                    del training
+                    gc.collect()  # models are part of reference cycles, and the next run needs their memory
             elif processes.is_first:
                 tidy(folder)
             before, own = folder / LAST, found

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from parp_cli.data.audio import decode_audio, resample
+from parp_cli.data.audio import SAMPLE_RATE, decode_audio, resample
 from parp_cli.data.utterances import Utterance
 from parp_cli.errors import DataError
 from parp_cli.models.architectures import Architecture, frames
@@ -154,6 +154,14 @@ class FrontEndFeatures:
         """Begin to read what an update will need, in the background; what goes wrong is raised when it is asked for."""
         for utterance in utterances:
             self._start(utterance, raw=self._augment is not None)
+
+    def device_room(self, utterances: Sequence[Utterance]) -> int:
+        """Bytes of GPU memory that the features of these utterances may come to take."""
+        device = next(self._model.parameters()).device
+        if not self._frozen or device.type != "cuda":
+            return 0
+        count = sum(frames(self._architecture, round(utterance.seconds * SAMPLE_RATE)) for utterance in utterances)
+        return min(self._device_left, 4 * self._architecture.conv_layers[-1][0] * count)
 
     def report(self) -> Kept:
         """Where features are kept by now."""

@@ -6,6 +6,7 @@ import math
 import os
 import shutil
 import time
+from collections import Counter
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, replace
@@ -19,7 +20,7 @@ from parp_cli import checkpoint
 from parp_cli.checkpoint import Checkpoint, Sparsity
 from parp_cli.data.problems import shown
 from parp_cli.data.utterances import Utterance
-from parp_cli.errors import CheckpointError, Interrupted
+from parp_cli.errors import CheckpointError, Interrupted, ParpError, UsageError
 from parp_cli.files import write_text
 from parp_cli.interrupts import Stop
 from parp_cli.models.forward import compile_layers
@@ -49,7 +50,7 @@ from parp_cli.training.setup import (
     optimizer,
     pruner,
 )
-from parp_cli.training.state import check_same_run, load_state, save_state
+from parp_cli.training.state import check_same_run, load_state, read_position, save_state
 from parp_cli.training.validation import validate
 
 
@@ -94,7 +95,7 @@ class TrainingRun:
         torch.manual_seed(recipe.seed)
         self._model = build_model(recipe, preparation)
         if recipe.training.compile:
-            compile_layers(self._model)
+            compile_layers(self._model, device)
         self._divided = recipe.training.shard_weights and processes.count > 1
         if not self._divided:
             self._model.to(device)
@@ -108,7 +109,7 @@ class TrainingRun:
         self._pruner = pruner(recipe, preparation, self._model, masks, group)
         self._scratch = self._state_path.parent / "features"
         self._features = front_end_features(
-            recipe, preparation, self._model, frozen=frozen, folder=features_folder, scratch=self._scratch
+            recipe, preparation, self._model, processes, frozen=frozen, folder=features_folder, scratch=self._scratch
         )
         self._objective = objective(recipe, preparation, self._model, self._encoder, self._features, processes)
         self._optimizer = optimizer(recipe, self._model)
@@ -148,7 +149,12 @@ class TrainingRun:
     # ------------------------------------------------------------------------------------------------- beginning
 
     def begin(self) -> None:
-        """Prune, and forget what an earlier run left."""
+        """Prune, and forget what an earlier run left.
+
+        Raises:
+            UsageError: it is this very run, stopped before its end.
+        """
+        self._check_not_stopped()
         self._pruner.start()
         if not self._processes.is_first:
             return
@@ -156,6 +162,10 @@ class TrainingRun:
         for path in (self._finished_path, self._state_path):
             path.unlink(missing_ok=True)
         self._journal.begin()
+        if skipped := len(self._preparation.skipped):
+            kinds = Counter(problem.kind for problem in self._preparation.skipped)
+            said = ", ".join(f"{kind} {count}" for kind, count in kinds.most_common())
+            self._tell(warning=f"{skipped} utterances are left out ({said}); {self._journal.path} says which and why")
         for problem in self._preparation.skipped:
             self._log("unusable", {"utterance": problem.utterance_id, "why": problem.message})
         for note in self._preparation.notes:
@@ -180,6 +190,7 @@ class TrainingRun:
         if self._processes.is_first:
             self._journal.go_on_after(self._update)
         self._check_alike()
+        self._tell(news=f"going on after update {self._update} of {self._recipe.training.updates}")
 
     def recall(self, position: Mapping[str, Any]) -> None:
         """Take over what a finished run noted, without its weights.
@@ -192,6 +203,19 @@ class TrainingRun:
         """
         check_same_run(position, self._identity(), self._finished_path)
         self._take(position)
+        self._tell(news=f"finished already, after update {self._update}; nothing is left to do")
+
+    def _check_not_stopped(self) -> None:
+        """Nobody means to throw hours away by leaving out an option."""
+        if not self._state_path.exists():
+            return
+        with suppress(CheckpointError):  # no state, or of another run
+            position = read_position(self._state_path)
+            check_same_run(position, self._identity(), self._state_path)
+            raise UsageError(
+                f"this run was stopped after update {position['update']}; its state is in {self._state_path.parent}",
+                hint="go on with --resume; to begin anew, delete that folder or name another one with --run",
+            )
 
     def _check_alike(self) -> None:
         """All processes must be about to train the same.
@@ -201,8 +225,7 @@ class TrainingRun:
         """
         if self._processes.count == 1:
             return
-        data = [[utterance.id, utterance.seconds] for utterance in (*self._preparation.train, *self._preparation.valid)]
-        content = json.dumps([self._identity(), self._update, data], sort_keys=True)
+        content = json.dumps([self._identity(), self._update], sort_keys=True)
         self._processes.check_same("recipe, beginning or data", hashlib.sha256(content.encode()).hexdigest())
         self._check_masks()
 
@@ -244,9 +267,13 @@ class TrainingRun:
                 elif saves:
                     self._save_state()
             self._finish()
+        except BaseException:
+            with suppress(ParpError):  # what ended the run is what to tell
+                self._journal.close()
+            raise
         finally:
             self._features.close()
-            self._journal.close()
+        self._journal.close()
 
     def _finish(self) -> None:
         self._write(self.last_path, self._pruner.masks, self.validations[-1])
@@ -321,7 +348,7 @@ class TrainingRun:
             self._log("reprune", asdict(repruning))
         note = f"loss {loss.mean:.3f}"
         if self.validations:
-            note += f", best error rate {self.best.word:.1%}"
+            note += f", best {self.best.word:.1%}"
         self._tell(note=note)
 
     def _gradient_norm(self) -> float:
@@ -452,6 +479,7 @@ class TrainingRun:
         return {
             "recipe": trained_on(self._recipe),
             "parents": [asdict(parent) for parent in self._preparation.start.parents],
+            "data": self._preparation.data_hash(),
         }
 
     def _position(self) -> dict[str, Any]:

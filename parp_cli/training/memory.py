@@ -1,5 +1,6 @@
 """Whether memory suffices for training, found out before the first update instead of hours later."""
 
+import gc
 from collections.abc import Sequence
 
 import torch
@@ -36,13 +37,15 @@ def try_largest(
     seconds = fits = min(objective.micro_batch_seconds, batch_seconds)
     several = batch_seconds > objective.micro_batch_seconds
     longest = max(utterances, key=lambda utterance: utterance.seconds)
-    reason = _what_gives_out(objective, optimizer, largest_batches(utterances, fits), update, several=several)
+    reason = _what_gives_out(
+        objective, optimizer, largest_batches(utterances, fits), utterances, update, several=several
+    )
     if reason is None:
         return
     while fits > longest.seconds:
         fits = max(fits / 2, longest.seconds)
         batches = largest_batches(utterances, fits)
-        if _what_gives_out(objective, optimizer, batches, update, several=True) is None:
+        if _what_gives_out(objective, optimizer, batches, utterances, update, several=True) is None:
             raise ResourceError(
                 f"training on {seconds:g} s of sound in one forward pass takes more than memory holds",
                 details=[reason],
@@ -71,6 +74,7 @@ def _what_gives_out(
     objective: CtcObjective,
     optimizer: torch.optim.Optimizer,
     batches: Sequence[list[Utterance]],
+    utterances: Sequence[Utterance],
     update: int,
     *,
     several: bool,
@@ -80,11 +84,13 @@ def _what_gives_out(
     alone = objective.in_this_process()
     # Adam's, which are not there before a weight's first update.
     moments: list[Tensor] = []
-    reason = None
+    reason = held = None
     try:
         moments = [torch.zeros_like(weight) for weight in trained if weight not in optimizer.state for _ in range(2)]
         if objective.processes.count > 1 and not any(map(divided, trained)):
             moments += [torch.zeros_like(weight) for weight in trained]  # what DDP exchanges gradients in
+        room = objective.features.device_room(utterances)
+        held = torch.empty(room, dtype=torch.uint8, device=trained[0].device)
         for batch in batches:
             if several:
                 for weight in trained:
@@ -103,7 +109,8 @@ def _what_gives_out(
                 hint="make training.micro_batch_seconds smaller, or start more processes",
             ) from error
     finally:
-        del moments
+        del moments, held
+        gc.collect()  # a model that DDP or a compiler held is part of a reference cycle
         optimizer.zero_grad(set_to_none=True)
         torch.cuda.empty_cache()
     return next((found for found in objective.processes.gather(reason) if found is not None), None)

@@ -1,5 +1,7 @@
 """Everything a fine-tuning run needs before its first update, checked before anything is computed."""
 
+import hashlib
+import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -75,6 +77,11 @@ class Preparation:
     schedule: Schedule
     skipped: tuple[Problem, ...]
     notes: tuple[str, ...]
+
+    def data_hash(self) -> str:
+        """Of what is learnt from and judged on: names, lengths and labels of the utterances, in order."""
+        spelt = [[u.id, u.seconds, self.vocabulary.reference(u)] for u in (*self.train, *self.valid)]
+        return hashlib.sha256(json.dumps(spelt).encode()).hexdigest()
 
 
 def prepare(recipe: Recipe, init: Path | None, notify: Notify) -> Preparation:

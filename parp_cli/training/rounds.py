@@ -59,7 +59,7 @@ _DEFAULTS: Mapping[str, Any] = {"scope": "transformer", "biases": True, "pattern
 
 _NO_DIFFERENCE: Mapping[str, tuple[str, ...]] = {
     "data": ("test", "download"),
-    "training": ("save_minutes", "shard_weights"),
+    "training": ("save_minutes", "most_skipped_updates", "checkpoint_activations", "shard_weights"),
 }
 """Keys that make no difference to training."""
 

@@ -22,7 +22,7 @@ from parp_cli.pruning.pruner import Pruner
 from parp_cli.recipe import Recipe, recipe_to_dict
 from parp_cli.training.augmentation import Augmentation
 from parp_cli.training.ctc import CtcObjective
-from parp_cli.training.features import FrontEndFeatures
+from parp_cli.training.features import DISK_BYTES, MEMORY_BYTES, FrontEndFeatures
 from parp_cli.training.latent_masking import LatentMasking
 from parp_cli.training.preparation import Preparation
 from parp_cli.training.rounds import pattern_in
@@ -102,7 +102,14 @@ def first_masks(recipe: Recipe, preparation: Preparation, model: Any) -> Mapping
 
 
 def front_end_features(
-    recipe: Recipe, preparation: Preparation, model: Any, *, frozen: bool, folder: Path | None, scratch: Path
+    recipe: Recipe,
+    preparation: Preparation,
+    model: Any,
+    processes: Processes,
+    *,
+    frozen: bool,
+    folder: Path | None,
+    scratch: Path,
 ) -> FrontEndFeatures:
     """Front-end features of the run's utterances.
 
@@ -110,6 +117,7 @@ def front_end_features(
         recipe: of the run.
         preparation: of the run.
         model: that trains.
+        processes: that share a machine's memory and disk.
         frozen: whether its front end never changes.
         folder: where features are kept between runs; None for nowhere.
         scratch: without `folder`, where those are kept that memory cannot hold.
@@ -123,7 +131,16 @@ def front_end_features(
             frames=partial(frames, architecture),
             frames_needed=lambda utterance: frames_needed(vocabulary.encode(utterance)),
         )
-    return FrontEndFeatures(model, architecture, frozen=frozen, folder=folder, scratch=scratch, augment=augment)
+    return FrontEndFeatures(
+        model,
+        architecture,
+        frozen=frozen,
+        memory_bytes=MEMORY_BYTES // processes.on_this_machine,
+        disk_bytes=DISK_BYTES // processes.on_this_machine,
+        folder=folder,
+        scratch=scratch,
+        augment=augment,
+    )
 
 
 def objective(

@@ -121,8 +121,8 @@ def check_same_run(position: Mapping[str, Any], identity: Mapping[str, Any], pat
         if position[key] != value:
             raise CheckpointError(
                 f"{path} is of a run with another {key.rstrip('s')}",
-                details=_differences(position[key], value),
-                hint="resume with the recipe and --init the run began with, or start anew without --resume",
+                details=_differences(position[key], value) if key == "recipe" else [],
+                hint="resume with the recipe, --init and data the run began with, or start anew without --resume",
             )
 
 

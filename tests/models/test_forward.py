@@ -175,7 +175,7 @@ def test_gradients_are_torchaudios(architecture: Architecture, monkeypatch: pyte
 def test_compiling_without_a_compiler_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("shutil.which", lambda _: None)
     with pytest.raises(ResourceError, match=r"C\+\+ compiler"):
-        compile_layers(model_of(SMALL["hubert-base"]))
+        compile_layers(model_of(SMALL["hubert-base"]), torch.device("cpu"))
 
 
 @pytest.mark.slow
@@ -191,7 +191,7 @@ def test_compiled_layers_compute_the_same(name: str) -> None:
     found = []
     for compiled in (False, True):
         if compiled:
-            compile_layers(model)
+            compile_layers(model, torch.device("cpu"))
         model.zero_grad()
         for batch in batches:
             encode(model, *batch).square().mean().backward()

@@ -306,7 +306,14 @@ def test_dense_does_not_start_from_a_pruned_checkpoint(world: World, masked: Pat
 
 def test_deterministic_algorithms_are_what_the_cpu_has_anyway(world: World, masked: Path, tmp_path: Path) -> None:
     usual = finetune(world.recipe(), run=tmp_path / "usual", init=masked)
-    strict = finetune(world.recipe("training.deterministic=true"), run=tmp_path / "strict", init=masked)
+    during: list[bool] = []
+    strict = finetune(
+        world.recipe("training.deterministic=true"),
+        run=tmp_path / "strict",
+        init=masked,
+        notify=lambda step: during.append(torch.are_deterministic_algorithms_enabled()),
+    )
+    assert any(during)
     assert not torch.are_deterministic_algorithms_enabled()
     one, other = checkpoint.read(usual.path).weights, checkpoint.read(strict.path).weights
     assert all(torch.equal(weight, other[name]) for name, weight in one.items())

@@ -2,6 +2,7 @@
 
 import os
 import random
+import shutil
 import signal
 import subprocess
 import time
@@ -93,6 +94,23 @@ def test_a_checkpoint_that_went_elsewhere(world: World, masked: Path, tmp_path: 
     finetune(world.recipe(), run=tmp_path, init=masked, out=out, resume=True)
     finetune(world.recipe(), run=tmp_path / "whole", init=masked)
     assert out.read_bytes() == (tmp_path / "whole" / "finetune.safetensors").read_bytes()
+
+
+def test_other_data(world: World, masked: Path, tmp_path: Path) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        Spy(patch).interrupt_after = ("parp", 7)
+        with pytest.raises(Interrupted):
+            finetune(world.recipe(), run=tmp_path / "run", init=masked)
+    lines = world.manifest.read_text().splitlines(keepends=True)
+    changed = [line for line in lines if '"train-0"' not in line]
+    assert len(changed) == len(lines) - 1
+    before = world.manifest.read_text()
+    world.manifest.write_text("".join(changed))
+    try:
+        with pytest.raises(CheckpointError, match="of a run with another data"):
+            finetune(world.recipe(), run=tmp_path / "run", init=masked, resume=True)
+    finally:
+        world.manifest.write_text(before)
 
 
 def test_two_runs_in_one_folder(world: World, tmp_path: Path) -> None:
@@ -230,7 +248,7 @@ def imp(world: World, tmp_path_factory: pytest.TempPathFactory) -> dict[str, byt
 def test_interrupted_in_a_middle_round(
     world: World, tmp_path: Path, imp: dict[str, bytes], monkeypatch: pytest.MonkeyPatch, resume: bool
 ) -> None:
-    """Rounds go on by themselves; the run proper, only when asked to."""
+    """Rounds go on by themselves; the run proper, when asked to or, if it is to begin anew, without its state."""
     spy = Spy(monkeypatch)
     recipe = world.recipe(*IMP)
     for place in (("round 2 of 3", 17), ("imp", 6)):
@@ -239,6 +257,11 @@ def test_interrupted_in_a_middle_round(
             finetune(recipe, run=tmp_path, resume=resume and place[0] == "imp")
         assert "--resume" in (caught.value.hint or "")
     spy.interrupt_after = None
+    if not resume:
+        with pytest.raises(UsageError, match="this run was stopped after update 6") as refused:
+            finetune(recipe, run=tmp_path)
+        assert "--resume" in (refused.value.hint or "")
+        shutil.rmtree(tmp_path / "state")
     result = finetune(recipe, run=tmp_path, resume=resume)
     assert spy.updates == {
         **{f"round {number} of 3": list(range(1, 41)) for number in (1, 2, 3)},
