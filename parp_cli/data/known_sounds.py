@@ -110,10 +110,10 @@ class KnownSounds:
                 connection.executemany("INSERT OR REPLACE INTO sounds VALUES (?, ?, ?, ?, ?, ?, ?)", sounds)
                 connection.executemany("INSERT OR REPLACE INTO files VALUES (?, ?, ?)", files)
 
-        self._try(write, None)
+        self._try(write)
 
     def _sound(self, query: str, values: tuple[object, ...]) -> Sound | Unreadable | None:
-        row = self._try(lambda connection: connection.execute(query, values).fetchone(), None)
+        row = self._try(lambda connection: connection.execute(query, values).fetchone())
         if row is None:
             return None
         samples, rate, channels, silent, reason = row
@@ -121,15 +121,15 @@ class KnownSounds:
             return Unreadable(reason)
         return Sound(samples=samples, rate=rate, channels=channels, silent=bool(silent))
 
-    def _try(self, use: Callable[[sqlite3.Connection], T], otherwise: T) -> T:
+    def _try(self, use: Callable[[sqlite3.Connection], T]) -> T | None:
         with self._lock:
             if self._connection is None:
-                return otherwise
+                return None
             try:
                 return use(self._connection)
             except sqlite3.Error as error:
                 self._give_up(error)
-                return otherwise
+                return None
 
     def _connect(self) -> None:
         try:

@@ -119,6 +119,12 @@ class TrainingRun:
             micro_batch_seconds=recipe.training.micro_batch_seconds,
             seed=recipe.seed,
         )
+        # What a run must have in common with one that goes on from its state.
+        self._identity: dict[str, Any] = {
+            "recipe": trained_on(recipe),
+            "parents": [asdict(parent) for parent in preparation.start.parents],
+            "data": preparation.data_hash(),
+        }
         self._update = 0
         self._audio_seconds = 0.0
         self._seconds_before = 0.0
@@ -127,7 +133,7 @@ class TrainingRun:
         self.validations: list[Validation] = []
         self._losses: list[float] = []
         self._figures: dict[str, float] = {}
-        self._said_smaller = False
+        self._said_smaller = processes.count == 1  # nothing to say then
         self._check_alike()
 
     @property
@@ -179,7 +185,7 @@ class TrainingRun:
                 is not where it should be.
         """
         position, masks = load_state(self._state_path, self._model, self._optimizer)
-        check_same_run(position, self._identity(), self._state_path)
+        check_same_run(position, self._identity, self._state_path)
         self._take(position)
         if self.validations and not self.best_path.exists():
             raise CheckpointError(
@@ -201,7 +207,7 @@ class TrainingRun:
         Raises:
             CheckpointError: it was a run with another recipe or beginning.
         """
-        check_same_run(position, self._identity(), self._finished_path)
+        check_same_run(position, self._identity, self._finished_path)
         self._take(position)
         self._tell(news=f"finished already, after update {self._update}; nothing is left to do")
 
@@ -211,7 +217,7 @@ class TrainingRun:
             return
         with suppress(CheckpointError):  # no state, or of another run
             position = read_position(self._state_path)
-            check_same_run(position, self._identity(), self._state_path)
+            check_same_run(position, self._identity, self._state_path)
             raise UsageError(
                 f"this run was stopped after update {position['update']}; its state is in {self._state_path.parent}",
                 hint="go on with --resume; to begin anew, delete that folder or name another one with --run",
@@ -225,7 +231,7 @@ class TrainingRun:
         """
         if self._processes.count == 1:
             return
-        content = json.dumps([self._identity(), self._update], sort_keys=True)
+        content = json.dumps([self._identity, self._update], sort_keys=True)
         self._processes.check_same("recipe, beginning or data", hashlib.sha256(content.encode()).hexdigest())
         self._check_masks()
 
@@ -474,18 +480,10 @@ class TrainingRun:
         save_state(self._state_path, self._model, self._optimizer, self._position(), masks, writes=writes)
         self._saved_at = time.monotonic()
 
-    def _identity(self) -> dict[str, Any]:
-        """What a run must have in common with one that goes on from its state."""
-        return {
-            "recipe": trained_on(self._recipe),
-            "parents": [asdict(parent) for parent in self._preparation.start.parents],
-            "data": self._preparation.data_hash(),
-        }
-
     def _position(self) -> dict[str, Any]:
         """Where the run is, in plain values; randomness and data order follow from it."""
         return {
-            **self._identity(),
+            **self._identity,
             "update": self._update,
             "epoch": self._batches.epoch,
             "group": self._batches.group,

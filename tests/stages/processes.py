@@ -20,9 +20,9 @@ def started(run: Path, settings: Sequence[str], *options: str) -> "subprocess.Po
     )
 
 
-def wait_for(happened: Callable[[], bool], process: "subprocess.Popen[str]") -> None:
+def wait_for(happened: Callable[[], object], process: "subprocess.Popen[str]", *, seconds: int = 30) -> None:
     """Until something is so, which has to be while the process runs."""
-    for _ in range(6000):
+    for _ in range(200 * seconds):
         if happened():
             return
         assert process.poll() is None, process.stderr.read() if process.stderr else ""
