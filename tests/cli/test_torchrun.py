@@ -99,7 +99,6 @@ class TestSlow:
             [*launcher, *command, "--run", str(run)],
             stderr=subprocess.PIPE,
             text=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
         )
         try:
             began = time.monotonic()

@@ -1,11 +1,10 @@
 """A sweep of moments over the tiny world."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from parp_cli.recipe import dump_yaml
 from tests.tiny import World
@@ -24,16 +23,6 @@ def write_sweep(world: World, tmp_path: Path) -> Write:
         return path
 
     return write
-
-
-@pytest.fixture(autouse=True)
-def one_thread(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The same bytes here and in workers: sums depend on how many threads share them."""
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def without_times(value: Any) -> Any:

@@ -175,7 +175,6 @@ def torchrun(*command: str, count: int = 2, timeout: float = 240) -> Any:
         text=True,
         timeout=timeout,
         check=False,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
 
 
