@@ -5,13 +5,14 @@ line now and then.
 """
 
 import dataclasses
+import io
 import json
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from rich.console import Console
 from rich.markup import escape
@@ -39,10 +40,17 @@ class Output:
         self.as_json = as_json
         self.quiet = quiet or mute
         self._mute = mute
+        _show_all(sys.stdout)
+        _show_all(sys.stderr)
         # Piped tables keep their columns: 120 characters where there is no terminal to ask.
         width = None if sys.stdout.isatty() else 120
         self._out = Console(highlight=False, width=width, soft_wrap=not sys.stdout.isatty())
         self._err = Console(stderr=True, highlight=False)
+
+    @property
+    def width(self) -> int:
+        """Characters in a line of the result."""
+        return self._out.width
 
     def note(self, text: str) -> None:
         """A line on stderr for whoever watches."""
@@ -53,6 +61,12 @@ class Output:
         """A line of the result."""
         if not self.as_json and not self._mute:
             self._out.print(escape(text), soft_wrap=True)
+
+    def verbatim(self, text: str) -> None:
+        """A part of the result that another program may read: tabs stay, nothing is folded."""
+        if not self.as_json and not self._mute:
+            sys.stdout.write(text)
+            sys.stdout.flush()
 
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         """A table of the result; named columns after the first are of numbers, and nameless ones of text."""
@@ -68,7 +82,7 @@ class Output:
     def json(self, value: Any) -> None:
         """The result as one object, where JSON was asked for."""
         if self.as_json and not self._mute:
-            sys.stdout.write(json.dumps(jsonable(value), ensure_ascii=False, sort_keys=True) + "\n")
+            sys.stdout.write(_json_line(jsonable(value)))
             sys.stdout.flush()  # here, where a closed pipe can still be answered
 
     @contextmanager
@@ -139,6 +153,7 @@ class Output:
 
 def show_error(error: ParpError) -> None:
     """An error as the user sees it, on stderr; its table is drawn on a terminal alone, as others read lines."""
+    _show_all(sys.stderr)
     console = Console(stderr=True, highlight=False)
     console.print(f"[bold red]parp: error:[/] {escape(error.message)}", soft_wrap=True)
     details = error.details
@@ -154,6 +169,22 @@ def show_error(error: ParpError) -> None:
         console.print(f"  {escape(detail)}", soft_wrap=True)
     if error.hint is not None:
         console.print(f"  [bold]hint:[/] {escape(error.hint)}", soft_wrap=True)
+
+
+def _show_all(stream: TextIO) -> None:
+    """Have a stream show as escapes what it cannot encode, such as names of files that are no text."""
+    if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+        stream.reconfigure(errors="backslashreplace")
+
+
+def _json_line(value: Any) -> str:
+    """With letters as they are where stdout can take them all, and escaped as JSON has it where not."""
+    line = json.dumps(value, ensure_ascii=False, sort_keys=True)
+    try:
+        line.encode(sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError:
+        line = json.dumps(value, sort_keys=True)
+    return line + "\n"
 
 
 def jsonable(value: Any) -> Any:

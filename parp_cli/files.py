@@ -4,7 +4,7 @@ import errno
 import os
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -51,6 +51,53 @@ def write_text(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
+def refuse_same(
+    outputs: Mapping[str, Path | Sequence[Path]], inputs: Mapping[str, Path | Sequence[Path]] | None = None
+) -> None:
+    """Refuse to write one file twice, or over one that is read; to be called before either is done.
+
+    Args:
+        outputs: files that will be written, by the option that names them. They need not exist.
+        inputs: files that are read.
+
+    Raises:
+        UsageError: two are the same file, by symbolic links too.
+    """
+    taken = {os.path.realpath(path): f"{option} {path}" for option, path in _pairs(inputs or {})}
+    for option, path in _pairs(outputs):
+        real = os.path.realpath(path)
+        if real in taken:
+            raise UsageError(f"{option} {path} would overwrite {taken[real]}", hint="name another file")
+        taken[real] = f"{option} {path}"
+
+
+def require_writable(path: Path, option: str) -> None:
+    """Refuse early what could not be written hours later; nothing is made.
+
+    Args:
+        path: of a file that need not exist, nor its folder.
+        option: that names it.
+
+    Raises:
+        UsageError: it is a folder, or lies where nothing can be written.
+    """
+    folder = next(parent for parent in path.absolute().parents if parent.exists())
+    if path.is_dir():
+        why = "it is a folder"
+    elif not folder.is_dir():
+        why = f"{folder} is no folder"
+    elif not os.access(folder, os.W_OK):
+        why = f"{folder} cannot be written to"
+    else:
+        return
+    raise UsageError(f"cannot write {path}: {why}", hint=f"choose another place with {option}")
+
+
+def _pairs(files: Mapping[str, Path | Sequence[Path]]) -> Iterator[tuple[str, Path]]:
+    for option, paths in files.items():
+        yield from ((option, path) for path in ([paths] if isinstance(paths, Path) else paths))
+
+
 def forget_temporaries(folder: Path, *names: str) -> None:
     """Remove what killed processes were writing in a folder.
 
@@ -87,3 +134,14 @@ def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
+
+
+def shortest_labels(paths: Sequence[Path]) -> list[str]:
+    """A name for each file that tells it from the others: its stem, its folder, or as much of the path as it takes."""
+    parts = [(*path.absolute().parent.parts[1:], path.stem) for path in paths]
+    for depth in range(1, max(map(len, parts)) + 1):
+        for chosen in (slice(-depth, -depth + 1 or None), slice(-depth, None)):
+            labels = ["/".join(part[chosen]) for part in parts]
+            if all(labels) and len(set(labels)) == len(labels):
+                return labels
+    return [f"{path} ({number})" for number, path in enumerate(paths, start=1)]

@@ -49,7 +49,7 @@ def checkpoint_or_newest(named: Path | None, run: Path) -> Path:
     if found is None:
         raise CheckpointError(
             f"no checkpoint in run folder {run}",
-            hint="make one with `parp mask`, name one, or name its folder with --run",
+            hint="make one with `parp mask` and `parp finetune`, name one, or name its folder with --run",
         )
     return found
 

@@ -1,11 +1,15 @@
 """What long work shows: how far it is, and lines that stay."""
 
 import io
+import json
+import os
+import sys
 
 import pytest
 from rich.console import Console
 
-from parp_cli.console import Output
+from parp_cli.console import Output, show_error
+from parp_cli.errors import DataError
 from parp_cli.progress import Progress
 
 STEPS = [
@@ -50,3 +54,42 @@ def test_on_a_terminal() -> None:
 @pytest.mark.parametrize("terminal", [True, False])
 def test_quiet(terminal: bool) -> None:
     assert shown(terminal=terminal, quiet=True) == ""
+
+
+NOT_UTF8 = os.fsdecode(b"\xff.flac")
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "latin-1", "ascii"])
+def test_what_cannot_be_encoded_is_shown_as_escapes(encoding: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or one file's name would keep all that comes after it from being shown."""
+    out, err = (io.TextIOWrapper(io.BytesIO(), encoding=encoding) for _ in range(2))
+    monkeypatch.setattr(sys, "stdout", out)
+    monkeypatch.setattr(sys, "stderr", err)
+    output = Output()
+    output.verbatim(f"{NOT_UTF8}\tÉTÉ 語\n")
+    output.text(f"wrote {NOT_UTF8}")
+    output.table("files", ["name"], [[NOT_UTF8]])
+    output.note(f"warning: {NOT_UTF8}")
+    show_error(DataError(NOT_UTF8, details=[NOT_UTF8], hint=NOT_UTF8))
+    for stream, count in ((out, 3), (err, 4)):
+        stream.flush()
+        stream.seek(0)
+        assert stream.read().count("\\udcff.flac") == count
+    out.seek(0)
+    letters = {"utf-8": "ÉTÉ 語", "latin-1": "ÉTÉ \\u8a9e", "ascii": "\\xc9T\\xc9 \\u8a9e"}
+    assert out.read().splitlines()[0] == f"\\udcff.flac\t{letters[encoding]}"
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "latin-1", "ascii"])
+def test_json_is_json_whatever_it_holds(encoding: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for value in ({"file": NOT_UTF8, "text": "ÉTÉ"}, {"text": "ÉTÉ 語 😀"}):
+        out = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+        monkeypatch.setattr(sys, "stdout", out)
+        Output(as_json=True).json(value)
+        out.seek(0)
+        assert json.loads(out.read()) == value
+
+
+def test_letters_of_json_are_readable(capsys: pytest.CaptureFixture[str]) -> None:
+    Output(as_json=True).json({"text": "ÉTÉ"})
+    assert capsys.readouterr().out == '{"text": "ÉTÉ"}\n'

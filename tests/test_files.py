@@ -2,11 +2,12 @@ import errno
 import os
 import stat
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
 from parp_cli.errors import ResourceError, UsageError
-from parp_cli.files import forget_temporaries, replacing, write_text
+from parp_cli.files import forget_temporaries, refuse_same, replacing, require_writable, write_text
 
 
 def test_a_new_file_in_a_new_folder(tmp_path: Path) -> None:
@@ -117,3 +118,47 @@ def test_others_may_read_it_as_the_umask_says(tmp_path: Path) -> None:
     finally:
         os.umask(before)
     assert stat.S_IMODE((tmp_path / "file").stat().st_mode) == 0o640
+
+
+def test_files_that_would_overwrite_each_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "text.txt").write_text("")
+    (tmp_path / "link").symlink_to("text.txt")
+    (tmp_path / "folder").symlink_to(".")
+    out, text = Path("x.arpa"), Path("text.txt")
+    refuse_same({"--out": out, "--lexicon": Path("y")}, {"the text": text, "--recipe": text})
+    refuse_same({})
+    for outputs, inputs, message in (
+        ({"--out": out, "--lexicon": out}, {}, "--lexicon x.arpa would overwrite --out x.arpa"),
+        ({"--out": out, "--html": tmp_path / "a" / ".." / "x.arpa"}, {}, "x.arpa would overwrite --out x.arpa"),
+        ({"--out": [out, Path("folder") / out]}, {}, "--out folder/x.arpa would overwrite --out x.arpa"),
+        ({"--trn": [out, out]}, {}, "--trn x.arpa would overwrite --trn x.arpa"),
+        ({"--out": text}, {"the text": text}, "--out text.txt would overwrite the text text.txt"),
+        ({"--out": Path("link")}, {"--lm": [out, text]}, "--out link would overwrite --lm text.txt"),
+    ):
+        with pytest.raises(UsageError) as caught:
+            refuse_same(outputs, inputs)
+        assert caught.value.message.endswith(message)
+        assert caught.value.hint
+    assert (tmp_path / "text.txt").read_text() == ""
+
+
+def test_links_that_lead_in_a_circle_are_no_bug(tmp_path: Path) -> None:
+    (tmp_path / "a").symlink_to("b")
+    (tmp_path / "b").symlink_to("a")
+    refuse_same({"--out": tmp_path / "a"}, {"the text": tmp_path / "c"})
+
+
+def test_what_cannot_be_written_is_known_early(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    require_writable(tmp_path / "new" / "folder" / "a.json", "--out")
+    assert not (tmp_path / "new").exists()
+    for path, why in ((tmp_path, "it is a folder"), (tmp_path / "file" / "a.json", "file is no folder")):
+        with pytest.raises(UsageError, match=why) as caught:
+            require_writable(path, "--html")
+        assert caught.value.hint == "choose another place with --html"
+    with (
+        mock.patch("os.access", return_value=False),
+        pytest.raises(UsageError, match="cannot be written to"),
+    ):
+        require_writable(tmp_path / "a.json", "--html")

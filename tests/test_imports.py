@@ -1,4 +1,5 @@
-"""Who may import whom: cli → stages → {training, exporters, decoding, pruning, models, data} → the small modules."""
+"""Who may import whom: cli → stages → {training, exporters, decoding, scoring, pruning, models, data} → the small
+modules."""
 
 import ast
 import subprocess
@@ -30,7 +31,7 @@ BELOW_STAGES = FILES | {
     "locks",
     "run_folder",
 }
-PARTS = {"pruning", "models", "data", "training", "decoding", "exporters"}
+PARTS = {"pruning", "models", "data", "training", "decoding", "scoring", "exporters"}
 
 MAY_IMPORT: dict[str, set[str]] = {
     "": set(),
@@ -62,10 +63,12 @@ MAY_IMPORT: dict[str, set[str]] = {
     "data": {"errors", "files", "progress"},
     "models": FILES | {"progress"},
     "exporters": FILES | {"models", "progress"},
-    "decoding": {"errors", "progress", "processes", "data", "models"},
+    # What was recognised, however it was.
+    "scoring": {"errors", "files", "progress", "data"},
+    "decoding": {"errors", "progress", "processes", "data", "models", "scoring"},
     "training": FILES
     | {"", "progress", "processes", "recipe", "environment", "interrupts"}
-    | {"data", "models", "pruning", "decoding"},
+    | {"data", "models", "pruning", "decoding", "scoring"},
     # Figures of anything; what a stage finds is given to them as plain values.
     "plots": {"errors", "files", "pruning"},
     "stages": BELOW_STAGES | PARTS,

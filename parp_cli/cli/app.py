@@ -11,7 +11,7 @@ import typer
 import typer.core
 
 import parp_cli
-from parp_cli.cli import commands, compare, mask, quickstart, sweep
+from parp_cli.cli import commands, compare, evaluate, lm, mask, quickstart, sweep, transcribe
 from parp_cli.console import show_error
 from parp_cli.environment import is_out_of_memory, launched
 from parp_cli.errors import Interrupted, ParpError, ResourceError, UsageError
@@ -88,7 +88,9 @@ def root(
 app.command()(mask.mask)
 app.command()(commands.finetune)
 app.command()(commands.reprune)
-app.command("eval")(commands.evaluate)
+app.command("eval")(evaluate.evaluate)
+app.command()(transcribe.transcribe)
+app.add_typer(lm.app, name="lm")
 app.command()(commands.export)
 app.command()(commands.inspect)
 app.command()(compare.compare)

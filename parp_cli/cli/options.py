@@ -30,3 +30,12 @@ SetOption = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Override a recipe key; may be given again.", show_default=False),
 ]
+CorpusOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Another corpus: data.corpus, data.root, data.manifest.",
+        show_default=False,
+    ),
+]

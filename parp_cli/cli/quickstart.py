@@ -80,20 +80,21 @@ def quickstart(
                 notify=notify,
             )
             judged = evaluate(
-                tuned.path, out=run / method / "eval-test-clean.jsonl", split="test-clean", device=where, notify=notify
-            )
-            assert judged.words is not None
-            assert judged.characters is not None
+                tuned.path, out=run / method / "eval-test-clean.jsonl", device=where, notify=notify
+            ).as_it_is
+            words, characters = judged.errors("words"), judged.errors("characters")
+            assert words is not None
+            assert characters is not None
             rows.append(
                 Row(
                     method=name,
-                    word=judged.words.rate,
-                    character=judged.characters.rate,
+                    word=words.rate,
+                    character=characters.rate,
                     sparsity=judged.sparsity,
                     size=tuned.path.stat().st_size,
                     seconds=tuned.cost.seconds,
                     checkpoint=tuned.path,
-                    hypotheses=judged.hypotheses,
+                    hypotheses=judged.outputs.hypotheses,
                 )
             )
     _show(output, rows, masked.path, time.monotonic() - began)

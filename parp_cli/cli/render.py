@@ -10,8 +10,6 @@ from typing import TYPE_CHECKING, Any
 from parp_cli.console import Output, duration, percent, size
 
 if TYPE_CHECKING:
-    from parp_cli.decoding.metrics import ErrorRate
-    from parp_cli.stages.evaluate import EvaluateResult
     from parp_cli.stages.finetune import FinetuneResult
     from parp_cli.stages.inspect import Inspection
     from parp_cli.stages.pretrain import PretrainResult
@@ -98,28 +96,6 @@ def finetune(output: Output, result: "FinetuneResult") -> None:
         output.text(f"{cost.updates:,} updates in all, {result.own_cost.updates:,} of them in the run proper")
     output.text(f"wrote {result.path}")
     output.text(f"wrote {result.last}")
-
-
-def evaluation(output: Output, result: "EvaluateResult") -> None:
-    """Error rates of a split."""
-    rows = [
-        _error_row(name, errors)
-        for name, errors in (("WER", result.words), ("CER", result.characters), ("PER", result.phones))
-        if errors is not None
-    ]
-    columns = (result.split, "rate", "substituted", "deleted", "inserted", "of")
-    output.table(f"{result.checkpoint}, {percent(result.sparsity)} sparse", columns, rows)
-    output.text(
-        f"{result.utterances:,} utterances, {duration(result.audio_seconds)} of audio in {duration(result.seconds)} "
-        f"(real-time factor {result.real_time_factor:.3f})"
-    )
-    output.text(f"wrote {result.hypotheses}")
-    output.text(f"wrote {result.figures}")
-
-
-def _error_row(name: str, errors: "ErrorRate") -> list[str]:
-    counts = (errors.substitutions, errors.deletions, errors.insertions, errors.tokens)
-    return [name, f"{errors.rate:.2%}", *(f"{count:,}" for count in counts)]
 
 
 def inspection(output: Output, result: "Inspection") -> None:

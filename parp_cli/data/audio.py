@@ -14,6 +14,7 @@ import torchaudio
 from numpy.typing import NDArray
 from torch import Tensor
 
+from parp_cli.data.containers import Foreign, foreign
 from parp_cli.errors import DataError
 
 SAMPLE_RATE = 16_000
@@ -25,10 +26,16 @@ AUDIO_SUFFIXES = frozenset({".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3"})
 # Weights of the filter that resamples; those of 44,100 Hz are 71,000, and of 44,101 Hz 706 million, which take minutes.
 _LARGEST_FILTER = 20_000_000
 
+MUCH_CLIPPED = 1e-3
+"""A share of clipped samples beyond which accuracy suffers."""
+
+_CLIPPED = 0.999
+"""Of full scale. Two neighbours alike and as large as this are taken for a flattened peak."""
+
 _REPLACE = "replace the file, or convert it anew to 16-bit FLAC"
 
-# libsndfile gives the largest count there is where a header leaves the length open (FLAC from a pipe).
-_UNKNOWN_FRAMES = 1 << 48
+UNKNOWN_FRAMES = 1 << 48
+"""Beyond it a count of samples means that the header leaves it open (FLAC from a pipe): libsndfile has the largest."""
 
 # What writers that could not seek back put as the size of a WAV's data; everything up to the file's end is meant.
 _OPEN_WAV_SIZE = 0x7FFF0000
@@ -46,12 +53,14 @@ class Sound:
         rate: Hz.
         channels: how many.
         silent: whether all samples are the same, once the channels are averaged.
+        clipped: samples of all channels that are in a flattened peak.
     """
 
     samples: int
     rate: int
     channels: int
     silent: bool
+    clipped: int = 0
 
     @property
     def seconds(self) -> float:
@@ -62,6 +71,11 @@ class Sound:
     def resampled(self) -> int:
         """How many samples `read_audio` makes of it."""
         return -(-self.samples * SAMPLE_RATE // self.rate)
+
+    @property
+    def clipped_share(self) -> float:
+        """Of all samples."""
+        return self.clipped / max(1, self.samples * self.channels)
 
 
 def read_audio(path: Path) -> Tensor:
@@ -87,7 +101,7 @@ def decode_audio(path: Path) -> tuple[Tensor, int]:
     """
     channels, rate = _decoded(path)
     if not can_resample(rate):
-        raise _unreadable(path, f"{rate:,} Hz have no simple ratio to {SAMPLE_RATE:,} Hz")
+        raise unreadable(path, f"{rate:,} Hz have no simple ratio to {SAMPLE_RATE:,} Hz")
     return torch.from_numpy(_mono(channels)), rate
 
 
@@ -111,23 +125,34 @@ def inspect_audio(path: Path) -> Sound:
         DataError: as `read_audio`, but for its rate.
     """
     channels, rate = _decoded(path)
-    silent = bool(np.ptp(_mono(channels)) == 0)
-    return Sound(samples=len(channels), rate=rate, channels=channels.shape[1], silent=silent)
+    return Sound(
+        samples=len(channels),
+        rate=rate,
+        channels=channels.shape[1],
+        silent=bool(np.ptp(_mono(channels)) == 0),
+        clipped=clipped_samples(channels),
+    )
+
+
+def clipped_samples(channels: NDArray[np.float32]) -> int:
+    """How many of the samples (S, channels) are in a flattened peak."""
+    flat = (np.abs(channels[1:]) >= _CLIPPED) & (channels[1:] == channels[:-1])
+    return int(np.count_nonzero(flat))
 
 
 def _decoded(path: Path) -> tuple[NDArray[np.float32], int]:
     """Samples (S, channels) as a float32 array, and their rate in Hz; errors are those of `read_audio`."""
-    with _opened(path) as file:
+    with opened(path) as file:
         declared = _frames(path, file)
         samples = file.read(dtype="float32", always_2d=True)
         rate = int(file.samplerate)
-        if _is_cut_short(path, file, declared=declared, read=len(samples)):
-            raise _unreadable(path, f"it is cut short: {len(samples) / rate:.2f} s are left")
+        if is_cut_short(path, file, declared=declared, read=len(samples)):
+            raise unreadable(path, f"it is cut short: {len(samples) / rate:.2f} s are left")
     if len(samples) == 0:
-        raise _unreadable(path, "it holds no samples")
+        raise unreadable(path, "it holds no samples")
     finite = np.isfinite(samples).all(axis=1)
     if not finite.all():
-        raise _unreadable(path, f"a sample at {int(finite.argmin()) / rate:.3f} s is not a finite number")
+        raise unreadable(path, f"a sample at {int(finite.argmin()) / rate:.3f} s is not a finite number")
     return samples, rate
 
 
@@ -142,39 +167,48 @@ def audio_seconds(path: Path) -> float:
     Raises:
         DataError: the file is missing, unreadable or empty.
     """
-    with _opened(path) as file:
+    with opened(path) as file:
         return _frames(path, file) / int(file.samplerate)
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[soundfile.SoundFile]:
+def opened(path: Path) -> Iterator[soundfile.SoundFile]:
     """The open file; libsndfile's errors become ours, those while decoding included."""
     if not path.is_file():
         what = "it is a folder" if path.is_dir() else "there is no such file"
         raise DataError(f"cannot read audio {path}", details=[what], hint="check the path")
     try:
         if path.stat().st_size == 0:
-            raise _unreadable(path, "it is empty: 0 bytes")
+            raise unreadable(path, "it is empty: 0 bytes")
         with soundfile.SoundFile(path) as file:
             yield file
     except soundfile.SoundFileError as error:
         # LibsndfileError's own text repeats the path.
-        raise _unreadable(path, str(getattr(error, "error_string", error)).strip()) from error
+        raise unreadable(path, str(getattr(error, "error_string", error)).strip(), foreign(path)) from error
     except OSError as error:
-        raise _unreadable(path, error.strerror or str(error)) from error
+        raise unreadable(path, error.strerror or str(error)) from error
+    except UnicodeEncodeError as error:  # soundfile opens no other names
+        raise DataError(f"cannot read audio {path}", details=["its name is not UTF-8"], hint="rename it") from error
 
 
 def _frames(path: Path, file: soundfile.SoundFile) -> int:
     frames = int(file.frames)
-    if frames > _UNKNOWN_FRAMES:
-        raise _unreadable(path, "its header does not give its length")
+    if frames > UNKNOWN_FRAMES:
+        raise unreadable(path, "its header does not give its length")
     if frames == 0:
-        raise _unreadable(path, "it holds no samples")
+        raise unreadable(path, "it holds no samples")
     return frames
 
 
-def _is_cut_short(path: Path, file: soundfile.SoundFile, *, declared: int, read: int) -> bool:
-    """Whether the file ends before its header says so. A cut FLAC does not decode, so that none arrives here."""
+def is_cut_short(path: Path, file: soundfile.SoundFile, *, declared: int, read: int) -> bool:
+    """Whether the file ends before its header says so.
+
+    A cut FLAC does not decode as a whole; read in blocks, it ends early.
+
+    Args:
+        declared: samples of each channel by the header.
+        read: those that there were.
+    """
     if file.format in ("WAV", "WAVEX"):
         # libsndfile quietly takes what is there; only its log tells the size that was declared.
         size = re.search(r"^data : (\d+) \(should be (\d+)\)", file.extra_info, re.MULTILINE)
@@ -186,7 +220,7 @@ def _is_cut_short(path: Path, file: soundfile.SoundFile, *, declared: int, read:
         return (b"Xing" in head or b"Info" in head) and read < declared - _MP3_SLACK_SAMPLES
     if file.format == "OGG":
         return not _ogg_is_closed(path)
-    return read < declared
+    return read < declared < UNKNOWN_FRAMES
 
 
 def _ogg_is_closed(path: Path) -> bool:
@@ -203,5 +237,8 @@ def _ogg_is_closed(path: Path) -> bool:
     return bool(end_of_stream) and start + 27 + segments + sum(lengths) <= len(tail)
 
 
-def _unreadable(path: Path, reason: str) -> DataError:
+def unreadable(path: Path, reason: str, container: Foreign | None = None) -> DataError:
+    """The error of a file that is no sound, or no whole one; `container` is of which sound can be made."""
+    if container is not None:
+        return DataError(f"cannot read audio {path}", details=[container.what], hint=container.remedy)
     return DataError(f"cannot read audio {path}", details=[reason], hint=_REPLACE)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
-from parp_cli.data.audio import SAMPLE_RATE, Sound, can_resample, inspect_audio
+from parp_cli.data.audio import MUCH_CLIPPED, SAMPLE_RATE, Sound, can_resample, inspect_audio
 from parp_cli.data.known_sounds import KnownSounds, Note, Unreadable, stamp
 from parp_cli.data.labels import Vocabulary, frames_needed
 from parp_cli.data.problems import MOST_SHOWN, shown
@@ -45,9 +45,13 @@ ProblemKind = Literal[
 ]
 
 
+OF_TRAINING_ALONE: frozenset[ProblemKind] = frozenset(["more labels than frames", "outside vocabulary"])
+"""Of a model that is judged they are errors like others."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Problem:
-    """Why an utterance cannot be trained on."""
+    """Why an utterance cannot be trained on, or judged by."""
 
     utterance_id: str
     split: str
@@ -124,47 +128,63 @@ def check_utterances(
     return problems
 
 
-def unusual_rates(
-    splits: Sequence[tuple[str, Sequence[Utterance]]], sounds: Mapping[Path, Sound | Unreadable]
-) -> list[str]:
-    """A line for each split with audio of another sampling rate than most has. It can be trained on, resampled.
+def notes_of(splits: Sequence[tuple[str, Sequence[Utterance]]], sounds: Mapping[Path, Sound | Unreadable]) -> list[str]:
+    """What is unusual in the audio of splits and yet can be used, a line for each kind and split.
 
     Args:
         splits: names and utterances.
         sounds: what is in their audio, from `read_sounds`.
     """
-    by_split: dict[str, Sequence[Utterance]] = {}
+    by_split: dict[str, list[tuple[str, Sound]]] = {}
     for split, utterances in splits:
-        by_split.setdefault(split, utterances)  # one may be there twice, to train and to validate on
-    ids: dict[tuple[str, int], list[str]] = {}
-    files: Counter[int] = Counter()
-    for split, utterances in by_split.items():
-        for utterance in utterances:
-            sound = sounds[utterance.audio]
-            # Other rates are problems anyway.
-            if isinstance(sound, Sound) and sound.rate >= LOWEST_RATE and can_resample(sound.rate):
-                ids.setdefault((split, sound.rate), []).append(utterance.id)
-                files[sound.rate] += 1
-    usual = max(files, key=lambda rate: (files[rate], rate), default=SAMPLE_RATE)
+        if split not in by_split:  # one may be there twice, to train and to validate on
+            heard = [(utterance.id, sounds[utterance.audio]) for utterance in utterances]
+            # Rates that are problems anyway are not told again.
+            by_split[split] = [(id_, it) for id_, it in heard if isinstance(it, Sound) and _is_fit(it.rate)]
+    rates = Counter(sound.rate for some in by_split.values() for _, sound in some)
+    usual = max(rates, key=lambda rate: (rates[rate], rate), default=SAMPLE_RATE)
     lines = []
-    for split in by_split:
-        others = sorted(rate for name, rate in ids if name == split and rate != usual)
+    for split, some in by_split.items():
+        others = sorted({sound.rate for _, sound in some} - {usual})
         if others:
-            apart = "; ".join(f"{', '.join(shown(ids[split, rate], 3))} at {rate:,} Hz" for rate in others)
+            apart = "; ".join(
+                f"{_few(id_ for id_, sound in some if sound.rate == rate)} at {rate:,} Hz" for rate in others
+            )
             lacking = ", and lower rates hold no high sounds" if others[0] < SAMPLE_RATE else ""
             lines.append(
                 f"{split}: most audio is sampled at {usual:,} Hz, but {apart} "
                 f"(all is resampled to {SAMPLE_RATE:,} Hz{lacking})"
             )
+        for channels in sorted({sound.channels for _, sound in some} - {1}):
+            lines.append(
+                f"{split}: {_few(id_ for id_, sound in some if sound.channels == channels)} with {channels} channels "
+                "(they are averaged: if each has a speaker of its own, take them apart)"
+            )
+        clipped = [(id_, sound.clipped_share) for id_, sound in some if sound.clipped_share > MUCH_CLIPPED]
+        if clipped:
+            most = max(share for _, share in clipped)
+            lines.append(
+                f"{split}: {_few(id_ for id_, _ in clipped)} clipped, up to {most:.1%} of the samples "
+                "(recorded too loud, which costs accuracy)"
+            )
     return lines
 
 
-def refusal(problems: Sequence[Problem], notes: Iterable[str]) -> DataError:
+def _few(ids: Iterable[str]) -> str:
+    return ", ".join(shown(list(ids), 3))
+
+
+def _is_fit(rate: int) -> bool:
+    return rate >= LOWEST_RATE and can_resample(rate)
+
+
+def refusal(problems: Sequence[Problem], notes: Iterable[str], *, left_out: bool = False) -> DataError:
     """The error that shows all problems of all splits in one table.
 
     Args:
         problems: at least one.
         notes: what else was found, a line each.
+        left_out: whether the work was done nevertheless, without these utterances.
     """
     kinds = get_args(ProblemKind)
     splits = list(dict.fromkeys(problem.split for problem in problems))
@@ -172,14 +192,17 @@ def refusal(problems: Sequence[Problem], notes: Iterable[str]) -> DataError:
     counts = Counter(problem.kind for problem in problems)
     by_kind = ", ".join(f"{kind} {counts[kind]:,}" for kind in kinds if counts[kind])
     many = "a problem" if len(problems) == 1 else f"{len(problems):,} problems"
+    left = "; these were left out, the others evaluated" if left_out else ""
     return DataError(
-        f"{many} with the utterances of {' and '.join(splits)} ({by_kind})",
+        f"{many} with the utterances of {' and '.join(splits)} ({by_kind}){left}",
         details=[*shown([problem.message for problem in ordered]), *notes],
         table=Table(
             columns=("utterance", "split", "kind", "what is wrong", "file"),
             rows=tuple((p.utterance_id, p.split, p.kind, p.what, str(p.audio)) for p in ordered[:MOST_SHOWN]),
         ),
-        hint="correct them, or leave such utterances out with --set data.unusable=skip",
+        hint="correct them, or "
+        + ("accept that they are left out" if left_out else "leave such utterances out")
+        + " with --set data.unusable=skip",
     )
 
 

@@ -20,16 +20,16 @@ from parp_cli.data.audio import Sound
 
 T = TypeVar("T")
 
-_FILE = "sounds-1.sqlite"
+_FILE = "sounds-2.sqlite"
 """Its name in the cache folder, with the number of its layout."""
 
 _TABLES = (
     "CREATE TABLE IF NOT EXISTS sounds (content TEXT, reader TEXT, samples INTEGER, rate INTEGER, channels INTEGER, "
-    "silent INTEGER, reason TEXT, PRIMARY KEY (content, reader)) WITHOUT ROWID",
+    "silent INTEGER, clipped INTEGER, reason TEXT, PRIMARY KEY (content, reader)) WITHOUT ROWID",
     "CREATE TABLE IF NOT EXISTS files (path BLOB PRIMARY KEY, stamp TEXT, content TEXT) WITHOUT ROWID",
 )
 
-_SOUND = "samples, rate, channels, silent, reason"
+_SOUND = "samples, rate, channels, silent, clipped, reason"
 _BUSY_SECONDS = 10.0
 _BROKEN = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR)
 
@@ -107,7 +107,7 @@ class KnownSounds:
 
         def write(connection: sqlite3.Connection) -> None:
             with connection:
-                connection.executemany("INSERT OR REPLACE INTO sounds VALUES (?, ?, ?, ?, ?, ?, ?)", sounds)
+                connection.executemany("INSERT OR REPLACE INTO sounds VALUES (?, ?, ?, ?, ?, ?, ?, ?)", sounds)
                 connection.executemany("INSERT OR REPLACE INTO files VALUES (?, ?, ?)", files)
 
         self._try(write)
@@ -116,10 +116,10 @@ class KnownSounds:
         row = self._try(lambda connection: connection.execute(query, values).fetchone())
         if row is None:
             return None
-        samples, rate, channels, silent, reason = row
+        samples, rate, channels, silent, clipped, reason = row
         if reason is not None:
             return Unreadable(reason)
-        return Sound(samples=samples, rate=rate, channels=channels, silent=bool(silent))
+        return Sound(samples=samples, rate=rate, channels=channels, silent=bool(silent), clipped=clipped)
 
     def _try(self, use: Callable[[sqlite3.Connection], T]) -> T | None:
         with self._lock:
@@ -185,5 +185,5 @@ def _key(path: Path) -> bytes:
 
 def _values(sound: Sound | Unreadable) -> tuple[object, ...]:
     if isinstance(sound, Unreadable):
-        return (None, None, None, None, sound.reason)
-    return (sound.samples, sound.rate, sound.channels, int(sound.silent), None)
+        return (None, None, None, None, None, sound.reason)
+    return (sound.samples, sound.rate, sound.channels, int(sound.silent), sound.clipped, None)

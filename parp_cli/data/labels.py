@@ -6,10 +6,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
+from pathlib import Path
 from typing import Literal
 
 from parp_cli.data.utterances import Utterance
-from parp_cli.errors import DataError
+from parp_cli.errors import CheckpointError, DataError
 
 BLANK = "<blank>"
 """CTC's blank."""
@@ -119,6 +120,18 @@ def recorded_vocabulary(symbols: Sequence[str] | None, labels: str | None) -> Vo
     if symbols is None or labels not in kinds:
         return None
     return Vocabulary(tuple(symbols), kinds[labels])
+
+
+def vocabulary_of(source: Path, symbols: Sequence[str] | None, labels: str | None) -> Vocabulary:
+    """The vocabulary that the checkpoint `source` records.
+
+    Raises:
+        CheckpointError: it has none, or one of neither letters nor phones.
+    """
+    vocabulary = recorded_vocabulary(symbols, labels)
+    if vocabulary is None:
+        raise CheckpointError(f"{source} tells apart {labels or 'nothing'}, not letters or phones")
+    return vocabulary
 
 
 def letters_vocabulary(utterances: Iterable[Utterance] | None = None) -> Vocabulary:

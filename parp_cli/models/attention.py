@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import scaled_dot_product_attention as attend
 from torchaudio.models.wav2vec2 import components
 
 from parp_cli.models.dropout import PIECE, Decisions, by_hand, draw_seed
@@ -104,7 +104,8 @@ class SelfAttention(components.SelfAttention):  # type: ignore[misc]
 
         Args:
             x: hidden states.
-            attention_mask: (B, 1, 1 or T, T), added to the scores.
+            attention_mask: (B, 1, 1 or T, T), added to the scores. Or (U,): without gradients, x (1, T, D) may be of U
+                utterances of these lengths one after the other, each of which attends to itself alone.
             position_bias: not used, of WavLM's layers.
             key_padding_mask: likewise.
         """
@@ -117,9 +118,13 @@ class SelfAttention(components.SelfAttention):  # type: ignore[misc]
         better = dropout > 0 or query.dtype == torch.bfloat16
         if better and torch.is_grad_enabled() and query.requires_grad and by_hand(query):
             bias = None if attention_mask is None else attention_mask[:, 0].to(query.dtype)
-            output = _Attention.apply(query, key, value, bias, dropout)  # type: ignore[no-untyped-call]
+            output = _Attention.apply(query, key, value, bias, dropout).transpose(1, 2)  # type: ignore[no-untyped-call]
+        elif attention_mask is not None and attention_mask.dim() == 1:
+            sizes = attention_mask.tolist()
+            each = zip(query.split(sizes, 2), key.split(sizes, 2), value.split(sizes, 2), strict=True)
+            output = torch.cat([attend(q, k, v, dropout_p=dropout).transpose(1, 2) for q, k, v in each], 1)
         else:
             if attention_mask is not None:
                 attention_mask = attention_mask.to(query.dtype)
-            output = scaled_dot_product_attention(query, key, value, attn_mask=attention_mask, dropout_p=dropout)
-        return self.out_proj(output.transpose(1, 2).reshape(x.shape)), None
+            output = attend(query, key, value, attn_mask=attention_mask, dropout_p=dropout).transpose(1, 2)
+        return self.out_proj(output.reshape(x.shape)), None

@@ -18,6 +18,9 @@ from torch.utils.checkpoint import checkpoint
 
 from parp_cli.errors import ResourceError
 from parp_cli.models.architectures import Architecture
+from parp_cli.models.attention import SelfAttention
+from parp_cli.models.convolutions import features_by_blocks
+from parp_cli.models.dropout import by_hand
 from parp_cli.models.waveform import normalize
 
 if TYPE_CHECKING:
@@ -29,9 +32,15 @@ _COMPILED_VARIANTS = 32
 
 
 def front_end(model: "Wav2Vec2Model", architecture: Architecture, waveform: Tensor) -> Tensor:
-    """Front-end features (T, C) of one utterance's waveform (S,) at 16 kHz, on the model's device."""
+    """Front-end features (T, C) of one utterance's waveform (S,) at 16 kHz, on the model's device.
+
+    With gradients and without they are the same but for rounding.
+    """
     device = next(model.parameters()).device
-    features, _ = model.feature_extractor(normalize(waveform.to(device), architecture)[None], None)
+    waveform = waveform.to(device)
+    if by_hand(waveform) and not torch.is_grad_enabled() and not torch.is_autocast_enabled("cpu"):
+        return features_by_blocks(model, architecture, waveform)
+    features, _ = model.feature_extractor(normalize(waveform, architecture)[None], None)
     result: Tensor = features[0]
     return result
 
@@ -73,12 +82,19 @@ def encode(
     hidden = hidden.masked_fill(padded[..., None], 0.0)
     transformer = model.encoder.transformer
     hidden = transformer._preprocess(hidden)
+    is_padded = bool(padded.any())
+    # Then no layer works on padding.
+    in_a_row = is_padded and by_hand(hidden) and not torch.is_grad_enabled() and _takes_rows(transformer.layers[0])
     bias: Tensor | None = None
-    position_bias: Tensor | None = None
-    if bool(padded.any()):
+    mask: Tensor | None = None
+    if in_a_row:
+        hidden, mask = hidden[~padded][None], lengths
+    elif is_padded:
         # A number and of the weights' dtype, because WavLM adds it to its position bias, which is so too.
         dtype = next(transformer.parameters()).dtype
         bias = torch.zeros(padded.shape, dtype=dtype, device=hidden.device).masked_fill(padded, -1e4)
+        mask = bias[:, None, None, :].expand(-1, 1, padded.shape[1], -1)
+    position_bias: Tensor | None = None
     for index, layer in enumerate(transformer.layers):
         if index in skip:
             continue
@@ -86,11 +102,17 @@ def encode(
         if _is_relative(layer):
             hidden, position_bias = run(hidden, position_bias=position_bias, key_padding_mask=bias)
         else:
-            attention_mask = None if bias is None else bias[:, None, None, :].expand(-1, 1, padded.shape[1], -1)
-            hidden, _ = run(hidden, attention_mask)
+            hidden, _ = run(hidden, mask)
     if not transformer.layer_norm_first:
         hidden = transformer.layer_norm(hidden)
     result: Tensor = hidden if model.aux is None else model.aux(hidden)
+    return _in_places(result[0], padded) if in_a_row else result
+
+
+def _in_places(values: Tensor, padded: Tensor) -> Tensor:
+    """Values (frames, V) of one utterance after the other as (B, T, V), zero where `padded` (B, T)."""
+    result = values.new_zeros(*padded.shape, values.shape[-1])
+    result[~padded] = values
     return result
 
 
@@ -139,6 +161,11 @@ def compile_layers(model: "Wav2Vec2Model", device: torch.device) -> None:
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, _COMPILED_VARIANTS)
     for layer in model.encoder.transformer.layers:
         layer.compile(dynamic=True)
+
+
+def _takes_rows(layer: nn.Module) -> bool:
+    """Whether utterances may follow one another in a row of its input."""
+    return isinstance(layer.attention, SelfAttention) and layer._compiled_call_impl is None
 
 
 def _is_relative(layer: nn.Module) -> bool:

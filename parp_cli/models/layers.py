@@ -21,15 +21,28 @@ _ONEDNN = (
     else None
 )
 """oneDNN's matrix product, which torch takes for bfloat16 but not for float32, where it asks MKL. With AVX-512 (Zen 4)
-oneDNN's is 6 % faster, and 10 % for the gradient of a layer's input, in the shapes of wav2vec 2.0 base."""
+oneDNN's is 6 % faster, and 10 % for the gradient of a layer's input, in the shapes of wav2vec 2.0 base; with GELU in
+it, 20 % faster than MKL's and GELU after it."""
+
+_FRAMES_AT_ONCE = 1000
+"""In a feed-forward block without gradients: what it makes of so many frames, 12 MB in base, stays in the cache. For
+3,000 frames at once the system would also clear pages each time; in bfloat16 that takes 15 % longer."""
 
 
-def product(left: Tensor, right: Tensor, bias: Tensor | None = None) -> Tensor:
-    """`left` (..., n) times the transpose of `right` (m, n), plus bias (m,): torch's `linear`, without gradients."""
-    if _ONEDNN is not None and left.dtype == torch.float32 and left.numel() and right.numel():
-        result: Tensor = _ONEDNN(left, right, bias, "none", [], "")
+def product(left: Tensor, right: Tensor, bias: Tensor | None = None, *, activate: bool = False) -> Tensor:
+    """`left` (..., n) times the transpose of `right` (m, n), plus bias (m,): torch's `linear`, without gradients.
+
+    Args:
+        left, right, bias: of one dtype.
+        activate: whether GELU comes after it.
+    """
+    # Without GELU torch's own way with bfloat16 is the same.
+    known = left.dtype == torch.float32 or (activate and left.dtype == torch.bfloat16)
+    if _ONEDNN is not None and known and left.numel() and right.numel():
+        result: Tensor = _ONEDNN(left, right, bias, "gelu" if activate else "none", [], "none")
         return result
-    return torch.nn.functional.linear(left, right, bias)
+    result = torch.nn.functional.linear(left, right, bias)
+    return torch.nn.functional.gelu(result) if activate else result
 
 
 class _Linear(torch.autograd.Function):
@@ -52,12 +65,14 @@ class _Linear(torch.autograd.Function):
 
 
 class Linear(nn.Linear):
-    """As torch's, but faster on the CPU in float32 training."""
+    """As torch's, but faster on the CPU in float32."""
 
     def forward(self, input: Tensor) -> Tensor:
         """(..., m) of (..., n)."""
-        if not (_for_products(input) and torch.is_grad_enabled()):
+        if not _for_products(input):
             return super().forward(input)
+        if not torch.is_grad_enabled():
+            return product(input, self.weight, self.bias)
         result: Tensor = _Linear.apply(input, self.weight, self.bias)  # type: ignore[no-untyped-call]
         return result
 
@@ -123,13 +138,15 @@ def _pieces(
 
 
 class FeedForward(components.FeedForward):  # type: ignore[misc]
-    """As torchaudio's, but in training on the CPU faster, and keeping less than half for the backward pass.
+    """As torchaudio's, but faster on the CPU, and in training keeping less than half for the backward pass.
 
-    There the weights of `output_dense` are used without calling it, so that hooks on it would not run.
+    There the weights of its linear layers are used without calling them, so that hooks on them would not run.
     """
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, D) of (B, T, D)."""
+        if by_hand(x) and not torch.is_grad_enabled() and not self.training:
+            return self._in_parts(x)
         if not (torch.is_grad_enabled() and by_hand(x)):
             result: Tensor = super().forward(x)
             return result
@@ -141,6 +158,18 @@ class FeedForward(components.FeedForward):  # type: ignore[misc]
         output: Tensor = _Activated.apply(hidden, last.weight.to(hidden.dtype), bias, probability)  # type: ignore[no-untyped-call]
         output = self.output_dropout(output)
         return output
+
+    def _in_parts(self, x: Tensor) -> Tensor:
+        """Without gradients or dropout, some frames at a time."""
+        dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
+        first, last = _weights(self.intermediate_dense, dtype), _weights(self.output_dense, dtype)
+        rows = x.to(dtype).reshape(-1, x.shape[-1])
+        parts = [product(product(part, *first, activate=True), *last) for part in torch.split(rows, _FRAMES_AT_ONCE)]
+        return torch.cat(parts).view(*x.shape[:-1], -1)
+
+
+def _weights(layer: nn.Linear, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
+    return layer.weight.to(dtype), None if layer.bias is None else layer.bias.to(dtype)
 
 
 _FASTER: dict[type[nn.Module], type[nn.Module]] = {

@@ -13,7 +13,7 @@ SAMPLE_RATE_HZ = 16_000
 
 # transformers' value. fairseq and torchaudio take layer_norm's 1e-5, which differs for near silence alone; with
 # this one a model and its Hugging Face export agree from the waveform on.
-_EPSILON = 1e-7
+EPSILON = 1e-7
 
 
 def normalize(waveform: Tensor, architecture: Architecture) -> Tensor:
@@ -30,4 +30,4 @@ def normalize(waveform: Tensor, architecture: Architecture) -> Tensor:
     if not architecture.normalize_waveform:
         return waveform
     centred = waveform - waveform.mean(dim=-1, keepdim=True)
-    return centred / (centred.square().mean(dim=-1, keepdim=True) + _EPSILON).sqrt()
+    return centred / (centred.square().mean(dim=-1, keepdim=True) + EPSILON).sqrt()

@@ -10,6 +10,7 @@ from torch import Tensor
 from parp_cli import checkpoint
 from parp_cli.checkpoint import Metadata
 from parp_cli.errors import MaskError, UsageError
+from parp_cli.files import shortest_labels
 from parp_cli.models.prunable import KINDS, kind_of, layers_of
 from parp_cli.pruning.masks import count_all, count_pruned
 from parp_cli.pruning.overlap import Pair, by_group, overlaps, together
@@ -86,17 +87,6 @@ def compare(paths: Sequence[Path]) -> Comparison:
         ),
         left_out=tuple(dict.fromkeys(name for mask in masks for name in mask if name not in shared[0])),
     )
-
-
-def shortest_labels(paths: Sequence[Path]) -> list[str]:
-    """A name for each file that tells it from the others: its stem, its folder, or as much of the path as it takes."""
-    parts = [(*path.absolute().parent.parts[1:], path.stem) for path in paths]
-    for depth in range(1, max(map(len, parts)) + 1):
-        for chosen in (slice(-depth, -depth + 1 or None), slice(-depth, None)):
-            labels = ["/".join(part[chosen]) for part in parts]
-            if all(labels) and len(set(labels)) == len(labels):
-                return labels
-    return [f"{path} ({number})" for number, path in enumerate(paths, start=1)]
 
 
 def _check_same_model(paths: Sequence[Path], metadata: Sequence[Metadata]) -> None:

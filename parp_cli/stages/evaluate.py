@@ -1,139 +1,411 @@
-"""Recognise a split and count the errors."""
+"""Recognise splits, count the errors, and say how far the figures can be trusted.
 
-import json
+One checkpoint, or one checkpoint under several masks: the data is read once, and all are judged on the same utterances.
+"""
+
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any, Literal
 
 import torch
+from torch import Tensor
 
 from parp_cli import checkpoint
-from parp_cli.data.labels import Vocabulary, recorded_vocabulary
+from parp_cli.checkpoint import Checkpoint, Metadata
+from parp_cli.data.check import Problem, refusal
+from parp_cli.data.labels import vocabulary_of
 from parp_cli.data.problems import shown
-from parp_cli.data.utterances import Utterance
-from parp_cli.decoding.metrics import ErrorRate, character_errors, word_errors
-from parp_cli.decoding.transcribe import transcribe
-from parp_cli.errors import CheckpointError, DataError
-from parp_cli.files import write_text
+from parp_cli.decoding.lexicon import outside
+from parp_cli.decoding.recognizer import Precision, Recognizer
+from parp_cli.decoding.searches import Chosen, Decoding, Tunable, choose
+from parp_cli.decoding.tune import Tuning
+from parp_cli.environment import versions
+from parp_cli.errors import DataError, MaskError, UsageError
+from parp_cli.files import refuse_same, require_writable, shortest_labels
+from parp_cli.models.architectures import Architecture, frames
+from parp_cli.models.prunable import touches_front_end
 from parp_cli.models.recognizer import rebuild
 from parp_cli.processes import ALONE, Processes
-from parp_cli.progress import Notify, silent
+from parp_cli.progress import Notify, Progress, silent
+from parp_cli.pruning.masks import Masks, apply_, check_fit, sparsity
 from parp_cli.recipe import Data, Recipe, recipe_from_dict
 from parp_cli.run_folder import require_head
-from parp_cli.training.features import FrontEndFeatures
+from parp_cli.scoring.comparison import check_comparable
+from parp_cli.scoring.evaluation_set import EvaluationSet, evaluation_set
+from parp_cli.scoring.metrics import ErrorRate, Unit
+from parp_cli.scoring.outputs import Outputs, outputs
+from parp_cli.scoring.report import Report, build_report
+from parp_cli.scoring.results import Recognition, read_results
+from parp_cli.scoring.trn import check_trn
+from parp_cli.training.features import MEMORY_BYTES, FrontEndFeatures
 from parp_cli.training.preparation import load
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateResult:
-    """Errors of one checkpoint on one split.
+class Options:
+    """How to evaluate.
 
     Attributes:
-        words: word errors; None for phones.
-        characters: character errors; None for phones.
-        phones: phone errors; None for letters.
-        sparsity: of the checkpoint's mask, 0 without one.
+        splits: by default the test split of the data.
+        masks: files with masks of the same model, under each of which it is evaluated too.
+        decoding: how logits become text.
+        tuned: find the language model's weights on the validation split of the data, for each system its own.
+        workers: processes that decode; by default one a core where it pays.
+        against: results files of other systems on the same utterances, to test the difference from.
+        html: where to write a page to.
+        trn: how the names of two files for sclite begin, which end in ".ref.trn" and ".hyp.trn".
+        seed: of the bootstrap.
+        precision: of the encoder. With bfloat16 a transcript may depend on its batch, by rounding.
+        batch_seconds: padded sound in one forward pass. Changes no transcript.
+    """
+
+    splits: tuple[str, ...] = ()
+    masks: tuple[Path, ...] = ()
+    decoding: Decoding = field(default_factory=Decoding)
+    tuned: bool = False
+    workers: int | None = None
+    against: tuple[Path, ...] = ()
+    html: Path | None = None
+    trn: Path | None = None
+    seed: int = 0
+    precision: Precision = "float32"
+    batch_seconds: float = 60.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluated:
+    """Errors of one system: a checkpoint, or a checkpoint under a mask.
+
+    Attributes:
+        mask: the file whose mask was laid over the checkpoint; None for the checkpoint as it is.
+        sparsity: of what it ran with, 0 without a mask.
+        report: everything counted.
+        decoding: how, with the weights that were used.
+        tuning: how these were found; None where they were given.
         audio_seconds: recognised.
-        seconds: it took, reading included.
-        hypotheses: JSON Lines of id, reference, hypothesis.
-        figures: all of this as JSON.
+        seconds: it took, reading included and tuning not; under a mask without the front end, whose output is kept.
+        outputs: the files that were written.
     """
 
     checkpoint: Path
-    split: str
-    utterances: int
-    words: ErrorRate | None
-    characters: ErrorRate | None
-    phones: ErrorRate | None
+    mask: Path | None
+    splits: tuple[str, ...]
     sparsity: float
+    report: Report
+    decoding: str
+    tuning: Tuning | None
     audio_seconds: float
     seconds: float
-    hypotheses: Path
-    figures: Path
+    outputs: Outputs
 
     @property
     def real_time_factor(self) -> float:
         """Seconds of work a second of audio."""
         return self.seconds / self.audio_seconds
 
+    def errors(self, unit: Unit) -> ErrorRate | None:
+        """Of words and characters, or of phones: None for what the checkpoint's labels are not."""
+        return next((metric.errors for metric in self.report.metrics if metric.unit == unit), None)
+
+    def to_json(self) -> dict[str, Any]:
+        """All of it, the figures that are asked for most in front of the report."""
+        return {
+            **asdict(self),
+            "words": self.errors("words"),
+            "characters": self.errors("characters"),
+            "phones": self.errors("phones"),
+            "utterances": self.report.utterances,
+            "real_time_factor": self.real_time_factor,
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateResult:
+    """A checkpoint as it is, and under masks.
+
+    Attributes:
+        systems: the checkpoint as it is, then under each mask.
+        left_out: why utterances could not be judged by.
+        notes: what is unusual about others.
+        unusable: what the recipe wants done about utterances that are left out.
+    """
+
+    systems: tuple[Evaluated, ...]
+    left_out: tuple[Problem, ...]
+    notes: tuple[str, ...]
+    unusable: Literal["refuse", "skip"]
+
+    @property
+    def as_it_is(self) -> Evaluated:
+        """The checkpoint without another mask than its own."""
+        return self.systems[0]
+
+    def error(self) -> DataError | None:
+        """What to raise once all is shown; None where no utterance was left out, or the recipe skips such."""
+        return refusal(self.left_out, (), left_out=True) if self.left_out and self.unusable == "refuse" else None
+
 
 def evaluate(
     source: Path,
     *,
     out: Path,
-    split: str | None = None,
     data: Data | None = None,
+    options: Options | None = None,
     device: torch.device | None = None,
-    batch_seconds: float = 60.0,
     processes: Processes = ALONE,
     notify: Notify = silent,
 ) -> EvaluateResult:
-    """Recognise all utterances of a split greedily.
+    """Recognise all utterances of splits that can be read, and count the errors.
 
     Args:
         source: a checkpoint with an output head.
-        out: where the hypotheses go; the figures go beside it, as `.json`.
-        split: by default the test split of `data`.
-        data: the corpus; by default the one the checkpoint was fine-tuned on.
-        batch_seconds: padded sound in one forward pass. Changes no transcript.
-        processes: that recognise it together. Each calls with the same; the first writes, and all return the same but
+        out: where the results go; the figures go beside it, as `.json`. Under a mask, its label is added to all names.
+        data: the corpus; by default the one that the checkpoint was fine-tuned on.
+        processes: that recognise together. Each calls with the same; the first writes, and all return the same but
             for the time it took.
 
     Raises:
         CheckpointError: the checkpoint cannot be read, or has no head.
-        DataError: there is no such split, or an utterance has no reference.
+        MaskError: a file has no mask, or one of another model.
+        UsageError: options do not go together, or the extra `lm` is not installed.
+        DataError: there is no such split, none of its utterances can be judged by, or another system's results have
+            none of its utterances, or other references.
     """
-    content = checkpoint.read(source)
-    require_head(source, content.metadata)
-    architecture, model = rebuild(content, device or torch.device("cpu"), source=str(source))
-    if data is None:
-        data = recorded_recipe(content.metadata).data
-    split = split or data.test
-    vocabulary = _vocabulary(source, content.metadata)
-    with processes.one_after_the_first():
-        utterances = load(data, split, notify)
-    references = _references(utterances, vocabulary, split)
-    began = time.monotonic()
-    transcripts = transcribe(
-        model,
-        FrontEndFeatures(model, architecture, frozen=True, device_bytes=0, memory_bytes=0),
-        utterances,
-        vocabulary,
-        batch_seconds=batch_seconds,
-        processes=processes,
-        notify=notify,
+    evaluator = _Evaluator(
+        source, out, data, options or Options(), device or torch.device("cpu"), processes=processes, notify=notify
     )
-    seconds = time.monotonic() - began
-    hypotheses = [transcript.text for transcript in transcripts]
-    letters = vocabulary.labels == "letters"
-    words = word_errors(references, hypotheses)
-    result = EvaluateResult(
-        checkpoint=source,
-        split=split,
-        utterances=len(utterances),
-        words=words if letters else None,
-        characters=character_errors(references, hypotheses) if letters else None,
-        phones=None if letters else words,
-        sparsity=0.0 if content.metadata.sparsity is None else content.metadata.sparsity.exact,
-        audio_seconds=sum(utterance.seconds for utterance in utterances),
-        seconds=seconds,
-        hypotheses=out,
-        figures=out.with_name(out.stem + ("-figures.json" if out.suffix == ".json" else ".json")),
-    )
-    if not processes.is_first:
-        return result
-    rows = (
-        {"id": utterance.id, "reference": reference, "hypothesis": hypothesis}
-        for utterance, reference, hypothesis in zip(utterances, references, hypotheses, strict=True)
-    )
-    write_text(out, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-    figures = {**asdict(result), "real_time_factor": result.real_time_factor}
-    write_text(result.figures, json.dumps(figures, default=str, indent=2, sort_keys=True) + "\n")
-    return result
+    return evaluator.result()
 
 
-def recorded_recipe(metadata: checkpoint.Metadata, overrides: Sequence[str] = ()) -> Recipe:
+class _Evaluator:
+    """All that is read before anything is computed, and then system after system.
+
+    Raises:
+        As `evaluate`.
+    """
+
+    def __init__(
+        self,
+        source: Path,
+        out: Path,
+        data: Data | None,
+        options: Options,
+        device: torch.device,
+        *,
+        processes: Processes,
+        notify: Notify,
+    ) -> None:
+        self._source, self._options, self._device = source, options, device
+        self._processes, self._notify = processes, notify
+        self._content = checkpoint.read(source)
+        metadata = self._content.metadata
+        require_head(source, metadata)
+        self._data = data or recorded_recipe(metadata).data
+        self._splits = options.splits or (self._data.test,)
+        self._architecture = Architecture.from_json(metadata.architecture)
+        self._vocabulary = vocabulary_of(source, metadata.vocabulary, metadata.labels)
+        self._systems = self._named_systems(out)
+        self._check_files()
+        self._chosen = choose(options.decoding, self._vocabulary, device=str(device))
+        if options.tuned:
+            self._check_tunable()
+        names = shortest_labels([source if options.masks else out, *options.masks, *options.against])
+        self._against = dict(zip(names[len(self._systems) :], map(read_results, options.against), strict=True))
+        with processes.one_after_the_first():
+            self._test = self._read(self._splits)
+            self._valid = self._read((self._data.valid,)) if options.tuned else None
+        self._check_comparable()
+        self._notes = (*self._test.notes, *_unspelt(self._chosen, self._test.references))
+        self._left_out = self._test.left_out + (self._valid.left_out if self._valid is not None else ())
+        self._features: FrontEndFeatures | None = None
+
+    def result(self) -> EvaluateResult:
+        """Of all systems, written."""
+        if self._processes.is_first:
+            for note in (*self._notes, *_pruned_already(self._source, self._content, self._systems)):
+                self._notify(Progress("evaluating", 0, 0, warning=note))
+        evaluated: list[Evaluated] = []
+        against: dict[str, Sequence[Recognition]] = dict(self._against)
+        for system in self._systems:
+            recognitions, judged = self._judge(system, against)
+            if not evaluated:
+                against = {judged.report.name: recognitions, **against}
+            evaluated.append(judged)
+        return EvaluateResult(
+            systems=tuple(evaluated), left_out=self._left_out, notes=self._notes, unusable=self._data.unusable
+        )
+
+    def _judge(
+        self, system: "_System", against: Mapping[str, Sequence[Recognition]]
+    ) -> tuple[list[Recognition], Evaluated]:
+        recognizer = self._recognizer(system)
+        chosen, tuning = self._chosen, None
+        if self._valid is not None and isinstance(chosen.search, Tunable):
+            search, tuning = recognizer.tuned(chosen.search, self._valid.utterances, self._valid.references)
+            chosen = replace(chosen, search=search)
+        began = time.monotonic()
+        recognitions = self._test.recognized(recognizer.texts(self._test.utterances, chosen.search))
+        seconds = time.monotonic() - began
+        report = build_report(
+            recognitions,
+            labels=self._vocabulary.labels,
+            name=system.name,
+            origin=self._origin(system, chosen, tuning),
+            against=against,
+            seed=self._options.seed,
+        )
+        judged = Evaluated(
+            checkpoint=self._source,
+            mask=system.mask,
+            splits=self._test.splits,
+            sparsity=sparsity(system.masks) if system.masks else 0.0,
+            report=report,
+            decoding=chosen.told,
+            tuning=tuning,
+            audio_seconds=self._test.audio_seconds,
+            seconds=seconds,
+            outputs=system.outputs,
+        )
+        if self._processes.is_first:
+            figures = {
+                **judged.to_json(),
+                "data": self._data,
+                "left_out": self._left_out,
+                "notes": self._notes,
+                "precision": self._options.precision,
+                "versions": versions(),
+            }
+            system.outputs.write(recognitions, report, figures)
+        return recognitions, judged
+
+    def _recognizer(self, system: "_System") -> Recognizer:
+        pruned = replace(self._content, weights=_pruned(self._content, system.masks))
+        _, model = rebuild(pruned, self._device, source=str(self._source))
+        own_front_end = system.mask is not None and touches_front_end(checkpoint.read_masks(system.mask))
+        if self._features is None or own_front_end:
+            kept = MEMORY_BYTES if len(self._systems) > 1 and not own_front_end else 0
+            features = FrontEndFeatures(model, self._architecture, frozen=True, device_bytes=0, memory_bytes=kept)
+            # What the checkpoint's own front end makes of the data is computed once, for all masks that leave it be.
+            self._features = self._features or features
+        return Recognizer(
+            model=model,
+            features=features if own_front_end else self._features,
+            precision=self._options.precision,
+            batch_seconds=self._options.batch_seconds,
+            workers=self._options.workers,
+            processes=self._processes,
+            notify=self._notify,
+        )
+
+    def _read(self, splits: Sequence[str]) -> EvaluationSet:
+        listed = [(split, load(self._data, split, self._notify, lenient=True)) for split in dict.fromkeys(splits)]
+        return evaluation_set(
+            listed, self._vocabulary, lambda samples: frames(self._architecture, samples), self._notify
+        )
+
+    def _origin(self, system: "_System", chosen: Chosen, tuning: Tuning | None) -> list[tuple[str, str]]:
+        """Where the figures come from, for people."""
+        masks = system.masks
+        tuned = "" if tuning is None else f", tuned on {self._data.valid} in {len(tuning.trials)} trials"
+        rows = [("checkpoint", f"{self._source}, SHA-256 {checkpoint.file_hash(self._source)}")]
+        if system.mask is not None:
+            rows.append(("mask", f"{system.mask}, SHA-256 {checkpoint.file_hash(system.mask)}"))
+        rows += [
+            ("sparsity", f"{sparsity(masks):.2%}" if masks else "dense"),
+            ("corpus", f"{self._data.corpus}, {', '.join(self._splits)}"),
+            ("decoding", chosen.told + tuned),
+            ("precision", self._options.precision),
+        ]
+        if self._left_out:
+            count = len({(problem.split, problem.utterance_id) for problem in self._left_out})
+            some = shown([f"{problem.utterance_id}: {problem.kind}" for problem in self._left_out], 10)
+            rows.append(("left out", f"{count:,} utterances: {'; '.join(some)}"))
+        rows += [("note", note) for note in self._notes]
+        rows.append(("versions", ", ".join(f"{name} {version}" for name, version in versions().items())))
+        return rows
+
+    def _named_systems(self, out: Path) -> list["_System"]:
+        """The checkpoint as it is, then under each mask; none of their files may overwrite another or what is read."""
+        options = self._options
+        names = shortest_labels([self._source if options.masks else out, *options.masks, *options.against])
+        own = names[0] if options.masks or options.against else str(self._source)
+        systems = [_System(name=own, masks=self._content.masks, outputs=outputs(out, options.html, options.trn))]
+        for name, file in zip(names[1:], options.masks, strict=False):
+            masks = checkpoint.read_masks(file)
+            if not masks:
+                raise MaskError(f"{file} has no mask", hint="`parp mask` makes one; a dense checkpoint needs no --mask")
+            check_fit(masks, self._content.weights, what=str(self._source))
+            own_masks = self._content.masks
+            both = {name: mask & own_masks[name] if name in own_masks else mask for name, mask in masks.items()}
+            files = outputs(out, options.html, options.trn, name.replace("/", "-"))
+            systems.append(_System(name=name, mask=file, masks={**own_masks, **both}, outputs=files))
+        return systems
+
+    def _check_files(self) -> None:
+        """No file may be named twice, or overwrite another."""
+        options = self._options
+        twice = [str(path) for path, count in Counter([*options.masks, *options.against]).items() if count > 1]
+        if twice:
+            raise UsageError(f"{' and '.join(twice)} named twice", hint="name each file once")
+        written: dict[str, list[Path]] = {}
+        for system in self._systems:
+            for option, path in system.outputs.by_option:
+                written.setdefault(option, []).append(path)
+        read = {
+            "the checkpoint": [self._source],
+            "--mask": options.masks,
+            "--against": options.against,
+            "--lexicon": [path for path in [options.decoding.lexicon] if path is not None],
+            "--lm": [Path(name) for name in [options.decoding.lm] if name is not None],
+            "data.manifest": [Path(name) for name in [self._data.manifest] if name is not None],
+        }
+        refuse_same(written, read)
+        for option, paths in written.items():
+            for path in paths:
+                require_writable(path, option)
+
+    def _check_comparable(self) -> None:
+        """What other systems' results and sclite do not go with is known before anything is recognised."""
+        unheard = self._test.recognized([""] * len(self._test.utterances))
+        for other, theirs in self._against.items():
+            check_comparable(unheard, theirs, name=self._systems[0].name, other=other)
+        if self._options.trn is not None:
+            check_trn(unheard)
+
+    def _check_tunable(self) -> None:
+        if not self._chosen.tunable:
+            raise UsageError(
+                "there are no weights to tune", hint="add --lm and --decoder lexicon (or beam), or leave out --tune"
+            )
+        if self._processes.count > 1:
+            raise UsageError(
+                "weights are tuned by one process", hint="tune without torchrun, then give --lm-weight and --word-score"
+            )
+        if self._data.valid in self._splits:
+            raise UsageError(
+                f"weights would be tuned on {self._data.valid}, which is evaluated",
+                hint="evaluate another split, or name another to tune on: --set data.valid=SPLIT",
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _System:
+    """The checkpoint as it is, or under a mask.
+
+    Attributes:
+        masks: all that is pruned, by the checkpoint's own mask and by this one.
+    """
+
+    name: str
+    masks: Masks
+    outputs: Outputs
+    mask: Path | None = None
+
+
+def recorded_recipe(metadata: Metadata, overrides: Sequence[str] = ()) -> Recipe:
     """The recipe of the run that made a checkpoint (the defaults, if none did), with `overrides` as `--set` takes them.
 
     Raises:
@@ -146,20 +418,26 @@ def recorded_recipe(metadata: checkpoint.Metadata, overrides: Sequence[str] = ()
     return recipe_from_dict(values, overrides)
 
 
-def _vocabulary(source: Path, metadata: checkpoint.Metadata) -> Vocabulary:
-    vocabulary = recorded_vocabulary(metadata.vocabulary, metadata.labels)
-    if vocabulary is None:
-        raise CheckpointError(f"{source} tells apart {metadata.labels}, not letters or phones")
-    return vocabulary
+def _pruned(content: Checkpoint, masks: Masks) -> dict[str, Tensor]:
+    """The weights under masks."""
+    weights = {**content.weights, **{name: content.weights[name].clone() for name in masks}}
+    apply_(masks, weights)
+    return weights
 
 
-def _references(utterances: list[Utterance], vocabulary: Vocabulary, split: str) -> list[str]:
-    references = [vocabulary.reference(utterance) for utterance in utterances]
-    empty = [utterance.id for utterance, reference in zip(utterances, references, strict=True) if not reference]
-    if empty:
-        raise DataError(
-            f"{len(empty)} utterances of {split} have no {vocabulary.labels} to compare with",
-            details=shown(empty),
-            hint="add them, or name a checkpoint with other labels",
-        )
-    return references
+def _unspelt(chosen: Chosen, references: Sequence[str]) -> list[str]:
+    """What a lexicon cannot find of the references."""
+    if chosen.spelt is None:
+        return []
+    missing = outside(references, chosen.spelt.lexicon)
+    if not missing:
+        return []
+    words = sum(len(reference.split()) for reference in references)
+    most = ", ".join(shown([word for word, _ in missing.most_common()], 5))
+    return [f"{missing.total():,} of {words:,} reference words are not in the lexicon and cannot be found: {most}"]
+
+
+def _pruned_already(source: Path, content: Checkpoint, systems: Sequence[_System]) -> list[str]:
+    if content.masks and len(systems) > 1:
+        return [f"{source} is itself pruned to {sparsity(content.masks):.1%}: what it prunes stays so under each mask"]
+    return []

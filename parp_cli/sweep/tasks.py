@@ -30,7 +30,7 @@ from parp_cli.environment import is_out_of_memory
 from parp_cli.errors import CheckpointError, Interrupted, ParpError, ResourceError
 from parp_cli.files import forget_temporaries, write_text
 from parp_cli.progress import Notify, Progress, silent
-from parp_cli.stages.evaluate import evaluate
+from parp_cli.stages.evaluate import Options, evaluate
 from parp_cli.stages.finetune import finetune, finished_cost
 from parp_cli.sweep.grid import Cell
 from parp_cli.training.records import Cost
@@ -106,7 +106,17 @@ def run_task(task: Task, notify: Notify = silent) -> Failure | None:
         for split in cell.splits:
             if _read_json(_figures(folder, split)) is None:
                 best, out = folder / "finetune.safetensors", folder / f"eval-{split}.jsonl"
-                evaluate(best, out=out, split=split, data=cell.recipe.data, device=device, notify=notify)
+                judged = evaluate(
+                    best,
+                    out=out,
+                    data=cell.recipe.data,
+                    options=Options(splits=(split,)),
+                    device=device,
+                    notify=notify,
+                )
+                if (error := judged.error()) is not None:
+                    judged.as_it_is.outputs.figures.unlink()  # of a part of the split, they are not to be compared
+                    raise error
     except Interrupted:
         raise
     except (ParpError, MemoryError, RuntimeError) as error:

@@ -163,7 +163,7 @@ class CtcObjective:
         """Begin to read, in the background, what this process computes of an update."""
         micro_batches = self.micro_batches(utterances)
         passes = self.processes.share(len(micro_batches))
-        self.features.prefetch([utterances[i] for part, _ in passes for i in micro_batches[part]])
+        self.features.prefetch([utterances[i] for part, _ in passes for i in micro_batches[part]], for_update=True)
 
     def micro_batches(self, utterances: Sequence[Utterance]) -> list[list[int]]:
         """Indices of the utterances of each forward pass, the longest first.

@@ -150,10 +150,14 @@ class FrontEndFeatures:
         device = self._device
         return [self._features(utterance, altered).to(device, non_blocking=True) for utterance in utterances]
 
-    def prefetch(self, utterances: Sequence[Utterance]) -> None:
-        """Begin to read what an update will need, in the background; what goes wrong is raised when it is asked for."""
+    def prefetch(self, utterances: Sequence[Utterance], *, for_update: bool = False) -> None:
+        """Begin to read what will be asked for, in the background; what goes wrong is raised when it is.
+
+        Args:
+            for_update: whether it is for an update, whose waveforms `augment` may alter.
+        """
         for utterance in utterances:
-            self._start(utterance, raw=self._augment is not None)
+            self._start(utterance, raw=for_update and self._augment is not None)
 
     def device_room(self, utterances: Sequence[Utterance]) -> int:
         """Bytes of GPU memory that the features of these utterances may come to take."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from parp_cli.data.batching import sorted_batches
-from parp_cli.data.check import Problem, check_utterances, read_sounds, refusal, unusual_rates
+from parp_cli.data.check import Problem, check_utterances, notes_of, read_sounds, refusal
 from parp_cli.data.corpora import load_split
 from parp_cli.data.labels import Vocabulary, letters_vocabulary, phones_vocabulary
 from parp_cli.data.problems import shown
@@ -180,7 +180,7 @@ def _check(
     for split, utterances in splits:
         found = check_utterances(utterances, split, sounds, vocabulary, lambda samples: frames(architecture, samples))
         problems |= dict.fromkeys(found)
-    notes = unusual_rates(splits, sounds)
+    notes = notes_of(splits, sounds)
     if problems and data.unusable == "refuse":
         raise refusal(list(problems), notes)
     for note in notes:

@@ -83,13 +83,13 @@ def test_progress_goes_to_stderr(parp: Any, arguments: Any) -> None:
     answer = parp(*arguments["finetune"])
     assert "fine-tuning (parp): 2/2" in answer.err
     assert "fine-tuning" not in answer.out
-    assert "transcribing: 3/3" in parp(*arguments["eval"]).err
+    assert "recognising: 3/3" in parp(*arguments["eval"]).err
 
 
 def test_the_json_is_the_result(parp: Any, arguments: Any, run_folder: Path) -> None:
-    result = json.loads(parp(*arguments["eval"], "--split", "valid", "--json").out)
-    assert (result["split"], result["utterances"]) == ("valid", 3)
-    assert result["hypotheses"] == "parp-run/eval-valid.jsonl"
+    result = json.loads(parp(*arguments["eval"], "--split", "valid", "--json").out)["systems"][0]
+    assert (result["splits"], result["utterances"]) == (["valid"], 3)
+    assert result["outputs"]["hypotheses"] == "parp-run/eval-valid.jsonl"
     assert result["real_time_factor"] > 0
     dry = json.loads(parp(*arguments["dry-run"], "--json").out)
     assert dry["recipe"]["training"]["updates"] == dry["plan"]["updates"] == 12
@@ -128,7 +128,7 @@ def test_a_method_of_several_runs(parp: Any, world: World, tmp_path: Path) -> No
     assert "round 1 of 2" not in again.err
     result = json.loads(again.out)
     assert (result["cost"]["updates"], result["own_cost"]["updates"]) == (8, 6)
-    judged = json.loads(parp("eval", "--split", "valid", "--json").out)
+    judged = json.loads(parp("eval", "--split", "valid", "--json").out)["systems"][0]
     assert judged["checkpoint"] == "parp-run/finetune.safetensors"
 
 

@@ -39,7 +39,7 @@ def test_librispeech(parp: Any, world: World, tmp_path: Path) -> None:
     assert json.loads(answer.out)["plan"]["train_utterances"] == 3
     judged = parp("eval", "--split", "test-clean", "--json")
     assert judged.code == 0, judged.err
-    assert json.loads(judged.out)["utterances"] == 3
+    assert json.loads(judged.out)["systems"][0]["utterances"] == 3
 
 
 @pytest.mark.parametrize(("name", "rate"), [("letters", "WER"), ("phones", "PER")])

@@ -17,7 +17,7 @@ import soundfile
 
 from parp_cli.data import check, known_sounds
 from parp_cli.data.audio import Sound, inspect_audio, read_audio
-from parp_cli.data.check import check_utterances, read_sounds, refusal, unusual_rates
+from parp_cli.data.check import check_utterances, notes_of, read_sounds, refusal
 from parp_cli.data.known_sounds import Unreadable
 from parp_cli.data.labels import letters_vocabulary
 from parp_cli.data.utterances import Utterance
@@ -207,14 +207,14 @@ def test_unusual_sampling_rates(folder: Path, noise: Callable[..., Path]) -> Non
     train = utterances("train", 16_000, 16_000, 16_000, 44_100, 8_000, 8_000)
     dev, test = utterances("dev", 48_000), utterances("test", 16_000)
     sounds = read_sounds([utterance.audio for utterance in (*train, *dev, *test)], cache=folder)
-    assert unusual_rates([("train", train), ("dev", dev), ("test", test)], sounds) == [
+    assert notes_of([("train", train), ("dev", dev), ("test", test)], sounds) == [
         "train: most audio is sampled at 16,000 Hz, but train4, train5 at 8,000 Hz; train3 at 44,100 Hz "
         "(all is resampled to 16,000 Hz, and lower rates hold no high sounds)",
         "dev: most audio is sampled at 16,000 Hz, but dev0 at 48,000 Hz (all is resampled to 16,000 Hz)",
     ]
     assert not check_utterances(train, "train", sounds, letters_vocabulary(), frames)
-    assert unusual_rates([("dev", dev)], sounds) == []
-    assert unusual_rates([("train", train), ("train", train[:4])], sounds) == unusual_rates([("train", train)], sounds)
+    assert notes_of([("dev", dev)], sounds) == []
+    assert notes_of([("train", train), ("train", train[:4])], sounds) == notes_of([("train", train)], sounds)
 
 
 # --------------------------------------------------------------------------------------------------------- the cache

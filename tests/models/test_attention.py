@@ -117,3 +117,14 @@ def test_attention_weights_are_dropped_in_training_only() -> None:
     assert not torch.equal(layer(x)[0], layer(x)[0])
     layer.eval()
     assert torch.equal(layer(x)[0], layer(x)[0])
+
+
+def test_utterances_in_a_row_attend_to_themselves() -> None:
+    torch.manual_seed(0)
+    module = SelfAttention(12, 3, 0.2).eval()
+    lengths = torch.tensor([4, 1, 6])
+    utterances = [torch.randn(1, int(length), 12) for length in lengths]
+    with torch.no_grad():
+        found, _ = module(torch.cat(utterances, 1), lengths)
+        expected = torch.cat([module(utterance)[0] for utterance in utterances], 1)
+    torch.testing.assert_close(found, expected)

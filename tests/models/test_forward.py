@@ -56,6 +56,17 @@ def test_padding_changes_nothing(architecture: Architecture) -> None:
 
 
 @SMALLS
+def test_with_gradients_and_without_logits_are_the_same(architecture: Architecture) -> None:
+    model = model_of(architecture)
+    with torch.no_grad():
+        batch, lengths = pad(features_of(model, architecture))
+        without = encode(model, batch, lengths)
+    together = encode(model, batch, lengths)
+    for row, length in enumerate(lengths):
+        torch.testing.assert_close(without[row, :length], together[row, :length].detach(), atol=1e-4, rtol=1e-4)
+
+
+@SMALLS
 def test_half_the_precision_gives_nearly_the_same(architecture: Architecture) -> None:
     model = model_of(architecture)
     with torch.inference_mode():

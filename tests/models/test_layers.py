@@ -8,7 +8,7 @@ from torchaudio.models.wav2vec2 import components
 from parp_cli.models import dropout, layers
 from parp_cli.models.architectures import build
 from parp_cli.models.dropout import by_hand
-from parp_cli.models.layers import FeedForward, Linear
+from parp_cli.models.layers import FeedForward, Linear, product
 from tests.models.small import SMALL
 
 
@@ -82,6 +82,55 @@ def test_feed_forward_is_the_formula(probability: float, dtype: torch.dtype, mon
     wanted = torch.autograd.grad((expected * change).sum(), wanted_for)
     for one, other in zip(got, wanted, strict=True):
         torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("at_once", [1, 3, 1000])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+def test_feed_forward_without_gradients_is_the_formula(
+    at_once: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(layers, "_FRAMES_AT_ONCE", at_once)
+    torch.manual_seed(0)
+    layer = FeedForward(6, 12, 0.3, 0.3).to(dtype).eval()
+    # Not contiguous, and not all of GELU's bends are at small values.
+    x = (3 * torch.randn(5, 2, 6)).to(dtype).transpose(0, 1)
+    exact = feed_forward_naively(layer.double(), x.double(), torch.tensor(True), 1.0)
+    layer.to(dtype)
+    tolerance = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 3e-2}[dtype]
+    with torch.no_grad():
+        found = layer(x)
+        assert found.dtype == dtype
+        torch.testing.assert_close(found.double(), exact, rtol=0, atol=tolerance)
+        if dtype == torch.float32:
+            with torch.autocast("cpu", torch.bfloat16):
+                lower = layer(x)
+            assert lower.dtype == torch.bfloat16
+            torch.testing.assert_close(lower.double(), exact, rtol=0, atol=3e-2)
+
+
+def test_dropout_is_heeded_without_gradients() -> None:
+    torch.manual_seed(0)
+    layer, x = FeedForward(6, 12, 0.5, 0.0).train(), torch.randn(2, 5, 6)
+    with torch.no_grad():
+        assert not torch.equal(layer(x), layer(x))
+
+
+@pytest.mark.parametrize("activate", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+def test_product(activate: bool, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    # Rows that overlap in memory, as those under the kernel of a convolution.
+    left = torch.randn(40).to(dtype).unfold(0, 12, 4)
+    right, bias = torch.randn(7, 12).to(dtype), torch.randn(7).to(dtype)
+    for added in (bias, None):
+        expected = left.double() @ right.double().t() + (0 if added is None else added.double())
+        if activate:
+            expected = nn.functional.gelu(expected)
+        found = product(left, right, added, activate=activate)
+        assert found.dtype == dtype
+        limit = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 5e-2}[dtype]
+        torch.testing.assert_close(found.double(), expected, rtol=0, atol=limit)
+    assert product(left[:0], right, bias, activate=activate).shape == (0, 7)
 
 
 def test_feed_forward_keeps_less() -> None:

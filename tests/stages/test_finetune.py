@@ -13,7 +13,7 @@ from parp_cli import checkpoint
 from parp_cli.errors import CheckpointError, DataError, MaskError, UsageError
 from parp_cli.pruning.masks import count_pruned
 from parp_cli.pruning.pruner import Pruner, Repruning
-from parp_cli.stages.evaluate import evaluate
+from parp_cli.stages.evaluate import Options, evaluate
 from parp_cli.stages.finetune import finetune, plan
 from parp_cli.stages.mask import mask
 from tests.tiny import World, write_manifest
@@ -155,11 +155,12 @@ def test_what_is_saved_as_best_is_what_was_evaluated(
     recipe = world.recipe(f"training.validate_every={validate_every}", f"pruning.interval={interval}")
     result = finetune(recipe, run=tmp_path, init=trained)
     for path, validation in ((result.path, result.best), (result.last, result.validations[-1])):
-        judged = evaluate(path, out=tmp_path / "eval.jsonl", split="valid")
+        judged = evaluate(path, out=tmp_path / "eval.jsonl", options=Options(splits=("valid",))).as_it_is
+        words, characters = judged.errors("words"), judged.errors("characters")
         metrics = checkpoint.read_metadata(path).metrics
-        assert judged.words is not None
-        assert judged.characters is not None
-        assert (judged.words.rate, judged.characters.rate) == (metrics["word"], metrics["character"])
+        assert words is not None
+        assert characters is not None
+        assert (words.rate, characters.rate) == (metrics["word"], metrics["character"])
         assert (validation.word, validation.character, validation.update) == (
             metrics["word"],
             metrics["character"],
@@ -201,10 +202,11 @@ def test_phones(world: World, tmp_path: Path) -> None:
     result = finetune(world.recipe("data.labels=phones", "data.strip_stress=true"), run=tmp_path)
     metadata = checkpoint.read_metadata(result.path)
     assert (metadata.labels, metadata.vocabulary) == ("phones", ("<blank>", "AH", "B", "S"))
-    judged = evaluate(result.path, out=tmp_path / "eval.jsonl", split="valid")
-    assert (judged.words, judged.characters) == (None, None)
-    assert judged.phones is not None
-    assert judged.phones.rate == metadata.metrics["word"]
+    judged = evaluate(result.path, out=tmp_path / "eval.jsonl", options=Options(splits=("valid",))).as_it_is
+    assert (judged.errors("words"), judged.errors("characters")) == (None, None)
+    phones = judged.errors("phones")
+    assert phones is not None
+    assert phones.rate == metadata.metrics["word"]
     assert metadata.metrics["character"] is None
 
 

@@ -375,7 +375,7 @@ def test_a_signal_while_nothing_trains_stops_the_sweep(
 
     def evaluate(*_: Any, notify: Notify, **__: Any) -> None:
         signal.raise_signal(signal.SIGINT)
-        notify(Progress("transcribing", 1, 3))
+        notify(Progress("recognising", 1, 3))
         raise AssertionError("it goes on")
 
     monkeypatch.setattr(tasks, "evaluate", evaluate)

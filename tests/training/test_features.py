@@ -53,7 +53,7 @@ def test_each_is_computed_once_and_the_numbers_are_the_same(
     anew = FrontEndFeatures(model, ARCHITECTURE, frozen=False)(utterances)
     assert len(calls) == 2 * len(utterances)
     for one, same, fresh in zip(first, reversed(second), anew, strict=True):
-        assert torch.equal(one, fresh)
+        torch.testing.assert_close(one, fresh.detach(), rtol=1e-4, atol=1e-5)  # gradients take torch's convolutions
         assert torch.equal(one, same)
         assert not one.requires_grad
         assert fresh.requires_grad
@@ -344,7 +344,9 @@ def test_reading_ahead_changes_no_number(
         with FrontEndFeatures(model, ARCHITECTURE, **options) as kept:
             for number, update in enumerate(updates):
                 if ahead:
-                    kept.prefetch([*update, *(updates[number + 1] if number + 1 < len(updates) else [])])
+                    kept.prefetch(
+                        [*update, *(updates[number + 1] if number + 1 < len(updates) else [])], for_update=True
+                    )
                 found += kept(update, update=number)
             assert not kept._ahead, "all that was read ahead was used"
         return found

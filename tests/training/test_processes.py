@@ -25,7 +25,7 @@ from parp_cli.progress import Progress
 from parp_cli.pruning.patterns import Pattern
 from parp_cli.pruning.pruner import Pruner, Repruning
 from parp_cli.recipe import Recipe
-from parp_cli.stages.evaluate import evaluate
+from parp_cli.stages.evaluate import Options, evaluate
 from parp_cli.stages.finetune import finetune
 from parp_cli.training.loop import TrainingRun
 from tests.tiny import World, make_world
@@ -151,9 +151,9 @@ def work(folder: Path) -> None:
             folder / "two" / "everything random" / "finetune.safetensors",
             out=folder / "two.jsonl",
             processes=processes,
-            batch_seconds=2,
-        )
-        found["errors"] = [result.words.rate if result.words else None, result.utterances]
+            options=Options(batch_seconds=2),
+        ).as_it_is.report
+        found["errors"] = [result.metrics[0].errors.rate, result.utterances]
         recipe = recipe_of(world, (*SHORT, "training.shard_weights=true"))
         front_end = replace(recipe, training=replace(recipe.training, train_front_end=True))
         found["front end"] = refused(lambda: finetune(front_end, run=folder / "no", processes=processes))
@@ -243,10 +243,9 @@ class TestTwo:
 
     def test_they_recognise_as_one(self, world: World, found: list[dict[str, Any]]) -> None:
         source = world.folder / "two" / "everything random" / "finetune.safetensors"
-        result = evaluate(source, out=world.folder / "one.jsonl", batch_seconds=2)
+        result = evaluate(source, out=world.folder / "one.jsonl", options=Options(batch_seconds=2)).as_it_is.report
         assert (world.folder / "two.jsonl").read_bytes() == (world.folder / "one.jsonl").read_bytes()
-        assert result.words is not None
-        assert found[0]["errors"] == found[1]["errors"] == [result.words.rate, result.utterances]
+        assert found[0]["errors"] == found[1]["errors"] == [result.metrics[0].errors.rate, result.utterances]
 
     def test_what_cannot_be(self, found: list[dict[str, Any]]) -> None:
         for seen in found:

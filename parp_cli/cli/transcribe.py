@@ -1,0 +1,98 @@
+"""`parp transcribe`: text of sound files."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from parp_cli.cli.options import DEFAULT_RUN, DeviceOption, JsonOption, QuietOption, RunOption
+from parp_cli.console import Output, duration
+from parp_cli.errors import UsageError
+
+if TYPE_CHECKING:
+    from parp_cli.stages.transcribe import Transcription
+
+_SMALLEST_CHUNK, _CONTEXT, _CONTEXT_SHARE = 2.0, 5.0, 0.25
+"""Seconds, seconds, and the most of a chunk that is context at one end."""
+
+
+def transcribe(
+    files: Annotated[
+        list[str],
+        typer.Argument(metavar="FILES…", help='WAV, FLAC, OGG or MP3; "-" for standard input.', show_default=False),
+    ],
+    checkpoint: Annotated[
+        Path | None,
+        typer.Option("--checkpoint", "-c", help="By default the newest of the run folder.", show_default=False),
+    ] = None,
+    layout: Annotated[
+        Literal["text", "json", "srt", "vtt"], typer.Option("--format", "-f", help="Of the transcripts.")
+    ] = "text",
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out", metavar="DIR", help="Write a file for each here instead of printing.", show_default=False
+        ),
+    ] = None,
+    times: Annotated[
+        bool, typer.Option("--times", help="Of each word too: one a line as text, or in the JSON.")
+    ] = False,
+    chunk_seconds: Annotated[
+        float, typer.Option("--chunk-seconds", min=_SMALLEST_CHUNK, help="Of sound that the model hears at once.")
+    ] = 45.0,
+    batch_seconds: Annotated[
+        float, typer.Option("--batch-seconds", min=1.0, help="Most audio in one forward pass, in seconds.")
+    ] = 60.0,
+    run: RunOption = DEFAULT_RUN,
+    device: DeviceOption = "auto",
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Turn sound files of any length into text, or subtitles.
+
+    What cannot be read gets a line, the rest is transcribed, and the exit code is 3.
+
+    [bold]Examples:[/]
+
+      parp transcribe talk.mp3
+
+      parp transcribe *.flac --format srt --out subtitles
+
+      ffmpeg -i film.mkv -vn -f wav - | parp transcribe - --times
+    """
+    if layout in ("srt", "vtt") and out is None and len(files) > 1 and not as_json:
+        raise UsageError("several subtitle files cannot be printed as one", hint="name a folder for them: --out DIR")
+
+    from parp_cli.decoding.chunks import Chunking
+    from parp_cli.environment import select_device
+    from parp_cli.run_folder import checkpoint_or_newest
+    from parp_cli.stages.transcribe import transcribe as stage
+
+    output = Output(as_json=as_json, quiet=quiet)
+
+    def show(made: "Transcription") -> None:
+        if made.path is not None:
+            output.text(f"wrote {made.path}")
+            return
+        if layout == "text" and len(files) > 1:
+            output.verbatim(f"{made.file}\n" if times else f"{made.file}\t")
+        output.verbatim(made.rendered(layout, times=times))
+
+    with output.progress() as notify:
+        result = stage(
+            checkpoint_or_newest(checkpoint, run),
+            files,
+            out=out,
+            layout=layout,
+            times=times,
+            chunking=Chunking(chunk_seconds, min(_CONTEXT, _CONTEXT_SHARE * chunk_seconds)),
+            batch_seconds=batch_seconds,
+            device=select_device(device),
+            ready=show,
+            notify=notify,
+        )
+    if result.transcriptions:
+        output.note(f"{duration(result.audio_seconds)} of sound in {duration(result.seconds)}")
+    output.json(result)
+    if (error := result.error()) is not None:
+        raise error

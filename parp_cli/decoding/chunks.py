@@ -1,0 +1,202 @@
+"""Logits of recordings of any length, in chunks that overlap and are joined where both neighbours know the context.
+
+The front end is computed once for each frame, as if it had the whole recording (`models.slices`). The Transformer sees
+chunks of its frames. Of each chunk only the middle is kept, so that every kept frame has heard what came before and
+after it; a recording that fits into one chunk is computed as `logits.logits_of` does it. What is kept at one time is
+some batches' features, whatever the length.
+
+T frames, C front-end channels, V tokens.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from parp_cli.data.audio import SAMPLE_RATE
+from parp_cli.data.batching import sorted_batches
+from parp_cli.data.blocks import SoundReport, waveform_blocks
+from parp_cli.errors import CheckpointError, DataError
+from parp_cli.models.architectures import Architecture
+from parp_cli.models.forward import encode, pad
+from parp_cli.models.slices import MomentCounter, Moments, feature_slices, frame_samples
+
+if TYPE_CHECKING:
+    from torchaudio.models import Wav2Vec2Model
+
+_SLICE_SECONDS = 5.0
+"""Of the front end's input: base's first layer makes 6.5 MB of a second."""
+
+_BATCHES_AHEAD = 4
+"""Batches' worth of chunks that are gathered, so that those of similar length can go together."""
+
+
+@dataclass(frozen=True)
+class Chunking:
+    """How recordings are cut.
+
+    Attributes:
+        seconds: of a chunk.
+        context: seconds at each end of a chunk that are heard and not kept.
+
+    Raises:
+        ValueError: nothing of a chunk would be kept.
+    """
+
+    seconds: float = 45.0
+    context: float = 5.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= 2 * self.context < self.seconds:
+            raise ValueError(f"chunks of {self.seconds} s with {self.context} s of context at both ends keep nothing")
+
+
+@dataclass(frozen=True)
+class Recording:
+    """A sound file that was read once.
+
+    Attributes:
+        path: of the file.
+        moments: of its waveform.
+        report: what was seen of it.
+    """
+
+    path: Path
+    moments: Moments
+    report: SoundReport
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Logits of consecutive frames of a recording; the pieces of one come in order.
+
+    Attributes:
+        recording: its number.
+        logits: (T, V), on the CPU.
+        last: whether the recording ends with them.
+        error: why there are none, and no more to come: the file can no longer be read.
+    """
+
+    recording: int
+    logits: Tensor
+    last: bool
+    error: DataError | None = None
+
+
+@dataclass(frozen=True)
+class _Chunk:
+    """Features (T, C), and which of their frames are kept."""
+
+    recording: int
+    features: Tensor
+    keep: slice
+    last: bool
+
+
+def measure(path: Path, architecture: Architecture) -> Recording:
+    """Read a sound file to its end.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    report, counter = SoundReport(), MomentCounter(architecture)
+    for block in waveform_blocks(path, report):
+        counter.add(block)
+    return Recording(path, counter.moments, report)
+
+
+def logits_in_chunks(
+    model: "Wav2Vec2Model",
+    architecture: Architecture,
+    recordings: Iterable[Recording],
+    *,
+    chunking: Chunking,
+    batch_seconds: float,
+    encoder: Callable[[Tensor, Tensor], Tensor] | None = None,
+) -> Iterator[Piece]:
+    """Logits of recordings, piece by piece, chunks of several recordings batched together.
+
+    Args:
+        model: in evaluation mode, with a CTC head.
+        recordings: are asked for as they are needed.
+        batch_seconds: padded sound in one forward pass of the Transformer. Changes no transcript.
+        encoder: as in `logits.logits_of`.
+
+    Raises:
+        CheckpointError: the model's output is no number.
+    """
+    encoder = encoder or partial(encode, model)
+    frame_seconds = frame_samples(architecture) / SAMPLE_RATE
+    step = max(1, round((chunking.seconds - 2 * chunking.context) / frame_seconds))
+    context = round(chunking.context / frame_seconds)
+    pool: list[_Chunk | Piece] = []
+    waiting = 0.0
+    for number, recording in enumerate(recordings):
+        for item in _chunks(model, architecture, number, recording, step, context):
+            pool.append(item)
+            waiting += len(item.features) * frame_seconds if isinstance(item, _Chunk) else 0.0
+            if waiting >= _BATCHES_AHEAD * batch_seconds:
+                yield from _encoded(encoder, pool, batch_seconds / frame_seconds)
+                pool, waiting = [], 0.0
+    yield from _encoded(encoder, pool, batch_seconds / frame_seconds)
+
+
+def _chunks(
+    model: "Wav2Vec2Model", architecture: Architecture, number: int, recording: Recording, step: int, context: int
+) -> Iterator[_Chunk | Piece]:
+    blocks = waveform_blocks(recording.path)
+    slices = feature_slices(model, architecture, blocks, recording.moments, seconds=_SLICE_SECONDS)
+    try:
+        for features, keep, last in overlapping(slices, step, context):
+            yield _Chunk(number, features, keep, last)
+    except DataError as error:
+        yield Piece(number, torch.zeros(0, 0), True, error)
+
+
+def overlapping(slices: Iterable[Tensor], step: int, context: int) -> Iterator[tuple[Tensor, slice, bool]]:
+    """Cut consecutive slices (T_i, C) into chunks of `step` kept frames with `context` frames around them.
+
+    At both ends of the recording, where there is no context, more is kept, so that no chunk is longer than
+    `step + 2 × context`.
+
+    Yields:
+        Frames, which of them are kept, and whether they are the last. The kept ones together are the recording.
+    """
+    size = step + 2 * context
+    pending: list[Tensor] = []
+    begin = 0  # of what is kept, in the pending frames
+    for item in slices:
+        pending.append(item)
+        while sum(map(len, pending)) > size:
+            frames = torch.cat(pending)
+            end = size - context
+            yield frames[:size].clone(), slice(begin, end), False
+            pending, begin = [frames[end - context :].clone()], context
+    if pending:
+        frames = torch.cat(pending)
+        yield frames, slice(begin, len(frames)), True
+
+
+@torch.inference_mode()
+def _encoded(
+    encoder: Callable[[Tensor, Tensor], Tensor], pool: Sequence[_Chunk | Piece], batch_frames: float
+) -> list[Piece]:
+    """Of each chunk the kept logits, in the order of the pool."""
+    pieces = {index: item for index, item in enumerate(pool) if isinstance(item, Piece)}
+    chunks = [(index, item) for index, item in enumerate(pool) if isinstance(item, _Chunk)]
+    for batch in sorted_batches([len(chunk.features) for _, chunk in chunks], batch_frames):
+        logits = encoder(*pad([chunks[index][1].features for index in batch])).float().cpu()
+        for row, index in zip(logits, batch, strict=True):
+            place, chunk = chunks[index]
+            kept = row[chunk.keep].clone()
+            if not bool(torch.isfinite(kept).all()):
+                raise CheckpointError(
+                    "the model's output is no finite number",
+                    hint="its training diverged: lower training.learning_rate, or set training.gradient_clip",
+                )
+            pieces[place] = Piece(chunk.recording, kept, chunk.last)
+    return [pieces[index] for index in range(len(pool))]

@@ -1,0 +1,89 @@
+"""Logits of a list of utterances: front end and encoder, in batches of similar length, sound read ahead."""
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+from torch import Tensor
+
+from parp_cli.data.batching import sorted_batches
+from parp_cli.data.utterances import Utterance
+from parp_cli.errors import CheckpointError
+from parp_cli.models.forward import encode, pad
+from parp_cli.processes import ALONE, Processes
+from parp_cli.progress import Notify, Progress, silent
+
+if TYPE_CHECKING:
+    from torchaudio.models import Wav2Vec2Model
+
+Encoder = Callable[[Tensor, Tensor], Tensor]
+"""From features (B, T, C) and lengths (B,) to logits (B, T, V)."""
+
+
+class Features(Protocol):
+    """Front-end features of utterances, each (T, C)."""
+
+    def __call__(self, utterances: Sequence[Utterance]) -> list[Tensor]:
+        """Of these utterances, in their order."""
+
+    def prefetch(self, utterances: Sequence[Utterance]) -> None:
+        """Begin to read what will be asked for next."""
+
+
+def logits_of(
+    model: "Wav2Vec2Model",
+    features: Features,
+    utterances: Sequence[Utterance],
+    *,
+    batch_seconds: float,
+    encoder: Encoder | None = None,
+    processes: Processes = ALONE,
+    notify: Notify = silent,
+) -> Iterator[tuple[int, Tensor]]:
+    """Logits (T, V) of each utterance by its index, float32 on the CPU, as they come; they do not depend on the batch.
+
+    Args:
+        model: with a CTC head; put into evaluation mode, and back at the end.
+        batch_seconds: padded audio in one forward pass.
+        encoder: by default the model's.
+        processes: among which the batches are dealt out; each has its own share, in which an utterance may come twice
+            so that all take equally many steps.
+
+    Raises:
+        CheckpointError: the model's output is no number.
+    """
+    encoder = encoder or partial(encode, model)
+    batches = sorted_batches([utterance.seconds for utterance in utterances], batch_seconds)
+    own = [[utterances[index] for index in batches[number]] for number, _ in processes.share(len(batches))]
+    done = 0
+    was_training = model.training
+    model.eval()
+    try:
+        for place, (number, _) in enumerate(processes.share(len(batches))):
+            features.prefetch([*own[place], *(own[place + 1] if place + 1 < len(own) else ())])
+            logits, lengths = _forward(encoder, features(own[place]))
+            _check_finite(logits, own[place])
+            for index, row, length in zip(batches[number], logits, lengths, strict=True):
+                yield index, row[:length]
+            done += len(own[place])
+            notify(Progress("recognising", min(done * processes.count, len(utterances)), len(utterances)))
+    finally:
+        model.train(was_training)
+
+
+@torch.inference_mode()
+def _forward(encoder: Encoder, features: list[Tensor]) -> tuple[Tensor, list[int]]:
+    """Logits (B, T, V), float32 on the CPU, and the lengths of the utterances."""
+    padded, lengths = pad(features)
+    return encoder(padded, lengths).float().cpu(), lengths.tolist()
+
+
+def _check_finite(logits: Tensor, utterances: Sequence[Utterance]) -> None:
+    """Refuse logits (B, T, V) of a model whose training diverged."""
+    broken = ~torch.isfinite(logits).flatten(1).all(1)
+    if bool(broken.any()):
+        raise CheckpointError(
+            f"the model's output for utterance {utterances[int(broken.nonzero()[0])].id} is no finite number",
+            hint="its training diverged: lower training.learning_rate, or set training.gradient_clip",
+        )

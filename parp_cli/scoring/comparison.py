@@ -1,0 +1,195 @@
+"""Whether two systems differ on the same utterances, in words."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from parp_cli.data.problems import shown
+from parp_cli.errors import DataError
+from parp_cli.scoring.intervals import RESAMPLES, Difference, Interval, Units, paired_difference, units_of
+from parp_cli.scoring.metrics import METRICS, ErrorRate, Unit, align, together, utterance_errors
+from parp_cli.scoring.results import Recognition, repeated
+from parp_cli.scoring.wording import counted, digits_apart, p_text
+
+SIGNIFICANT = 0.05
+"""A p-value below it tells a difference, together with the interval."""
+
+Verdict = Literal["better", "worse", "undecided"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """A system beside another, on the utterances that both have.
+
+    Attributes:
+        name, other: of the two systems.
+        metric: WER, CER or PER.
+        ours, theirs: errors of the first and of the second.
+        utterances: that both have.
+        only_ours, only_theirs: utterances that one alone has, which are left out.
+        better_utterances, worse_utterances: on which the first makes fewer errors, or more.
+        units: what is drawn.
+        difference: None where there are too few units to tell.
+        verdict: on the first: better or worse where the interval of the difference leaves 0 out and p is below
+            `SIGNIFICANT`; where one of the two says no, undecided.
+        words: the verdict as a sentence, with figures in points, which are hundredths of the error rate.
+    """
+
+    name: str
+    other: str
+    metric: str
+    ours: ErrorRate
+    theirs: ErrorRate
+    utterances: int
+    only_ours: int
+    only_theirs: int
+    better_utterances: int
+    worse_utterances: int
+    units: Units
+    difference: Difference | None
+    verdict: Verdict
+    words: str
+
+
+def compare(
+    ours: Sequence[Recognition],
+    theirs: Sequence[Recognition],
+    *,
+    unit: Unit,
+    name: str,
+    other: str,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> Comparison:
+    """Compare two systems on the utterances that both have: an interval by the bootstrap, and a test by flipping.
+
+    Utterances are matched by split and id, or by id alone where one side knows no splits. Speakers may be known to
+    either side.
+
+    Raises:
+        DataError: no utterance is in both, or their references are not the same.
+    """
+    pairs = _match(ours, theirs, name, other)
+    references = [mine.reference for mine, _ in pairs]
+    our_errors, their_errors = (
+        [utterance_errors(alignment) for alignment in align(references, hypotheses, unit)]
+        for hypotheses in ([mine.hypothesis for mine, _ in pairs], [yours.hypothesis for _, yours in pairs])
+    )
+    our_counts, their_counts = [rate.errors for rate in our_errors], [rate.errors for rate in their_errors]
+    tokens, speakers = [rate.tokens for rate in our_errors], [mine.speaker or yours.speaker for mine, yours in pairs]
+    difference = paired_difference(our_counts, their_counts, tokens, speakers, resamples=resamples, seed=seed)
+    verdict = _verdict(difference)
+    units, only = units_of(speakers), (len(ours) - len(pairs), len(theirs) - len(pairs))
+    sentence = _sentence(name, other, METRICS[unit], units, difference, verdict)
+    return Comparison(
+        name=name,
+        other=other,
+        metric=METRICS[unit],
+        ours=together(our_errors),
+        theirs=together(their_errors),
+        utterances=len(pairs),
+        only_ours=only[0],
+        only_theirs=only[1],
+        better_utterances=sum(mine < yours for mine, yours in zip(our_counts, their_counts, strict=True)),
+        worse_utterances=sum(mine > yours for mine, yours in zip(our_counts, their_counts, strict=True)),
+        units=units,
+        difference=difference,
+        verdict=verdict,
+        words=sentence + _caveats(name, other, units, len(pairs), *only),
+    )
+
+
+def check_comparable(ours: Sequence[Recognition], theirs: Sequence[Recognition], *, name: str, other: str) -> None:
+    """Find out what `compare` would refuse, before anything is recognised: hypotheses are not looked at.
+
+    Raises:
+        DataError: as `compare`.
+    """
+    _match(ours, theirs, name, other)
+
+
+def _match(
+    ours: Sequence[Recognition], theirs: Sequence[Recognition], name: str, other: str
+) -> list[tuple[Recognition, Recognition]]:
+    with_splits = all(this.split for this in (*ours, *theirs))
+
+    def keyed(side: Sequence[Recognition], owner: str) -> dict[tuple[str, str], Recognition]:
+        alike = side if with_splits else [replace(this, split="") for this in side]
+        by_key = {(this.split, this.id): this for this in alike}
+        if len(by_key) < len(side):
+            raise DataError(f"{owner} has utterances more than once", details=shown(repeated(alike)))
+        return by_key
+
+    mine, yours = keyed(ours, name), keyed(theirs, other)
+    common = [key for key in mine if key in yours]
+    if not common:
+        alone = (
+            [f"{_named(key)} is only in {owner}" for key in keys] for keys, owner in ((mine, name), (yours, other))
+        )
+        raise DataError(
+            f"{name} and {other} are not of the same utterances: none is in both",
+            details=[line for lines in alone for line in shown(lines, 5)],
+            hint="compare results of the same split of the same corpus",
+        )
+    unlike = [key for key in common if mine[key].reference != yours[key].reference]
+    if unlike:
+        raise DataError(
+            f"{name} and {other} have other references for {counted(len(unlike), 'utterance')}",
+            details=shown([f"{_named(k)}: {mine[k].reference!r} and {yours[k].reference!r}" for k in unlike], 10),
+            hint="evaluate both with the same labels of the same corpus",
+        )
+    return [(mine[key], yours[key]) for key in common]
+
+
+def _named(key: tuple[str, str]) -> str:
+    split, id_ = key
+    return f"{id_} of {split}" if split else id_
+
+
+def _verdict(difference: Difference | None) -> Verdict:
+    if difference is None or difference.p_value >= SIGNIFICANT or _holds_zero(difference.interval):
+        return "undecided"
+    return "better" if difference.value < 0 else "worse"
+
+
+def _holds_zero(interval: Interval | None) -> bool:
+    return interval is not None and interval.low <= 0 <= interval.high
+
+
+def _sentence(name: str, other: str, metric: str, units: Units, difference: Difference | None, verdict: Verdict) -> str:
+    if difference is None:
+        return f"no difference can be told between {name} and {other}: too few {units.over} to tell ({units.count})"
+    interval, points, p = difference.interval, 100 * difference.value, difference.p_value
+    if interval is None and points == 0:
+        return f"no difference: {name} and {other} make equally many errors in all {units}"
+    digits = digits_apart([points, *(() if interval is None else (100 * interval.low, 100 * interval.high))], 1)
+    # Signs would be read the wrong way round sooner or later: fewer and more are words.
+    amount = f"{abs(points):.{digits}f} points of {metric} {'fewer' if points <= 0 else 'more'}"
+    told = f"p {p_text(p, SIGNIFICANT)}"
+    if interval is None:
+        evidence = f"in all {units} alike; {told}"
+    elif verdict == "undecided" and p < SIGNIFICANT:
+        evidence = f"{told}, but the 95 % interval holds 0: {_reach(interval, digits)}; over {units}"
+    elif verdict == "undecided" and not _holds_zero(interval):
+        evidence = f"the 95 % interval leaves 0 out, {_reach(interval, digits)}, but {told}; over {units}"
+    else:
+        evidence = f"95 % interval {_reach(interval, digits)}; {told}; over {units}"
+    if verdict == "undecided":
+        return f"no difference can be told between {name} and {other}: {amount} ({evidence})"
+    return f"{name} is {verdict} than {other}: {amount} ({evidence})"
+
+
+def _reach(interval: Interval, digits: int) -> str:
+    low, high = (f"{abs(100 * end):.{digits}f}" for end in (interval.low, interval.high))
+    if interval.high < 0:
+        return f"{high} to {low} fewer"
+    return f"{low} to {high} more" if interval.low > 0 else f"{low} fewer to {high} more"
+
+
+def _caveats(name: str, other: str, units: Units, utterances: int, only_ours: int, only_theirs: int) -> str:
+    """What the sentence must not be read without."""
+    told = "; one speaker tells nothing of others" if units.one_speaker else ""
+    left_out = [f"{count:,} only in {owner}" for count, owner in ((only_ours, name), (only_theirs, other)) if count]
+    if not left_out:
+        return told
+    return f"{told}; on the {counted(utterances, 'utterance')} in both, without {' and '.join(left_out)}"

@@ -1,0 +1,106 @@
+"""What was recognised, beside what was said: the lines of a results file (JSON Lines)."""
+
+import json
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from parp_cli.data.problems import shown
+from parp_cli.errors import DataError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recognition:
+    """One utterance and what a system made of it.
+
+    Attributes:
+        id: unique within its split.
+        reference: words, or phones divided by spaces.
+        hypothesis: likewise; "" where nothing was recognised.
+        speaker: None where the corpus doesn't say.
+        seconds: of audio; None in files that don't say.
+        split: "" in files that don't say.
+    """
+
+    id: str
+    reference: str
+    hypothesis: str
+    speaker: str | None = None
+    seconds: float | None = None
+    split: str = ""
+
+
+def to_lines(recognitions: Iterable[Recognition]) -> str:
+    """The content of a results file: one JSON object a line, without what is not known."""
+    rows = (
+        {key: value for key, value in asdict(this).items() if value is not None and (key, value) != ("split", "")}
+        for this in recognitions
+    )
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+def read_results(path: Path) -> list[Recognition]:
+    """Read a results file; keys beyond those of `Recognition` are left alone.
+
+    Raises:
+        DataError: it cannot be read, a line is no result, or an utterance comes twice.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").split(
+            "\n"
+        )  # texts may hold what splitlines() takes for an end of line
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise DataError(f"cannot read the results {path}: {reason}") from error
+    found: list[Recognition] = []
+    problems: list[str] = []
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        result = _parse(line)
+        if isinstance(result, Recognition):
+            found.append(result)
+        else:
+            problems.append(f"line {number}: {result}")
+    problems = problems or repeated(found)
+    if problems or not found:
+        raise DataError(
+            f"{path} is no file of results" if found or problems else f"{path} holds no results",
+            details=shown(problems),
+            hint="`parp eval` writes one: a line of JSON with id, reference and hypothesis for each utterance",
+        )
+    return found
+
+
+def repeated(recognitions: Sequence[Recognition]) -> list[str]:
+    """A line for each utterance that comes more than once."""
+    counts: dict[tuple[str, str], int] = {}
+    for this in recognitions:
+        counts[this.split, this.id] = counts.get((this.split, this.id), 0) + 1
+    return [f"utterance {id_} comes {count} times" for (_, id_), count in counts.items() if count > 1]
+
+
+def _parse(line: str) -> Recognition | str:
+    """A result, or what is wrong with a line."""
+    try:
+        row: Any = json.loads(line)
+    except ValueError:
+        return "not JSON"
+    if not isinstance(row, dict):
+        return "not an object"
+    missing = [key for key in ("id", "reference", "hypothesis") if not isinstance(row.get(key), str)]
+    if missing:
+        return f"no text for {', '.join(missing)}"
+    speaker, seconds, split = row.get("speaker"), row.get("seconds"), row.get("split")
+    if not isinstance(seconds, int | float) or not math.isfinite(seconds) or seconds < 0:
+        seconds = None
+    return Recognition(
+        id=row["id"],
+        reference=row["reference"],
+        hypothesis=row["hypothesis"],
+        speaker=None if speaker is None else str(speaker),
+        seconds=None if seconds is None else float(seconds),
+        split=split if isinstance(split, str) else "",
+    )

@@ -1,0 +1,170 @@
+"""Count an n-gram language model, and its lexicon, from transcripts or text."""
+
+import gzip
+import io
+import sys
+import unicodedata
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TextIO
+
+from parp_cli.data.labels import BLANK, BOUNDARY, Vocabulary
+from parp_cli.data.utterances import normalize_text
+from parp_cli.decoding.kneser_ney import NGramModel, estimate, write_arpa
+from parp_cli.decoding.language_model import open_text
+from parp_cli.decoding.lexicon import lexicon_lines, lexicon_of
+from parp_cli.errors import DataError, UsageError
+from parp_cli.files import refuse_same, replacing, write_text
+from parp_cli.progress import Notify, Progress, silent
+from parp_cli.recipe import Data
+from parp_cli.training.preparation import load
+
+STDIN = Path("-")
+
+_LINES_A_REPORT = 100_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class LmResult:
+    """A language model counted from text.
+
+    Attributes:
+        path: the ARPA file, gzipped where it ends in `.gz`.
+        lexicon: its words with their letters, for `--lexicon`.
+        order: longest n-grams.
+        ngrams: of each order, from unigrams (with <s>, </s> and <unk>) upwards.
+        sentences: the text had, empty lines not counted.
+        words: the text had.
+        vocabulary: different words.
+        fallback_orders: those whose discounts the text was too small or too regular for, so that fixed ones were taken.
+        unusual: words with digits, punctuation or other signs, which no transcript has.
+    """
+
+    path: Path
+    lexicon: Path
+    order: int
+    ngrams: tuple[int, ...]
+    sentences: int
+    words: int
+    vocabulary: int
+    fallback_orders: tuple[int, ...]
+    unusual: tuple[str, ...]
+
+
+def build(
+    sentences: Iterable[str],
+    *,
+    out: Path,
+    lexicon: Path | None = None,
+    order: int = 4,
+    sources: Mapping[str, Path | Sequence[Path]] | None = None,
+    notify: Notify = silent,
+) -> LmResult:
+    """Count an n-gram model with modified Kneser-Ney smoothing and write it with its lexicon.
+
+    Sentences are made upper case, as transcripts are, and otherwise taken as they are.
+
+    Args:
+        sentences: words divided by blanks; read once.
+        out: the ARPA file; gzipped where it ends in `.gz`.
+        lexicon: by default beside it, as `<name>-lexicon.txt`.
+        order: 1 to 6.
+        sources: files that the sentences are read from, by what names them: none may be written over.
+
+    Raises:
+        UsageError: the order is out of range, or a file cannot be written, or would be written over another.
+        DataError: there is no text, or it has words that language models use for themselves.
+        ResourceError: no space is left on the disk.
+    """
+    target = lexicon or out.with_name(out.name.removesuffix(".gz").removesuffix(".arpa") + "-lexicon.txt")
+    refuse_same({"--out": out, "--lexicon": target}, sources)
+    model = estimate(_normalized(sentences, notify), order)
+    words = model.words[3:]
+    letters = sorted(set().union(*words) - {BOUNDARY})
+    spelt, _ = lexicon_of(words, Vocabulary((BLANK, BOUNDARY, *letters), "letters"))
+    _write(model, out)
+    write_text(target, lexicon_lines(spelt))
+    return LmResult(
+        path=out,
+        lexicon=target,
+        order=order,
+        ngrams=tuple(map(len, model.orders)),
+        sentences=model.sentences,
+        words=model.tokens,
+        vocabulary=len(words),
+        fallback_orders=tuple(number for number, table in enumerate(model.orders, start=1) if table.fallback),
+        unusual=tuple(sorted(filter(_is_unusual, words))),
+    )
+
+
+def transcripts(data: Data, splits: Sequence[str], notify: Notify = silent) -> Iterator[str]:
+    """Transcripts of a recipe's corpus. Warns where they are those that the recipe validates or tests on.
+
+    Raises:
+        DataError: there is no such split, or it has no transcripts.
+    """
+    for split in splits:
+        if split in (data.valid, data.test):
+            purpose = "validates" if split == data.valid else "tests"
+            warning = f"the language model is counted from {split}, on which the recipe {purpose}: it knows the answers"
+            notify(Progress("counting", 0, 1, warning=warning))
+        texts = [utterance.text for utterance in load(data, split, notify) if utterance.text]
+        if not texts:
+            raise DataError(f"{split} has no transcripts", hint="name another split, or a text file")
+        yield from texts
+
+
+def lines(paths: Iterable[Path], stdin: TextIO | None = None) -> Iterator[str]:
+    """Lines of text files, plain or gzipped; `STDIN` stands for standard input.
+
+    Raises:
+        UsageError: standard input is closed.
+        DataError: a file cannot be read, or is not UTF-8.
+    """
+    for path in paths:
+        try:
+            if path == STDIN:
+                yield from _opened(stdin or sys.stdin)
+            else:
+                with open_text(path) as file:
+                    yield from file
+        except (OSError, EOFError, UnicodeDecodeError) as error:
+            name = "standard input" if path == STDIN else path
+            reason = error.strerror if isinstance(error, OSError) else None  # gzip's errors have none
+            hint = "it must be text in UTF-8" if reason is None else "check the path"
+            raise DataError(f"cannot read {name}", details=[reason or str(error)], hint=hint) from error
+
+
+def _opened(stream: TextIO | None) -> TextIO:
+    if stream is None:
+        raise UsageError("standard input is closed", hint="pipe text into it, or name files")
+    return stream
+
+
+def _normalized(sentences: Iterable[str], notify: Notify) -> Iterator[str]:
+    done = 0
+    for done, sentence in enumerate(sentences, start=1):
+        if done % _LINES_A_REPORT == 0:
+            notify(Progress("counting", 0, 1, note=f"{done:,} sentences"))
+        yield normalize_text(sentence)
+    notify(Progress("counting", 1, 1, note=f"{done:,} sentences"))
+
+
+def _is_unusual(word: str) -> bool:
+    return not all(unicodedata.category(letter)[0] in "LM" or letter in "'’-" for letter in word)
+
+
+def _write(model: NGramModel, out: Path) -> None:
+    with replacing(out) as temporary:
+        if out.suffix == ".gz":
+            # Neither time nor name inside, so that the same text gives the same bytes.
+            with (
+                temporary.open("wb") as raw,
+                gzip.GzipFile("", "wb", fileobj=raw, mtime=0) as packed,
+                io.TextIOWrapper(packed, encoding="utf-8") as file,
+            ):
+                write_arpa(model, file)
+        else:
+            with temporary.open("w", encoding="utf-8") as file:
+                write_arpa(model, file)

@@ -1,0 +1,130 @@
+"""Times of labels, words and subtitles."""
+
+import textwrap
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from parp_cli.data.labels import Vocabulary
+from parp_cli.decoding.greedy import collapse
+from parp_cli.decoding.timing import Segment, Span, SpanReader, SubtitleRules, Word, segments_of, words_of
+
+LETTERS = Vocabulary(("<blank>", "|", "A", "B", "<unk>"), "letters")
+PHONES = Vocabulary(("<blank>", "AH", "B"), "phones")
+
+
+def spans_of(path: Tensor, *cuts: int) -> list[Span]:
+    reader = SpanReader()
+    for part in path.tensor_split(list(cuts)):
+        reader.add(part)
+    assert reader.frames == len(path)
+    return reader.spans
+
+
+def test_labels_with_their_frames() -> None:
+    path = torch.tensor([0, 2, 2, 0, 2, 3, 3, 1, 1, 0, 3])
+    expected = [Span(2, 1, 3), Span(2, 4, 5), Span(3, 5, 7), Span(1, 7, 9), Span(3, 10, 11)]
+    assert spans_of(path) == expected
+    assert words_of(expected, LETTERS, 0.02) == [Word("AAB", 0.02, 0.14), Word("B", 0.2, 0.22)]
+
+
+def test_pieces_are_of_no_matter_and_words_are_what_is_decoded() -> None:
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(100):
+        path = torch.randint(5, (40,), generator=generator)
+        whole = spans_of(path)
+        cuts = sorted(torch.randint(41, (4,), generator=generator).tolist())
+        assert spans_of(path, *cuts) == whole
+        assert [span.label for span in whole] == collapse(path)
+        assert " ".join(word.text for word in words_of(whole, LETTERS, 0.02)) == LETTERS.decode(collapse(path))
+        of_phones = path % 3
+        words = words_of(spans_of(of_phones), PHONES, 0.02)
+        assert " ".join(word.text for word in words) == PHONES.decode(collapse(of_phones))
+
+
+def said(*starts: float, text: str = "WORD", length: float = 0.3) -> list[Word]:
+    return [Word(text, start, round(start + length, 3)) for start in starts]
+
+
+def test_a_pause_ends_a_segment_which_is_shown_long_enough_to_read() -> None:
+    words = said(1.0, 1.4, 4.0, 5.3)
+    assert segments_of(words, SubtitleRules(), seconds=5.8) == [
+        Segment(tuple(words[:2]), 1.0, 2.0),  # a second, although the words end at 1.7
+        Segment((words[2],), 4.0, 5.0),
+        Segment((words[3],), 5.3, 5.8),  # but not beyond the recording's end
+    ]
+
+
+def test_the_next_segment_limits_the_time() -> None:
+    words = [Word("A" * 40, 0.0, 0.5), Word("B", 1.5, 1.6)]
+    first, second = segments_of(words, SubtitleRules())
+    assert (first.end, second.start) == (1.42, 1.5)
+
+
+def test_long_speech_is_cut_at_its_longest_pause_near_the_middle() -> None:
+    starts = (0.0, 0.4, 0.8, 1.2, 1.9, 2.3, 2.7, 3.1)  # 0.4 s without a word before the fifth
+    assert [len(segment.words) for segment in segments_of(said(*starts), SubtitleRules())] == [8]
+    long = said(*starts, text="A-LONGER-WORD")  # in all 111 characters
+    assert [len(segment.words) for segment in segments_of(long, SubtitleRules())] == [4, 4]
+    assert [len(segment.words) for segment in segments_of(said(*starts), SubtitleRules(longest=3.0))] == [4, 4]
+
+
+def test_what_is_shown_takes_two_lines() -> None:
+    """Few characters can take three, where words are long."""
+    words = [Word("x" * 22, start, start + 0.3) for start in (0.0, 0.4, 0.8)]
+    assert len(" ".join(word.text for word in words)) == 68
+    assert [len(segment.words) for segment in segments_of(words, SubtitleRules())] in ([1, 2], [2, 1])
+    full = [Word("x" * 20 + "y", start, start + 0.3) for start in (0.0, 0.4, 0.8)] + [Word("z" * 20, 1.2, 1.5)]
+    assert [len(segment.words) for segment in segments_of(full, SubtitleRules())] == [2, 2], "43 and 42 characters"
+    full[0], full[2] = Word("x" * 20, 0.0, 0.3), Word("x" * 21, 0.8, 1.1)
+    assert [len(segment.words) for segment in segments_of(full, SubtitleRules())] == [4], "42 and 42"
+
+
+class Counted(Word):
+    """A word that counts how often it is looked at."""
+
+    looks = 0
+
+    def __getattribute__(self, name: str) -> object:
+        if name in ("text", "start", "end"):
+            Counted.looks += 1
+        return super().__getattribute__(name)
+
+
+def test_speech_without_pauses_costs_no_more_the_longer_it_is() -> None:
+    looks = []
+    for count in (250, 1000):
+        Counted.looks = 0
+        segments = segments_of([Counted("WORD", 0.4 * n, 0.4 * n + 0.3) for n in range(count)], SubtitleRules())
+        assert len(segments) > count / 20
+        looks.append(Counted.looks / count)
+    # Each further halving looks at each word some times more.
+    assert looks[1] < 1.5 * looks[0]
+
+
+def test_rules_hold_for_any_speech() -> None:
+    generator = torch.Generator().manual_seed(3)
+    rules = SubtitleRules()
+    for _ in range(50):
+        time, words = 0.0, []
+        for gap, length, letters in torch.rand(60, 3, generator=generator).tolist():
+            time += gap**4 * 1.2
+            words.append(Word("x" * (1 + int(12 * letters)), round(time, 3), round(time + 0.1 + length / 2, 3)))
+            time += 0.1 + length / 2
+        segments = segments_of(words, rules, seconds=time)
+        assert [word for segment in segments for word in segment.words] == words
+        for segment in segments:
+            assert len(textwrap.wrap(segment.text, 42)) <= 2
+            assert segment.end - segment.start <= rules.longest + 1e-9
+            assert segment.end >= segment.words[-1].end
+            pauses = [right.start - left.end for left, right in pairwise(segment.words)]
+            assert max(pauses, default=0.0) < rules.pause
+        for left, right in pairwise(segments):
+            assert left.end <= right.start + 1e-9
+
+
+def test_a_word_longer_than_a_segment_stays_whole() -> None:
+    word = Word("x" * 100, 0.0, 9.0)
+    assert segments_of([word], SubtitleRules()) == [Segment((word,), 0.0, 9.0)]
+    assert segments_of([], SubtitleRules()) == []
