@@ -23,7 +23,8 @@ from parp_cli.data.blocks import SoundReport, waveform_blocks
 from parp_cli.errors import CheckpointError, DataError
 from parp_cli.models.architectures import Architecture
 from parp_cli.models.forward import encode, pad
-from parp_cli.models.slices import MomentCounter, Moments, feature_slices, frame_samples
+from parp_cli.models.moments import MomentCounter, Moments, frame_samples
+from parp_cli.models.slices import feature_slices
 
 if TYPE_CHECKING:
     from torchaudio.models import Wav2Vec2Model

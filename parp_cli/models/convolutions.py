@@ -18,7 +18,7 @@ from torch.nn.functional import gelu, layer_norm
 
 from parp_cli.models.architectures import Architecture, frames
 from parp_cli.models.layers import product
-from parp_cli.models.slices import MomentCounter, Moments, frame_samples
+from parp_cli.models.moments import MomentCounter, Moments, field_samples, frame_samples
 from parp_cli.models.waveform import EPSILON
 
 if TYPE_CHECKING:
@@ -34,18 +34,9 @@ def features_by_blocks(model: "Wav2Vec2Model", architecture: Architecture, wavef
     counter.add(waveform)
     compute = FrontEnd(model, architecture, counter.moments)
     step, total = frame_samples(architecture), frames(architecture, len(waveform))
-    beyond = _field_samples(architecture) - step
+    beyond = field_samples(architecture) - step
     starts = range(0, total, _BLOCK_FRAMES)
     return torch.cat([compute(waveform[first * step : (first + _BLOCK_FRAMES) * step + beyond]) for first in starts])
-
-
-def _field_samples(architecture: Architecture) -> int:
-    """Samples under one frame."""
-    field, step = 1, 1
-    for _, kernel, stride in architecture.conv_layers:
-        field += (kernel - 1) * step
-        step *= stride
-    return field
 
 
 @dataclass(frozen=True)

@@ -22,8 +22,8 @@ from parp_cli.decoding.timing import Segment, SpanReader, SubtitleRules, Word, s
 from parp_cli.errors import DataError, UsageError
 from parp_cli.files import refuse_same, write_error, write_text
 from parp_cli.models.architectures import Architecture, frames
+from parp_cli.models.moments import frame_samples
 from parp_cli.models.recognizer import rebuild
-from parp_cli.models.slices import frame_samples
 from parp_cli.progress import Notify, Progress, silent
 from parp_cli.run_folder import require_head
 
