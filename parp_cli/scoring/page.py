@@ -53,6 +53,10 @@ def _by(report: Report) -> tuple[Sequence[Group], Report]:
     return report.by_speaker if len(report.by_speaker) > 1 else (), report
 
 
+_TOLD_AT_ONCE = ("corpus", "decoding")
+"""Of a report's origin: without these its figures mean nothing."""
+
+
 def _headline(report: Report) -> str:
     facts = [("utterances", f"{report.utterances:,}")]
     if report.seconds is not None:
@@ -63,9 +67,11 @@ def _headline(report: Report) -> str:
     if report.empty:
         facts.append(("nothing recognised", f"{report.empty:,} ({report.empty / report.utterances:.1%})"))
     listed = "".join(f"<div><dt>{name}</dt><dd>{value}</dd></div>" for name, value in facts)
+    about = "; ".join(value for name, value in report.origin if name in _TOLD_AT_ONCE)
     return (
         f"<header>\n<h1>{escape(report.name)}</h1>\n"
-        f'<div class="cards">{"".join(_card(metric, report.units) for metric in report.metrics)}</div>\n'
+        + (f"<p>{escape(about)}</p>\n" if about else "")
+        + f'<div class="cards">{"".join(_card(metric, report.units) for metric in report.metrics)}</div>\n'
         f'<dl class="facts">{listed}</dl>\n</header>'
     )
 

@@ -99,6 +99,7 @@ def test_what_is_written_besides(trained: Path, tmp_path: Path) -> None:
     assert lines[1] == [f"{this.hypothesis} ({this.id})" for this in found]
     HTMLParser().feed(page := (tmp_path / "page.html").read_text())
     assert checkpoint.file_hash(trained) in page
+    assert "<p>manifest, test; greedy</p>" in page
 
 
 def judged(rows: list[dict[str, object]], world: World, folder: Path, **more: str) -> Data:
