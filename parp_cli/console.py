@@ -21,7 +21,7 @@ from rich.progress import Progress as Bar
 from rich.table import Table
 
 from parp_cli.errors import ParpError
-from parp_cli.progress import Notify, Progress, silent
+from parp_cli.runtime.progress import Notify, Progress, silent
 
 _PLAIN_LINE_SECONDS = 15.0
 """Time between two lines of progress where there is no terminal."""

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from parp_cli.errors import UsageError
-from parp_cli.files import replacing
 from parp_cli.pruning.changes import Change, changes
 from parp_cli.pruning.overlap import Overlap, Pair
 from parp_cli.pruning.pruner import Repruning
+from parp_cli.storage.atomic import replacing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

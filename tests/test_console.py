@@ -10,7 +10,7 @@ from rich.console import Console
 
 from parp_cli.console import Output, show_error
 from parp_cli.errors import DataError
-from parp_cli.progress import Progress
+from parp_cli.runtime.progress import Progress
 
 STEPS = [
     Progress("training", 1, 4, note="loss 2"),

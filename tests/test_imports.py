@@ -14,68 +14,35 @@ import parp_cli
 ROOT = Path(parp_cli.__file__).parent
 MODULES = sorted(ROOT.rglob("*.py"))
 
-FILES = {"errors", "files", "bits", "tensor_files", "checkpoint"}
-"""What is kept on the disk, of whatever kind of model."""
-
-BELOW_STAGES = FILES | {
-    "progress",
-    "recipe",
-    "recipe_keys",
-    "recipe_values",
-    "pretrain_recipe",
-    "strict_yaml",
-    "yaml_nodes",
-    "environment",
-    "interrupts",
-    "processes",
-    "locks",
-    "run_folder",
-}
-PARTS = {"pruning", "models", "data", "training", "decoding", "scoring", "exporters"}
+PARTS = {"pruning", "models", "data", "tasks", "training", "decoding", "scoring", "exporters"}
+GROUND = {"errors", "storage", "config", "runtime"}
 
 MAY_IMPORT: dict[str, set[str]] = {
     "": set(),
     "__main__": {"cli"},
     "errors": set(),
-    "progress": set(),
-    "interrupts": set(),
-    "environment": {"", "errors"},
-    "processes": {"errors", "environment"},
-    "bits": {"errors"},
-    "files": {"errors"},
-    "locks": {"errors", "files"},
-    "tensor_files": {"files"},
-    "checkpoint": {"errors", "bits", "files", "tensor_files"},
-    "run_folder": {"errors", "checkpoint"},
-    "yaml_nodes": {"errors"},
-    "strict_yaml": {"errors", "yaml_nodes"},
-    "recipe_values": {"strict_yaml"},
-    "pretrain_recipe": {"strict_yaml", "recipe_values"},
-    "recipe": {
-        "errors",
-        "strict_yaml",
-        "recipe_values",
-        "pruning",
-    },  # of pruning, only what does without torch: `parp --help` reads it
-    "recipe_keys": {"strict_yaml"},
+    "runtime": {"", "errors"},
+    # Files, of whatever kind of model.
+    "storage": {"errors"},
+    # Of pruning, only what does without torch: `parp --help` reads recipes.
+    "config": {"errors", "pruning"},
     # No speech in these: another kind of model can be pruned with them.
-    "pruning": {"errors", "bits"},
-    "data": {"errors", "files", "progress"},
-    "models": FILES | {"progress"},
-    "exporters": FILES | {"models", "progress"},
+    "pruning": {"errors", "storage"},
+    "data": {"errors", "storage", "runtime"},
+    "models": {"errors", "storage", "runtime"},
+    "exporters": {"errors", "storage", "runtime", "models"},
     # What was recognised, however it was.
-    "scoring": {"errors", "files", "progress", "data"},
-    "decoding": {"errors", "progress", "processes", "data", "models", "scoring"},
-    "training": FILES
-    | {"", "progress", "processes", "recipe", "environment", "interrupts"}
-    | {"data", "models", "pruning", "decoding", "scoring"},
+    "scoring": {"errors", "storage", "runtime", "data"},
+    "decoding": {"errors", "runtime", "data", "models", "scoring"},
+    "tasks": GROUND | {"data", "models", "decoding", "scoring", "training"},
+    "training": GROUND | {"", "data", "models", "pruning", "tasks"},
     # Figures of anything; what a stage finds is given to them as plain values.
-    "plots": {"errors", "files", "pruning"},
-    "stages": BELOW_STAGES | PARTS,
+    "plots": {"errors", "storage", "pruning"},
+    "stages": GROUND | PARTS,
     # A sweep runs stages, so that they need not know of each other.
-    "sweep": BELOW_STAGES | PARTS | {"stages", "plots"},
-    "console": {"errors", "progress"},
-    "cli": BELOW_STAGES | PARTS | {"", "stages", "sweep", "console", "plots"},
+    "sweep": GROUND | PARTS | {"stages", "plots"},
+    "console": {"errors", "runtime"},
+    "cli": GROUND | PARTS | {"", "stages", "sweep", "console", "plots"},
 }
 """By top-level module or package; "" is `parp_cli` itself, with the version. Within a package all may import."""
 
@@ -93,7 +60,7 @@ def imports(path: Path) -> Iterator[tuple[str, int]]:
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}:{node.lineno}: relative import"
             assert node.module
-            # `from parp_cli import checkpoint` is of the module, `from parp_cli.files import replacing` of its content
+            # `from parp_cli import checkpoint` is of the module, `from parp_cli.errors import ParpError` of its content
             if (ROOT.parent / node.module.replace(".", "/")).is_dir():
                 yield from ((f"{node.module}.{alias.name}", node.lineno) for alias in node.names)
             else:
@@ -140,9 +107,7 @@ def test_only_the_command_line_knows_the_terminal(path: Path) -> None:
     assert not prints
 
 
-@pytest.mark.parametrize(
-    "path", [path for path in MODULES if unit_of(path) in ("pruning", "bits", "checkpoint")], ids=named
-)
+@pytest.mark.parametrize("path", [path for path in MODULES if unit_of(path) in ("pruning", "storage")], ids=named)
 def test_pruning_knows_nothing_of_speech(path: Path) -> None:
     assert "torchaudio" not in {name.split(".")[0] for name, _ in imports(path)}
 

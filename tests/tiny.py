@@ -8,11 +8,11 @@ import numpy
 import soundfile
 import torch
 
-from parp_cli import checkpoint
-from parp_cli.checkpoint import Checkpoint, Metadata
-from parp_cli.models.architectures import Architecture, build, encoder_architecture
-from parp_cli.models.prunable import prunable_parameters
-from parp_cli.recipe import Recipe, load_recipe
+from parp_cli.config.finetune import Recipe, load_recipe
+from parp_cli.models.speech.config import Architecture, build, encoder_architecture
+from parp_cli.models.speech.prunable import prunable_parameters
+from parp_cli.storage import checkpoint
+from parp_cli.storage.checkpoint import Checkpoint, Metadata
 
 TINY = encoder_architecture(
     name="tiny",

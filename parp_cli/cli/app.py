@@ -13,8 +13,8 @@ import typer.core
 import parp_cli
 from parp_cli.cli import commands, compare, evaluate, lm, mask, quickstart, sweep, transcribe
 from parp_cli.console import show_error
-from parp_cli.environment import is_out_of_memory, launched
 from parp_cli.errors import Interrupted, ParpError, ResourceError, UsageError
+from parp_cli.runtime.device import is_out_of_memory, launched
 
 _HELP = """Prune, adjust and re-prune self-supervised speech models: a sparse recogniser from one fine-tuning run.
 
@@ -106,7 +106,7 @@ def main() -> None:
         return
     # DDP warns in each process that a run without layer drop could do without what one with it needs.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-    from parp_cli.processes import joined
+    from parp_cli.runtime.processes import joined
 
     code: object = 0
     try:
@@ -147,7 +147,7 @@ def _lost_contact(error: Exception) -> ParpError | None:
     """What to say where another process has ended in the middle of the common work."""
     if not launched():
         return None
-    from parp_cli.processes import lost_contact
+    from parp_cli.runtime.processes import lost_contact
 
     if not lost_contact(error):
         return None

@@ -66,7 +66,7 @@ def finetune(
 
       parp finetune recipe.yaml --init parp-run/mask.safetensors --dry-run
     """
-    from parp_cli.recipe import Recipe, dump_yaml, load_recipe
+    from parp_cli.config.finetune import Recipe, dump_yaml, load_recipe
 
     if keys:
         render.recipe_keys(Output(as_json=as_json, quiet=quiet), Recipe)
@@ -75,11 +75,11 @@ def finetune(
     if seed is not None:
         resolved = replace(resolved, seed=seed)
 
-    from parp_cli.environment import resolve_precision, select_device
-    from parp_cli.processes import current
-    from parp_cli.run_folder import newest_checkpoint
+    from parp_cli.runtime.device import resolve_precision, select_device
+    from parp_cli.runtime.processes import current
     from parp_cli.stages.finetune import finetune as stage
     from parp_cli.stages.finetune import plan
+    from parp_cli.storage.run_folder import newest_checkpoint
     from parp_cli.training.rounds import settle
 
     processes = current()
@@ -153,9 +153,9 @@ def reprune(
 
     check_setting(sparsity, pattern)
 
-    from parp_cli.environment import select_device
-    from parp_cli.run_folder import checkpoint_or_newest
+    from parp_cli.runtime.device import select_device
     from parp_cli.stages.reprune import reprune as stage
+    from parp_cli.storage.run_folder import checkpoint_or_newest
 
     del seed  # nothing here is random; taken because every stage takes it
     output = Output(as_json=as_json, quiet=quiet)
@@ -191,8 +191,8 @@ def export(
 
       parp export --to hf
     """
-    from parp_cli.run_folder import checkpoint_or_newest
     from parp_cli.stages.export import export as stage
+    from parp_cli.storage.run_folder import checkpoint_or_newest
 
     del device, seed  # files are only rewritten; taken because every stage takes them
     output = Output(as_json=as_json, quiet=quiet)
@@ -221,8 +221,8 @@ def inspect(
 
       parp inspect --plot reprunings.png
     """
-    from parp_cli.run_folder import checkpoint_or_newest
     from parp_cli.stages.inspect import inspect as stage
+    from parp_cli.storage.run_folder import checkpoint_or_newest
 
     output = Output(as_json=as_json, quiet=quiet)
     source = checkpoint_or_newest(checkpoint, run)
@@ -258,15 +258,15 @@ def pretrain(
 
       parp pretrain recipes/mini/pretrain.yaml --run my-encoder
     """
-    from parp_cli.pretrain_recipe import PretrainRecipe
-    from parp_cli.recipe import load_recipe
+    from parp_cli.config.finetune import load_recipe
+    from parp_cli.config.pretrain import PretrainRecipe
 
     output = Output(as_json=as_json, quiet=quiet)
     resolved = load_recipe(recipe, settings or (), kind=PretrainRecipe)
     if seed is not None:
         resolved = replace(resolved, seed=seed)
 
-    from parp_cli.environment import select_device
+    from parp_cli.runtime.device import select_device
     from parp_cli.stages.pretrain import pretrain as stage
 
     with output.progress() as notify:

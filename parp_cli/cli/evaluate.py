@@ -142,13 +142,13 @@ def evaluate(
     if tune and (lm_weight is not None or word_score is not None):
         raise UsageError("--tune finds the weights that were given", hint="leave out --tune, or the weights")
 
-    from parp_cli.checkpoint import read_metadata
     from parp_cli.decoding.searches import Decoding
-    from parp_cli.environment import select_device
-    from parp_cli.processes import current
-    from parp_cli.run_folder import checkpoint_or_newest, require_head
+    from parp_cli.runtime.device import select_device
+    from parp_cli.runtime.processes import current
     from parp_cli.stages.evaluate import Options, recorded_recipe
     from parp_cli.stages.evaluate import evaluate as stage
+    from parp_cli.storage.checkpoint import read_metadata
+    from parp_cli.storage.run_folder import checkpoint_or_newest, require_head
 
     processes = current()
     output = Output(as_json=as_json, quiet=quiet, mute=not processes.is_first)

@@ -161,7 +161,7 @@ def mask(
     check_setting(sparsity, pattern)
 
     # Only now, as they load torch.
-    from parp_cli.environment import select_device
+    from parp_cli.runtime.device import select_device
     from parp_cli.stages.mask import combine
     from parp_cli.stages.mask import mask as stage
 

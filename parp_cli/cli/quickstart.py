@@ -10,7 +10,7 @@ from parp_cli.cli.options import DeviceOption, JsonOption, QuietOption
 from parp_cli.console import Output, duration, percent, size
 
 if TYPE_CHECKING:
-    from parp_cli.recipe import Recipe
+    from parp_cli.config.finetune import Recipe
 
 _UPDATES = 300
 """Updates of each of the three runs."""
@@ -57,11 +57,11 @@ def quickstart(
     """
     import time
 
-    from parp_cli.environment import select_device
+    from parp_cli.runtime.device import select_device
     from parp_cli.stages.evaluate import evaluate
     from parp_cli.stages.finetune import finetune
     from parp_cli.stages.mask import mask
-    from parp_cli.training.run_files import state_path
+    from parp_cli.storage.run_files import state_path
 
     output = Output(as_json=as_json, quiet=quiet)
     began = time.monotonic()
@@ -102,7 +102,7 @@ def quickstart(
 
 def _recipe(method: Literal["dense", "mpi", "parp"], updates: int, seed: int) -> "Recipe":
     """The bundled ten-minute recipe, shortened."""
-    from parp_cli.recipe import Recipe
+    from parp_cli.config.finetune import Recipe
 
     whole = Recipe(seed=seed)
     training = replace(whole.training, updates=updates, validate_every=max(1, updates // 3))

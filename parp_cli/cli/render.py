@@ -24,7 +24,7 @@ _BESIDE_SPARKLINE = 17  # its sum, and the frame of both
 
 def recipe_keys(output: Output, kind: Any) -> None:
     """Every key of a kind of recipe: its default, what it may be, and what it means."""
-    from parp_cli.recipe_keys import keys_of
+    from parp_cli.config.help import keys_of
 
     keys = list(keys_of(kind))
     for key in keys:

@@ -49,7 +49,7 @@ def sweep(
 
       parp sweep recipes/sweeps/mini.yaml --run mini-sweep
     """
-    from parp_cli.environment import select_device
+    from parp_cli.runtime.device import select_device
     from parp_cli.sweep.grid import load_sweep
     from parp_cli.sweep.run import check_data, plan_sweep, run_sweep
 

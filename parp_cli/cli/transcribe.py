@@ -64,9 +64,9 @@ def transcribe(
         raise UsageError("several subtitle files cannot be printed as one", hint="name a folder for them: --out DIR")
 
     from parp_cli.decoding.chunks import Chunking
-    from parp_cli.environment import select_device
-    from parp_cli.run_folder import checkpoint_or_newest
+    from parp_cli.runtime.device import select_device
     from parp_cli.stages.transcribe import transcribe as stage
+    from parp_cli.storage.run_folder import checkpoint_or_newest
 
     output = Output(as_json=as_json, quiet=quiet)
 

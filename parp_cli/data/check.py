@@ -16,7 +16,7 @@ from parp_cli.data.labels import Vocabulary, frames_needed
 from parp_cli.data.problems import MOST_SHOWN, shown
 from parp_cli.data.utterances import Utterance
 from parp_cli.errors import DataError, Table
-from parp_cli.progress import Notify, Progress, silent
+from parp_cli.runtime.progress import Notify, Progress, silent
 
 LOWEST_RATE = 8000
 """Hz of the telephone; below it most consonants are lost."""

@@ -13,7 +13,7 @@ from typing import Any
 
 from parp_cli.data.librispeech import LIBRILIGHT_FOLDER, LIBRISPEECH_FOLDER, LIBRISPEECH_SPLITS
 from parp_cli.errors import DataError
-from parp_cli.files import write_error
+from parp_cli.storage.atomic import write_error
 
 ByteProgress = Callable[[int, int], None]
 """Called with the bytes done and the bytes in all (0 where the server does not say)."""

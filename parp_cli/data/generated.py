@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from parp_cli.data import espeak
 from parp_cli.data.phrases import Grammar, Part
 from parp_cli.errors import DataError
-from parp_cli.files import write_error
+from parp_cli.storage.atomic import write_error
 
 if TYPE_CHECKING:
     import torch

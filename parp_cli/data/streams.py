@@ -10,7 +10,7 @@ from torch import Tensor
 from parp_cli.data.audio import SAMPLE_RATE, read_audio
 from parp_cli.data.utterances import Utterance
 from parp_cli.errors import DataError
-from parp_cli.progress import Notify, Progress
+from parp_cli.runtime.progress import Notify, Progress
 
 FRAME = 320
 """Samples between two frames of the front end (20 ms)."""

@@ -21,10 +21,10 @@ from parp_cli.data.audio import SAMPLE_RATE
 from parp_cli.data.batching import sorted_batches
 from parp_cli.data.blocks import SoundReport, waveform_blocks
 from parp_cli.errors import CheckpointError, DataError
-from parp_cli.models.architectures import Architecture
-from parp_cli.models.forward import encode, pad
-from parp_cli.models.moments import MomentCounter, Moments, frame_samples
-from parp_cli.models.slices import feature_slices
+from parp_cli.models.speech.config import Architecture
+from parp_cli.models.speech.forward import encode, pad
+from parp_cli.models.speech.moments import MomentCounter, Moments, frame_samples
+from parp_cli.models.speech.slices import feature_slices
 
 if TYPE_CHECKING:
     from torchaudio.models import Wav2Vec2Model

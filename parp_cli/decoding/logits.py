@@ -10,9 +10,9 @@ from torch import Tensor
 from parp_cli.data.batching import sorted_batches
 from parp_cli.data.utterances import Utterance
 from parp_cli.errors import CheckpointError
-from parp_cli.models.forward import encode, pad
-from parp_cli.processes import ALONE, Processes
-from parp_cli.progress import Notify, Progress, silent
+from parp_cli.models.speech.forward import encode, pad
+from parp_cli.runtime.processes import ALONE, Processes
+from parp_cli.runtime.progress import Notify, Progress, silent
 
 if TYPE_CHECKING:
     from torchaudio.models import Wav2Vec2Model

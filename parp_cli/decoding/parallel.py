@@ -15,7 +15,7 @@ from torch import Tensor
 
 from parp_cli.decoding.beam import Hypothesis
 from parp_cli.errors import ResourceError
-from parp_cli.progress import Notify, Progress, silent
+from parp_cli.runtime.progress import Notify, Progress, silent
 
 Kept = TypeVar("Kept")
 

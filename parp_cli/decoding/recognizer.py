@@ -13,9 +13,9 @@ from parp_cli.decoding.logits import Features, logits_of
 from parp_cli.decoding.parallel import Search, most_workers, search_all
 from parp_cli.decoding.searches import Tunable
 from parp_cli.decoding.tune import Tuning, tune
-from parp_cli.models.forward import encode
-from parp_cli.processes import ALONE, Processes
-from parp_cli.progress import Notify, silent
+from parp_cli.models.speech.forward import encode
+from parp_cli.runtime.processes import ALONE, Processes
+from parp_cli.runtime.progress import Notify, silent
 
 if TYPE_CHECKING:
     from torchaudio.models import Wav2Vec2Model

@@ -12,7 +12,7 @@ from torch import Tensor
 from parp_cli.decoding.lexicon_search import LexiconSearch
 from parp_cli.decoding.parallel import PAYS_OFF_FRAMES, as_array, most_workers, worker_pool
 from parp_cli.decoding.rescore import Rescored
-from parp_cli.progress import Notify, Progress, silent
+from parp_cli.runtime.progress import Notify, Progress, silent
 from parp_cli.scoring.metrics import word_errors
 
 LM_WEIGHTS = (0.0, 0.5, 1.0, 2.0, 3.0, 4.5)

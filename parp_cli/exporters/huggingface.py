@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from parp_cli.errors import CheckpointError
-from parp_cli.files import write_text
-from parp_cli.models import huggingface
-from parp_cli.models.architectures import Architecture
-from parp_cli.models.waveform import SAMPLE_RATE_HZ
-from parp_cli.models.weights import BLANK, MASK_EMBEDDING, WORD_BOUNDARY, fit
-from parp_cli.tensor_files import write_tensors
+from parp_cli.models.sources import huggingface
+from parp_cli.models.sources.names import BLANK, MASK_EMBEDDING, WORD_BOUNDARY, fit
+from parp_cli.models.speech.config import Architecture
+from parp_cli.models.speech.waveform import SAMPLE_RATE_HZ
+from parp_cli.storage.atomic import write_text
+from parp_cli.storage.tensors import write_tensors
 
 if TYPE_CHECKING:
     from torch import Tensor

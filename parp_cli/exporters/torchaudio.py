@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from parp_cli.files import replacing, write_error
-from parp_cli.models.architectures import Architecture
-from parp_cli.models.weights import MASK_EMBEDDING, fit, without
+from parp_cli.models.sources.names import MASK_EMBEDDING, fit, without
+from parp_cli.models.speech.config import Architecture
+from parp_cli.storage.atomic import replacing, write_error
 
 if TYPE_CHECKING:
     from torch import Tensor

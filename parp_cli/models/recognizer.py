@@ -2,9 +2,9 @@
 
 from typing import TYPE_CHECKING
 
-from parp_cli.checkpoint import Checkpoint
-from parp_cli.models.architectures import Architecture, build
-from parp_cli.models.weights import MASK_EMBEDDING, fit, without
+from parp_cli.models.sources.names import MASK_EMBEDDING, fit, without
+from parp_cli.models.speech.config import Architecture, build
+from parp_cli.storage.checkpoint import Checkpoint
 
 if TYPE_CHECKING:
     import torch

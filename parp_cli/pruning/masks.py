@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from parp_cli.bits import pack
 from parp_cli.errors import MaskError
+from parp_cli.storage.bits import pack
 
 Masks = Mapping[str, Tensor]
 

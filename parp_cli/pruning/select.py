@@ -18,10 +18,10 @@ import torch
 from torch import Tensor, distributed
 from torch.distributed import ProcessGroup
 
-from parp_cli.bits import pack
 from parp_cli.errors import ParpError
 from parp_cli.pruning import scan
 from parp_cli.pruning.scan import FORMATS, FloatFormat, Integers
+from parp_cli.storage.bits import pack
 
 _FEW = 1 << 16
 """So many entries are collected without further ado: with no more weights than these no sample is taken."""

@@ -7,7 +7,7 @@ from parp_cli.data.check import OF_TRAINING_ALONE, Problem, check_utterances, no
 from parp_cli.data.labels import Vocabulary
 from parp_cli.data.problems import shown
 from parp_cli.data.utterances import Utterance
-from parp_cli.progress import Notify, silent
+from parp_cli.runtime.progress import Notify, silent
 from parp_cli.scoring.results import Recognition
 
 

@@ -6,11 +6,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from parp_cli.files import write_text
 from parp_cli.scoring.page import page
 from parp_cli.scoring.report import Report
 from parp_cli.scoring.results import Recognition, to_lines
 from parp_cli.scoring.trn import to_trn
+from parp_cli.storage.atomic import write_text
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,13 +7,13 @@ from pathlib import Path
 
 from torch import Tensor
 
-from parp_cli import checkpoint
-from parp_cli.checkpoint import Metadata
 from parp_cli.errors import MaskError, UsageError
-from parp_cli.files import shortest_labels
-from parp_cli.models.prunable import KINDS, kind_of, layers_of
+from parp_cli.models.speech.prunable import KINDS, kind_of, layers_of
 from parp_cli.pruning.masks import count_all, count_pruned
 from parp_cli.pruning.overlap import Pair, by_group, overlaps, together
+from parp_cli.storage import checkpoint
+from parp_cli.storage.atomic import shortest_labels
+from parp_cli.storage.checkpoint import Metadata
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,8 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from parp_cli import checkpoint
-from parp_cli.checkpoint import Checkpoint, Metadata
+from parp_cli.config.finetune import Data, Recipe, recipe_from_dict
 from parp_cli.data.check import Problem, refusal
 from parp_cli.data.labels import vocabulary_of
 from parp_cli.data.problems import shown
@@ -22,17 +21,14 @@ from parp_cli.decoding.lexicon import outside
 from parp_cli.decoding.recognizer import Precision, Recognizer
 from parp_cli.decoding.searches import Chosen, Decoding, Tunable, choose
 from parp_cli.decoding.tune import Tuning
-from parp_cli.environment import versions
 from parp_cli.errors import DataError, MaskError, UsageError
-from parp_cli.files import refuse_same, require_writable, shortest_labels
-from parp_cli.models.architectures import Architecture, frames
-from parp_cli.models.prunable import touches_front_end
 from parp_cli.models.recognizer import rebuild
-from parp_cli.processes import ALONE, Processes
-from parp_cli.progress import Notify, Progress, silent
+from parp_cli.models.speech.config import Architecture, frames
+from parp_cli.models.speech.prunable import touches_front_end
 from parp_cli.pruning.masks import Masks, apply_, check_fit, sparsity
-from parp_cli.recipe import Data, Recipe, recipe_from_dict
-from parp_cli.run_folder import require_head
+from parp_cli.runtime.device import versions
+from parp_cli.runtime.processes import ALONE, Processes
+from parp_cli.runtime.progress import Notify, Progress, silent
 from parp_cli.scoring.comparison import check_comparable
 from parp_cli.scoring.evaluation_set import EvaluationSet, evaluation_set
 from parp_cli.scoring.metrics import ErrorRate, Unit
@@ -40,7 +36,11 @@ from parp_cli.scoring.outputs import Outputs, outputs
 from parp_cli.scoring.report import Report, build_report
 from parp_cli.scoring.results import Recognition, read_results
 from parp_cli.scoring.trn import check_trn
-from parp_cli.training.features import MEMORY_BYTES, FrontEndFeatures
+from parp_cli.storage import checkpoint
+from parp_cli.storage.atomic import refuse_same, require_writable, shortest_labels
+from parp_cli.storage.checkpoint import Checkpoint, Metadata
+from parp_cli.storage.run_folder import require_head
+from parp_cli.tasks.ctc.features import MEMORY_BYTES, FrontEndFeatures
 from parp_cli.training.preparation import load
 
 

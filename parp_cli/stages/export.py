@@ -4,12 +4,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from parp_cli import checkpoint
 from parp_cli.exporters.huggingface import export_huggingface
 from parp_cli.exporters.torchaudio import export_torchaudio
-from parp_cli.models.architectures import Architecture
-from parp_cli.models.weights import fit
+from parp_cli.models.sources.names import fit
+from parp_cli.models.speech.config import Architecture
 from parp_cli.pruning.masks import apply_, check_fit
+from parp_cli.storage import checkpoint
 
 Target = Literal["hf", "torchaudio"]
 

@@ -9,23 +9,23 @@ from typing import Any
 
 import torch
 
-from parp_cli import checkpoint
-from parp_cli.checkpoint import Sparsity, lineage
-from parp_cli.environment import deterministic_algorithms, resolve_precision
-from parp_cli.interrupts import Stop, stopping
-from parp_cli.locks import only_one
-from parp_cli.models.prunable import layers_of
-from parp_cli.processes import ALONE, Processes
-from parp_cli.progress import Notify, Progress, silent
+from parp_cli.config.finetune import Recipe
+from parp_cli.models.speech.prunable import layers_of
 from parp_cli.pruning.pruner import Repruning
-from parp_cli.recipe import Recipe
+from parp_cli.runtime.device import deterministic_algorithms, resolve_precision
+from parp_cli.runtime.interrupts import Stop, stopping
+from parp_cli.runtime.processes import ALONE, Processes
+from parp_cli.runtime.progress import Notify, Progress, silent
+from parp_cli.storage import checkpoint
+from parp_cli.storage.checkpoint import Sparsity, lineage
+from parp_cli.storage.lock import only_one
+from parp_cli.storage.run_files import LAST, finished, state_path, tidy
 from parp_cli.training import preparation as preparing
 from parp_cli.training.journal import require_tensorboard
-from parp_cli.training.loop import TrainingRun
 from parp_cli.training.preparation import Plan, Preparation, prepare, prepare_round
 from parp_cli.training.records import Cost, Validation
 from parp_cli.training.rounds import Round, pattern_in, round_key, rounds_of, start_key
-from parp_cli.training.run_files import LAST, finished, state_path, tidy
+from parp_cli.training.run import TrainingRun
 from parp_cli.training.starts import Start, rewound
 
 _WHAT = "fine-tuning"

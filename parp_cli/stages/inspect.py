@@ -7,11 +7,11 @@ from typing import TypeVar
 
 from torch import Tensor
 
-from parp_cli import checkpoint
-from parp_cli.checkpoint import Metadata
-from parp_cli.models.prunable import KINDS, kind_of, layers_of
+from parp_cli.models.speech.prunable import KINDS, kind_of, layers_of
 from parp_cli.pruning.masks import count_all, count_pruned
 from parp_cli.pruning.pruner import Repruning
+from parp_cli.storage import checkpoint
+from parp_cli.storage.checkpoint import Metadata
 
 K = TypeVar("K", bound=Hashable)
 

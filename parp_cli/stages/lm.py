@@ -9,15 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
+from parp_cli.config.finetune import Data
 from parp_cli.data.labels import BLANK, BOUNDARY, Vocabulary
 from parp_cli.data.utterances import normalize_text
 from parp_cli.decoding.kneser_ney import NGramModel, estimate, write_arpa
 from parp_cli.decoding.language_model import open_text
 from parp_cli.decoding.lexicon import lexicon_lines, lexicon_of
 from parp_cli.errors import DataError, UsageError
-from parp_cli.files import refuse_same, replacing, write_text
-from parp_cli.progress import Notify, Progress, silent
-from parp_cli.recipe import Data
+from parp_cli.runtime.progress import Notify, Progress, silent
+from parp_cli.storage.atomic import refuse_same, replacing, write_text
 from parp_cli.training.preparation import load
 
 STDIN = Path("-")

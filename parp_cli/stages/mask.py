@@ -8,15 +8,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from parp_cli import checkpoint
-from parp_cli.checkpoint import Checkpoint, Metadata, Parent, Sparsity
-from parp_cli.environment import versions
 from parp_cli.errors import MaskError, UsageError
-from parp_cli.models.architectures import build
-from parp_cli.models.prunable import layers_of, prunable_parameters
-from parp_cli.models.sources import load_encoder
-from parp_cli.models.weights import WORD_BOUNDARY, Encoder
-from parp_cli.progress import Notify, silent
+from parp_cli.models.sources.load import load_encoder
+from parp_cli.models.sources.names import WORD_BOUNDARY, Encoder
+from parp_cli.models.speech.config import build
+from parp_cli.models.speech.prunable import layers_of, prunable_parameters
 from parp_cli.pruning.limits import check_sparsity
 from parp_cli.pruning.masks import (
     Masks,
@@ -31,6 +27,10 @@ from parp_cli.pruning.masks import (
     union,
 )
 from parp_cli.pruning.patterns import Pattern
+from parp_cli.runtime.device import versions
+from parp_cli.runtime.progress import Notify, silent
+from parp_cli.storage import checkpoint
+from parp_cli.storage.checkpoint import Checkpoint, Metadata, Parent, Sparsity
 from parp_cli.training.rounds import DEFAULT_SPARSITY
 from parp_cli.training.starts import first_scores
 

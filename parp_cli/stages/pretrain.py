@@ -13,8 +13,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from parp_cli import checkpoint
-from parp_cli.checkpoint import Checkpoint, Metadata
+from parp_cli.config.finetune import recipe_to_dict
+from parp_cli.config.pretrain import PretrainRecipe, Source
 from parp_cli.data.audio import SAMPLE_RATE
 from parp_cli.data.corpora import find_audio, load_split
 from parp_cli.data.generated import ensure_split
@@ -22,20 +22,20 @@ from parp_cli.data.librispeech import load_librispeech
 from parp_cli.data.manifest import read_manifest
 from parp_cli.data.streams import FRAME, Crops, Stream, read_streams, seconds_of
 from parp_cli.data.utterances import Utterance
-from parp_cli.environment import versions
 from parp_cli.errors import CheckpointError, DataError, Interrupted, RecipeError
-from parp_cli.interrupts import Stop, stopping
-from parp_cli.models.architectures import ARCHITECTURES, Architecture, build
-from parp_cli.models.prunable import prunable_parameters
-from parp_cli.models.waveform import normalize
-from parp_cli.models.weights import MASK_EMBEDDING, without
-from parp_cli.pretrain_recipe import PretrainRecipe, Source
-from parp_cli.progress import Notify, Progress, silent
-from parp_cli.recipe import recipe_to_dict
-from parp_cli.tensor_files import write_tensors
-from parp_cli.training.masked_prediction import masked_prediction_loss, masked_prediction_model
+from parp_cli.models.sources.names import MASK_EMBEDDING, without
+from parp_cli.models.speech.config import ARCHITECTURES, Architecture, build
+from parp_cli.models.speech.prunable import prunable_parameters
+from parp_cli.models.speech.waveform import normalize
+from parp_cli.runtime.device import versions
+from parp_cli.runtime.interrupts import Stop, stopping
+from parp_cli.runtime.progress import Notify, Progress, silent
+from parp_cli.storage import checkpoint
+from parp_cli.storage.checkpoint import Checkpoint, Metadata
+from parp_cli.storage.tensors import write_tensors
+from parp_cli.tasks.masked_prediction.objective import masked_prediction_loss, masked_prediction_model
+from parp_cli.tasks.masked_prediction.targets import kmeans, mfcc_features, nearest
 from parp_cli.training.state import load_state, read_position, save_state
-from parp_cli.training.targets import kmeans, mfcc_features, nearest
 
 _KMEANS_FRAMES = 150_000
 """Frames that the clusters are found on, drawn from all speech; 50 minutes settle a hundred clusters."""

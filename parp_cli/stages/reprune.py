@@ -7,14 +7,14 @@ from typing import Any
 
 import torch
 
-from parp_cli import checkpoint
-from parp_cli.checkpoint import Checkpoint, Metadata, Sparsity, lineage
-from parp_cli.environment import versions
 from parp_cli.errors import CheckpointError, UsageError
-from parp_cli.models.prunable import layers_of
+from parp_cli.models.speech.prunable import layers_of
 from parp_cli.pruning.limits import check_sparsity
 from parp_cli.pruning.masks import apply_, count_all, count_pruned, pattern_of, revived_and_dropped
 from parp_cli.pruning.patterns import Pattern
+from parp_cli.runtime.device import versions
+from parp_cli.storage import checkpoint
+from parp_cli.storage.checkpoint import Checkpoint, Metadata, Sparsity, lineage
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, BinaryIO
 
 import torch
 
-from parp_cli import checkpoint
 from parp_cli.data.audio import MUCH_CLIPPED, SAMPLE_RATE, audio_seconds
 from parp_cli.data.blocks import SoundReport
 from parp_cli.data.labels import Vocabulary, vocabulary_of
@@ -20,12 +19,13 @@ from parp_cli.decoding.chunks import Chunking, Piece, Recording, logits_in_chunk
 from parp_cli.decoding.subtitles import SUFFIXES, Format, json_text, srt, vtt, word_lines
 from parp_cli.decoding.timing import Segment, SpanReader, SubtitleRules, Word, segments_of, words_of
 from parp_cli.errors import DataError, UsageError
-from parp_cli.files import refuse_same, write_error, write_text
-from parp_cli.models.architectures import Architecture, frames
-from parp_cli.models.moments import frame_samples
 from parp_cli.models.recognizer import rebuild
-from parp_cli.progress import Notify, Progress, silent
-from parp_cli.run_folder import require_head
+from parp_cli.models.speech.config import Architecture, frames
+from parp_cli.models.speech.moments import frame_samples
+from parp_cli.runtime.progress import Notify, Progress, silent
+from parp_cli.storage import checkpoint
+from parp_cli.storage.atomic import refuse_same, write_error, write_text
+from parp_cli.storage.run_folder import require_head
 
 if TYPE_CHECKING:
     from torchaudio.models import Wav2Vec2Model

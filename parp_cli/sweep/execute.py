@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Protocol
 
 from parp_cli.errors import Interrupted
-from parp_cli.interrupts import Stop, stopping
-from parp_cli.progress import Notify, Progress
+from parp_cli.runtime.interrupts import Stop, stopping
+from parp_cli.runtime.progress import Notify, Progress
 from parp_cli.sweep.grid import Cell
 from parp_cli.sweep.tasks import (
     Failure,

@@ -24,11 +24,11 @@ from typing import Annotated, Any
 
 import yaml
 
-from parp_cli import strict_yaml, yaml_nodes
-from parp_cli.environment import resolve_precision
+from parp_cli.config import strict_yaml, yaml_nodes
+from parp_cli.config.finetune import Recipe, load_recipe, recipe_to_dict
+from parp_cli.config.strict_yaml import IsPath
 from parp_cli.errors import ParpError, RecipeError
-from parp_cli.recipe import Recipe, load_recipe, recipe_to_dict
-from parp_cli.strict_yaml import IsPath
+from parp_cli.runtime.device import resolve_precision
 from parp_cli.training.rounds import Round, round_key, rounds_of, start_key, target_sparsity
 
 METHOD, SPARSITY, SEED = "pruning.method", "pruning.sparsity", "seed"

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from parp_cli.files import write_text
+from parp_cli.storage.atomic import write_text
 from parp_cli.sweep.grid import METHOD, SEED, SPARSITY, shown
 from parp_cli.sweep.tasks import Outcome
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import torch
 
-from parp_cli.locks import only_one
-from parp_cli.progress import Notify, silent
+from parp_cli.runtime.progress import Notify, silent
+from parp_cli.storage.lock import only_one
 from parp_cli.sweep.execute import Pool, run_cells
 from parp_cli.sweep.grid import Sweep
 from parp_cli.sweep.report import write_results

@@ -25,13 +25,13 @@ from typing import Any
 
 import torch
 
-from parp_cli import checkpoint
-from parp_cli.environment import is_out_of_memory
 from parp_cli.errors import CheckpointError, Interrupted, ParpError, ResourceError
-from parp_cli.files import forget_temporaries, write_text
-from parp_cli.progress import Notify, Progress, silent
+from parp_cli.runtime.device import is_out_of_memory
+from parp_cli.runtime.progress import Notify, Progress, silent
 from parp_cli.stages.evaluate import Options, evaluate
 from parp_cli.stages.finetune import finetune, finished_cost
+from parp_cli.storage import checkpoint
+from parp_cli.storage.atomic import forget_temporaries, write_text
 from parp_cli.sweep.grid import Cell
 from parp_cli.training.records import Cost
 from parp_cli.training.rounds import target_sparsity

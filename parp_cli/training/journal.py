@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from parp_cli.errors import UsageError
-from parp_cli.files import replacing, write_error
+from parp_cli.storage.atomic import replacing, write_error
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter

@@ -8,10 +8,10 @@ from torch import Tensor
 
 from parp_cli.data.batching import sorted_batches
 from parp_cli.data.utterances import Utterance
-from parp_cli.environment import is_out_of_memory
 from parp_cli.errors import ResourceError
 from parp_cli.pruning.rows import divided
-from parp_cli.training.ctc import CtcObjective
+from parp_cli.runtime.device import is_out_of_memory
+from parp_cli.tasks.ctc.objective import CtcObjective
 
 
 def try_largest(

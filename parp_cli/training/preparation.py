@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from parp_cli.config.finetune import Data, Recipe
 from parp_cli.data.batching import sorted_batches
 from parp_cli.data.check import Problem, check_utterances, notes_of, read_sounds, refusal
 from parp_cli.data.corpora import load_split
@@ -13,10 +14,9 @@ from parp_cli.data.labels import Vocabulary, letters_vocabulary, phones_vocabula
 from parp_cli.data.problems import shown
 from parp_cli.data.utterances import Utterance
 from parp_cli.errors import DataError, UsageError
-from parp_cli.models.architectures import Architecture, frames
-from parp_cli.progress import Notify, Progress
+from parp_cli.models.speech.config import Architecture, frames
 from parp_cli.pruning.methods import METHODS, Fixed, Schedule, Settings
-from parp_cli.recipe import Data, Recipe
+from parp_cli.runtime.progress import Notify, Progress
 from parp_cli.training.rounds import Round, rounds_of
 from parp_cli.training.starts import Start, check_weights, read_start, rewound, sparsities
 
@@ -258,7 +258,7 @@ def _check_due(recipe: Recipe, schedule: Schedule) -> None:
 
 def _updates(recipe: Recipe, lengths: list[float]) -> tuple[list[int], float]:
     """The first update's utterances, and the mean seconds of audio in the updates of the first epoch."""
-    from parp_cli.training.ctc import UpdateBatches
+    from parp_cli.tasks.ctc.objective import UpdateBatches
 
     training = recipe.training
     batches = UpdateBatches(

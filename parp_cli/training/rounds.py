@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import parp_cli
-from parp_cli import checkpoint
-from parp_cli.checkpoint import file_hash
+from parp_cli.config.finetune import Pruning, Recipe, recipe_to_dict
 from parp_cli.errors import UsageError
-from parp_cli.models.architectures import ARCHITECTURES
-from parp_cli.models.sources import BUNDLED
+from parp_cli.models.sources.load import BUNDLED
+from parp_cli.models.speech.config import ARCHITECTURES
 from parp_cli.pruning.masks import recorded_setting
 from parp_cli.pruning.patterns import Pattern
-from parp_cli.recipe import Pruning, Recipe, recipe_to_dict
+from parp_cli.storage import checkpoint
+from parp_cli.storage.checkpoint import file_hash
 
 DEFAULT_SPARSITY = 0.5
 """Where neither the recipe nor the checkpoint nor the pattern says how much to prune."""

@@ -9,21 +9,21 @@ import torch
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
-from parp_cli.checkpoint import Metadata, Sparsity
+from parp_cli.config.finetune import Recipe, recipe_to_dict
 from parp_cli.data.labels import frames_needed
-from parp_cli.environment import versions
 from parp_cli.errors import CheckpointError
-from parp_cli.models.architectures import build, frames
-from parp_cli.models.prunable import layers_of
-from parp_cli.models.weights import MASK_EMBEDDING
-from parp_cli.processes import Processes
+from parp_cli.models.sources.names import MASK_EMBEDDING
+from parp_cli.models.speech.config import build, frames
+from parp_cli.models.speech.prunable import layers_of
 from parp_cli.pruning.methods import METHODS, Settings
 from parp_cli.pruning.pruner import Pruner
-from parp_cli.recipe import Recipe, recipe_to_dict
-from parp_cli.training.augmentation import Augmentation
-from parp_cli.training.ctc import CtcObjective
-from parp_cli.training.features import DISK_BYTES, MEMORY_BYTES, FrontEndFeatures
-from parp_cli.training.latent_masking import LatentMasking
+from parp_cli.runtime.device import versions
+from parp_cli.runtime.processes import Processes
+from parp_cli.storage.checkpoint import Metadata, Sparsity
+from parp_cli.tasks.ctc.augmentation import Augmentation
+from parp_cli.tasks.ctc.features import DISK_BYTES, MEMORY_BYTES, FrontEndFeatures
+from parp_cli.tasks.ctc.masking import LatentMasking
+from parp_cli.tasks.ctc.objective import CtcObjective
 from parp_cli.training.preparation import Preparation
 from parp_cli.training.rounds import pattern_in
 from parp_cli.training.starts import first_scores, prunable_weights

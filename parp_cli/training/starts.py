@@ -8,16 +8,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from parp_cli import checkpoint
-from parp_cli.checkpoint import Metadata, Parent, lineage
+from parp_cli.config.finetune import Recipe
 from parp_cli.data.labels import Vocabulary, recorded_vocabulary
 from parp_cli.errors import CheckpointError, UsageError
-from parp_cli.models.architectures import ARCHITECTURES, Architecture, build
-from parp_cli.models.prunable import prunable_parameters
-from parp_cli.models.sources import load_encoder, random_encoder
-from parp_cli.progress import Notify
+from parp_cli.models.sources.load import load_encoder, random_encoder
+from parp_cli.models.speech.config import ARCHITECTURES, Architecture, build
+from parp_cli.models.speech.prunable import prunable_parameters
 from parp_cli.pruning.scores import random_scores
-from parp_cli.recipe import Recipe
+from parp_cli.runtime.progress import Notify
+from parp_cli.storage import checkpoint
+from parp_cli.storage.checkpoint import Metadata, Parent, lineage
 from parp_cli.training.rounds import FIRST_MASKS, pattern_in, target_sparsity
 
 

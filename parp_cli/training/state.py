@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from parp_cli.errors import CheckpointError
 from parp_cli.pruning.rows import divided_as, gathered
-from parp_cli.tensor_files import write_tensors
+from parp_cli.storage.tensors import write_tensors
 
 
 def save_state(

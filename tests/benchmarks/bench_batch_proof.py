@@ -36,10 +36,10 @@ from torch import Tensor
 
 from parp_cli.data.utterances import Utterance
 from parp_cli.exporters.huggingface import export_huggingface
-from parp_cli.models.architectures import ARCHITECTURES, Architecture, build, frames
-from parp_cli.models.sources import BUNDLED, load_encoder
-from parp_cli.models.weights import MASK_EMBEDDING, without
-from parp_cli.training.features import FrontEndFeatures
+from parp_cli.models.sources.load import BUNDLED, load_encoder
+from parp_cli.models.sources.names import MASK_EMBEDDING, without
+from parp_cli.models.speech.config import ARCHITECTURES, Architecture, build, frames
+from parp_cli.tasks.ctc.features import FrontEndFeatures
 from tests.models.batched import (
     RATE,
     SCALE,

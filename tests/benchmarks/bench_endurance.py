@@ -19,8 +19,8 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from parp_cli.progress import Progress
-from parp_cli.recipe import Recipe, load_recipe
+from parp_cli.config.finetune import Recipe, load_recipe
+from parp_cli.runtime.progress import Progress
 from parp_cli.stages.finetune import finetune
 from tests.tiny import make_world
 

@@ -53,10 +53,10 @@ from parp_cli.data.utterances import Utterance
 from parp_cli.decoding.recognizer import Precision, Recognizer
 from parp_cli.decoding.searches import GreedySearch
 from parp_cli.exporters.huggingface import export_huggingface
-from parp_cli.models.architectures import ARCHITECTURES, Architecture, build
-from parp_cli.models.forward import encode, front_end, pad
-from parp_cli.models.layers import product
-from parp_cli.training.features import FrontEndFeatures
+from parp_cli.models.speech.config import ARCHITECTURES, Architecture, build
+from parp_cli.models.speech.forward import encode, front_end, pad
+from parp_cli.models.speech.layers import product
+from parp_cli.tasks.ctc.features import FrontEndFeatures
 
 MODELS = {"base": "wav2vec2-base", "large": "wav2vec2-large-lv60k"}
 SIDES = ("pipeline", "loop", "sorted", "ours")

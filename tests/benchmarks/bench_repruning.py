@@ -15,9 +15,9 @@ import time
 import torch
 from torch import Tensor
 
-from parp_cli.models.architectures import ARCHITECTURES, build
-from parp_cli.models.forward import encode
-from parp_cli.models.prunable import layers_of, prunable_parameters
+from parp_cli.models.speech.config import ARCHITECTURES, build
+from parp_cli.models.speech.forward import encode
+from parp_cli.models.speech.prunable import layers_of, prunable_parameters
 from parp_cli.pruning.methods import METHODS, Schedule, Settings
 from parp_cli.pruning.patterns import GLOBAL
 from parp_cli.pruning.pruner import Pruner

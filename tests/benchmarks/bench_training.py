@@ -35,12 +35,12 @@ from torch.nn.utils import prune
 from torch.profiler import ProfilerActivity, profile, record_function
 from torch.utils.flop_counter import FlopCounterMode
 
-from parp_cli.models.architectures import ARCHITECTURES, build, frames
-from parp_cli.models.forward import encode, front_end, pad
-from parp_cli.models.huggingface import config_of, names_of
-from parp_cli.models.layers import product
-from parp_cli.models.prunable import prunable_parameters
-from parp_cli.models.waveform import normalize
+from parp_cli.models.sources.huggingface import config_of, names_of
+from parp_cli.models.speech.config import ARCHITECTURES, build, frames
+from parp_cli.models.speech.forward import encode, front_end, pad
+from parp_cli.models.speech.layers import product
+from parp_cli.models.speech.prunable import prunable_parameters
+from parp_cli.models.speech.waveform import normalize
 from parp_cli.pruning.methods import METHODS, Schedule, Settings
 from parp_cli.pruning.patterns import GLOBAL
 from parp_cli.pruning.pruner import Pruner

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from parp_cli import checkpoint
+from parp_cli.storage import checkpoint
 from tests.tiny import World, write_manifest
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from parp_cli.data.utterances import Utterance
-from parp_cli.training.features import FrontEndFeatures
+from parp_cli.tasks.ctc.features import FrontEndFeatures
 from tests.tiny import World, write_manifest
 
 RATE = 16_000

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from parp_cli import checkpoint
 from parp_cli.cli.render import sparkline
+from parp_cli.storage import checkpoint
 from tests.tiny import World
 
 

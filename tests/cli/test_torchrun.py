@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from parp_cli.errors import ResourceError
-from parp_cli.training.loop import TrainingRun
+from parp_cli.training.run import TrainingRun
 from tests.tiny import World, make_world
 from tests.training.test_processes import assert_same_run, torchrun
 

@@ -21,7 +21,7 @@ from parp_cli.data.check import check_utterances, notes_of, read_sounds, refusal
 from parp_cli.data.known_sounds import Unreadable
 from parp_cli.data.labels import letters_vocabulary
 from parp_cli.data.utterances import Utterance
-from parp_cli.progress import Progress
+from parp_cli.runtime.progress import Progress
 
 
 @pytest.fixture

@@ -7,9 +7,9 @@ import torch
 
 from parp_cli.data.streams import FRAME, OVERHANG, Crops, Stream, read_streams, seconds_of
 from parp_cli.errors import DataError
-from parp_cli.models.architectures import ARCHITECTURES, build, frames
-from parp_cli.progress import Progress
-from parp_cli.training.targets import mfcc_features
+from parp_cli.models.speech.config import ARCHITECTURES, build, frames
+from parp_cli.runtime.progress import Progress
+from parp_cli.tasks.masked_prediction.targets import mfcc_features
 
 
 def noise(samples: int, name: str = "a", seed: int = 0) -> Stream:

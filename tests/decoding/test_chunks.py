@@ -12,8 +12,8 @@ from torch import Tensor
 from parp_cli.data.audio import read_audio
 from parp_cli.decoding.chunks import Chunking, Recording, logits_in_chunks, measure, overlapping
 from parp_cli.errors import CheckpointError, DataError
-from parp_cli.models.architectures import build
-from parp_cli.models.forward import encode, front_end, pad
+from parp_cli.models.speech.config import build
+from parp_cli.models.speech.forward import encode, front_end, pad
 from tests.models.small import SMALL, randomise
 
 FRAME = 20 / 16_000

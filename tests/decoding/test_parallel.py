@@ -16,7 +16,7 @@ from parp_cli.decoding.parallel import MOST_WORKERS, PAYS_OFF_FRAMES, Search, mo
 from parp_cli.decoding.rescore import NGramScorer, Rescored, TransformerScorer
 from parp_cli.decoding.searches import GreedySearch
 from parp_cli.errors import ResourceError
-from parp_cli.progress import Progress
+from parp_cli.runtime.progress import Progress
 
 VOCABULARY = Vocabulary((BLANK, BOUNDARY, "A", "B"), "letters")
 SEARCH = BeamSearch(vocabulary=VOCABULARY, beam_size=5, nbest=2)

@@ -18,8 +18,8 @@ from parp_cli.decoding.beam import BeamSearch, Hypothesis
 from parp_cli.decoding.recognizer import Recognizer
 from parp_cli.decoding.rescore import Rescored
 from parp_cli.decoding.searches import GreedySearch
-from parp_cli.processes import ALONE, Processes
-from parp_cli.progress import Progress
+from parp_cli.runtime.processes import ALONE, Processes
+from parp_cli.runtime.progress import Progress
 
 VOCABULARY = Vocabulary((BLANK, BOUNDARY, "A", "B"), "letters")
 COUNT = 150

@@ -13,7 +13,7 @@ from parp_cli.decoding.lexicon import lexicon_of
 from parp_cli.decoding.lexicon_search import LexiconSearch, LexiconTrie
 from parp_cli.decoding.rescore import Rescored
 from parp_cli.decoding.tune import LM_WEIGHTS, WORD_SCORES, Trial, Weights, _descend, best_first, tune
-from parp_cli.progress import Progress, silent
+from parp_cli.runtime.progress import Progress, silent
 from parp_cli.scoring.metrics import word_errors
 
 VOCABULARY = Vocabulary((BLANK, BOUNDARY, "A", "B"), "letters")

@@ -6,14 +6,14 @@ import pytest
 import torch
 from safetensors import SafetensorError
 
-from parp_cli import tensor_files
 from parp_cli.errors import CheckpointError, ParpError, ResourceError
 from parp_cli.exporters import huggingface
 from parp_cli.exporters.huggingface import export_huggingface
-from parp_cli.models.architectures import ARCHITECTURES, Architecture, build
-from parp_cli.models.sources import load_encoder
-from parp_cli.models.waveform import normalize
-from parp_cli.models.weights import MASK_EMBEDDING
+from parp_cli.models.sources.load import load_encoder
+from parp_cli.models.sources.names import MASK_EMBEDDING
+from parp_cli.models.speech.config import ARCHITECTURES, Architecture, build
+from parp_cli.models.speech.waveform import normalize
+from parp_cli.storage import tensors as tensor_files
 from tests.models.small import SMALL, randomise, waveform
 
 transformers = pytest.importorskip("transformers", reason="transformers is what the export is for")

@@ -9,9 +9,9 @@ from torchaudio.models import wav2vec2_model, wavlm_model
 from parp_cli.errors import CheckpointError, ResourceError, UsageError
 from parp_cli.exporters import torchaudio as exporter
 from parp_cli.exporters.torchaudio import export_torchaudio
-from parp_cli.files import write_error
-from parp_cli.models.architectures import build
-from parp_cli.models.weights import MASK_EMBEDDING
+from parp_cli.models.sources.names import MASK_EMBEDDING
+from parp_cli.models.speech.config import build
+from parp_cli.storage.atomic import write_error
 from tests.models.small import SMALL, randomise, waveform
 
 

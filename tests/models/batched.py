@@ -13,8 +13,8 @@ from parp_cli.data.labels import letters_vocabulary
 from parp_cli.data.utterances import Utterance
 from parp_cli.decoding.greedy import collapse
 from parp_cli.decoding.logits import Features, logits_of
-from parp_cli.models.architectures import Architecture
-from parp_cli.models.forward import encode, pad
+from parp_cli.models.speech.config import Architecture
+from parp_cli.models.speech.forward import encode, pad
 
 RATE = 16_000
 SCALE = 5.0

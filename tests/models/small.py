@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from parp_cli.models.architectures import Architecture, Family, encoder_architecture
+from parp_cli.models.speech.config import Architecture, Family, encoder_architecture
 
 _SIZES: dict[str, Any] = {
     "conv_layers": [(16, 10, 5), (16, 3, 2), (16, 2, 2)],  # 20 samples a frame

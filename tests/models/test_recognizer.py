@@ -3,10 +3,10 @@ from typing import Any
 import pytest
 import torch
 
-from parp_cli.checkpoint import Checkpoint, Metadata
 from parp_cli.errors import CheckpointError
-from parp_cli.models.architectures import Architecture, build
 from parp_cli.models.recognizer import rebuild
+from parp_cli.models.speech.config import Architecture, build
+from parp_cli.storage.checkpoint import Checkpoint, Metadata
 from tests.models.small import SMALL, randomise, waveform
 
 CPU = torch.device("cpu")

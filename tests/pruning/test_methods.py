@@ -5,9 +5,9 @@ import math
 import pytest
 import torch
 
+from parp_cli.config.finetune import Pruning
 from parp_cli.pruning.methods import METHODS, Method, Moment, Parp, ProgressiveParp, RigL, Schedule, Settings
 from parp_cli.pruning.patterns import Pattern
-from parp_cli.recipe import Pruning
 
 
 def made(name: str, **changes: object) -> Method:

@@ -11,15 +11,15 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn.utils import prune
 
-from parp_cli.bits import pack
 from parp_cli.errors import ParpError
-from parp_cli.models.architectures import build
-from parp_cli.models.prunable import prunable_parameters
-from parp_cli.models.sources import load_encoder
-from parp_cli.models.weights import MASK_EMBEDDING, without
+from parp_cli.models.sources.load import load_encoder
+from parp_cli.models.sources.names import MASK_EMBEDDING, without
+from parp_cli.models.speech.config import build
+from parp_cli.models.speech.prunable import prunable_parameters
 from parp_cli.pruning import scan, select
 from parp_cli.pruning.masks import count_pruned
 from parp_cli.pruning.select import magnitude_cut, magnitude_masks, prune_count
+from parp_cli.storage.bits import pack
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 SPECIAL = (0.0, -0.0, 1.0, -1.0, 1e-7, -1e-7, 1e-42, -1e-42, 65504.0, math.inf, -math.inf)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from parp_cli.pruning.pruner import Pruner, Repruning
-from parp_cli.training import loop as module
+from parp_cli.training import run as module
 from tests.stages.spies import Beginning, Change
 
 

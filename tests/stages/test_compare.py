@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from parp_cli import checkpoint
 from parp_cli.errors import CheckpointError, MaskError, UsageError
-from parp_cli.files import shortest_labels
 from parp_cli.pruning.overlap import Overlap
 from parp_cli.stages.compare import compare
 from parp_cli.stages.mask import mask
+from parp_cli.storage import checkpoint
+from parp_cli.storage.atomic import shortest_labels
 from tests.tiny import TINY, World, write_encoder
 
 

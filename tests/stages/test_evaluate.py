@@ -12,17 +12,17 @@ import numpy as np
 import pytest
 import soundfile
 
-from parp_cli import checkpoint
+from parp_cli.config.finetune import Data
 from parp_cli.decoding.searches import Decoding
 from parp_cli.errors import CheckpointError, DataError, MaskError, UsageError
-from parp_cli.progress import Progress
 from parp_cli.pruning.masks import sparsity
-from parp_cli.recipe import Data
+from parp_cli.runtime.progress import Progress
 from parp_cli.scoring.metrics import ErrorRate
 from parp_cli.scoring.results import read_results
 from parp_cli.stages.evaluate import Evaluated, Options, evaluate
 from parp_cli.stages.finetune import finetune
 from parp_cli.stages.mask import mask
+from parp_cli.storage import checkpoint
 from tests.tiny import TEXTS, TINY, World, write_encoder, write_manifest, write_speech
 
 

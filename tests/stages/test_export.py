@@ -8,12 +8,12 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torchaudio.models import wav2vec2_model
 
-from parp_cli import checkpoint
 from parp_cli.data.audio import read_audio
 from parp_cli.errors import MaskError
 from parp_cli.models.recognizer import rebuild
-from parp_cli.models.waveform import normalize
+from parp_cli.models.speech.waveform import normalize
 from parp_cli.stages.export import export
+from parp_cli.storage import checkpoint
 from tests.tiny import TINY, World
 
 

@@ -9,13 +9,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from parp_cli import checkpoint
 from parp_cli.errors import CheckpointError, DataError, MaskError, UsageError
 from parp_cli.pruning.masks import count_pruned
 from parp_cli.pruning.pruner import Pruner, Repruning
 from parp_cli.stages.evaluate import Options, evaluate
 from parp_cli.stages.finetune import finetune, plan
 from parp_cli.stages.mask import mask
+from parp_cli.storage import checkpoint
 from tests.tiny import World, write_manifest
 
 HALF = 8416

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
+from parp_cli.config.finetune import Recipe
 from parp_cli.errors import ResourceError
-from parp_cli.progress import Progress
-from parp_cli.recipe import Recipe
+from parp_cli.runtime.progress import Progress
 from parp_cli.stages.finetune import finetune
 from tests.stages.processes import outcome, started
 from tests.tiny import World

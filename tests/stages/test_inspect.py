@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from parp_cli import checkpoint
 from parp_cli.errors import CheckpointError
 from parp_cli.pruning.pruner import Repruning
 from parp_cli.stages.inspect import Group, inspect
+from parp_cli.storage import checkpoint
 from tests.tiny import World
 
 

@@ -17,9 +17,9 @@ from typing import Any
 
 import pytest
 
-from parp_cli.recipe import Recipe
+from parp_cli.config.finetune import Recipe
 from parp_cli.stages.finetune import finetune
-from parp_cli.training.loop import TrainingRun
+from parp_cli.training.run import TrainingRun
 from tests.stages.processes import FILES, outcome, started
 from tests.tiny import World
 

@@ -10,7 +10,7 @@ from parp_cli.data.labels import letters_vocabulary
 from parp_cli.decoding.language_model import open_language_model, words_of
 from parp_cli.decoding.lexicon import read_lexicon
 from parp_cli.errors import DataError, UsageError
-from parp_cli.progress import Progress
+from parp_cli.runtime.progress import Progress
 from parp_cli.stages.lm import STDIN, build, lines, transcripts
 from tests.decoding.arpa import read_arpa
 from tests.tiny import TEXTS, World

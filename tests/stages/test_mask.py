@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from parp_cli import checkpoint
 from parp_cli.errors import CheckpointError, MaskError, UsageError
-from parp_cli.models.sources import random_encoder
+from parp_cli.models.sources.load import random_encoder
 from parp_cli.pruning.select import prune_count
 from parp_cli.stages.finetune import finetune
 from parp_cli.stages.mask import combine, mask
+from parp_cli.storage import checkpoint
 from tests.tiny import TINY, World, write_encoder
 
 

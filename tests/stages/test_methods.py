@@ -9,14 +9,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from parp_cli import checkpoint
-from parp_cli.checkpoint import Checkpoint
-from parp_cli.environment import resolve_precision
+from parp_cli.config.finetune import Recipe
 from parp_cli.errors import CheckpointError
-from parp_cli.models.sources import random_encoder
+from parp_cli.models.sources.load import random_encoder
 from parp_cli.pruning.masks import Masks, count_pruned
-from parp_cli.recipe import Recipe
+from parp_cli.runtime.device import resolve_precision
 from parp_cli.stages.finetune import FinetuneResult, finetune
+from parp_cli.storage import checkpoint
+from parp_cli.storage.checkpoint import Checkpoint
 from parp_cli.training.rounds import round_key, rounds_of, start_key
 from tests.stages.spies import Beginning, Change
 from tests.tiny import TINY, World, write_encoder

@@ -6,13 +6,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from parp_cli import checkpoint
 from parp_cli.errors import CheckpointError, UsageError
 from parp_cli.pruning.masks import count_pruned
 from parp_cli.stages.finetune import finetune
 from parp_cli.stages.mask import mask
+from parp_cli.storage import checkpoint
+from parp_cli.tasks.ctc.features import FrontEndFeatures
 from parp_cli.training import setup as module
-from parp_cli.training.features import FrontEndFeatures
 from tests.stages.spies import Change
 from tests.tiny import World
 

@@ -15,18 +15,18 @@ import pytest
 import soundfile
 import torch
 
-from parp_cli import checkpoint
 from parp_cli.cli.app import main
+from parp_cli.config.finetune import load_recipe
+from parp_cli.config.pretrain import PretrainRecipe, Source
 from parp_cli.errors import CheckpointError, DataError, Interrupted, ParpError, RecipeError
-from parp_cli.interrupts import Stop
-from parp_cli.models.architectures import ARCHITECTURES
-from parp_cli.models.sources import load_encoder
-from parp_cli.models.weights import MASK_EMBEDDING, shapes
-from parp_cli.pretrain_recipe import PretrainRecipe, Source
-from parp_cli.progress import Progress
-from parp_cli.recipe import load_recipe
+from parp_cli.models.sources.load import load_encoder
+from parp_cli.models.sources.names import MASK_EMBEDDING, shapes
+from parp_cli.models.speech.config import ARCHITECTURES
+from parp_cli.runtime.interrupts import Stop
+from parp_cli.runtime.progress import Progress
 from parp_cli.stages import pretrain as module
 from parp_cli.stages.pretrain import PretrainResult, pretrain
+from parp_cli.storage import checkpoint
 from tests.tiny import TINY, write_encoder, write_manifest, write_speech
 
 UPDATES = (4, 6)
@@ -50,7 +50,7 @@ precision: float32
 PROGRAM = """
 import sys
 from parp_cli.cli.app import main
-from parp_cli.models.architectures import ARCHITECTURES
+from parp_cli.models.speech.config import ARCHITECTURES
 from parp_cli.stages import pretrain
 from parp_cli.training import state
 from tests.tiny import TINY

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from parp_cli import checkpoint
 from parp_cli.errors import CheckpointError, UsageError
 from parp_cli.stages.mask import mask
 from parp_cli.stages.reprune import reprune
+from parp_cli.storage import checkpoint
 from tests.tiny import World
 
 

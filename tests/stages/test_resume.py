@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 
 from parp_cli.errors import CheckpointError, Interrupted, UsageError
-from parp_cli.files import replacing
-from parp_cli.progress import Progress
+from parp_cli.runtime.progress import Progress
 from parp_cli.stages.finetune import finetune
-from parp_cli.training import loop as module
+from parp_cli.storage.atomic import replacing
+from parp_cli.training import run as module
 from parp_cli.training import state
 from tests.stages.processes import FILES, outcome, started, wait_for, wait_for_state
 from tests.tiny import World

@@ -14,15 +14,15 @@ import pytest
 import soundfile
 import torch
 
-from parp_cli import checkpoint
 from parp_cli.data.labels import BOUNDARY
 from parp_cli.decoding.chunks import Chunking, Piece, logits_in_chunks
 from parp_cli.errors import CheckpointError, UsageError
 from parp_cli.models.recognizer import rebuild
-from parp_cli.progress import Progress
+from parp_cli.runtime.progress import Progress
 from parp_cli.stages import transcribe as stage
 from parp_cli.stages.evaluate import evaluate
 from parp_cli.stages.transcribe import Transcription, transcribe
+from parp_cli.storage import checkpoint
 from tests.models.small import randomise
 from tests.tiny import TEXTS, World, write_speech
 

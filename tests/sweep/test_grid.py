@@ -5,9 +5,9 @@ from typing import Any
 import pytest
 import torch
 
-from parp_cli import checkpoint
+from parp_cli.config.finetune import load_recipe
 from parp_cli.errors import RecipeError
-from parp_cli.recipe import load_recipe
+from parp_cli.storage import checkpoint
 from parp_cli.sweep.grid import Sweep, load_sweep
 from parp_cli.training import rounds
 

@@ -16,17 +16,17 @@ from typing import Any
 import pytest
 import torch
 
-from parp_cli import checkpoint
 from parp_cli.errors import Interrupted, UsageError
-from parp_cli.files import replacing
-from parp_cli.progress import Notify, Progress, silent
+from parp_cli.runtime.progress import Notify, Progress, silent
 from parp_cli.stages.finetune import finetune
+from parp_cli.storage import checkpoint
+from parp_cli.storage.atomic import replacing
 from parp_cli.sweep import run as sweeping
 from parp_cli.sweep import tasks
 from parp_cli.sweep.execute import run_cells
 from parp_cli.sweep.grid import Sweep, load_sweep
 from parp_cli.sweep.run import SweepResult, plan_sweep, run_sweep
-from parp_cli.training import loop
+from parp_cli.training import run as loop
 from tests.stages.processes import wait_for
 from tests.sweep.conftest import without_times
 

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from parp_cli.data.utterances import Utterance
-from parp_cli.models.architectures import build
+from parp_cli.models.speech.config import build
 from tests.models.small import SMALL, randomise
 
 ARCHITECTURE = SMALL["hubert-large"]  # 20 samples a frame

@@ -15,11 +15,11 @@ from parp_cli.data.labels import Vocabulary
 from parp_cli.data.utterances import Utterance
 from parp_cli.errors import ResourceError
 from parp_cli.stages.finetune import finetune
-from parp_cli.training import loop
-from parp_cli.training.ctc import CtcObjective
-from parp_cli.training.engine import Encoder
-from parp_cli.training.features import FrontEndFeatures
-from parp_cli.training.latent_masking import LatentMasking
+from parp_cli.tasks.ctc.features import FrontEndFeatures
+from parp_cli.tasks.ctc.masking import LatentMasking
+from parp_cli.tasks.ctc.objective import CtcObjective
+from parp_cli.training import run as loop
+from parp_cli.training.distributed import Encoder
 from parp_cli.training.memory import largest_batches, try_largest
 from tests.tiny import World
 from tests.training.conftest import ARCHITECTURE

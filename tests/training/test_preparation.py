@@ -7,11 +7,11 @@ import numpy
 import pytest
 import soundfile
 
-from parp_cli import checkpoint
 from parp_cli.errors import CheckpointError, DataError, ParpError, UsageError
-from parp_cli.models.architectures import encoder_architecture
-from parp_cli.progress import Progress, silent
+from parp_cli.models.speech.config import encoder_architecture
+from parp_cli.runtime.progress import Progress, silent
 from parp_cli.stages.mask import mask
+from parp_cli.storage import checkpoint
 from parp_cli.training.preparation import Preparation, plan, prepare
 from tests.tiny import World, write_encoder, write_manifest
 

@@ -18,16 +18,16 @@ from unittest import mock
 import pytest
 import torch
 
-from parp_cli import checkpoint
+from parp_cli.config.finetune import Recipe
 from parp_cli.errors import Interrupted, ParpError
-from parp_cli.processes import ALONE, Processes, joined
-from parp_cli.progress import Progress
 from parp_cli.pruning.patterns import Pattern
 from parp_cli.pruning.pruner import Pruner, Repruning
-from parp_cli.recipe import Recipe
+from parp_cli.runtime.processes import ALONE, Processes, joined
+from parp_cli.runtime.progress import Progress
 from parp_cli.stages.evaluate import Options, evaluate
 from parp_cli.stages.finetune import finetune
-from parp_cli.training.loop import TrainingRun
+from parp_cli.storage import checkpoint
+from parp_cli.training.run import TrainingRun
 from tests.tiny import World, make_world
 
 RANDOM = (

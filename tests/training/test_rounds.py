@@ -7,11 +7,11 @@ from typing import get_args, get_type_hints
 import pytest
 import torch
 
-from parp_cli import checkpoint
-from parp_cli.checkpoint import Checkpoint, Metadata
+from parp_cli.config.finetune import Pruning, Recipe, load_recipe
 from parp_cli.errors import UsageError
 from parp_cli.pruning.methods import METHODS
-from parp_cli.recipe import Pruning, Recipe, load_recipe
+from parp_cli.storage import checkpoint
+from parp_cli.storage.checkpoint import Checkpoint, Metadata
 from parp_cli.training import rounds
 from parp_cli.training.rounds import Round, round_key, rounds_of, settle, start_key, target_sparsity
 

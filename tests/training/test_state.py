@@ -8,8 +8,8 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from parp_cli import tensor_files
 from parp_cli.errors import CheckpointError, ResourceError
+from parp_cli.storage import tensors as tensor_files
 from parp_cli.training.state import load_state, read_position, save_state
 
 POSITION = {"update": 3, "losses": [0.1, 1e-9], "validations": [{"word": 0.5, "character": None}]}

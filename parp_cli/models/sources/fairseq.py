@@ -1,0 +1,187 @@
+"""Checkpoints of fairseq (wav2vec 2.0, XLSR, XLS-R, HuBERT) and of WavLM's release, which took its form after it.
+
+Such a file is a dictionary with the weights under "model" and the training configuration under "cfg", or "args"
+before 2021. The sizes that weights alone don't show (heads, strides, where layer norms are) are in the configuration.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from parp_cli.errors import CheckpointError
+from parp_cli.models.sources.names import MASK_EMBEDDING, Encoder, fit, pack_attention, renamed, without
+from parp_cli.models.sources.torch_files import Inert, tensors
+from parp_cli.models.speech.config import Architecture, Family, encoder_architecture
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+# Parts of pre-training, and the fine-tuned head, whose labels are in a file that does not come with it.
+_DROPPED = (
+    "quantizer.",
+    "input_quantizer.",
+    "project_q.",
+    "project_inp.",
+    "target_glu.",
+    "final_proj.",
+    "label_embs_concat",
+    "proj.",
+)
+
+_ATTENTION = r"encoder\.layers\.(\d+)\.self_attn"
+_OURS = r"encoder.transformer.layers.\1"
+_NAMES = (
+    (r"mask_emb$", MASK_EMBEDDING),
+    (r"feature_extractor\.conv_layers\.(\d+)\.0\.", r"feature_extractor.conv_layers.\1.conv."),
+    (r"feature_extractor\.conv_layers\.(\d+)\.2\.(?:1\.)?", r"feature_extractor.conv_layers.\1.layer_norm."),
+    (r"post_extract_proj\.", "encoder.feature_projection.projection."),
+    (r"layer_norm\.", "encoder.feature_projection.layer_norm."),
+    (r"encoder\.pos_conv\.0\.", "encoder.transformer.pos_conv_embed.conv."),
+    (r"encoder\.layer_norm\.", "encoder.transformer.layer_norm."),
+    (_ATTENTION + r"_layer_norm\.", _OURS + ".layer_norm."),
+    (_ATTENTION + r"\.grep_linear\.", _OURS + ".attention.gru_rel_pos_linear."),
+    (_ATTENTION + r"\.grep_a$", _OURS + ".attention.gru_rel_pos_const"),
+    (_ATTENTION + r"\.relative_attention_bias\.", _OURS + ".attention.rel_attn_embed."),
+    (_ATTENTION + r"\.", _OURS + ".attention."),
+    (r"encoder\.layers\.(\d+)\.fc1\.", _OURS + ".feed_forward.intermediate_dense."),
+    (r"encoder\.layers\.(\d+)\.fc2\.", _OURS + ".feed_forward.output_dense."),
+    (r"encoder\.layers\.(\d+)\.final_layer_norm\.", _OURS + ".final_layer_norm."),
+)
+
+# Options that would make another network, and the one value (also the default) that torchaudio's has built in.
+_SUPPORTED: dict[str, Any] = {
+    "activation_fn": "gelu",
+    "layer_type": "transformer",
+    "pos_conv_depth": 1,
+    "conv_pos_batch_norm": False,
+}
+_DEFAULT_CONV_LAYERS = "[(512, 10, 5)] + [(512, 3, 2)] * 4 + [(512, 2, 2)] * 2"
+_MOST_CONV_LAYERS = 100
+
+
+def is_checkpoint(content: Any) -> bool:
+    """Whether what a file holds has the form of a fairseq checkpoint."""
+    return isinstance(content, Mapping) and tensors(content.get("model")) is not None
+
+
+def read(content: Mapping[str, Any], *, source: str, architecture: Architecture | None = None) -> Encoder:
+    """The encoder of a checkpoint.
+
+    Args:
+        content: what the file holds (`torch_files.load`).
+        source: where it comes from, for messages.
+        architecture: takes the configuration's place.
+
+    Raises:
+        CheckpointError: weights are missing or left over, or the configuration is, or has unknown options.
+    """
+    weights: dict[str, Tensor] = tensors(content["model"]) or {}
+    weights = {name.removeprefix("w2v_encoder.").removeprefix("w2v_model."): tensor for name, tensor in weights.items()}
+    if architecture is None:
+        architecture = _architecture(_plain(content.get("cfg") or content.get("args")), weights, source=source)
+    weights = {renamed(name, _NAMES): tensor for name, tensor in without(weights, _DROPPED).items()}
+    if architecture.family == "wavlm":
+        weights = pack_attention(weights)
+    return Encoder(architecture, fit(weights, architecture, source=source), None)
+
+
+def _architecture(config: Any, weights: Iterable[str], *, source: str) -> Architecture:
+    model, task = _sections(config)
+    if not model:
+        raise CheckpointError(
+            f"{source} does not say what its network looks like", hint="name it: `parp mask --architecture NAME`"
+        )
+    details = [
+        f"{key}: {model[key]!r}, supported is {value!r}"
+        for key, value in _SUPPORTED.items()
+        if model.get(key, value) != value
+    ]
+    if details:
+        raise CheckpointError(f"{source} uses options that parp does not support", details=details)
+    try:
+        return encoder_architecture(
+            family=_family(model, weights),
+            normalize_waveform=bool(task.get("normalize", False)),
+            conv_layers=_conv_layers(str(model.get("conv_feature_layers", _DEFAULT_CONV_LAYERS))),
+            extractor_mode="layer_norm" if model.get("extractor_mode") == "layer_norm" else "group_norm",
+            conv_bias=bool(model.get("conv_bias", False)),
+            embed=int(model.get("encoder_embed_dim", 768)),
+            layers=int(model.get("encoder_layers", 12)),
+            heads=int(model.get("encoder_attention_heads", 12)),
+            feed_forward=int(model.get("encoder_ffn_embed_dim", 3072)),
+            layer_norm_first=bool(model.get("layer_norm_first", False)),
+            pos_conv_kernel=int(model.get("conv_pos", 128)),
+            pos_conv_groups=int(model.get("conv_pos_groups", 16)),
+            buckets=int(model.get("num_buckets", 320)),
+            max_distance=int(model.get("max_distance", 800)),
+        )
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"the configuration in {source} cannot be read", details=[str(error)]) from error
+
+
+def _sections(config: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The model's and the task's settings. "args" and WavLM's "cfg" have them all in one; a fine-tuned model's are
+    in the checkpoint it started from, of which it carries the configuration."""
+    if not isinstance(config, dict):
+        return {}, {}
+    model = config["model"] if isinstance(config.get("model"), dict) else config
+    task = config["task"] if isinstance(config.get("task"), dict) else config
+    if isinstance(model.get("w2v_args"), dict):
+        return _sections(model["w2v_args"])
+    return model, task
+
+
+def _family(model: Mapping[str, Any], weights: Iterable[str]) -> Family:
+    if any("grep_linear" in name for name in weights):
+        return "wavlm"
+    # The model's registered name is in _name since 2021, in arch before.
+    kind = str(model.get("_name") or model.get("arch") or "")
+    return "hubert" if kind.startswith("hubert") or "label_embs_concat" in set(weights) else "wav2vec2"
+
+
+def _plain(value: Any) -> Any:
+    """A configuration as plain dictionaries: argparse's namespaces and omegaconf's nodes come as `Inert`."""
+    if isinstance(value, Inert):
+        if not isinstance(value.state, Mapping):
+            return _plain(value.arguments[0]) if value.arguments else None
+        for content in ("_content", "_val"):  # omegaconf's containers and leaves
+            if content in value.state:
+                return _plain(value.state[content])
+        return _plain(value.state)
+    if isinstance(value, Mapping):
+        return {str(key): _plain(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(entry) for entry in value]
+    return value
+
+
+def _conv_layers(expression: str) -> list[tuple[int, ...]]:
+    """Layers from a Python expression of tuples, lists, + and *, which fairseq evaluates and this reads.
+
+    Raises:
+        ValueError: anything else is in it.
+    """
+    try:
+        value = _value(ast.parse(expression.strip(), mode="eval").body)
+    except (SyntaxError, RecursionError) as error:
+        raise ValueError(f"conv_feature_layers: {expression!r}") from error
+    if not isinstance(value, list) or not all(isinstance(layer, tuple) for layer in value):
+        raise ValueError(f"conv_feature_layers: {expression!r}")
+    return value
+
+
+def _value(node: ast.expr) -> Any:
+    match node:
+        case ast.Constant(value=int(number)):
+            return number
+        case ast.Tuple(elts=elements):
+            return tuple(_value(element) for element in elements)
+        case ast.List(elts=elements):
+            return [_value(element) for element in elements]
+        case ast.BinOp(left=left, op=ast.Add(), right=right):
+            return [*_value(left), *_value(right)]
+        case ast.BinOp(left=ast.List() as layers, op=ast.Mult(), right=ast.Constant(value=int(times))):
+            return _value(layers) * min(times, _MOST_CONV_LAYERS)
+    raise ValueError(f"conv_feature_layers: {ast.unparse(node)!r}")

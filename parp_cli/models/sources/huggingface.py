@@ -1,0 +1,346 @@
+"""Models of Hugging Face transformers: folders, hub names, and both directions of config and names."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast, get_args
+
+from parp_cli.errors import CheckpointError
+from parp_cli.models.sources import torch_files
+from parp_cli.models.sources.names import (
+    BLANK,
+    MASK_EMBEDDING,
+    WORD_BOUNDARY,
+    Encoder,
+    fit,
+    pack_attention,
+    renamed,
+    unpack_attention,
+    without,
+)
+from parp_cli.models.speech.config import Architecture, Family, encoder_architecture
+from parp_cli.models.speech.waveform import SAMPLE_RATE_HZ
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+CONFIG = "config.json"
+WEIGHTS = "model.safetensors"
+VOCABULARY = "vocab.json"
+TOKENIZER = "tokenizer_config.json"
+PREPROCESSOR = "preprocessor_config.json"
+
+# In order of preference; an index lists the parts of a model that is cut up.
+_WEIGHT_FILES = (WEIGHTS, f"{WEIGHTS}.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+
+# Our builder's arguments that transformers merely calls otherwise.
+_BUILDER_TO_CONFIG = {
+    "extractor_conv_bias": "conv_bias",
+    "encoder_embed_dim": "hidden_size",
+    "encoder_pos_conv_kernel": "num_conv_pos_embeddings",
+    "encoder_pos_conv_groups": "num_conv_pos_embedding_groups",
+    "encoder_num_layers": "num_hidden_layers",
+    "encoder_num_heads": "num_attention_heads",
+    "encoder_ff_interm_features": "intermediate_size",
+    "encoder_layer_norm_first": "do_stable_layer_norm",
+    "encoder_projection_dropout": "feat_proj_dropout",
+    "encoder_attention_dropout": "attention_dropout",
+    "encoder_ff_interm_dropout": "activation_dropout",
+    "encoder_dropout": "hidden_dropout",
+    "encoder_layer_drop": "layerdrop",
+    "encoder_num_buckets": "num_buckets",
+    "encoder_max_distance": "max_bucket_distance",
+}
+
+# What a config that leaves a size out means by it.
+_CONFIG_DEFAULTS: dict[str, Any] = {
+    "feat_extract_norm": "group",
+    "conv_dim": [512] * 7,
+    "conv_kernel": [10, 3, 3, 3, 3, 2, 2],
+    "conv_stride": [5, 2, 2, 2, 2, 2, 2],
+    "conv_bias": False,
+    "hidden_size": 768,
+    "num_conv_pos_embeddings": 128,
+    "num_conv_pos_embedding_groups": 16,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "intermediate_size": 3072,
+    "do_stable_layer_norm": False,
+    "num_buckets": 320,
+    "max_bucket_distance": 800,
+    "pad_token_id": 0,
+}
+
+# Options that would make another network, and the one value (also the default) that torchaudio's has built in.
+_SUPPORTED: dict[str, Any] = {
+    "hidden_act": "gelu",
+    "feat_extract_activation": "gelu",
+    "layer_norm_eps": 1e-5,
+    "feat_proj_layer_norm": True,
+    "conv_pos_batch_norm": False,
+    "add_adapter": False,
+    "adapter_attn_dim": None,
+}
+
+# Parts of pre-training that no fine-tuned model needs.
+_DROPPED = ("quantizer.", "project_q.", "project_hid.")
+_HEAD = "lm_head."
+_MASK_EMBEDDING = "masked_spec_embed"
+
+_NAMES = (
+    (r"feature_projection\.", "encoder.feature_projection."),
+    (r"encoder\.", "encoder.transformer."),
+    (r"lm_head\.", "aux."),
+    (_MASK_EMBEDDING, MASK_EMBEDDING),
+)
+
+
+def read_directory(directory: Path) -> Encoder:
+    """Read a model from a folder that transformers wrote, or one in its form.
+
+    A CTC head is read with its vocabulary; one without `vocab.json` is left out, since its outputs would have
+    no names.
+
+    Raises:
+        CheckpointError: files are missing, broken, or of a model that parp does not know.
+    """
+    config = _read_json(directory / CONFIG)
+    architecture = architecture_of(config, _preprocessor(directory), source=str(directory))
+    weights = _read_weights(directory)
+    weights = {name.removeprefix(f"{architecture.family}."): tensor for name, tensor in weights.items()}
+    weights = without(weights, _DROPPED)
+    vocabulary = None
+    if f"{_HEAD}weight" not in weights or not (directory / VOCABULARY).exists():
+        weights = without(weights, (_HEAD,))
+    else:
+        vocabulary, order = _vocabulary(directory, config, size=len(weights[f"{_HEAD}weight"]))
+        weights |= {name: tensor[order] for name, tensor in weights.items() if name.startswith(_HEAD)}
+    weights = {renamed(name, _NAMES): tensor for name, tensor in weights.items()}
+    if architecture.family == "wavlm":
+        weights = pack_attention(weights)
+    size = None if vocabulary is None else len(vocabulary)
+    return Encoder(architecture, fit(weights, architecture, source=str(directory), vocabulary_size=size), vocabulary)
+
+
+def download(name: str) -> Path:
+    """Fetch a model of the Hugging Face hub into its cache; the folder it is in.
+
+    Raises:
+        CheckpointError: huggingface_hub is not installed, or the hub or the model cannot be reached.
+    """
+    if importlib.util.find_spec("huggingface_hub") is None:
+        raise CheckpointError(
+            f"{name} is a model of the Hugging Face hub, and huggingface_hub is not installed",
+            hint="pip install huggingface_hub, or give the folder of a downloaded model",
+        )
+    import huggingface_hub
+
+    try:
+        folder = Path(huggingface_hub.snapshot_download(name, allow_patterns=["*.json", "*.safetensors"]))
+        if not list(folder.glob("*.safetensors")):
+            huggingface_hub.snapshot_download(name, allow_patterns=["pytorch_model*.bin"])
+    except Exception as error:  # the client's own errors, its HTTP library's, the operating system's
+        raise CheckpointError(
+            f"{name} cannot be had from the Hugging Face hub",
+            details=[torch_files.one_line(error)],
+            hint="check the name and the network, or give the folder of a downloaded model",
+        ) from error
+    return folder
+
+
+def architecture_of(config: Mapping[str, Any], preprocessor: Mapping[str, Any], *, source: str) -> Architecture:
+    """The architecture a config describes, named after the registered one of its sizes, or "custom".
+
+    Args:
+        config: `config.json`.
+        preprocessor: the feature extractor's settings, empty if there are none.
+        source: whose they are, for the message.
+
+    Raises:
+        CheckpointError: another kind of model, or options that parp's has not.
+    """
+    family = config.get("model_type")
+    if family not in get_args(Family):
+        known = ", ".join(get_args(Family))
+        raise CheckpointError(f"{source} holds a model of type {family!r}", hint=f"parp reads {known}")
+    details = [
+        f"{key}: {config[key]!r}, supported is {value!r}"
+        for key, value in _SUPPORTED.items()
+        if config.get(key, value) != value
+    ]
+    if preprocessor.get("sampling_rate", SAMPLE_RATE_HZ) != SAMPLE_RATE_HZ:
+        details.append(f"sampling_rate: {preprocessor['sampling_rate']} Hz, supported is {SAMPLE_RATE_HZ} Hz")
+    if details:
+        raise CheckpointError(f"{source} uses options that parp does not support", details=details)
+    settings = _CONFIG_DEFAULTS | dict(config)
+    try:
+        return encoder_architecture(
+            family=cast("Family", family),
+            # Released layer-norm front ends were all trained on normalised waveforms, the others on raw ones.
+            normalize_waveform=bool(preprocessor.get("do_normalize", settings["feat_extract_norm"] == "layer")),
+            conv_layers=zip(settings["conv_dim"], settings["conv_kernel"], settings["conv_stride"], strict=True),
+            extractor_mode="layer_norm" if settings["feat_extract_norm"] == "layer" else "group_norm",
+            conv_bias=settings["conv_bias"],
+            embed=settings["hidden_size"],
+            layers=settings["num_hidden_layers"],
+            heads=settings["num_attention_heads"],
+            feed_forward=settings["intermediate_size"],
+            layer_norm_first=settings["do_stable_layer_norm"],
+            pos_conv_kernel=settings["num_conv_pos_embeddings"],
+            pos_conv_groups=settings["num_conv_pos_embedding_groups"],
+            buckets=settings["num_buckets"],
+            max_distance=settings["max_bucket_distance"],
+        )
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"the sizes in {source}'s {CONFIG} cannot be read", details=[str(error)]) from error
+
+
+def config_of(architecture: Architecture) -> dict[str, Any]:
+    """The inverse of `architecture_of`: what describes the network in `config.json`."""
+    channels, kernels, strides = zip(*architecture.conv_layers, strict=True)
+    sizes = {
+        config_key: architecture.builder[key]
+        for key, config_key in _BUILDER_TO_CONFIG.items()
+        if key in architecture.builder
+    }
+    options = {
+        key: value
+        for key, value in _SUPPORTED.items()
+        if key in ("hidden_act", "feat_extract_activation", "layer_norm_eps")  # the others are not in every family
+    }
+    return {
+        "model_type": architecture.family,
+        "feat_extract_norm": architecture.builder["extractor_mode"].removesuffix("_norm"),
+        "conv_dim": channels,
+        "conv_kernel": kernels,
+        "conv_stride": strides,
+        "num_feat_extract_layers": len(channels),
+        **sizes,
+        **options,
+    }
+
+
+def names_of(weights: Mapping[str, Tensor], architecture: Architecture) -> dict[str, Tensor]:
+    """Our weights under transformers' names: of its CTC model if there is a head, of its bare model if not.
+
+    Its models have a mask embedding unless `mask_time_prob` and `mask_feature_prob` of the config are zero.
+    """
+    if architecture.family == "wavlm":
+        weights = unpack_attention(weights)
+    prefix = f"{architecture.family}." if "aux.weight" in weights else ""
+    rules = (
+        (r"aux\.", _HEAD),
+        (MASK_EMBEDDING, f"{prefix}{_MASK_EMBEDDING}"),
+        (r"encoder\.feature_projection\.", f"{prefix}feature_projection."),
+        (r"encoder\.transformer\.", f"{prefix}encoder."),
+        (r"feature_extractor\.", f"{prefix}feature_extractor."),
+    )
+    return {renamed(name, rules): tensor for name, tensor in weights.items()}
+
+
+def _preprocessor(directory: Path) -> dict[str, Any]:
+    """The feature extractor's settings, from its own file or from the processor's, where newer versions put them."""
+    for name in (PREPROCESSOR, "processor_config.json"):
+        if (directory / name).exists():
+            settings = _read_json(directory / name)
+            nested = settings.get("feature_extractor", settings)
+            if isinstance(nested, dict):
+                return nested
+    return {}
+
+
+def _read_weights(directory: Path) -> dict[str, Tensor]:
+    """Every tensor of the model, under transformers' names."""
+    found = next((directory / name for name in _WEIGHT_FILES if (directory / name).exists()), None)
+    if found is None:
+        raise CheckpointError(
+            f"{directory} has no weights", details=[f"{name}: missing" for name in _WEIGHT_FILES], hint="copy it again"
+        )
+    parts = [found]
+    if found.suffix == ".json":
+        index = _read_json(found).get("weight_map")
+        if not isinstance(index, dict):
+            raise CheckpointError(f"{found} lists no weights")
+        parts = [directory / Path(str(part)).name for part in sorted(set(index.values()))]
+    weights: dict[str, Tensor] = {}
+    for part in parts:
+        weights |= _read_part(part)
+    return weights
+
+
+def _read_part(path: Path) -> dict[str, Tensor]:
+    if path.suffix != ".safetensors":
+        weights = torch_files.tensors(torch_files.load(path))
+        if weights is None:
+            raise CheckpointError(f"{path} holds no state dict")
+        return weights
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(
+            f"{path} cannot be read as safetensors",
+            details=[str(error)],
+            hint="it may be missing or truncated; download or copy it again",
+        ) from error
+
+
+def _vocabulary(directory: Path, config: Mapping[str, Any], *, size: int) -> tuple[list[str], list[int]]:
+    """The labels with the blank first, and which row of their head each label's row is.
+
+    transformers' blank is the tokenizer's padding token, at any id. Rows without a token are kept, so that
+    the likeliest label stays the same.
+    """
+    tokens = _read_json(directory / VOCABULARY)
+    if not all(isinstance(index, int) for index in tokens.values()):
+        raise CheckpointError(
+            f"{directory / VOCABULARY} has a vocabulary for each language", hint="parp reads flat ones"
+        )
+    tokenizer: dict[str, Any] = {}
+    for name in (TOKENIZER, "special_tokens_map.json"):
+        if (directory / name).exists():
+            tokenizer |= _read_json(directory / name)
+    labels = {index: f"<unused-{index}>" for index in range(size)}
+    for index, token in tokenizer.get("added_tokens_decoder", {}).items():
+        labels[int(index)] = _content(token)
+    labels |= {index: token for token, index in tokens.items()}
+    blank = tokens.get(
+        _content(tokenizer.get("pad_token", "<pad>")), config.get("pad_token_id", _CONFIG_DEFAULTS["pad_token_id"])
+    )
+    if blank not in range(size):
+        raise CheckpointError(
+            f"{directory} does not say which label is the blank", hint="set pad_token in " + TOKENIZER
+        )
+    delimiter = _content(tokenizer.get("word_delimiter_token", WORD_BOUNDARY))
+    labels = {index: WORD_BOUNDARY if label == delimiter else label for index, label in labels.items()}
+    labels[blank] = BLANK
+    order = [blank, *(index for index in range(size) if index != blank)]
+    vocabulary = [labels[index] for index in order]
+    doubled = sorted({label for label in vocabulary if vocabulary.count(label) > 1})
+    if doubled:
+        raise CheckpointError(f"{directory / VOCABULARY} has labels that stand for two things", details=doubled)
+    return vocabulary, order
+
+
+def _content(token: Any) -> str:
+    """A token's text, "" for none; transformers writes it bare, or in an object beside how to strip around it."""
+    return str((token.get("content") if isinstance(token, dict) else token) or "")
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise CheckpointError(
+            f"{path.parent} has no {path.name}", hint="a model is a folder with config.json and its weights"
+        ) from error
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read as JSON", details=[str(error)]) from error
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path} holds no JSON object")
+    return value

@@ -1,0 +1,159 @@
+"""Where encoders come from: one function for every kind of file, folder and name."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from dataclasses import replace
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from parp_cli.errors import CheckpointError, UsageError
+from parp_cli.models.sources import fairseq, huggingface, published, torch_files
+from parp_cli.models.sources.names import Encoder, fit, shapes, with_current_names, without
+from parp_cli.models.speech.config import ARCHITECTURES, Architecture, build
+from parp_cli.models.speech.prunable import layer_of
+from parp_cli.runtime.progress import Notify, silent
+from parp_cli.storage import checkpoint
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+BUNDLED = "mini"
+"""The encoder that comes with parp."""
+
+_RANDOM = "random:"
+"""Before an architecture's name: an encoder that has learnt nothing, for comparison."""
+
+_HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
+_FILE_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
+
+
+def load_encoder(source: str, *, architecture: str | None = None, notify: Notify = silent) -> Encoder:
+    """Read an encoder, with its CTC head if it comes with the labels for it.
+
+    Args:
+        source: `mini`; the name of another architecture, whose published weights torchaudio has; `random:NAME`, an
+            architecture with random weights; a folder of Hugging Face transformers; a name on the Hugging Face hub; a
+            file of `torch.save` with torchaudio's state dict or fairseq's checkpoint; a checkpoint of parp. A
+            registered name goes before a file or folder of that name (`./mini` is the folder).
+        architecture: the name of the architecture, where a file does not tell or tells several of equal sizes.
+        notify: is told of a download's progress.
+
+    Raises:
+        CheckpointError: nothing is there, or it is broken, or of another kind, or its weights don't fit.
+        UsageError: `architecture` is not registered.
+    """
+    named = None if architecture is None else _registered(architecture)
+    encoder = _load(source, named, notify)
+    if named is None:
+        return encoder
+    found = encoder.architecture
+    if (found.family, found.builder) != (named.family, named.builder):
+        raise CheckpointError(
+            f"{source} is {found.name} ({found.family}), not {named.name}",
+            details=[
+                f"{key}: {found.builder.get(key)} in the file, {named.builder.get(key)} in {named.name}"
+                for key in sorted({*found.builder, *named.builder})
+                if found.builder.get(key) != named.builder.get(key)
+            ],
+        )
+    return encoder._replace(architecture=replace(found, name=named.name))
+
+
+def _load(source: str, named: Architecture | None, notify: Notify) -> Encoder:
+    if source == BUNDLED:
+        with resources.as_file(resources.files("parp_cli") / "assets" / f"{BUNDLED}.safetensors") as path:
+            return _read_parp(path)
+    if source.startswith(_RANDOM):
+        return random_encoder(_registered(source.removeprefix(_RANDOM)))
+    if source in published.FILES:
+        return published.load(source, notify)
+    path = Path(source).expanduser()
+    if path.is_dir():
+        return huggingface.read_directory(path)
+    if path.suffix == ".safetensors" and path.is_file():
+        if (path.parent / huggingface.CONFIG).is_file() and not checkpoint.is_checkpoint(path):
+            return huggingface.read_directory(path.parent)
+        return _read_parp(path)
+    if path.is_file():
+        return _read_torch(path, named)
+    if _HUB_NAME.fullmatch(source) and path.suffix not in _FILE_SUFFIXES:
+        return huggingface.read_directory(huggingface.download(source))
+    raise CheckpointError(f"there is no model {source}", hint=_nearest(source))
+
+
+def random_encoder(architecture: Architecture, seed: int = 0) -> Encoder:
+    """A freshly initialised encoder, the same one for the same seed."""
+    import torch
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return Encoder(architecture, build(architecture).state_dict(), None)
+
+
+def _read_parp(path: Path) -> Encoder:
+    content = checkpoint.read(path)
+    architecture = Architecture.from_json(content.metadata.architecture)
+    vocabulary = None if content.metadata.vocabulary is None else list(content.metadata.vocabulary)
+    size = None if vocabulary is None else len(vocabulary)
+    weights = fit(content.weights, architecture, source=str(path), vocabulary_size=size)
+    return Encoder(architecture, weights, vocabulary, checkpoint.lineage(path, content.metadata))
+
+
+def _read_torch(path: Path, named: Architecture | None) -> Encoder:
+    content = torch_files.load(path)
+    if fairseq.is_checkpoint(content):
+        return fairseq.read(content, source=str(path), architecture=named)
+    weights = torch_files.tensors(content)
+    if weights is None:
+        raise CheckpointError(
+            f"{path} holds neither a state dict nor a fairseq checkpoint",
+            hint="parp reads torchaudio's state dicts, fairseq's .pt files and Hugging Face folders",
+        )
+    if not any(name.startswith("encoder.transformer.") for name in weights):
+        raise CheckpointError(
+            f"{path} has none of torchaudio's names",
+            details=list(weights)[:3],
+            hint="for a Hugging Face model give its folder, with config.json",
+        )
+    # A head's labels are nowhere in such a file.
+    weights = without(weights, ("aux.",))
+    architecture = named or _recognise(weights, path)
+    return Encoder(architecture, fit(weights, architecture, source=str(path)), None)
+
+
+def _recognise(weights: dict[str, Tensor], path: Path) -> Architecture:
+    """The one registered architecture with these names and shapes."""
+    found = {name: tuple(tensor.shape) for name, tensor in with_current_names(weights).items()}
+    layers = len({layer_of(name) for name in found} - {None})
+    candidates = [
+        known
+        for known in ARCHITECTURES.values()
+        if known.builder["encoder_num_layers"] == layers and shapes(known) == found  # the first is the cheap one
+    ]
+    if len(candidates) == 1:
+        return candidates[0]
+    if candidates:
+        names = ", ".join(candidate.name for candidate in candidates)
+        raise CheckpointError(
+            f"{path} fits several architectures", details=[names], hint="name it: `parp mask --architecture NAME`"
+        )
+    raise CheckpointError(
+        f"{path} fits no architecture that parp knows",
+        details=[f"{len(found)} tensors"],
+        hint="name the one it should fit (`parp mask --architecture NAME`), and what differs is listed",
+    )
+
+
+def _registered(name: str) -> Architecture:
+    if name not in ARCHITECTURES:
+        raise UsageError(f"there is no architecture {name}", hint=_nearest(name))
+    return ARCHITECTURES[name]
+
+
+def _nearest(name: str) -> str:
+    near = difflib.get_close_matches(name, ARCHITECTURES, n=1)
+    known = f"known names are {', '.join(ARCHITECTURES)}"
+    return f"did you mean {near[0]}?" if near else f"{known}; or give a file or folder"

@@ -1,0 +1,171 @@
+"""State dicts: from other projects' names to ours, every tensor accounted for.
+
+Ours are the names of `parp_cli.models.speech.config.build(...).state_dict()`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+
+from parp_cli.errors import CheckpointError
+from parp_cli.models.speech.config import Architecture, build
+from parp_cli.storage.checkpoint import Parent
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class Encoder(NamedTuple):
+    """A model that was read from somewhere.
+
+    Attributes:
+        architecture: what to build.
+        weights: float32, exactly those of `build(architecture, ...)`, with `aux.weight` (V, D) and `aux.bias`
+            (V,) where there is a vocabulary, and with `MASK_EMBEDDING` where it came with one.
+        vocabulary: V labels by id, the blank ("<blank>") first and "|" between words; None without a CTC head.
+        parents: the checkpoint of parp it was read from, and what that descends from; empty for other sources.
+    """
+
+    architecture: Architecture
+    weights: dict[str, Tensor]
+    vocabulary: list[str] | None
+    parents: tuple[Parent, ...] = ()
+
+
+BLANK = "<blank>"
+WORD_BOUNDARY = "|"
+
+# The weight-normed positional convolution is stored as magnitude and direction: under the first names by
+# torch.nn.utils.weight_norm, under the second by torch.nn.utils.parametrizations.weight_norm.
+_WEIGHT_NORM = {".weight_g": ".parametrizations.weight.original0", ".weight_v": ".parametrizations.weight.original1"}
+
+MASK_EMBEDDING = "mask_embedding"
+"""Name of the vector (D,) that stood for masked frames in pre-training. Fine-tuning puts it in again; a model that only
+recognises has no use for it, so it may be absent."""
+
+_MOST_DETAILS = 20
+
+
+def without(weights: Mapping[str, Tensor], prefixes: Iterable[str]) -> dict[str, Tensor]:
+    """The weights whose names start with none of the prefixes."""
+    prefixes = tuple(prefixes)
+    return {name: tensor for name, tensor in weights.items() if not name.startswith(prefixes)}
+
+
+def renamed(name: str, rules: Iterable[tuple[str, str]]) -> str:
+    """The name after the first rule (regular expression, replacement) that matches its start; as it is after none."""
+    for pattern, replacement in rules:
+        new, count = re.subn(rf"^{pattern}", replacement, name, count=1)
+        if count:
+            return new
+    return name
+
+
+def shapes(architecture: Architecture, vocabulary_size: int | None = None) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of an architecture's weights, in state-dict order, without allocating them."""
+    with torch.device("meta"):
+        model = build(architecture, vocabulary_size=vocabulary_size)
+    return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+
+
+def with_current_names(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The weights with the positional convolution under the names that today's builders give it."""
+    return {_current_name(name): tensor for name, tensor in weights.items()}
+
+
+def _current_name(name: str) -> str:
+    for old, new in _WEIGHT_NORM.items():
+        if name.endswith(old):
+            return name.removesuffix(old) + new
+    return name
+
+
+def fit(
+    weights: Mapping[str, Tensor], architecture: Architecture, *, source: str, vocabulary_size: int | None = None
+) -> dict[str, Tensor]:
+    """The weights in float32, state-dict order and today's names, if they are exactly those of the architecture.
+
+    `MASK_EMBEDDING` is let through where it is there.
+
+    Args:
+        weights: under our names, but for the positional convolution, which may have either naming.
+        architecture: what they must fit.
+        source: where they come from, for the message.
+        vocabulary_size: rows of the head `aux`; None where there must be none.
+
+    Raises:
+        CheckpointError: names that are missing or left over, or shapes that differ, all of them at once.
+    """
+    found = with_current_names(weights)
+    expected = shapes(architecture, vocabulary_size)
+    if MASK_EMBEDDING in found:
+        expected[MASK_EMBEDDING] = (architecture.builder["encoder_embed_dim"],)
+    details = [f"{name}: missing" for name in expected if name not in found]
+    details += [f"{name}: left over" for name in found if name not in expected]
+    details += [
+        f"{name}: {tuple(found[name].shape)} in the file, {shape} in {architecture.name}"
+        for name, shape in expected.items()
+        if name in found and tuple(found[name].shape) != shape
+    ]
+    if details:
+        raise CheckpointError(
+            f"the weights of {source} do not fit {architecture.name}",
+            details=_shortened(details),
+            hint="the file is of another model, or holds layers that parp does not know",
+        )
+    return {name: found[name].detach().to(torch.float32).contiguous() for name in expected}
+
+
+def _shortened(details: list[str]) -> list[str]:
+    if len(details) <= _MOST_DETAILS:
+        return details
+    return [*details[:_MOST_DETAILS], f"… and {len(details) - _MOST_DETAILS} more"]
+
+
+_SEPARATE = re.compile(r"(.*\.attention)\.(q_proj|k_proj|v_proj|out_proj)\.(weight|bias)")
+_PACKED = re.compile(r"(.*\.attention)\.attention\.(in_proj_|out_proj\.)(weight|bias)")
+
+
+def pack_attention(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """WavLM's q, k and v projections as one, the way torchaudio keeps them.
+
+    Other projects have `….attention.q_proj.weight` (D, D) and so on; torchaudio has
+    `….attention.attention.in_proj_weight` (3·D, D), q above k above v. A projection that lacks one of the
+    three is left as it is, for `fit` to name it.
+    """
+    packed: dict[str, Tensor] = {}
+    for name, tensor in weights.items():
+        match = _SEPARATE.fullmatch(name)
+        if match is None:
+            packed[name] = tensor
+            continue
+        layer, projection, part = match.groups()
+        parts = [f"{layer}.{which}_proj.{part}" for which in "qkv"]
+        if projection == "out_proj":
+            packed[f"{layer}.attention.out_proj.{part}"] = tensor
+        elif any(other not in weights for other in parts):
+            packed[name] = tensor
+        elif projection == "q_proj":
+            packed[f"{layer}.attention.in_proj_{part}"] = torch.cat([weights[other] for other in parts])
+    return packed
+
+
+def unpack_attention(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The inverse of `pack_attention`."""
+    separate: dict[str, Tensor] = {}
+    for name, tensor in weights.items():
+        match = _PACKED.fullmatch(name)
+        if match is None:
+            separate[name] = tensor
+            continue
+        layer, projection, part = match.groups()
+        if projection == "out_proj.":
+            separate[f"{layer}.out_proj.{part}"] = tensor
+        else:
+            for which, third in zip("qkv", tensor.chunk(3), strict=True):
+                separate[f"{layer}.{which}_proj.{part}"] = third.contiguous()
+    return separate

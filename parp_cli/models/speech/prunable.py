@@ -1,0 +1,161 @@
+"""Which parameters are pruned, and where in the encoder a parameter sits.
+
+PARP prunes weights and biases of the attention projections and of both feed-forward layers in every
+Transformer layer; other scopes take less, or convolutions too. Which those are follows from the types of the modules
+that torchaudio's builders put together; nothing here spells out the parameters of one model. torch is imported when a
+model is at hand, so that reports on masks alone can use the names.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from difflib import get_close_matches
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING
+
+from parp_cli.errors import UsageError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+# Scope -> the parts of the network (see `_parts`) that it takes.
+_SCOPES = {
+    "transformer": {"attention", "feed-forward"},
+    "attention": {"attention"},
+    "feed-forward": {"feed-forward"},
+    "front-end": {"front-end"},
+    "everything": {"front-end", "position", "attention", "feed-forward"},
+}
+
+# What torchaudio calls a module -> what the field (fairseq, the paper) calls it.
+_KINDS = {
+    "q_proj": "q_proj",
+    "k_proj": "k_proj",
+    "v_proj": "v_proj",
+    "in_proj": "qkv",  # WavLM's attention keeps the three in one matrix (3·D, D)
+    "out_proj": "out_proj",
+    "intermediate_dense": "fc1",
+    "output_dense": "fc2",
+}
+_KIND = re.compile(rf"\.layers\.\d+\..*\b({'|'.join(_KINDS)})[._](?:weight|bias)$")
+# Outside of the layers the place says more than the module's name, which is "conv" twice.
+_KINDS_BEFORE_THE_LAYERS = {
+    "conv": re.compile(r"\bfeature_extractor\.conv_layers\.\d+\.conv\.(?:weight|bias)$"),
+    "projection": re.compile(r"\bfeature_projection\.projection\.(?:weight|bias)$"),
+    "pos_conv": re.compile(r"\bpos_conv_embed\.conv\.(?:bias|parametrizations\.weight\.original1)$"),
+}
+_LAYER = re.compile(r"transformer\.layers\.(\d+)\.")
+_FRONT_END = re.compile(r"\b(?:feature_extractor|feature_projection)\.")
+
+SCOPES = tuple(_SCOPES)
+"""What can be pruned by name; any other scope is a pattern of parameter names."""
+
+KINDS = (*_KINDS_BEFORE_THE_LAYERS, *_KINDS.values())
+"""Every kind of prunable module, in reading order."""
+
+
+def prunable_parameters(
+    model: nn.Module, *, biases: bool = True, scope: str = "transformer"
+) -> dict[str, nn.Parameter]:
+    """The parameters that pruning may touch. Never among them: layer norms, the mask embedding, the CTC head.
+
+    Args:
+        model: a model of `parp_cli.models.speech.config.build`, or one that contains it.
+        biases: whether biases are pruned too, as in the paper's release.
+        scope: one of `SCOPES`, or a glob of state-dict names such as "*.layers.[0-5].feed_forward.*".
+            transformer: the projections of attention and both feed-forward layers, PARP's; attention, feed-forward:
+            its halves; front-end: convolutions of the waveform and the projection of their features; everything:
+            all these and the positional convolution (of its normalised weight, the direction). A glob chooses among
+            all linear and convolutional modules, so among WavLM's gates of attention too.
+
+    Returns:
+        The parameters themselves by their state-dict names, from the waveform to the last Transformer layer; the
+        order is the same each time, so that positions in it can break ties.
+
+    Raises:
+        UsageError: the scope matches nothing.
+    """
+    parts = _SCOPES.get(scope)
+    names: list[str] = []
+    found: dict[str, nn.Parameter] = {}
+    for part, prefix, module in _parts(model):
+        for own_name, parameter in module.named_parameters():
+            # original0 is the length of a normalised weight; pruning it would remove kernel positions as a whole.
+            if own_name.endswith("original0") or (own_name.endswith("bias") and not biases):
+                continue
+            name = f"{prefix}.{own_name}"
+            names.append(name)
+            if fnmatchcase(name, scope) if parts is None else part in parts:
+                found[name] = parameter
+    if not found:
+        raise _nothing_matches(scope, names, biases=biases)
+    return found
+
+
+def _parts(model: nn.Module) -> Iterator[tuple[str, str, nn.Module]]:
+    """The linear and convolutional modules below the head: each one's part of the network, its name, and itself."""
+    from torch import nn
+    from torchaudio.models.wav2vec2 import components
+
+    for name, module in model.named_modules():
+        match module:
+            case components.FeatureExtractor() | components.FeatureProjection():
+                part = "front-end"
+            case components.ConvolutionalPositionalEmbedding():
+                part = "position"
+            # What WavLM's attention shares with the others, the four projections, is in its MultiheadAttention; beside
+            # it is a gate for relative positions.
+            case components.WavLMSelfAttention():
+                yield "attention", f"{name}.attention", module.attention
+                if module.gru_rel_pos:
+                    yield "gate", f"{name}.gru_rel_pos_linear", module.gru_rel_pos_linear
+                continue
+            case components.SelfAttention():
+                part = "attention"
+            case components.FeedForward():
+                part = "feed-forward"
+            case _:
+                continue
+        for child_name, child in module.named_modules():
+            if isinstance(child, nn.Linear | nn.Conv1d):
+                yield part, f"{name}.{child_name}", child
+
+
+def _nothing_matches(scope: str, names: list[str], *, biases: bool) -> UsageError:
+    nearest = get_close_matches(scope, [*SCOPES, *names], n=1)
+    return UsageError(
+        f"no prunable parameter matches the scope {scope!r}",
+        details=[] if biases else ["biases are left out"],
+        hint=f"did you mean {nearest[0]}?"
+        if nearest
+        else f"one of {', '.join(SCOPES)}, or a pattern of names such as '*.layers.[0-5].feed_forward.*'",
+    )
+
+
+def kind_of(name: str) -> str:
+    """The kind of module a prunable parameter belongs to: one of `KINDS`; "other" for any other name."""
+    if match := _KIND.search(name):
+        return _KINDS[match[1]]
+    return next((kind for kind, place in _KINDS_BEFORE_THE_LAYERS.items() if place.search(name)), "other")
+
+
+def layer_of(name: str) -> int | None:
+    """The Transformer layer a parameter belongs to, from 0; None outside of them."""
+    match = _LAYER.search(name)
+    return int(match[1]) if match else None
+
+
+def layers_of(names: Iterable[str]) -> dict[str, str]:
+    """A label for the layer of each parameter: "0" and up in the Transformer, "front-end", or "other"."""
+    labels = {}
+    for name in names:
+        number = layer_of(name)
+        outside = "front-end" if _FRONT_END.search(name) else "other"
+        labels[name] = outside if number is None else str(number)
+    return labels
+
+
+def touches_front_end(names: Iterable[str]) -> bool:
+    """Whether any of the parameters changes what the convolutions make of a waveform, so that it can't be cached."""
+    return any(re.search(r"\bfeature_extractor\.", name) for name in names)

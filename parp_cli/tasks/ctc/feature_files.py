@@ -1,0 +1,107 @@
+"""Front-end features on the disk, in files named by what they were computed from. T frames, C channels."""
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load
+from torch import Tensor
+
+from parp_cli.errors import ParpError
+from parp_cli.models.speech.config import Architecture
+from parp_cli.storage.checkpoint import file_hash
+from parp_cli.storage.tensors import write_tensors
+
+if TYPE_CHECKING:
+    from torchaudio.models import Wav2Vec2Model
+
+_RESERVE_BYTES = 2 << 30
+"""Disk that is left free for what matters more."""
+
+
+class FeatureFiles:
+    """A folder of features, which several processes may share. It is only a cache: where it cannot grow, it does not.
+
+    Args:
+        folder: made when it is needed.
+        model: its front end makes the features, and does not change.
+        architecture: of the model.
+        most_bytes: that this process adds.
+
+    Attributes:
+        problem: why nothing is added any more; "" as long as only `most_bytes` may be the reason.
+    """
+
+    def __init__(self, folder: Path, model: "Wav2Vec2Model", architecture: Architecture, *, most_bytes: int) -> None:
+        self._folder = folder
+        self._model = model
+        self._architecture = architecture
+        self._left = most_bytes
+        self._own: Path | None = None
+        self.problem = ""
+
+    @property
+    def own_folder(self) -> Path:
+        """That of this front end: its name tells everything but the audio that decides the features' bits."""
+        if self._own is None:
+            self._own = self._folder / self._front_end_key()
+        return self._own
+
+    def add(self, path: Path, features: Tensor) -> bool:
+        """Write features (T, C) unless the disk or the budget does not allow it; whether they were written."""
+        if self.problem or features.nbytes > self._left:
+            return False
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if shutil.disk_usage(path.parent).free < features.nbytes + _RESERVE_BYTES:
+                self.problem = f"the disk of {self._folder} is nearly full"
+                return False
+            write_tensors(path, {"features": features.cpu().contiguous()})
+        except ParpError as error:
+            self.problem = error.message
+        except OSError as error:
+            self.problem = f"cannot write {path.parent}: {error.strerror or error}"
+        else:
+            self._left -= features.nbytes
+        return not self.problem
+
+    def _front_end_key(self) -> str:
+        weights = self._model.feature_extractor.state_dict()
+        first = next(iter(weights.values()))
+        builder = self._architecture.to_json()["builder"]
+        settings = {
+            "normalize_waveform": self._architecture.normalize_waveform,
+            "builder": {name: value for name, value in builder.items() if name.startswith("extractor_")},
+            "device": first.device.type,
+            "torch": torch.__version__,
+            "weights": {name: [str(weight.dtype), list(weight.shape)] for name, weight in weights.items()},
+        }
+        digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
+        for weight in weights.values():
+            digest.update(weight.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()[:32]
+
+
+def feature_path(own_folder: Path, audio: Path) -> Path | None:
+    """Where the features of a sound file are, or would be; None where it cannot be read.
+
+    Args:
+        own_folder: of a `FeatureFiles`.
+        audio: the sound file.
+    """
+    try:
+        return own_folder / f"{file_hash(audio)}.safetensors"
+    except OSError:
+        return None
+
+
+def read_features(path: Path) -> Tensor | None:
+    """Features (T, C) that were written before; None where there are none, or the file is broken."""
+    try:
+        return load(path.read_bytes())["features"]  # were they mapped, the disk would be read when they are used
+    except (OSError, SafetensorError, KeyError):
+        return None

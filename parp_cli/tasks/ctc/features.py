@@ -1,0 +1,293 @@
+"""Front-end features of utterances, computed once where the front end is frozen, and read ahead of their use.
+
+The convolutional front end does not train in PARP's protocol, so its output is a constant of the data. S samples, T
+frames, C channels.
+"""
+
+import os
+from collections import Counter
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from parp_cli.data.audio import SAMPLE_RATE, decode_audio, resample
+from parp_cli.data.utterances import Utterance
+from parp_cli.errors import DataError
+from parp_cli.models.speech.config import Architecture, frames
+from parp_cli.models.speech.forward import front_end
+from parp_cli.tasks.ctc.feature_files import FeatureFiles, feature_path, read_features
+from parp_cli.tasks.ctc.readers import Readers
+
+if TYPE_CHECKING:
+    from torchaudio.models import Wav2Vec2Model
+
+DEVICE_BYTES = 1 << 30
+"""Memory of a GPU for features that stay there: 3 hours of speech for base's 512 channels."""
+
+MEMORY_BYTES = 4 << 30
+"""Memory for features: 11 hours."""
+
+DISK_BYTES = 64 << 30
+"""Disk for features that no memory is left for: 180 hours."""
+
+Augment = Callable[[Utterance, Tensor, int], Tensor]
+"""Alters an utterance's waveform (S,) at 16 kHz for an update, given its number."""
+
+_Key = tuple[str, str]  # split and id
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kept:
+    """Where the features are of the utterances that were asked for so far.
+
+    Attributes:
+        device, memory, disk, anew: how many are kept on the GPU, in memory and on disk, and how many are computed
+            each time because no budget is left.
+        problem: why nothing more can be written to the disk; "" where it can.
+    """
+
+    device: int
+    memory: int
+    disk: int
+    anew: int
+    problem: str
+
+    def __str__(self) -> str:
+        places = {
+            "on the GPU": self.device,
+            "in memory": self.memory,
+            "on disk": self.disk,
+            "computed each time": self.anew,
+        }
+        parts = [f"{count:,} {place}" for place, count in places.items() if count]
+        return "front-end features: " + (", ".join(parts) or "none kept") + (self.problem and f" ({self.problem})")
+
+
+@dataclass(frozen=True)
+class _Reading:
+    """What was read of an utterance: its features, or else its samples at their own rate."""
+
+    path: Path | None  # of its features, there or not; None where none are kept on disk
+    features: Tensor | None = None
+    samples: Tensor | None = None
+    rate: int = 0
+
+
+class FrontEndFeatures:
+    """Features (T, C) of utterances; kept where the front end is frozen: first in memory, then on disk.
+
+    The numbers are the same wherever they come from. Calling it raises DataError where audio cannot be read, or is too
+    short for a single frame. It is a context manager that ends its threads; without, they end with it.
+
+    Args:
+        model: its front end is used as it is at the time of the call.
+        architecture: of the model.
+        frozen: whether the front end never changes; otherwise features carry gradients and nothing is kept.
+        device_bytes: memory of a GPU for what is kept; none on the CPU.
+        memory_bytes: memory for what is kept beyond that.
+        disk_bytes: disk that is filled in `folder` or `scratch`; beyond it features are computed anew each time.
+        folder: where all features are kept for other runs too, in files named by content; None for nowhere.
+        scratch: without `folder`, where those are kept that do not fit into memory; the caller deletes it. None for
+            nowhere.
+        augment: alters waveforms of updates; features of those are never kept.
+    """
+
+    def __init__(
+        self,
+        model: "Wav2Vec2Model",
+        architecture: Architecture,
+        *,
+        frozen: bool,
+        device_bytes: int = DEVICE_BYTES,
+        memory_bytes: int = MEMORY_BYTES,
+        disk_bytes: int = DISK_BYTES,
+        folder: Path | None = None,
+        scratch: Path | None = None,
+        augment: Augment | None = None,
+    ) -> None:
+        self._model = model
+        self._architecture = architecture
+        self._frozen = frozen
+        self._augment = augment
+        self._device_left, self._memory_left = device_bytes, memory_bytes
+        self._kept: dict[_Key, Tensor] = {}
+        self._places: dict[_Key, Literal["device", "memory", "disk", "anew"]] = {}
+        self._paths: dict[_Key, Path] = {}
+        self._shares = folder is not None
+        self._files: FeatureFiles | None = None
+        on_disk = folder or scratch
+        if frozen and on_disk is not None:
+            self._files = FeatureFiles(on_disk, model, architecture, most_bytes=disk_bytes)
+        self._readers = Readers(min(4, max(1, (os.cpu_count() or 1) // 4)))
+        self._ahead: dict[tuple[_Key, bool], Future[_Reading]] = {}
+
+    def __enter__(self) -> "FrontEndFeatures":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __call__(self, utterances: Sequence[Utterance], *, update: int | None = None) -> list[Tensor]:
+        """Features of each utterance, (T_i, C), on the model's device.
+
+        Args:
+            utterances: in any order.
+            update: the number of the update they are for; `augment` alters nothing without it.
+        """
+        altered = None if self._augment is None else update
+        for utterance in utterances:
+            self._start(utterance, raw=altered is not None)
+        device = self._device
+        return [self._features(utterance, altered).to(device, non_blocking=True) for utterance in utterances]
+
+    def prefetch(self, utterances: Sequence[Utterance], *, for_update: bool = False) -> None:
+        """Begin to read what will be asked for, in the background; what goes wrong is raised when it is.
+
+        Args:
+            for_update: whether it is for an update, whose waveforms `augment` may alter.
+        """
+        for utterance in utterances:
+            self._start(utterance, raw=for_update and self._augment is not None)
+
+    def device_room(self, utterances: Sequence[Utterance]) -> int:
+        """Bytes of GPU memory that the features of these utterances may come to take."""
+        device = next(self._model.parameters()).device
+        if not self._frozen or device.type != "cuda":
+            return 0
+        count = sum(frames(self._architecture, round(utterance.seconds * SAMPLE_RATE)) for utterance in utterances)
+        return min(self._device_left, 4 * self._architecture.conv_layers[-1][0] * count)
+
+    def report(self) -> Kept:
+        """Where features are kept by now."""
+        counts = Counter(self._places.values())
+        return Kept(
+            device=counts["device"],
+            memory=counts["memory"],
+            disk=counts["disk"],
+            anew=counts["anew"],
+            problem="" if self._files is None else self._files.problem,
+        )
+
+    def close(self) -> None:
+        """Forget what was read ahead, and end the threads."""
+        self._readers.close()
+        self._ahead.clear()
+
+    @property
+    def _device(self) -> torch.device:
+        device: torch.device = next(self._model.parameters()).device
+        return device
+
+    def _start(self, utterance: Utterance, *, raw: bool) -> None:
+        """Have an utterance read, unless it is about to be, or its features are in memory.
+
+        Args:
+            raw: its samples, even if features of them are on disk.
+        """
+        key = (utterance.split, utterance.id)
+        if (key, raw) in self._ahead or (key in self._kept and not raw):
+            return
+        own_folder = path = None
+        if self._files is not None and not raw:
+            own_folder, path = self._files.own_folder, self._paths.get(key)
+        self._ahead[key, raw] = self._readers.submit(partial(_read, utterance.audio, own_folder, path, self._device))
+
+    def _features(self, utterance: Utterance, update: int | None) -> Tensor:
+        key, raw = (utterance.split, utterance.id), update is not None
+        if key in self._kept and not raw:
+            self._ahead.pop((key, raw), None)  # read ahead before it was kept
+            return self._kept[key]
+        self._start(utterance, raw=raw)  # once more, where it is there twice
+        reading = self._ahead.pop((key, raw)).result()
+        features = reading.features
+        if features is None:
+            features = self._computed(utterance, reading, update)
+            if raw or not self._frozen:
+                return features
+        self._keep(key, features, reading)
+        return self._kept.get(key, features)
+
+    def _computed(self, utterance: Utterance, reading: _Reading, update: int | None) -> Tensor:
+        assert reading.samples is not None
+        waveform = resample(reading.samples.to(self._device, non_blocking=True), reading.rate)
+        if self._augment is not None and update is not None:
+            waveform = self._augment(utterance, waveform, update)
+        if frames(self._architecture, len(waveform)) == 0:
+            raise DataError(
+                f"utterance {utterance.id} is too short to recognise",
+                details=[f"{utterance.audio}: {len(waveform)} samples"],
+                hint="leave it out of the split",
+            )
+        if not self._frozen:
+            return front_end(self._model, self._architecture, waveform)
+        # What is first computed for a validation may be trained on later, which inference mode would not allow.
+        with torch.inference_mode(False), torch.no_grad():
+            return front_end(self._model, self._architecture, waveform)
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def _keep(self, key: _Key, features: Tensor, reading: _Reading) -> None:
+        """Keep features in the first place that has room."""
+        on_gpu = self._device.type == "cuda"
+        size = _pinned_bytes(features) if on_gpu else features.nbytes
+        in_memory = True
+        if on_gpu and features.nbytes <= self._device_left:
+            self._device_left -= features.nbytes
+            self._kept[key] = features.to(self._device)
+            self._places[key] = "device"
+        elif size <= self._memory_left:
+            self._memory_left -= size
+            self._kept[key] = _pinned(features.cpu(), self._device)
+            self._places[key] = "memory"
+        else:
+            in_memory = False
+            self._places[key] = "anew"
+        if self._files is None or reading.path is None or (in_memory and not self._shares):
+            return
+        self._paths[key] = reading.path
+        on_disk = reading.features is not None or self._files.add(reading.path, features)
+        if on_disk and not in_memory:
+            self._places[key] = "disk"
+
+
+def _read(audio: Path, own_folder: Path | None, path: Path | None, device: torch.device) -> _Reading:
+    """Features of a sound file if they are on disk, else its samples; runs in the background.
+
+    Args:
+        audio: the sound file.
+        own_folder: where the features of this front end are; None for nowhere.
+        path: of the features of this file, where it is known.
+        device: where they are to go.
+    """
+    if path is None and own_folder is not None:
+        path = feature_path(own_folder, audio)
+    features = None if path is None else read_features(path)
+    if features is not None:
+        return _Reading(path, features=_pinned(features, device))
+    samples, rate = decode_audio(audio)
+    return _Reading(path, samples=_pinned(samples, device), rate=rate)
+
+
+def _pinned(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor of the CPU in memory that a GPU can fetch from by itself; as it is where there is no GPU."""
+    if device.type != "cuda" or tensor.is_pinned():
+        return tensor
+    with torch.cuda.device(device):
+        held = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+    np.copyto(held.numpy(), tensor.numpy())  # torch would copy with many threads
+    return held
+
+
+def _pinned_bytes(tensor: Tensor) -> int:
+    """Memory that a tensor takes where a GPU can fetch it: torch rounds it up to a power of two."""
+    return 1 << max(0, tensor.nbytes - 1).bit_length()
