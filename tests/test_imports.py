@@ -28,7 +28,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "config": {"errors", "pruning"},
     # No speech in these: another kind of model can be pruned with them.
     "pruning": {"errors", "storage"},
-    "data": {"errors", "storage", "runtime"},
+    "data": GROUND,
     "models": {"errors", "storage", "runtime"},
     "exporters": {"errors", "storage", "runtime", "models"},
     # What was recognised, however it was.

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Literal, get_args
 
+from parp_cli.config.finetune import Data
 from parp_cli.data.audio import AUDIO_SUFFIXES, audio_seconds
 from parp_cli.data.downloads import ByteProgress, download_librilight, download_librispeech
 from parp_cli.data.librispeech import (
@@ -16,10 +17,34 @@ from parp_cli.data.manifest import read_manifest
 from parp_cli.data.problems import shown
 from parp_cli.data.utterances import Utterance
 from parp_cli.errors import DataError
+from parp_cli.runtime.progress import Notify, Progress
 
 Corpus = Literal["generated", "librispeech", "librilight", "manifest"]
 
 CORPORA: tuple[Corpus, ...] = get_args(Corpus)
+
+
+def load(data: Data, split: str, notify: Notify, *, lenient: bool = False) -> list[Utterance]:
+    """One split of a recipe's corpus; the same utterances for every seed, so that runs can be compared.
+
+    Args:
+        data: names the corpus and where it is.
+        split: to load.
+        notify: is told how much has been generated or downloaded.
+        lenient: as of `load_split`.
+
+    Raises:
+        DataError: as `load_split`.
+    """
+    return load_split(
+        data.corpus,
+        split,
+        root=None if data.root is None else Path(data.root),
+        manifest=None if data.manifest is None else Path(data.manifest),
+        download=data.download,
+        progress=lambda done, total: notify(Progress(f"preparing {split}", done, total)),
+        lenient=lenient,
+    )
 
 
 def load_split(

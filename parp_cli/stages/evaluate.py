@@ -15,6 +15,7 @@ from torch import Tensor
 
 from parp_cli.config.finetune import Data, Recipe, recipe_from_dict
 from parp_cli.data.check import Problem, refusal
+from parp_cli.data.corpora import load
 from parp_cli.data.labels import vocabulary_of
 from parp_cli.data.problems import shown
 from parp_cli.decoding.lexicon import outside
@@ -41,7 +42,6 @@ from parp_cli.storage.atomic import refuse_same, require_writable, shortest_labe
 from parp_cli.storage.checkpoint import Checkpoint, Metadata
 from parp_cli.storage.run_folder import require_head
 from parp_cli.tasks.ctc.features import MEMORY_BYTES, FrontEndFeatures
-from parp_cli.training.preparation import load
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TextIO
 
 from parp_cli.config.finetune import Data
+from parp_cli.data.corpora import load
 from parp_cli.data.labels import BLANK, BOUNDARY, Vocabulary
 from parp_cli.data.utterances import normalize_text
 from parp_cli.decoding.kneser_ney import NGramModel, estimate, write_arpa
@@ -18,7 +19,6 @@ from parp_cli.decoding.lexicon import lexicon_lines, lexicon_of
 from parp_cli.errors import DataError, UsageError
 from parp_cli.runtime.progress import Notify, Progress, silent
 from parp_cli.storage.atomic import refuse_same, replacing, write_text
-from parp_cli.training.preparation import load
 
 STDIN = Path("-")
 

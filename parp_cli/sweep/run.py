@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from parp_cli.data.corpora import load
 from parp_cli.runtime.progress import Notify, silent
 from parp_cli.storage.lock import only_one
 from parp_cli.sweep.execute import Pool, run_cells
@@ -21,7 +22,6 @@ from parp_cli.sweep.tasks import (
     tidy,
     updates_done,
 )
-from parp_cli.training.preparation import load
 
 
 @dataclass(frozen=True, kw_only=True)

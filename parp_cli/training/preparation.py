@@ -9,7 +9,7 @@ from pathlib import Path
 from parp_cli.config.finetune import Data, Recipe
 from parp_cli.data.batching import sorted_batches
 from parp_cli.data.check import Problem, check_utterances, notes_of, read_sounds, refusal
-from parp_cli.data.corpora import load_split
+from parp_cli.data.corpora import load
 from parp_cli.data.labels import Vocabulary, letters_vocabulary, phones_vocabulary
 from parp_cli.data.problems import shown
 from parp_cli.data.utterances import Utterance
@@ -141,25 +141,6 @@ def prepare_round(whole: Preparation, this: Round, start: Start) -> Preparation:
         sparsity=sparsity,
         start_sparsity=sparsity,
         schedule=_schedule(this.recipe, start.architecture, lengths),
-    )
-
-
-def load(data: Data, split: str, notify: Notify, *, lenient: bool = False) -> list[Utterance]:
-    """The utterances of a recipe's corpus; the same for every seed, so that runs can be compared.
-
-    Args:
-        data, split: what to load.
-        notify: is told of what has to be made or fetched first.
-        lenient: leave what is wrong with single utterances to be found later.
-    """
-    return load_split(
-        data.corpus,
-        split,
-        root=None if data.root is None else Path(data.root),
-        manifest=None if data.manifest is None else Path(data.manifest),
-        download=data.download,
-        progress=lambda done, total: notify(Progress(f"preparing {split}", done, total)),
-        lenient=lenient,
     )
 
 
