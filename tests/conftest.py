@@ -1,19 +1,37 @@
-"""What tests of whole stages and of the command line share: a tiny world, made once."""
+"""Settings of every test, and what tests of whole stages and of the command line share: a tiny world, made once."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 
 from parp_cli.stages.finetune import finetune
 from parp_cli.stages.mask import mask
 from tests.tiny import World, make_world
 
+CHECKOUT = Path(__file__).parents[1]
+
+# A busy machine is no failure. On CI the examples are the same every time, so that a change is not blamed for old luck.
+settings.register_profile("parp", deadline=None, derandomize="CI" in os.environ)
+settings.load_profile("parp")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def checkout_in_subprocesses() -> Iterator[None]:
+    """Processes that tests start import this checkout, also where another parp is installed: `torchrun script.py` puts
+    the script's folder first on the path, not the working folder."""
+    before = os.environ.get("PYTHONPATH")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join([str(CHECKOUT), *([before] if before else [])]))
+        yield
+
 
 @pytest.fixture(scope="session", autouse=True)
 def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """What tests read and generate is not kept among the user's own things."""
+    """Tests keep what they read and generate out of the user's cache."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PARP_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
@@ -21,8 +39,8 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture(scope="session", autouse=True)
 def one_thread() -> Iterator[None]:
-    """The same numbers on every machine, and here as in processes that tests start: sums depend on how many threads
-    share them."""
+    """One thread, here and in processes that tests start: rounding depends on the number of threads, and so would
+    results."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OMP_NUM_THREADS", "1")
         before = torch.get_num_threads()
