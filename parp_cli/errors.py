@@ -13,8 +13,18 @@ An error has one line that names the thing, details that list what is wrong with
 says what to do. `console.py` draws it; nothing else prints it.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+
+MAX_DETAILS = 50
+"""Details of one error beyond this many are counted instead of shown."""
+
+
+def first_few(items: Sequence[str], limit: int = MAX_DETAILS) -> list[str]:
+    """The first `limit` items, then how many more there are."""
+    if len(items) <= limit:
+        return list(items)
+    return [*items[:limit], f"… and {len(items) - limit:,} more"]
 
 
 @dataclass(frozen=True)

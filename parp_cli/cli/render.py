@@ -8,6 +8,7 @@ from itertools import groupby, pairwise
 from typing import TYPE_CHECKING, Any
 
 from parp_cli.console import Output, duration, percent, size
+from parp_cli.errors import first_few
 
 if TYPE_CHECKING:
     from parp_cli.stages.finetune import FinetuneResult
@@ -69,8 +70,6 @@ def _rounds(rounds: Sequence[tuple[str, int]]) -> str:
 
 def finetune(output: Output, result: "FinetuneResult") -> None:
     """How a run went."""
-    from parp_cli.data.problems import shown
-
     phones = result.best.character is None
     columns = ("update", "loss", "PER" if phones else "WER", *(() if phones else ("CER",)), "blank")
     rows = []
@@ -84,7 +83,7 @@ def finetune(output: Output, result: "FinetuneResult") -> None:
         revived = sum(repruning.revived for repruning in result.reprunings)
         times = "once" if len(result.reprunings) == 1 else f"{len(result.reprunings)} times"
         output.text(f"re-pruned {times}, {revived:,} weights revived in all")
-    for line in shown(result.skipped):
+    for line in first_few(result.skipped):
         output.text(f"left out {line}")
     if result.skipped_updates:
         many = "an update was" if result.skipped_updates == 1 else f"{result.skipped_updates:,} updates were"

@@ -13,9 +13,8 @@ from typing import Literal, get_args
 from parp_cli.data.audio import MUCH_CLIPPED, SAMPLE_RATE, Sound, can_resample, inspect_audio
 from parp_cli.data.known_sounds import KnownSounds, Note, Unreadable, stamp
 from parp_cli.data.labels import Vocabulary, frames_needed
-from parp_cli.data.problems import MOST_SHOWN, shown
 from parp_cli.data.utterances import Utterance
-from parp_cli.errors import DataError, Table
+from parp_cli.errors import MAX_DETAILS, DataError, Table, first_few
 from parp_cli.runtime.progress import Notify, Progress, silent
 
 LOWEST_RATE = 8000
@@ -171,7 +170,7 @@ def notes_of(splits: Sequence[tuple[str, Sequence[Utterance]]], sounds: Mapping[
 
 
 def _few(ids: Iterable[str]) -> str:
-    return ", ".join(shown(list(ids), 3))
+    return ", ".join(first_few(list(ids), 3))
 
 
 def _is_fit(rate: int) -> bool:
@@ -195,10 +194,10 @@ def refusal(problems: Sequence[Problem], notes: Iterable[str], *, left_out: bool
     left = "; these were left out, the others evaluated" if left_out else ""
     return DataError(
         f"{many} with the utterances of {' and '.join(splits)} ({by_kind}){left}",
-        details=[*shown([problem.message for problem in ordered]), *notes],
+        details=[*first_few([problem.message for problem in ordered]), *notes],
         table=Table(
             columns=("utterance", "split", "kind", "what is wrong", "file"),
-            rows=tuple((p.utterance_id, p.split, p.kind, p.what, str(p.audio)) for p in ordered[:MOST_SHOWN]),
+            rows=tuple((p.utterance_id, p.split, p.kind, p.what, str(p.audio)) for p in ordered[:MAX_DETAILS]),
         ),
         hint="correct them, or "
         + ("accept that they are left out" if left_out else "leave such utterances out")

@@ -14,9 +14,8 @@ from parp_cli.data.librispeech import (
     load_librispeech,
 )
 from parp_cli.data.manifest import read_manifest
-from parp_cli.data.problems import shown
 from parp_cli.data.utterances import Utterance
-from parp_cli.errors import DataError
+from parp_cli.errors import DataError, first_few
 from parp_cli.runtime.progress import Notify, Progress
 
 Corpus = Literal["generated", "librispeech", "librilight", "manifest"]
@@ -122,7 +121,7 @@ def find_audio(folder: Path) -> list[Utterance]:
     if problems:
         raise DataError(
             f"{len(problems):,} sound files under {folder} cannot be read",
-            details=shown(problems),
+            details=first_few(problems),
             hint="remove them, or convert them anew to 16-bit FLAC",
         )
     if not utterances:

@@ -11,9 +11,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from parp_cli.data.audio import audio_seconds
-from parp_cli.data.problems import shown
 from parp_cli.data.utterances import Utterance, normalize_text, parse_phones
-from parp_cli.errors import DataError
+from parp_cli.errors import DataError, first_few
 
 LIBRISPEECH_FOLDER = "LibriSpeech"
 LIBRILIGHT_FOLDER = "librispeech_finetuning"
@@ -126,7 +125,7 @@ def _load_chapters(chapters: Iterable[Path], split: str, lenient: bool) -> list[
     if problems:
         raise DataError(
             f"split {split} has {len(problems):,} broken or missing files",
-            details=shown(sorted(problems)),
+            details=first_few(sorted(problems)),
             hint="unpack or download the corpus again",
         )
     return sorted(utterances, key=lambda utterance: utterance.id)

@@ -12,9 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from parp_cli.data.audio import audio_seconds
-from parp_cli.data.problems import shown
 from parp_cli.data.utterances import Utterance, normalize_text, parse_phones
-from parp_cli.errors import DataError
+from parp_cli.errors import DataError, first_few
 
 REQUIRED = ("id", "audio", "split")
 _STRINGS = (*REQUIRED, "text", "phones", "speaker")
@@ -46,7 +45,7 @@ def read_manifest(path: Path, *, lenient: bool = False) -> list[Utterance]:
             utterances.append(utterance)
     if problems:
         count = "a problem" if len(problems) == 1 else f"{len(problems):,} problems"
-        raise DataError(f"manifest {path} has {count}", details=shown(problems), hint=_HINT)
+        raise DataError(f"manifest {path} has {count}", details=first_few(problems), hint=_HINT)
     if not utterances:
         raise DataError(f"manifest {path} lists no utterances", hint="add a line for each sound file")
     return utterances

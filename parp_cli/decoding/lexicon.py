@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from parp_cli.data.labels import BOUNDARY, Vocabulary
-from parp_cli.data.problems import shown
-from parp_cli.errors import DataError, UsageError
+from parp_cli.errors import DataError, UsageError, first_few
 
 Lexicon = Mapping[str, tuple[tuple[str, ...], ...]]
 """Spellings of each word, in symbols of a vocabulary; each ends with `BOUNDARY`."""
@@ -64,7 +63,7 @@ def lexicon_of(words: Iterable[str], vocabulary: Vocabulary) -> Spelt:
     if not spelt:
         raise DataError(
             "no word can be spelt with the vocabulary's letters",
-            details=shown(left_out),
+            details=first_few(left_out),
             hint="the text is of another language or script than the model",
         )
     return Spelt(spelt, left_out)
@@ -108,7 +107,7 @@ def read_lexicon(path: Path, vocabulary: Vocabulary) -> Spelt:
     if problems or not found:
         raise DataError(
             f"{path} is not a lexicon of the vocabulary's letters",
-            details=shown(problems or list(left_out)),
+            details=first_few(problems or list(left_out)),
             hint='a line is a word and its letters divided by blanks, such as "HELLO H E L L O |"',
         )
     lexicon = {word: tuple(spellings) for word, spellings in found.items()}

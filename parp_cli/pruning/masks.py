@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from parp_cli.errors import MaskError
+from parp_cli.errors import MaskError, first_few
 from parp_cli.storage.bits import pack
 
 Masks = Mapping[str, Tensor]
@@ -62,10 +62,9 @@ def check_fit(masks: Masks, weights: Mapping[str, Tensor], *, what: str) -> None
         elif weights[name].shape != mask.shape:
             wrong.append(f"{name}: mask {tuple(mask.shape)}, weight {tuple(weights[name].shape)}")
     if wrong:
-        shown = wrong[:10] + ([f"… and {len(wrong) - 10} more"] if len(wrong) > 10 else [])
         raise MaskError(
             f"mask does not fit {what}",
-            details=shown,
+            details=first_few(wrong, 10),
             hint="the mask is from another model; make one for this model with `parp mask --model NAME`",
         )
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from parp_cli.errors import ParpError, UsageError
+from parp_cli.errors import ParpError, UsageError, first_few
 from parp_cli.pruning.limits import WHOLE, PatternKind, check_sparsity, read_pattern
 from parp_cli.pruning.select import magnitude_masks, prune_count, total_count
 
@@ -109,10 +109,9 @@ class Pattern:
         wrong = [name for name, score in scores.items() if not self.carries(tuple(score.shape))]
         if wrong:
             rows, columns = self._cell
-            more = [f"… and {len(wrong) - 10} more"] if len(wrong) > 10 else []
             raise UsageError(
                 f"{wrong[0]}{how} cannot hold the pattern {self}",
-                details=[*(f"{name}: {tuple(scores[name].shape)}" for name in wrong[:10]), *more],
+                details=first_few([f"{name}: {tuple(scores[name].shape)}" for name in wrong], 10),
                 hint=f"a matrix can, whose rows are a multiple of {rows} and its columns of {columns}",
             )
 

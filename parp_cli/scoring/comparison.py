@@ -4,8 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from parp_cli.data.problems import shown
-from parp_cli.errors import DataError
+from parp_cli.errors import DataError, first_few
 from parp_cli.scoring.intervals import RESAMPLES, Difference, Interval, Units, paired_difference, units_of
 from parp_cli.scoring.metrics import METRICS, ErrorRate, Unit, align, together, utterance_errors
 from parp_cli.scoring.results import Recognition, repeated
@@ -117,7 +116,7 @@ def _match(
         alike = side if with_splits else [replace(this, split="") for this in side]
         by_key = {(this.split, this.id): this for this in alike}
         if len(by_key) < len(side):
-            raise DataError(f"{owner} has utterances more than once", details=shown(repeated(alike)))
+            raise DataError(f"{owner} has utterances more than once", details=first_few(repeated(alike)))
         return by_key
 
     mine, yours = keyed(ours, name), keyed(theirs, other)
@@ -128,14 +127,14 @@ def _match(
         )
         raise DataError(
             f"{name} and {other} are not of the same utterances: none is in both",
-            details=[line for lines in alone for line in shown(lines, 5)],
+            details=[line for lines in alone for line in first_few(lines, 5)],
             hint="compare results of the same split of the same corpus",
         )
     unlike = [key for key in common if mine[key].reference != yours[key].reference]
     if unlike:
         raise DataError(
             f"{name} and {other} have other references for {counted(len(unlike), 'utterance')}",
-            details=shown([f"{_named(k)}: {mine[k].reference!r} and {yours[k].reference!r}" for k in unlike], 10),
+            details=first_few([f"{_named(k)}: {mine[k].reference!r} and {yours[k].reference!r}" for k in unlike], 10),
             hint="evaluate both with the same labels of the same corpus",
         )
     return [(mine[key], yours[key]) for key in common]

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 from parp_cli.data.check import OF_TRAINING_ALONE, Problem, check_utterances, notes_of, read_sounds, refusal
 from parp_cli.data.labels import Vocabulary
-from parp_cli.data.problems import shown
 from parp_cli.data.utterances import Utterance
+from parp_cli.errors import first_few
 from parp_cli.runtime.progress import Notify, silent
 from parp_cli.scoring.results import Recognition
 
@@ -84,13 +84,13 @@ def evaluation_set(
         if foreign:
             notes.append(
                 f"{split}: {vocabulary.labels} that the model cannot write in {len(foreign):,} of {len(some):,} "
-                f"references ({', '.join(shown(foreign, 3))}): they count as errors"
+                f"references ({', '.join(first_few(foreign, 3))}): they count as errors"
             )
     unknown = [utterance.id for _, utterance in usable if utterance.speaker is None]
     if 0 < len(unknown) < len(usable):
         notes.append(
-            f"{len(unknown):,} of {len(usable):,} utterances name no speaker ({', '.join(shown(unknown, 3))}): nothing "
-            "is told by speaker"
+            f"{len(unknown):,} of {len(usable):,} utterances name no speaker ({', '.join(first_few(unknown, 3))}): "
+            "no results by speaker"
         )
     if not usable:
         raise refusal(left_out, ())

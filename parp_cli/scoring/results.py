@@ -7,8 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from parp_cli.data.problems import shown
-from parp_cli.errors import DataError
+from parp_cli.errors import DataError, first_few
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +67,7 @@ def read_results(path: Path) -> list[Recognition]:
     if problems or not found:
         raise DataError(
             f"{path} is no file of results" if found or problems else f"{path} holds no results",
-            details=shown(problems),
+            details=first_few(problems),
             hint="`parp eval` writes one: a line of JSON with id, reference and hypothesis for each utterance",
         )
     return found

@@ -11,8 +11,7 @@ from collections.abc import Sequence
 from itertools import groupby
 from urllib.parse import quote
 
-from parp_cli.data.problems import shown
-from parp_cli.errors import DataError
+from parp_cli.errors import DataError, first_few
 from parp_cli.scoring.results import Recognition
 
 _ODD_IN_ID = re.compile(r"[\s()%]")
@@ -50,7 +49,7 @@ def check_trn(recognitions: Sequence[Recognition]) -> None:
     if problems:
         raise DataError(
             "these transcripts cannot be told in .trn",
-            details=shown(problems),
+            details=first_few(problems),
             hint="braces, backslashes, semicolons and a lone @ mean something to sclite, and speakers have no hyphen: "
             "change them in the corpus",
         )

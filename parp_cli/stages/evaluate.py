@@ -17,12 +17,11 @@ from parp_cli.config.finetune import Data, Recipe, recipe_from_dict
 from parp_cli.data.check import Problem, refusal
 from parp_cli.data.corpora import load
 from parp_cli.data.labels import vocabulary_of
-from parp_cli.data.problems import shown
 from parp_cli.decoding.lexicon import outside
 from parp_cli.decoding.recognizer import Precision, Recognizer
 from parp_cli.decoding.searches import Chosen, Decoding, Tunable, choose
 from parp_cli.decoding.tune import Tuning
-from parp_cli.errors import DataError, MaskError, UsageError
+from parp_cli.errors import DataError, MaskError, UsageError, first_few
 from parp_cli.models.recognizer import rebuild
 from parp_cli.models.speech.config import Architecture, frames
 from parp_cli.models.speech.prunable import touches_front_end
@@ -321,7 +320,7 @@ class _Evaluator:
         ]
         if self._left_out:
             count = len({(problem.split, problem.utterance_id) for problem in self._left_out})
-            some = shown([f"{problem.utterance_id}: {problem.kind}" for problem in self._left_out], 10)
+            some = first_few([f"{problem.utterance_id}: {problem.kind}" for problem in self._left_out], 10)
             rows.append(("left out", f"{count:,} utterances: {'; '.join(some)}"))
         rows += [("note", note) for note in self._notes]
         rows.append(("versions", ", ".join(f"{name} {version}" for name, version in versions().items())))
@@ -433,7 +432,7 @@ def _unspelt(chosen: Chosen, references: Sequence[str]) -> list[str]:
     if not missing:
         return []
     words = sum(len(reference.split()) for reference in references)
-    most = ", ".join(shown([word for word, _ in missing.most_common()], 5))
+    most = ", ".join(first_few([word for word, _ in missing.most_common()], 5))
     return [f"{missing.total():,} of {words:,} reference words are not in the lexicon and cannot be found: {most}"]
 
 

@@ -11,9 +11,8 @@ from parp_cli.data.batching import sorted_batches
 from parp_cli.data.check import Problem, check_utterances, notes_of, read_sounds, refusal
 from parp_cli.data.corpora import load
 from parp_cli.data.labels import Vocabulary, letters_vocabulary, phones_vocabulary
-from parp_cli.data.problems import shown
 from parp_cli.data.utterances import Utterance
-from parp_cli.errors import DataError, UsageError
+from parp_cli.errors import DataError, UsageError, first_few
 from parp_cli.models.speech.config import Architecture, frames
 from parp_cli.pruning.methods import METHODS, Fixed, Schedule, Settings
 from parp_cli.runtime.progress import Notify, Progress
@@ -179,7 +178,7 @@ def _without(problems: Iterable[Problem], utterances: list[Utterance], split: st
     bad = {problem.utterance_id for problem in own}
     left = [utterance for utterance in utterances if utterance.id not in bad]
     if not left:
-        raise DataError(f"no usable utterance in {split}", details=shown([problem.message for problem in own]))
+        raise DataError(f"no usable utterance in {split}", details=first_few([problem.message for problem in own]))
     return left
 
 

@@ -16,9 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from parp_cli.data.problems import shown
 from parp_cli.data.utterances import Utterance
-from parp_cli.errors import CheckpointError, Interrupted, ParpError, UsageError
+from parp_cli.errors import CheckpointError, Interrupted, ParpError, UsageError, first_few
 from parp_cli.models.speech.forward import compile_layers
 from parp_cli.models.speech.prunable import touches_front_end
 from parp_cli.pruning.masks import masks_hash
@@ -385,7 +384,7 @@ class TrainingRun:
         limit = self._recipe.training.most_skipped_updates
         what = f"loss {loss.mean:g}, gradient norm {norm:g}"
         self._log("skipped", {"why": what, "utterances": culprits})
-        self._tell(warning=f"update {self._update} skipped: {what} ({', '.join(shown(culprits, 5))})")
+        self._tell(warning=f"update {self._update} skipped: {what} ({', '.join(first_few(culprits, 5))})")
         if self._skipped_in_a_row > limit:
             own = [name for name, weight in self._model.named_parameters() if not own_rows(weight).isfinite().all()]
             raise divergence(

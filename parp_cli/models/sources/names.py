@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
-from parp_cli.errors import CheckpointError
+from parp_cli.errors import CheckpointError, first_few
 from parp_cli.models.speech.config import Architecture, build
 from parp_cli.storage.checkpoint import Parent
 
@@ -114,16 +114,10 @@ def fit(
     if details:
         raise CheckpointError(
             f"the weights of {source} do not fit {architecture.name}",
-            details=_shortened(details),
+            details=first_few(details, _MOST_DETAILS),
             hint="the file is of another model, or holds layers that parp does not know",
         )
     return {name: found[name].detach().to(torch.float32).contiguous() for name in expected}
-
-
-def _shortened(details: list[str]) -> list[str]:
-    if len(details) <= _MOST_DETAILS:
-        return details
-    return [*details[:_MOST_DETAILS], f"… and {len(details) - _MOST_DETAILS} more"]
 
 
 _SEPARATE = re.compile(r"(.*\.attention)\.(q_proj|k_proj|v_proj|out_proj)\.(weight|bias)")

@@ -5,8 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from parp_cli.data.problems import shown
-from parp_cli.errors import DataError
+from parp_cli.errors import DataError, first_few
 from parp_cli.training.records import Validation
 
 _ALL_BLANK = 0.999
@@ -128,9 +127,9 @@ def divergence(
     """
     many = f"update {update}" if in_a_row == 1 else f"{in_a_row} updates in a row"
     whose = "their loss is not finite" if own_loss else "in the last of these updates"
-    details = [f"{whose}: {', '.join(shown(utterances, 8))}"]
+    details = [f"{whose}: {', '.join(first_few(utterances, 8))}"]
     if weights:
-        details.append(f"weights that are not finite: {', '.join(shown(weights, 4))}")
+        details.append(f"weights that are not finite: {', '.join(first_few(weights, 4))}")
     return DataError(
         f"{many} had no finite loss or gradient ({what})",
         details=[*details, f"{log} has the utterances of each"],
