@@ -110,8 +110,8 @@ def main() -> None:
 
     code: object = 0
     try:
-        with joined() as processes:
-            _run(processes.first_to_say)
+        with joined() as world:
+            _run(world.says_first)
     except SystemExit as end:
         code = end.code
     sys.stdout.flush()
@@ -120,11 +120,11 @@ def main() -> None:
     os._exit(code if isinstance(code, int) else int(code is not None))
 
 
-def _run(first_to_say: Callable[[str], bool]) -> None:
+def _run(says_first: Callable[[str], bool]) -> None:
     """Run the command line; what several processes find wrong together one of them says."""
 
     def end(error: ParpError, *, lines: str = "", says: bool = True) -> NoReturn:
-        if says and first_to_say(error.message):
+        if says and says_first(error.message):
             sys.stderr.write(lines)
             show_error(error)
         sys.exit(error.exit_code)
@@ -139,7 +139,7 @@ def _run(first_to_say: Callable[[str], bool]) -> None:
         if (known := _out_of_resources(error)) is not None:
             end(known)
         if (lost := _lost_contact(error)) is not None:
-            end(lost, says=first_to_say(""))  # mostly the other has said why
+            end(lost, says=says_first(""))  # mostly the other has said why
         end(ParpError("this is a bug in parp", hint="report it with the lines above"), lines=traceback.format_exc())
 
 

@@ -82,9 +82,9 @@ def finetune(
     from parp_cli.storage.run_folder import newest_checkpoint
     from parp_cli.training.rounds import settle
 
-    processes = current()
-    output = Output(as_json=as_json, quiet=quiet, mute=not processes.is_first)
-    where = processes.device(select_device(device))
+    world = current()
+    output = Output(as_json=as_json, quiet=quiet, mute=not world.is_main)
+    where = world.device(select_device(device))
     precision = resolve_precision(resolved.training.precision, where)
     resolved = replace(resolved, training=replace(resolved.training, precision=precision))
     start = init or newest_checkpoint(run, but_not_by=["finetune"])
@@ -101,7 +101,7 @@ def finetune(
                 device=where,
                 resume=resume,
                 tensorboard=tensorboard,
-                processes=processes,
+                world=world,
                 notify=notify,
             )
     if dry_run:

@@ -150,8 +150,8 @@ def evaluate(
     from parp_cli.storage.checkpoint import read_metadata
     from parp_cli.storage.run_folder import checkpoint_or_newest, require_head
 
-    processes = current()
-    output = Output(as_json=as_json, quiet=quiet, mute=not processes.is_first)
+    world = current()
+    output = Output(as_json=as_json, quiet=quiet, mute=not world.is_main)
     source = checkpoint_or_newest(checkpoint, run)
     metadata = read_metadata(source)
     require_head(source, metadata)
@@ -185,8 +185,8 @@ def evaluate(
             out=out or run / f"{'-'.join(['eval', '+'.join(splits), *searched])}.jsonl",
             data=recipe.data,
             options=options,
-            device=processes.device(select_device(device)),
-            processes=processes,
+            device=world.device(select_device(device)),
+            world=world,
             notify=notify,
         )
     _show(output, result, recipe.data.valid)
@@ -197,7 +197,7 @@ def evaluate(
             "notes": result.notes,
         }
     )
-    if (error := result.error()) is not None and processes.is_first:
+    if (error := result.error()) is not None and world.is_main:
         raise error
 
 

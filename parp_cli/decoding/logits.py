@@ -11,7 +11,7 @@ from parp_cli.data.batching import sorted_batches
 from parp_cli.data.utterances import Utterance
 from parp_cli.errors import CheckpointError
 from parp_cli.models.speech.forward import encode, pad
-from parp_cli.runtime.processes import ALONE, Processes
+from parp_cli.runtime.processes import SINGLE, World
 from parp_cli.runtime.progress import Notify, Progress, silent
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def logits_of(
     *,
     batch_seconds: float,
     encoder: Encoder | None = None,
-    processes: Processes = ALONE,
+    world: World = SINGLE,
     notify: Notify = silent,
 ) -> Iterator[tuple[int, Tensor]]:
     """Logits (T, V) of each utterance by its index, float32 on the CPU, as they come; they do not depend on the batch.
@@ -47,7 +47,7 @@ def logits_of(
         model: with a CTC head; put into evaluation mode, and back at the end.
         batch_seconds: padded audio in one forward pass.
         encoder: by default the model's.
-        processes: among which the batches are dealt out; each has its own share, in which an utterance may come twice
+        world: among which the batches are dealt out; each has its own share, in which an utterance may come twice
             so that all take equally many steps.
 
     Raises:
@@ -55,19 +55,19 @@ def logits_of(
     """
     encoder = encoder or partial(encode, model)
     batches = sorted_batches([utterance.seconds for utterance in utterances], batch_seconds)
-    own = [[utterances[index] for index in batches[number]] for number, _ in processes.share(len(batches))]
+    own = [[utterances[index] for index in batches[number]] for number, _ in world.share(len(batches))]
     done = 0
     was_training = model.training
     model.eval()
     try:
-        for place, (number, _) in enumerate(processes.share(len(batches))):
+        for place, (number, _) in enumerate(world.share(len(batches))):
             features.prefetch([*own[place], *(own[place + 1] if place + 1 < len(own) else ())])
             logits, lengths = _forward(encoder, features(own[place]))
             _check_finite(logits, own[place])
             for index, row, length in zip(batches[number], logits, lengths, strict=True):
                 yield index, row[:length]
             done += len(own[place])
-            notify(Progress("recognising", min(done * processes.count, len(utterances)), len(utterances)))
+            notify(Progress("recognising", min(done * world.world_size, len(utterances)), len(utterances)))
     finally:
         model.train(was_training)
 

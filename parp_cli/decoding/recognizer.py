@@ -14,7 +14,7 @@ from parp_cli.decoding.parallel import Search, most_workers, search_all
 from parp_cli.decoding.searches import Tunable
 from parp_cli.decoding.tune import Tuning, tune
 from parp_cli.models.speech.forward import encode
-from parp_cli.runtime.processes import ALONE, Processes
+from parp_cli.runtime.processes import SINGLE, World
 from parp_cli.runtime.progress import Notify, silent
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ class Recognizer:
         precision: of the encoder. With bfloat16 a transcript may depend on its batch, by rounding.
         batch_seconds: padded audio in one forward pass.
         workers: processes that search, where they pay; by default as `parallel.search_all` has it.
-        processes: among which the utterances are dealt out.
+        world: among which the utterances are dealt out.
     """
 
     model: "Wav2Vec2Model"
@@ -44,7 +44,7 @@ class Recognizer:
     precision: Precision = "float32"
     batch_seconds: float = 60.0
     workers: int | None = None
-    processes: Processes = ALONE
+    world: World = SINGLE
     notify: Notify = silent
 
     def texts(self, utterances: Sequence[Utterance], search: Search) -> list[str]:
@@ -56,14 +56,14 @@ class Recognizer:
         """
         # What several processes search has to be there before it can be dealt out; one need not keep it.
         several = most_workers(search, self.workers) > 1
-        logits = self._logits(utterances, self.processes)
+        logits = self._logits(utterances, self.world)
         texts: dict[int, str] = {}
         while group := dict(islice(logits, len(utterances) if several else _GROUP)):
             found = search_all(
                 search, list(group.values()), workers=self.workers, notify=self.notify if several else silent
             )
             texts |= {index: best[0].text if best else "" for index, best in zip(group, found, strict=True)}
-        for rows in self.processes.gather(list(texts.items())):
+        for rows in self.world.gather(list(texts.items())):
             texts |= dict(rows)
         return [texts[index] for index in range(len(utterances))]
 
@@ -78,12 +78,12 @@ class Recognizer:
         Raises:
             As `texts`.
         """
-        logits = dict(self._logits(utterances, ALONE))
+        logits = dict(self._logits(utterances, SINGLE))
         in_order = [logits[index] for index in range(len(utterances))]
         found = tune(search, in_order, references, workers=self.workers, notify=self.notify)
         return replace(search, lm_weight=found.best.lm_weight, word_score=found.best.word_score), found
 
-    def _logits(self, utterances: Sequence[Utterance], processes: Processes) -> Iterator[tuple[int, Tensor]]:
+    def _logits(self, utterances: Sequence[Utterance], world: World) -> Iterator[tuple[int, Tensor]]:
         """Logits (T, V) of each utterance by its index."""
         found = logits_of(
             self.model,
@@ -91,7 +91,7 @@ class Recognizer:
             utterances,
             batch_seconds=self.batch_seconds,
             encoder=self._encode,
-            processes=processes,
+            world=world,
             notify=self.notify,
         )
         # Rows of a batch would keep all of it, padding included.

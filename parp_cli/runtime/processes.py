@@ -1,9 +1,9 @@
-"""Processes that do one piece of work together, as `torchrun` starts them; or one alone, which exchanges nothing.
+"""The processes that `torchrun` starts, and what they exchange; a single process exchanges nothing.
 
     torchrun --nproc-per-node 4 -m -- parp_cli finetune recipe.yaml
 
-Sound, batches and utterances are dealt out among them; only the first writes files and speaks to people. Numbers go
-through gloo, or on CUDA through NCCL where tensors lie there.
+Batches and utterances are distributed over the ranks; only rank 0 writes files and prints. CPU tensors are exchanged
+through gloo, CUDA tensors through NCCL.
 """
 
 import gc
@@ -26,52 +26,52 @@ if TYPE_CHECKING:
     from torch.distributed.distributed_c10d import Store
 
 _EXCHANGE = timedelta(minutes=30)
-"""How long one waits for the others within an exchange of numbers: more than any file takes to write."""
+"""Timeout of a collective: longer than writing any file takes."""
 
 _TURN = timedelta(days=7)
-"""How long one waits for the first to prepare, which may be to download a corpus."""
+"""Timeout while rank 0 prepares, which may include downloading a corpus."""
 
 
-class Processes:
-    """Those that work together, seen from one of them. Each must call the same methods in the same order.
+class World:
+    """The processes that work together, seen from one of them. All ranks must call the same methods in the same order.
 
     Args:
-        rank: number of this one, from 0.
-        count: how many there are.
-        store: where they leave notes for each other; only one alone needs none.
+        rank: of this process, from 0.
+        world_size: how many processes there are.
+        store: key-value store that all ranks share; not needed by a single process.
 
     Attributes:
-        rank, count: as given.
+        rank, world_size: as given.
     """
 
-    def __init__(self, *, rank: int = 0, count: int = 1, store: "Store | None" = None) -> None:
+    def __init__(self, *, rank: int = 0, world_size: int = 1, store: "Store | None" = None) -> None:
         self.rank = rank
-        self.count = count
+        self.world_size = world_size
         self._store = store
         self._turns = 0
 
     @property
-    def is_first(self) -> bool:
-        """Whether this one writes files and speaks to people."""
+    def is_main(self) -> bool:
+        """Whether this is rank 0, which writes the files and prints."""
         return self.rank == 0
 
     @property
-    def on_this_machine(self) -> int:
-        """How many of them share its memory and disk."""
-        return int(os.environ["LOCAL_WORLD_SIZE"]) if self.count > 1 else 1
+    def local_world_size(self) -> int:
+        """How many of the processes run on this machine and share its memory and disk."""
+        return int(os.environ["LOCAL_WORLD_SIZE"]) if self.world_size > 1 else 1
 
     @property
     def group(self) -> "ProcessGroup | None":
-        """All of them for torch; None for one alone."""
-        return distributed.group.WORLD if self.count > 1 else None
+        """torch's process group of all ranks; None for a single process."""
+        return distributed.group.WORLD if self.world_size > 1 else None
 
     def device(self, chosen: torch.device) -> torch.device:
-        """This process's own, where a kind of device was chosen.
+        """The device of this rank: its own CUDA device where CUDA was chosen.
 
         Raises:
-            ResourceError: there are fewer CUDA devices than processes on this machine.
+            ResourceError: this machine has fewer CUDA devices than processes.
         """
-        if self.count == 1 or chosen.type != "cuda":
+        if self.world_size == 1 or chosen.type != "cuda":
             return chosen
         number, there = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
         if number >= there:
@@ -83,83 +83,83 @@ class Processes:
         return torch.device("cuda", number)
 
     def share(self, pieces: int) -> list[tuple[int, bool]]:
-        """Which pieces of work this process takes up, in turn: the number of each, and whether it counts.
+        """The pieces of work of this rank, round robin: the index of each, and whether its result counts.
 
-        All take up as many, since a model that is divided among them needs them all in each pass: whoever has fewer
-        takes up the last piece once more, in vain.
+        Every rank gets equally many, as a sharded model needs all ranks in each pass: a rank with fewer pieces repeats
+        the last piece, and that result does not count.
         """
-        numbers = range(self.rank, self.rank + self.count * -(-pieces // self.count), self.count)
+        numbers = range(self.rank, self.rank + self.world_size * -(-pieces // self.world_size), self.world_size)
         return [(min(number, pieces - 1), number < pieces) for number in numbers]
 
     def sum(self, numbers: Tensor) -> Tensor:
-        """The sum over all processes, of a tensor on the CPU."""
-        if self.count > 1:
+        """The sum of a CPU tensor over all ranks."""
+        if self.world_size > 1:
             numbers = numbers.clone()
             distributed.all_reduce(numbers)
         return numbers
 
     def any(self, *flags: bool) -> tuple[bool, ...]:
-        """Of each flag whether it is set in any process."""
+        """For each flag, whether it is set on any rank."""
         return tuple(bool(flag) for flag in self.sum(torch.tensor(flags, dtype=torch.int64)).tolist())
 
     def wait(self) -> None:
-        """Until all have come here."""
+        """Wait until all ranks have called this (a barrier)."""
         self.any(False)
 
     def gather(self, value: Any) -> list[Any]:
-        """What each process has, in the order of their ranks; anything JSON can hold."""
-        if self.count == 1:
+        """The values of all ranks, in rank order; anything that JSON can hold."""
+        if self.world_size == 1:
             return [value]
         own = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
-        sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(self.count)]
+        sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(self.world_size)]
         distributed.all_gather(sizes, torch.tensor([len(own)]))
         width = max(int(size) for size in sizes)
-        rows = [torch.zeros(width, dtype=torch.uint8) for _ in range(self.count)]
+        rows = [torch.zeros(width, dtype=torch.uint8) for _ in range(self.world_size)]
         distributed.all_gather(rows, torch.nn.functional.pad(own, (0, width - len(own))))
         return [json.loads(bytes(row[: int(size)].tolist())) for row, size in zip(rows, sizes, strict=True)]
 
-    def from_first(self, value: Any) -> Any:
-        """What the first has, in all of them; anything JSON can hold."""
-        return self.gather(value if self.is_first else None)[0]
+    def from_main(self, value: Any) -> Any:
+        """The value of rank 0, on all ranks; anything that JSON can hold."""
+        return self.gather(value if self.is_main else None)[0]
 
     def check_same(self, what: str, value: str) -> None:
-        """Go on only if all processes have the same.
+        """Check that a value is the same on all ranks.
 
         Args:
-            what: names it in the error.
+            what: names the value in the error.
             value: a hash of it.
 
         Raises:
-            ParpError: they have not.
+            ParpError: the ranks differ.
         """
-        found = self.gather(value)
-        if len(set(found)) > 1:
+        values = self.gather(value)
+        if len(set(values)) > 1:
             raise ParpError(
                 f"processes differ in {what}",
-                details=[f"process {rank}: {value}" for rank, value in enumerate(found)],
+                details=[f"process {rank}: {value}" for rank, value in enumerate(values)],
                 hint="give all of them the same files, the same recipe and the same version of parp and torch",
             )
 
     @contextmanager
-    def one_after_the_first(self) -> Iterator[None]:
-        """The first runs what is inside before the others do, so that they find its caches filled."""
+    def main_first(self) -> Iterator[None]:
+        """Rank 0 runs the block before the other ranks do, so that they find caches filled."""
         if self._store is None:
             yield
             return
         self._turns += 1
         turn = f"turn/{self._turns}"
-        if not self.is_first:
+        if not self.is_main:
             self._store.wait([turn], _TURN)
         try:
             yield
         finally:
-            if self.is_first:
+            if self.is_main:
                 self._store.set(turn, "over")
 
-    def first_to_say(self, text: str) -> bool:
-        """Whether none of the processes has said this before; what all of them find wrong is to be said once.
+    def says_first(self, text: str) -> bool:
+        """True for the first rank that reports this message, so that it is printed once.
 
-        Where nothing is given, whether none of them has said anything.
+        For an empty text: True if no rank has reported anything yet.
         """
         if self._store is None:
             return True
@@ -171,41 +171,41 @@ class Processes:
             return True
 
 
-ALONE = Processes()
-"""One process, which has nobody to share with."""
+SINGLE = World()
+"""The world of a single process."""
 
-_current = ALONE
+_current = SINGLE
 
 
-def current() -> Processes:
-    """Those that this process was started with."""
+def current() -> World:
+    """The world that this process belongs to."""
     return _current
 
 
 @contextmanager
-def joined() -> Iterator[Processes]:
-    """Join the processes that `torchrun` started, until the block ends; they are `current` meanwhile."""
+def joined() -> Iterator[World]:
+    """Join the process group that `torchrun` set up, until the block ends; inside, it is the `current` world."""
     global _current
     if not launched():
-        yield ALONE
+        yield SINGLE
         return
-    store, rank, count = next(distributed.rendezvous("env://", timeout=_EXCHANGE))  # type: ignore[attr-defined]
-    # What lies on the CPU, such as flags and figures, need not wait for what the device is doing.
+    store, rank, world_size = next(distributed.rendezvous("env://", timeout=_EXCHANGE))  # type: ignore[attr-defined]
+    # Flags and metrics are CPU tensors: exchanging them does not wait for the device.
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-    distributed.init_process_group(backend, store=store, rank=rank, world_size=count, timeout=_EXCHANGE)
+    distributed.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=_EXCHANGE)
     notes = distributed.PrefixStore("parp", store)  # type: ignore[attr-defined]
-    _current = Processes(rank=rank, count=count, store=notes)
+    _current = World(rank=rank, world_size=world_size, store=notes)
     try:
         yield _current
     finally:
-        _current = ALONE
-        gc.collect()  # what is left of models holds on to the threads that are to end now
-    # Not after an error: the others may be waiting for this process, and would keep it from ending.
+        _current = SINGLE
+        gc.collect()  # remains of models would keep the backend's threads alive
+    # Not after an error: other ranks may still be waiting for this one, and would keep it from ending.
     distributed.destroy_process_group()
 
 
 def lost_contact(error: BaseException) -> bool:
-    """Whether an exchange failed since another process has ended; gloo says so in words alone."""
+    """Whether a collective failed because another process ended; gloo reports that only in its message."""
     return isinstance(error, distributed.DistError) or (
         isinstance(error, RuntimeError) and "gloo" in str(error).lower()
     )

@@ -27,7 +27,7 @@ from parp_cli.models.speech.config import Architecture, frames
 from parp_cli.models.speech.prunable import touches_front_end
 from parp_cli.pruning.masks import Masks, apply_, check_fit, sparsity
 from parp_cli.runtime.device import versions
-from parp_cli.runtime.processes import ALONE, Processes
+from parp_cli.runtime.processes import SINGLE, World
 from parp_cli.runtime.progress import Notify, Progress, silent
 from parp_cli.scoring.comparison import check_comparable
 from parp_cli.scoring.evaluation_set import EvaluationSet, evaluation_set
@@ -154,7 +154,7 @@ def evaluate(
     data: Data | None = None,
     options: Options | None = None,
     device: torch.device | None = None,
-    processes: Processes = ALONE,
+    world: World = SINGLE,
     notify: Notify = silent,
 ) -> EvaluateResult:
     """Recognise all utterances of splits that can be read, and count the errors.
@@ -163,7 +163,7 @@ def evaluate(
         source: a checkpoint with an output head.
         out: where the results go; the figures go beside it, as `.json`. Under a mask, its label is added to all names.
         data: the corpus; by default the one that the checkpoint was fine-tuned on.
-        processes: that recognise together. Each calls with the same; the first writes, and all return the same but
+        world: that recognise together. Each calls with the same; the first writes, and all return the same but
             for the time it took.
 
     Raises:
@@ -174,7 +174,7 @@ def evaluate(
             none of its utterances, or other references.
     """
     evaluator = _Evaluator(
-        source, out, data, options or Options(), device or torch.device("cpu"), processes=processes, notify=notify
+        source, out, data, options or Options(), device or torch.device("cpu"), world=world, notify=notify
     )
     return evaluator.result()
 
@@ -194,11 +194,11 @@ class _Evaluator:
         options: Options,
         device: torch.device,
         *,
-        processes: Processes,
+        world: World,
         notify: Notify,
     ) -> None:
         self._source, self._options, self._device = source, options, device
-        self._processes, self._notify = processes, notify
+        self._world, self._notify = world, notify
         self._content = checkpoint.read(source)
         metadata = self._content.metadata
         require_head(source, metadata)
@@ -213,7 +213,7 @@ class _Evaluator:
             self._check_tunable()
         names = shortest_labels([source if options.masks else out, *options.masks, *options.against])
         self._against = dict(zip(names[len(self._systems) :], map(read_results, options.against), strict=True))
-        with processes.one_after_the_first():
+        with world.main_first():
             self._test = self._read(self._splits)
             self._valid = self._read((self._data.valid,)) if options.tuned else None
         self._check_comparable()
@@ -223,7 +223,7 @@ class _Evaluator:
 
     def result(self) -> EvaluateResult:
         """Of all systems, written."""
-        if self._processes.is_first:
+        if self._world.is_main:
             for note in (*self._notes, *_pruned_already(self._source, self._content, self._systems)):
                 self._notify(Progress("evaluating", 0, 0, warning=note))
         evaluated: list[Evaluated] = []
@@ -268,7 +268,7 @@ class _Evaluator:
             seconds=seconds,
             outputs=system.outputs,
         )
-        if self._processes.is_first:
+        if self._world.is_main:
             figures = {
                 **judged.to_json(),
                 "data": self._data,
@@ -295,7 +295,7 @@ class _Evaluator:
             precision=self._options.precision,
             batch_seconds=self._options.batch_seconds,
             workers=self._options.workers,
-            processes=self._processes,
+            world=self._world,
             notify=self._notify,
         )
 
@@ -379,7 +379,7 @@ class _Evaluator:
             raise UsageError(
                 "there are no weights to tune", hint="add --lm and --decoder lexicon (or beam), or leave out --tune"
             )
-        if self._processes.count > 1:
+        if self._world.world_size > 1:
             raise UsageError(
                 "weights are tuned by one process", hint="tune without torchrun, then give --lm-weight and --word-score"
             )

@@ -14,7 +14,7 @@ from parp_cli.models.speech.prunable import layers_of
 from parp_cli.pruning.pruner import Repruning
 from parp_cli.runtime.device import deterministic_algorithms, resolve_precision
 from parp_cli.runtime.interrupts import Stop, stopping
-from parp_cli.runtime.processes import ALONE, Processes
+from parp_cli.runtime.processes import SINGLE, World
 from parp_cli.runtime.progress import Notify, Progress, silent
 from parp_cli.storage import checkpoint
 from parp_cli.storage.checkpoint import Sparsity, lineage
@@ -77,7 +77,7 @@ def finetune(
     rounds_folder: Path | None = None,
     features_folder: Path | None = None,
     tensorboard: bool = False,
-    processes: Processes = ALONE,
+    world: World = SINGLE,
     notify: Notify = silent,
 ) -> FinetuneResult:
     """Fine-tune as the recipe says.
@@ -93,7 +93,7 @@ def finetune(
             by its content; finished ones are not run again. By default in the run folder.
         features_folder: where front-end features are kept between runs; by default they are not.
         tensorboard: log to the folder `tensorboard` of each run folder too.
-        processes: that train together, on machines that all see the run folder. Each calls with the same; the first
+        world: that train together, on machines that all see the run folder. Each calls with the same; the first
             writes and notifies, and all return the same.
 
     Raises:
@@ -109,7 +109,7 @@ def finetune(
     recipe = replace(recipe, training=replace(recipe.training, precision=precision))
     rounds = rounds_of(recipe, init)
     recipe = rounds[-1].recipe
-    with processes.one_after_the_first():
+    with world.main_first():
         whole = prepare(recipe, init, notify)
     start = start_key(recipe, init)
     folders = [(rounds_folder or run / "rounds") / round_key(rounds[:count], start) for count in range(1, len(rounds))]
@@ -117,17 +117,17 @@ def finetune(
         notify(Progress("fine-tuning", 0, 1, warning=f"nothing to resume in {run}: beginning"))
 
     def held(folder: Path) -> AbstractContextManager[None]:
-        return only_one(folder, _WHAT) if processes.is_first else nullcontext()
+        return only_one(folder, _WHAT) if world.is_main else nullcontext()
 
     before: Path | None = None
     cost = own = Cost()
     with deterministic_algorithms(recipe.training.deterministic), held(run), stopping() as stop:
         for this, folder in zip(rounds, (*folders, run), strict=True):
             last = folder == run
-            found = None if last else _agreed_cost(processes, folder)
+            found = None if last else _agreed_cost(world, folder)
             if found is None:
                 with nullcontext() if last else held(folder):
-                    if processes.is_first:
+                    if world.is_main:
                         tidy(folder, out if last else None)
                     begins = whole
                     if len(rounds) > 1:
@@ -140,18 +140,18 @@ def finetune(
                         device=device,
                         features_folder=features_folder,
                         tensorboard=(folder / "tensorboard") if tensorboard else None,
-                        processes=processes,
+                        world=world,
                         notify=notify,
                     )
                     # Rounds are named by their content, so that a state there can only be of the same run.
-                    goes_on = processes.from_first((resume or not last) and state_path(folder).exists())
-                    noted = processes.from_first(finished(folder, out) if last and resume else None)
+                    goes_on = world.from_main((resume or not last) and state_path(folder).exists())
+                    noted = world.from_main(finished(folder, out) if last and resume else None)
                     _run(training, noted, goes_on, stop)
-                    found = _agreed_cost(processes, folder, out if last else None) or training.cost
+                    found = _agreed_cost(world, folder, out if last else None) or training.cost
                 if not last:
                     del training
                     gc.collect()  # models are part of reference cycles, and the next run needs their memory
-            elif processes.is_first:
+            elif world.is_main:
                 tidy(folder)
             before, own = folder / LAST, found
             cost += own
@@ -195,9 +195,9 @@ def finished_cost(run: Path, best: Path | None = None) -> Cost | None:
     return None if noted is None else Cost(**noted["cost"])
 
 
-def _agreed_cost(processes: Processes, run: Path, best: Path | None = None) -> Cost | None:
+def _agreed_cost(world: World, run: Path, best: Path | None = None) -> Cost | None:
     """As `finished_cost`, seen by the first process: what one sees the others may not see yet."""
-    noted = processes.from_first(finished(run, best))
+    noted = world.from_main(finished(run, best))
     return None if noted is None else Cost(**noted["cost"])
 
 

@@ -17,7 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from parp_cli.errors import UsageError
 from parp_cli.models.speech.forward import encode
-from parp_cli.runtime.processes import Processes
+from parp_cli.runtime.processes import World
 
 if TYPE_CHECKING:
     from torchaudio.models import Wav2Vec2Model
@@ -38,21 +38,21 @@ class Encoder(nn.Module):
         return encode(self.model, features, lengths, **options)
 
 
-def divide(encoder: Encoder, processes: Processes, device: torch.device) -> None:
+def divide(encoder: Encoder, world: World, device: torch.device) -> None:
     """Divide the weights among processes, which from then on call the encoder as often and in the same order.
 
     Parameters become DTensors. A gradient is the mean over the processes.
 
     Args:
         encoder: with the same weights in all processes; on the CPU, since a device may not hold it whole.
-        processes: that train it.
+        world: that train it.
         device: of this process, where its part goes.
     """
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
     model = encoder.model
-    mesh = init_device_mesh(device.type, (processes.count,))
+    mesh = init_device_mesh(device.type, (world.world_size,))
     for layer in model.encoder.transformer.layers:
         fully_shard(layer, mesh=mesh)
     # What is no layer is also put away after each pass: a validation has no backward pass to do it.

@@ -87,7 +87,7 @@ def _what_gives_out(
     reason = held = None
     try:
         moments = [torch.zeros_like(weight) for weight in trained if weight not in optimizer.state for _ in range(2)]
-        if objective.processes.count > 1 and not any(map(divided, trained)):
+        if objective.world.world_size > 1 and not any(map(divided, trained)):
             moments += [torch.zeros_like(weight) for weight in trained]  # what DDP exchanges gradients in
         room = objective.features.device_room(utterances)
         held = torch.empty(room, dtype=torch.uint8, device=trained[0].device)
@@ -113,4 +113,4 @@ def _what_gives_out(
         gc.collect()  # a model that DDP or a compiler held is part of a reference cycle
         optimizer.zero_grad(set_to_none=True)
         torch.cuda.empty_cache()
-    return next((found for found in objective.processes.gather(reason) if found is not None), None)
+    return next((found for found in objective.world.gather(reason) if found is not None), None)

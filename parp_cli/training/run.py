@@ -24,7 +24,7 @@ from parp_cli.pruning.masks import masks_hash
 from parp_cli.pruning.pruner import Repruning
 from parp_cli.pruning.rows import all_rows, gathered, own_rows
 from parp_cli.runtime.interrupts import Stop
-from parp_cli.runtime.processes import Processes
+from parp_cli.runtime.processes import World
 from parp_cli.runtime.progress import Notify, Progress, silent
 from parp_cli.storage import checkpoint
 from parp_cli.storage.atomic import write_text
@@ -64,7 +64,7 @@ class TrainingRun:
         device: to train on.
         features_folder: where front-end features are kept between runs; None for nowhere.
         tensorboard: folder for TensorBoard's event files; None for none.
-        processes: that train together, of which the first writes and notifies.
+        world: that train together, of which the first writes and notifies.
         notify: hears of every update.
     """
 
@@ -78,24 +78,24 @@ class TrainingRun:
         device: torch.device,
         features_folder: Path | None,
         tensorboard: Path | None,
-        processes: Processes,
+        world: World,
         notify: Notify,
     ) -> None:
         recipe = this.recipe
         self._began = time.monotonic()
         self._name, self._recipe, self._preparation = this.name, recipe, preparation
-        self._processes = processes
-        self._notify = notify if processes.is_first else silent
+        self._world = world
+        self._notify = notify if world.is_main else silent
         self.best_path = out or run / BEST
         self.last_path = last_beside(self.best_path)
         self._state_path = state_path(run)
         self._finished_path = run / FINISHED
-        self._journal = Journal(run / JOURNAL, tensorboard=tensorboard if processes.is_first else None)
+        self._journal = Journal(run / JOURNAL, tensorboard=tensorboard if world.is_main else None)
         torch.manual_seed(recipe.seed)
         self._model = build_model(recipe, preparation)
         if recipe.training.compile:
             compile_layers(self._model, device)
-        self._divided = recipe.training.shard_weights and processes.count > 1
+        self._divided = recipe.training.shard_weights and world.world_size > 1
         if not self._divided:
             self._model.to(device)
         masks = first_masks(recipe, preparation, self._model)
@@ -103,14 +103,14 @@ class TrainingRun:
         self._encoder = Encoder(self._model)
         if self._divided:
             check_divisible(train_front_end=recipe.training.train_front_end, prunes_front_end=not frozen)
-            divide(self._encoder, processes, device)
-        group = processes.group if self._divided else None
+            divide(self._encoder, world, device)
+        group = world.group if self._divided else None
         self._pruner = pruner(recipe, preparation, self._model, masks, group)
         self._scratch = self._state_path.parent / "features"
         self._features = front_end_features(
-            recipe, preparation, self._model, processes, frozen=frozen, folder=features_folder, scratch=self._scratch
+            recipe, preparation, self._model, world, frozen=frozen, folder=features_folder, scratch=self._scratch
         )
-        self._objective = objective(recipe, preparation, self._model, self._encoder, self._features, processes)
+        self._objective = objective(recipe, preparation, self._model, self._encoder, self._features, world)
         self._optimizer = optimizer(recipe, self._model)
         self._batches = UpdateBatches(
             [utterance.seconds for utterance in preparation.train],
@@ -132,7 +132,7 @@ class TrainingRun:
         self.validations: list[Validation] = []
         self._losses: list[float] = []
         self._figures: dict[str, float] = {}
-        self._said_smaller = processes.count == 1  # nothing to say then
+        self._said_smaller = world.world_size == 1  # nothing to say then
         self._check_alike()
 
     @property
@@ -161,7 +161,7 @@ class TrainingRun:
         """
         self._check_not_stopped()
         self._pruner.start()
-        if not self._processes.is_first:
+        if not self._world.is_main:
             return
         # What a resumed run would take for its own goes first, and the log only after it.
         for path in (self._finished_path, self._state_path):
@@ -192,7 +192,7 @@ class TrainingRun:
                 hint="resume with the --out the run began with, or start anew without --resume",
             )
         self._pruner.take(masks)
-        if self._processes.is_first:
+        if self._world.is_main:
             self._journal.go_on_after(self._update)
         self._check_alike()
         self._tell(news=f"going on after update {self._update} of {self._recipe.training.updates}")
@@ -228,16 +228,16 @@ class TrainingRun:
         Raises:
             ParpError: they are not.
         """
-        if self._processes.count == 1:
+        if self._world.world_size == 1:
             return
         content = json.dumps([self._identity, self._update], sort_keys=True)
-        self._processes.check_same("recipe, beginning or data", hashlib.sha256(content.encode()).hexdigest())
+        self._world.check_same("recipe, beginning or data", hashlib.sha256(content.encode()).hexdigest())
         self._check_masks()
 
     def _check_masks(self) -> None:
         """Every process must have the same masks, unless it has those of its rows alone."""
-        if self._processes.count > 1 and not self._divided:
-            self._processes.check_same(f"their masks after update {self._update}", masks_hash(self._pruner.masks))
+        if self._world.world_size > 1 and not self._divided:
+            self._world.check_same(f"their masks after update {self._update}", masks_hash(self._pruner.masks))
 
     # -------------------------------------------------------------------------------------------------- training
 
@@ -256,7 +256,7 @@ class TrainingRun:
                 self._try_largest()
             while self._update < training.updates:
                 # The signal reaches one process in this update and another in the next: they stop together.
-                stops, saves = self._processes.any(
+                stops, saves = self._world.any(
                     stop.requested, time.monotonic() - self._saved_at > 60 * training.save_minutes
                 )
                 if stops:
@@ -282,13 +282,13 @@ class TrainingRun:
 
     def _finish(self) -> None:
         self._write(self.last_path, self._pruner.masks, self.validations[-1])
-        if self._processes.is_first:
+        if self._world.is_main:
             with suppress(FileNotFoundError):
                 os.utime(self.best_path)  # the newest of the run folder, which later stages take
             write_text(self._finished_path, json.dumps(self._position(), sort_keys=True) + "\n")
             self._state_path.unlink(missing_ok=True)
             shutil.rmtree(self._scratch, ignore_errors=True)
-        self._processes.wait()  # what others read is there
+        self._world.wait()  # what others read is there
 
     def _try_largest(self) -> None:
         """Memory gives out now, or never; then gradients can be exchanged."""
@@ -304,7 +304,7 @@ class TrainingRun:
             batch_seconds=training.batch_seconds,
             update=self._update,
         )
-        if self._processes.count > 1 and not self._divided:
+        if self._world.world_size > 1 and not self._divided:
             self._objective = replace(self._objective, encoder=averaging(self._encoder))
 
     def _freeze(self) -> None:
@@ -366,7 +366,7 @@ class TrainingRun:
         if self._said_smaller or self._objective.spreads(utterances):
             return
         self._said_smaller = True
-        count, seconds = self._processes.count, self._recipe.training.micro_batch_seconds
+        count, seconds = self._world.world_size, self._recipe.training.micro_batch_seconds
         self._tell(
             warning=f"an update has fewer forward passes of {seconds:g} s than the {count} processes: they are made "
             "smaller, and what dropout and masking draw differs from that with fewer processes"
@@ -393,7 +393,7 @@ class TrainingRun:
                 in_a_row=self._skipped_in_a_row,
                 utterances=culprits,
                 own_loss=bool(loss.not_finite),
-                weights=list(dict.fromkeys(name for names in self._processes.gather(own) for name in names)),
+                weights=list(dict.fromkeys(name for names in self._world.gather(own) for name in names)),
                 log=self._journal.path,
             )
 
@@ -409,7 +409,7 @@ class TrainingRun:
                 train_loss=sum(self._losses) / len(self._losses) if self._losses else None,
                 sample=len(self.validations),
                 encoder=self._encoder,
-                processes=self._processes,
+                world=self._world,
             )
             self._losses.clear()
             since = self.validations[-1].update if self.validations else 0
@@ -458,13 +458,13 @@ class TrainingRun:
             sparsity=amount,
             metrics={**asdict(validation), "reprunings": [asdict(repruning) for repruning in reprunings]},
         )
-        weights = gathered(self._model.state_dict(), keep=self._processes.is_first)
+        weights = gathered(self._model.state_dict(), keep=self._world.is_main)
         masks = self._pruner.whole(masks)
-        if self._processes.is_first:
+        if self._world.is_main:
             checkpoint.write(path, Checkpoint(weights=weights, masks=masks, metadata=metadata))
 
     def _log(self, event: str, values: Mapping[str, Any]) -> None:
-        if self._processes.is_first:
+        if self._world.is_main:
             self._journal.log(event, self._update, values)
 
     def _tell(self, *, note: str = "", warning: str = "", news: str = "") -> None:
@@ -472,10 +472,10 @@ class TrainingRun:
         self._notify(Progress(task, self._update, self._recipe.training.updates, note, warning, news))
 
     def _save_state(self) -> None:
-        if self._processes.is_first:
+        if self._world.is_main:
             self._journal.flush()
         masks = self._pruner.whole(self._pruner.masks)
-        writes = self._processes.is_first
+        writes = self._world.is_main
         save_state(self._state_path, self._model, self._optimizer, self._position(), masks, writes=writes)
         self._saved_at = time.monotonic()
 

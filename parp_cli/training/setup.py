@@ -18,7 +18,7 @@ from parp_cli.models.speech.prunable import layers_of
 from parp_cli.pruning.methods import METHODS, Settings
 from parp_cli.pruning.pruner import Pruner
 from parp_cli.runtime.device import versions
-from parp_cli.runtime.processes import Processes
+from parp_cli.runtime.processes import World
 from parp_cli.storage.checkpoint import Metadata, Sparsity
 from parp_cli.tasks.ctc.augmentation import Augmentation
 from parp_cli.tasks.ctc.features import DISK_BYTES, MEMORY_BYTES, FrontEndFeatures
@@ -105,7 +105,7 @@ def front_end_features(
     recipe: Recipe,
     preparation: Preparation,
     model: Any,
-    processes: Processes,
+    world: World,
     *,
     frozen: bool,
     folder: Path | None,
@@ -117,7 +117,7 @@ def front_end_features(
         recipe: of the run.
         preparation: of the run.
         model: that trains.
-        processes: that share a machine's memory and disk.
+        world: that share a machine's memory and disk.
         frozen: whether its front end never changes.
         folder: where features are kept between runs; None for nowhere.
         scratch: without `folder`, where those are kept that memory cannot hold.
@@ -135,8 +135,8 @@ def front_end_features(
         model,
         architecture,
         frozen=frozen,
-        memory_bytes=MEMORY_BYTES // processes.on_this_machine,
-        disk_bytes=DISK_BYTES // processes.on_this_machine,
+        memory_bytes=MEMORY_BYTES // world.local_world_size,
+        disk_bytes=DISK_BYTES // world.local_world_size,
         folder=folder,
         scratch=scratch,
         augment=augment,
@@ -149,7 +149,7 @@ def objective(
     model: Any,
     encoder: nn.Module,
     features: FrontEndFeatures,
-    processes: Processes,
+    world: World,
 ) -> CtcObjective:
     training = recipe.training
     return CtcObjective(
@@ -167,7 +167,7 @@ def objective(
         precision=training.precision,
         seed=recipe.seed,
         checkpoint_activations=training.checkpoint_activations,
-        processes=processes,
+        world=world,
     )
 
 

@@ -18,7 +18,7 @@ from parp_cli.decoding.beam import BeamSearch, Hypothesis
 from parp_cli.decoding.recognizer import Recognizer
 from parp_cli.decoding.rescore import Rescored
 from parp_cli.decoding.searches import GreedySearch
-from parp_cli.runtime.processes import ALONE, Processes
+from parp_cli.runtime.processes import SINGLE, World
 from parp_cli.runtime.progress import Progress
 
 VOCABULARY = Vocabulary((BLANK, BOUNDARY, "A", "B"), "letters")
@@ -41,11 +41,11 @@ class Batches:
         self.given = 0
 
     def __call__(
-        self, model: Any, features: Any, utterances: Sequence[Utterance], *, processes: Processes, **_: Any
+        self, model: Any, features: Any, utterances: Sequence[Utterance], *, world: World, **_: Any
     ) -> Iterator[tuple[int, Tensor]]:
         order = list(range(len(utterances)))[::-1]
         batches = [order[start : start + 4] for start in range(0, len(order), 4)]
-        for number, _counts in processes.share(len(batches)):
+        for number, _counts in world.share(len(batches)):
             padded = torch.zeros(4, 50, 4)
             self.alive.add(padded)
             for row, index in zip(padded, batches[number], strict=False):
@@ -119,16 +119,16 @@ class Exchange:
     def __init__(self, count: int) -> None:
         self.barrier, self.values = threading.Barrier(count), {}  # type: ignore[var-annotated]
 
-    def processes(self, rank: int) -> Processes:
+    def processes(self, rank: int) -> World:
         exchange = self
 
-        class Threads(Processes):
+        class Threads(World):
             def gather(self, value: Any) -> list[Any]:
                 exchange.values[self.rank] = value
                 exchange.barrier.wait(timeout=60)
-                return [exchange.values[number] for number in range(self.count)]
+                return [exchange.values[number] for number in range(self.world_size)]
 
-        return Threads(rank=rank, count=self.barrier.parties)
+        return Threads(rank=rank, world_size=self.barrier.parties)
 
 
 @pytest.mark.parametrize("search", [GREEDY, BEAM])
@@ -137,14 +137,14 @@ def test_several_processes_have_the_same_texts(search: GreedySearch | BeamSearch
     exchange, found = Exchange(count), {}
 
     def run(rank: int) -> None:
-        found[rank] = recognizer(processes=exchange.processes(rank)).texts(UTTERANCES, search)
+        found[rank] = recognizer(world=exchange.processes(rank)).texts(UTTERANCES, search)
 
     threads = [threading.Thread(target=run, args=(rank,)) for rank in range(count)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    alone = recognizer(processes=ALONE).texts(UTTERANCES, search)
+    alone = recognizer(world=SINGLE).texts(UTTERANCES, search)
     assert found == dict.fromkeys(range(count), alone)
 
 

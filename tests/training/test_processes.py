@@ -22,13 +22,14 @@ from parp_cli.config.finetune import Recipe
 from parp_cli.errors import Interrupted, ParpError
 from parp_cli.pruning.patterns import Pattern
 from parp_cli.pruning.pruner import Pruner, Repruning
-from parp_cli.runtime.processes import ALONE, Processes, joined
+from parp_cli.runtime.processes import SINGLE, World, joined
 from parp_cli.runtime.progress import Progress
 from parp_cli.stages.evaluate import Options, evaluate
 from parp_cli.stages.finetune import finetune
 from parp_cli.storage import checkpoint
 from parp_cli.training.run import TrainingRun
-from tests.tiny import World, make_world
+from tests.tiny import World as TinyWorld
+from tests.tiny import make_world
 
 RANDOM = (
     "training.layer_drop=0.3",
@@ -66,7 +67,7 @@ AT = 3
 PATTERNS = ("global", "layer", "tensor", "2:4", "8x8")
 
 
-def recipe_of(world: World, settings: tuple[str, ...]) -> Recipe:
+def recipe_of(world: TinyWorld, settings: tuple[str, ...]) -> Recipe:
     return world.recipe(*settings)
 
 
@@ -95,9 +96,9 @@ def flipping_a_bit() -> Any:
     return mock.patch.object(Pruner, "after_step", with_flip)
 
 
-def stop(recipe: Recipe, run: Path, processes: Processes = ALONE, *, signalled: bool = True) -> None:
+def stop(recipe: Recipe, run: Path, processes: World = SINGLE, *, signalled: bool = True) -> None:
     with stopping_after(AT if signalled else -1), pytest.raises(Interrupted):
-        finetune(recipe, run=run, processes=processes)
+        finetune(recipe, run=run, world=processes)
 
 
 def refused(run: Callable[[], object]) -> str:
@@ -106,7 +107,7 @@ def refused(run: Callable[[], object]) -> str:
     return str(caught.value)
 
 
-def sharded_as_whole(name: str, processes: Processes) -> bool:
+def sharded_as_whole(name: str, processes: World) -> bool:
     """Whether masks of this pattern, made from each process's rows, are those rows of the whole weights' masks."""
     generator = torch.Generator().manual_seed(0)
     shapes = {"layers.0.a": (16, 24), "layers.0.b": (16, 8), "layers.1.a": (48, 24)}
@@ -114,7 +115,7 @@ def sharded_as_whole(name: str, processes: Processes) -> bool:
     labels = {key: key[:8] for key in weights}
 
     def rows(tensor: torch.Tensor) -> torch.Tensor:
-        return tensor.chunk(processes.count)[processes.rank]
+        return tensor.chunk(processes.world_size)[processes.rank]
 
     pattern = Pattern.parse(name)
     own = {key: rows(weight) for key, weight in weights.items()}
@@ -125,43 +126,43 @@ def sharded_as_whole(name: str, processes: Processes) -> bool:
 
 def work(folder: Path) -> None:
     """What one of the processes does."""
-    world = World(folder, folder / "encoder.safetensors", folder / "manifest.jsonl")
+    world = TinyWorld(folder, folder / "encoder.safetensors", folder / "manifest.jsonl")
     found: dict[str, Any] = {}
     with joined() as processes:
         found["gathered"] = processes.gather({"rank": processes.rank, "long": "ä" * processes.rank})
-        found["first"] = processes.from_first(processes.rank)
+        found["first"] = processes.from_main(processes.rank)
         found["sum"] = processes.sum(torch.tensor([1.5, processes.rank])).tolist()
         found["any"] = processes.any(processes.rank == 1, False)
         found["differing"] = refused(lambda: processes.check_same("a thing", f"hash {processes.rank}"))
-        with processes.one_after_the_first():
+        with processes.main_first():
             found["before"] = (folder / "turn").exists()
             (folder / "turn").touch()
-        found["said first"] = processes.first_to_say("something")
+        found["said first"] = processes.says_first("something")
 
         found["patterns"] = {name: sharded_as_whole(name, processes) for name in PATTERNS}
         found["cut block"] = refused(lambda: sharded_as_whole("16x8", processes))
         for name, settings in RUNS.items():
             steps: list[Progress] = []
-            finetune(recipe_of(world, settings), run=folder / "two" / name, processes=processes, notify=steps.append)
+            finetune(recipe_of(world, settings), run=folder / "two" / name, world=processes, notify=steps.append)
             found[name] = {"warnings": [step.warning for step in steps if step.warning], "steps": len(steps)}
         stop(recipe_of(world, STOPPED), folder / "stopped by two", processes, signalled=processes.rank == 1)
-        finetune(recipe_of(world, STOPPED), run=folder / "stopped by one", resume=True, processes=processes)
+        finetune(recipe_of(world, STOPPED), run=folder / "stopped by one", resume=True, world=processes)
 
         result = evaluate(
             folder / "two" / "everything random" / "finetune.safetensors",
             out=folder / "two.jsonl",
-            processes=processes,
+            world=processes,
             options=Options(batch_seconds=2),
         ).as_it_is.report
         found["errors"] = [result.metrics[0].errors.rate, result.utterances]
         recipe = recipe_of(world, (*SHORT, "training.shard_weights=true"))
         front_end = replace(recipe, training=replace(recipe.training, train_front_end=True))
-        found["front end"] = refused(lambda: finetune(front_end, run=folder / "no", processes=processes))
+        found["front end"] = refused(lambda: finetune(front_end, run=folder / "no", world=processes))
         odd = recipe_of(world, (*SHORT, f"seed={processes.rank}"))
-        found["odd"] = refused(lambda: finetune(odd, run=folder / "no", processes=processes))
+        found["odd"] = refused(lambda: finetune(odd, run=folder / "no", world=processes))
         with flipping_a_bit() if processes.rank == 1 else nullcontext():
             found["flipped"] = refused(
-                lambda: finetune(recipe_of(world, SHORT), run=folder / "flipped", processes=processes)
+                lambda: finetune(recipe_of(world, SHORT), run=folder / "flipped", world=processes)
             )
         (folder / f"{processes.rank}.json").write_text(json.dumps(found))
 
@@ -179,12 +180,12 @@ def torchrun(*command: str, count: int = 2, timeout: float = 240) -> Any:
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+def world(tmp_path_factory: pytest.TempPathFactory) -> TinyWorld:
     return make_world(tmp_path_factory.mktemp("processes"))
 
 
 @pytest.fixture(scope="module")
-def found(world: World) -> list[dict[str, Any]]:
+def found(world: TinyWorld) -> list[dict[str, Any]]:
     """What each process found, after it has trained everything."""
     stop(recipe_of(world, STOPPED), world.folder / "stopped by one")
     ended = torchrun("--", __file__, str(world.folder))
@@ -220,7 +221,7 @@ def assert_same_run(run: Path, alone: Path, *, rounding: float = 1e-5) -> None:
 
 class TestTwo:
     @pytest.mark.parametrize("name", RUNS)
-    def test_they_train_as_one(self, world: World, found: list[dict[str, Any]], name: str) -> None:
+    def test_they_train_as_one(self, world: TinyWorld, found: list[dict[str, Any]], name: str) -> None:
         alone = world.folder / "one" / name
         finetune(recipe_of(world, RUNS[name]), run=alone)
         assert_same_run(world.folder / "two" / name, alone)
@@ -234,14 +235,14 @@ class TestTwo:
         assert all(found[0][name]["steps"] > 5 for name in RUNS)
         assert all("fine-tuning" not in name and found[1][name]["warnings"] == [] for name in RUNS)
 
-    def test_another_number_goes_on(self, world: World, found: list[dict[str, Any]]) -> None:
+    def test_another_number_goes_on(self, world: TinyWorld, found: list[dict[str, Any]]) -> None:
         alone = world.folder / "one" / "stopped"
         finetune(recipe_of(world, STOPPED), run=alone)
         assert_same_run(world.folder / "stopped by one", alone)
         finetune(recipe_of(world, STOPPED), run=world.folder / "stopped by two", resume=True)
         assert_same_run(world.folder / "stopped by two", alone)
 
-    def test_they_recognise_as_one(self, world: World, found: list[dict[str, Any]]) -> None:
+    def test_they_recognise_as_one(self, world: TinyWorld, found: list[dict[str, Any]]) -> None:
         source = world.folder / "two" / "everything random" / "finetune.safetensors"
         result = evaluate(source, out=world.folder / "one.jsonl", options=Options(batch_seconds=2)).as_it_is.report
         assert (world.folder / "two.jsonl").read_bytes() == (world.folder / "one.jsonl").read_bytes()
@@ -258,7 +259,7 @@ class TestTwo:
             assert seen["patterns"] == dict.fromkeys(PATTERNS, True)
             assert "divided among processes as it is, cannot hold the pattern 16x8" in seen["cut block"]
 
-    def test_masks_that_part_are_noticed(self, world: World, found: list[dict[str, Any]]) -> None:
+    def test_masks_that_part_are_noticed(self, world: TinyWorld, found: list[dict[str, Any]]) -> None:
         assert all("processes differ in their masks after update 2" in seen["flipped"] for seen in found)
         assert len(events(world.folder / "flipped", "update")) == 2
 
@@ -276,30 +277,30 @@ class TestExchange:
 
     @pytest.mark.parametrize(("count", "pieces"), [(1, 5), (2, 5), (3, 5), (3, 6), (4, 1), (4, 0)])
     def test_shares(self, count: int, pieces: int) -> None:
-        shares = [Processes(rank=rank, count=count).share(pieces) for rank in range(count)]
+        shares = [World(rank=rank, world_size=count).share(pieces) for rank in range(count)]
         assert len({len(share) for share in shares}) == 1
         assert sorted(piece for share in shares for piece, counts in share if counts) == list(range(pieces))
         assert all(0 <= piece < pieces for share in shares for piece, _ in share)
 
     def test_one_alone_needs_nobody(self) -> None:
-        assert ALONE.gather([1]) == [[1]]
-        assert ALONE.from_first("a") == "a"
-        assert ALONE.any(True, False) == (True, False)
-        ALONE.check_same("anything", "x")
-        ALONE.wait()
-        with ALONE.one_after_the_first():
+        assert SINGLE.gather([1]) == [[1]]
+        assert SINGLE.from_main("a") == "a"
+        assert SINGLE.any(True, False) == (True, False)
+        SINGLE.check_same("anything", "x")
+        SINGLE.wait()
+        with SINGLE.main_first():
             pass
-        assert ALONE.first_to_say("a")
-        assert ALONE.group is None
-        assert ALONE.share(3) == [(0, True), (1, True), (2, True)]
+        assert SINGLE.says_first("a")
+        assert SINGLE.group is None
+        assert SINGLE.share(3) == [(0, True), (1, True), (2, True)]
 
 
 def test_more_processes_than_devices(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LOCAL_RANK", "3")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     with pytest.raises(ParpError, match="process 3 has no CUDA device of its own: this machine has 2"):
-        Processes(rank=3, count=4).device(torch.device("cuda"))
-    assert Processes(rank=3, count=4).device(torch.device("cpu")) == torch.device("cpu")
+        World(rank=3, world_size=4).device(torch.device("cuda"))
+    assert World(rank=3, world_size=4).device(torch.device("cpu")) == torch.device("cpu")
 
 
 if __name__ == "__main__":

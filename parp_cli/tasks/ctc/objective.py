@@ -13,7 +13,7 @@ from parp_cli.data.batching import batches_by_seconds, sorted_batches
 from parp_cli.data.labels import BLANK_ID, Vocabulary
 from parp_cli.data.utterances import Utterance
 from parp_cli.models.speech.forward import draw_skipped_layers, pad
-from parp_cli.runtime.processes import ALONE, Processes
+from parp_cli.runtime.processes import SINGLE, World
 from parp_cli.tasks.ctc.features import FrontEndFeatures
 from parp_cli.tasks.ctc.masking import LatentMasking
 from parp_cli.training.distributed import pass_of_update
@@ -112,7 +112,7 @@ class CtcObjective:
         precision: "float32", or "bfloat16" for the encoder; the loss is always float32.
         seed: of the run.
         checkpoint_activations: keep less for the backward pass, and compute it again.
-        processes: that compute the loss together.
+        world: that compute the loss together.
     """
 
     model: "Wav2Vec2Model"
@@ -124,7 +124,7 @@ class CtcObjective:
     precision: str
     seed: int
     checkpoint_activations: bool = False
-    processes: Processes = ALONE
+    world: World = SINGLE
 
     def backward(self, utterances: Sequence[Utterance], update: int) -> UpdateLoss:
         """Add the gradients of the mean loss a label, and return that loss; both are of all processes together.
@@ -141,19 +141,19 @@ class CtcObjective:
         losses = torch.zeros(len(utterances))
         skip = self._skipped_layers(update)
         micro_batches = self.micro_batches(utterances)
-        passes = self.processes.share(len(micro_batches))
+        passes = self.world.share(len(micro_batches))
         for place, (part, counts) in enumerate(passes):
             batch = micro_batches[part]
             torch.manual_seed(_seed(self.seed, update, part))
             # The encoder's gradients become the mean over the processes, and their sum is what is wanted.
-            share = self.processes.count if counts else 0
+            share = self.world.world_size if counts else 0
             with pass_of_update(self.encoder, last=place == len(passes) - 1):
                 of_batch = self._losses([utterances[i] for i in batch], [labels[i] for i in batch], skip, update)
                 (of_batch.sum() * share / total).backward()  # type: ignore[no-untyped-call]
             if counts:
                 losses = losses.to(of_batch.device)
                 losses[batch] = of_batch.detach()
-        values = self.processes.sum(losses.cpu()).tolist()
+        values = self.world.sum(losses.cpu()).tolist()
         return UpdateLoss(
             mean=sum(values) / total,
             not_finite=tuple(u.id for u, value in zip(utterances, values, strict=True) if not math.isfinite(value)),
@@ -162,7 +162,7 @@ class CtcObjective:
     def prefetch(self, utterances: Sequence[Utterance]) -> None:
         """Begin to read, in the background, what this process computes of an update."""
         micro_batches = self.micro_batches(utterances)
-        passes = self.processes.share(len(micro_batches))
+        passes = self.world.share(len(micro_batches))
         self.features.prefetch([utterances[i] for part, _ in passes for i in micro_batches[part]], for_update=True)
 
     def micro_batches(self, utterances: Sequence[Utterance]) -> list[list[int]]:
@@ -172,7 +172,7 @@ class CtcObjective:
         """
         lengths = [utterance.seconds for utterance in utterances]
         batches = sorted_batches(lengths, self.micro_batch_seconds)
-        wanted = min(self.processes.count, len(utterances))
+        wanted = min(self.world.world_size, len(utterances))
         seconds = max(lengths[batch[0]] * len(batch) for batch in batches)
         while len(batches) < wanted:
             seconds *= _SMALLER
@@ -182,14 +182,14 @@ class CtcObjective:
     def spreads(self, utterances: Sequence[Utterance]) -> bool:
         """Whether they are enough for each process to have a forward pass without making any smaller."""
         lengths = [utterance.seconds for utterance in utterances]
-        return len(sorted_batches(lengths, self.micro_batch_seconds)) >= self.processes.count
+        return len(sorted_batches(lengths, self.micro_batch_seconds)) >= self.world.world_size
 
     def in_this_process(self) -> "CtcObjective":
         """The same of this process alone, which computes all micro-batches itself.
 
         Where the encoder's weights are divided among processes, all must compute as many.
         """
-        return replace(self, processes=ALONE)
+        return replace(self, world=SINGLE)
 
     def _skipped_layers(self, update: int) -> frozenset[int]:
         """The same in all micro-batches and processes, which would else wait for each other's gradients in vain."""

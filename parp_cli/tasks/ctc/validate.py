@@ -9,7 +9,7 @@ from parp_cli.data.labels import BLANK_ID, Vocabulary
 from parp_cli.data.utterances import Utterance
 from parp_cli.decoding.greedy import collapse
 from parp_cli.decoding.logits import Encoder, logits_of
-from parp_cli.runtime.processes import Processes
+from parp_cli.runtime.processes import World
 from parp_cli.scoring.metrics import character_errors, word_errors
 from parp_cli.tasks.ctc.features import FrontEndFeatures
 from parp_cli.training.records import Validation
@@ -31,14 +31,14 @@ def validate(
     train_loss: float | None,
     sample: int,
     encoder: Encoder,
-    processes: Processes,
+    world: World,
 ) -> tuple[Validation, dict[str, str]]:
     """Recognise the validation split with the weights as they are.
 
     Args:
         update, train_loss: recorded with the error rates.
         sample: the number of the utterance to give an example of; beyond the last one it begins anew.
-        encoder, processes: as for `logits_of`.
+        encoder, world: as for `logits_of`.
 
     Returns:
         The error rates; and an utterance's reference and hypothesis.
@@ -46,10 +46,10 @@ def validate(
     paths = {
         index: logits.argmax(-1).tolist()
         for index, logits in logits_of(
-            model, features, utterances, batch_seconds=_BATCH_SECONDS, encoder=encoder, processes=processes
+            model, features, utterances, batch_seconds=_BATCH_SECONDS, encoder=encoder, world=world
         )
     }
-    for found in processes.gather(list(paths.items())):
+    for found in world.gather(list(paths.items())):
         paths |= dict(found)
     references = [vocabulary.reference(utterance) for utterance in utterances]
     hypotheses = [vocabulary.decode(collapse(torch.tensor(paths[index]))) for index in range(len(utterances))]
