@@ -22,7 +22,7 @@ from parp_cli.training import run as loop
 from parp_cli.training.distributed import Encoder
 from parp_cli.training.memory import largest_batches, try_largest
 from tests.tiny import World
-from tests.training.conftest import ARCHITECTURE
+from tests.tasks.ctc.conftest import ARCHITECTURE
 
 
 def of(*lengths: float) -> list[Utterance]:

@@ -16,7 +16,7 @@ from parp_cli.data.utterances import Utterance
 from parp_cli.errors import DataError
 from parp_cli.tasks.ctc import feature_files, features
 from parp_cli.tasks.ctc.features import FrontEndFeatures, Kept
-from tests.training.conftest import ARCHITECTURE
+from tests.tasks.ctc.conftest import ARCHITECTURE
 
 
 @pytest.fixture(autouse=True)

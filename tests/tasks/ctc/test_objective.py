@@ -17,7 +17,7 @@ from parp_cli.tasks.ctc.features import FrontEndFeatures
 from parp_cli.tasks.ctc.masking import LatentMasking
 from parp_cli.tasks.ctc.objective import CtcObjective, UpdateBatches
 from parp_cli.training.distributed import Encoder
-from tests.training.conftest import ARCHITECTURE
+from tests.tasks.ctc.conftest import ARCHITECTURE
 
 VOCABULARY = Vocabulary(("<blank>", "|", "A", "B"), "letters")
 NO_MASKING = LatentMasking(time_probability=0.0, time_length=1, channel_probability=0.0, channel_length=1)
