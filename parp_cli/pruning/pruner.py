@@ -12,7 +12,7 @@ from torch.distributed import ProcessGroup
 from parp_cli.errors import MaskError
 from parp_cli.pruning.masks import Masks, apply_, check_fit, count_all, count_pruned, revived_and_dropped
 from parp_cli.pruning.methods import Method, Moment
-from parp_cli.pruning.rows import all_rows_as, divided_as, own_rows
+from parp_cli.pruning.sharded import full_tensor_like, local_shard, shard_like
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,11 +84,11 @@ class Pruner:
 
     def take(self, masks: Masks) -> None:
         """Go on with these masks, of whole weights, and leave the weights as they are."""
-        self.masks = {name: own_rows(divided_as(masks[name], self.weights[name])) for name in masks}
+        self.masks = {name: local_shard(shard_like(masks[name], self.weights[name])) for name in masks}
 
     def whole(self, masks: Masks) -> dict[str, Tensor]:
         """Masks such as this process has, of all rows, on the CPU. All processes must ask at once."""
-        return {name: all_rows_as(mask, self.weights[name]) for name, mask in masks.items()}
+        return {name: full_tensor_like(mask, self.weights[name]) for name, mask in masks.items()}
 
     def counts(self, masks: Masks) -> tuple[int, int]:
         """How many weights such masks prune, and how many they cover, in all processes."""
@@ -105,7 +105,7 @@ class Pruner:
         Where pruned weights are to stay zero their gradients are zeroed, so that their moments stay zero too.
         """
         # Weights that are frozen for now have no gradient.
-        gradients = {name: own_rows(w.grad) for name, w in self.weights.items() if w.grad is not None}
+        gradients = {name: local_shard(w.grad) for name, w in self.weights.items() if w.grad is not None}
         if self._method.scores_gradients and self._method.reprunes(update):
             self._gradients = {name: gradient.clone() for name, gradient in gradients.items()}
         if self.masks and not self._method.adjusts(self.update):
@@ -154,7 +154,7 @@ class Pruner:
 
     def _rows(self) -> dict[str, Tensor]:
         """What this process holds of the weights, to be changed in place."""
-        return {name: own_rows(weight) for name, weight in self.weights.items()}
+        return {name: local_shard(weight) for name, weight in self.weights.items()}
 
     def _sum(self, numbers: list[int]) -> list[int]:
         if self._group is None:
@@ -191,4 +191,4 @@ class Pruner:
         for name, mask in self.masks.items():
             for moment in optimizer.state.get(self.weights[name], {}).values():
                 if isinstance(moment, Tensor) and moment.shape == self.weights[name].shape:
-                    own_rows(moment).masked_fill_(~mask, 0.0)
+                    local_shard(moment).masked_fill_(~mask, 0.0)

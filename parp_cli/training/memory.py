@@ -9,7 +9,7 @@ from torch import Tensor
 from parp_cli.data.batching import sorted_batches
 from parp_cli.data.utterances import Utterance
 from parp_cli.errors import ResourceError
-from parp_cli.pruning.rows import divided
+from parp_cli.pruning.sharded import is_sharded
 from parp_cli.runtime.device import is_out_of_memory
 from parp_cli.tasks.ctc.objective import CtcObjective
 
@@ -87,7 +87,7 @@ def _what_gives_out(
     reason = held = None
     try:
         moments = [torch.zeros_like(weight) for weight in trained if weight not in optimizer.state for _ in range(2)]
-        if objective.world.world_size > 1 and not any(map(divided, trained)):
+        if objective.world.world_size > 1 and not any(map(is_sharded, trained)):
             moments += [torch.zeros_like(weight) for weight in trained]  # what DDP exchanges gradients in
         room = objective.features.device_room(utterances)
         held = torch.empty(room, dtype=torch.uint8, device=trained[0].device)
@@ -101,7 +101,7 @@ def _what_gives_out(
         if not is_out_of_memory(error):
             raise
         reason = str(error).strip().split("\n")[0]
-        if any(map(divided, trained)):  # the others wait for this one's rows: nothing smaller can be tried
+        if any(map(is_sharded, trained)):  # the others wait for this one's rows: nothing smaller can be tried
             raise ResourceError(
                 f"training on {sum(u.seconds for u in batches[0]):g} s of sound in one forward pass takes more than "
                 "memory holds",

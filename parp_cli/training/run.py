@@ -22,7 +22,7 @@ from parp_cli.models.speech.forward import compile_layers
 from parp_cli.models.speech.prunable import touches_front_end
 from parp_cli.pruning.masks import masks_hash
 from parp_cli.pruning.pruner import Repruning
-from parp_cli.pruning.rows import all_rows, gathered, own_rows
+from parp_cli.pruning.sharded import full_tensor, full_tensors, local_shard
 from parp_cli.runtime.interrupts import Stop
 from parp_cli.runtime.processes import World
 from parp_cli.runtime.progress import Notify, Progress, silent
@@ -359,7 +359,7 @@ class TrainingRun:
     def _gradient_norm(self) -> float:
         """Of the whole gradient; not finite where any part is not."""
         gradients = [weight.grad for weight in self._model.parameters() if weight.grad is not None]
-        return float(all_rows(nn.utils.get_total_norm(gradients)))
+        return float(full_tensor(nn.utils.get_total_norm(gradients)))
 
     def _tell_if_smaller(self, utterances: list[Utterance]) -> None:
         """Say once that an update is too small for so many processes."""
@@ -386,7 +386,7 @@ class TrainingRun:
         self._log("skipped", {"why": what, "utterances": culprits})
         self._tell(warning=f"update {self._update} skipped: {what} ({', '.join(first_few(culprits, 5))})")
         if self._skipped_in_a_row > limit:
-            own = [name for name, weight in self._model.named_parameters() if not own_rows(weight).isfinite().all()]
+            own = [name for name, weight in self._model.named_parameters() if not local_shard(weight).isfinite().all()]
             raise divergence(
                 what,
                 update=self._update,
@@ -443,7 +443,7 @@ class TrainingRun:
     # --------------------------------------------------------------------------------------------------- writing
 
     def _write(self, path: Path, masks: Mapping[str, Tensor], validation: Validation) -> None:
-        """Write a checkpoint, whole however its weights are divided: all put it together, the first writes."""
+        """Write a checkpoint, whole however its weights are sharded: all put it together, the first writes."""
         reprunings = self._pruner.history
         if masks is not self._pruner.masks:  # between two re-prunings: pruned for this file
             reprunings = [*reprunings, self._pruner.compare(masks)]
@@ -458,7 +458,7 @@ class TrainingRun:
             sparsity=amount,
             metrics={**asdict(validation), "reprunings": [asdict(repruning) for repruning in reprunings]},
         )
-        weights = gathered(self._model.state_dict(), keep=self._world.is_main)
+        weights = full_tensors(self._model.state_dict(), keep=self._world.is_main)
         masks = self._pruner.whole(masks)
         if self._world.is_main:
             checkpoint.write(path, Checkpoint(weights=weights, masks=masks, metadata=metadata))

@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from parp_cli.errors import CheckpointError
-from parp_cli.pruning.rows import divided_as, gathered
+from parp_cli.pruning.sharded import full_tensors, shard_like
 from parp_cli.storage.tensors import write_tensors
 
 
@@ -41,7 +41,7 @@ def save_state(
     for index, moments in optimizer.state_dict()["state"].items():
         for key, value in moments.items():
             tensors[f"optimizer/{index}/{key}"] = value if isinstance(value, Tensor) else torch.tensor(value)
-    copies = {name: whole.contiguous().clone() for name, whole in gathered(tensors, keep=writes).items()}
+    copies = {name: whole.contiguous().clone() for name, whole in full_tensors(tensors, keep=writes).items()}
     if writes:
         write_tensors(path, copies, {"parp": json.dumps(position, sort_keys=True)})
 
@@ -103,7 +103,7 @@ def load_state(
 
 def _placed(value: Tensor, place: Tensor | None) -> Tensor:
     """A tensor as the one it is for; what fits nothing as it is, which is told when it is loaded."""
-    return value if place is None or value.shape != place.shape else divided_as(value, place)
+    return value if place is None or value.shape != place.shape else shard_like(value, place)
 
 
 def check_same_run(position: Mapping[str, Any], identity: Mapping[str, Any], path: Path) -> None:

@@ -1,0 +1,68 @@
+"""Sharded tensors: each rank holds some of the rows, as FSDP2 shards parameters, gradients and moments (DTensor).
+
+Plain tensors pass through every function unchanged, so that callers need not distinguish the two.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+
+def is_sharded(tensor: Tensor) -> bool:
+    """Whether this rank holds only some of the rows. (DTensor itself takes a third of a second to import.)"""
+    return hasattr(tensor, "to_local")
+
+
+def local_shard(tensor: Tensor) -> Tensor:
+    """The rows that this rank holds, in the same memory, without autograd history."""
+    detached: Any = tensor.detach()
+    shard: Tensor = detached.to_local() if is_sharded(tensor) else detached
+    return shard
+
+
+def full_tensor(tensor: Tensor) -> Tensor:
+    """The full tensor on the CPU. Collective: all ranks must call it."""
+    detached: Any = tensor.detach()
+    full: Tensor = detached.full_tensor() if is_sharded(tensor) else detached
+    return full.cpu()
+
+
+def full_tensors(tensors: Mapping[str, Tensor], *, keep: bool) -> dict[str, Tensor]:
+    """The full tensors on the CPU. Collective; a rank that does not `keep` them takes part and returns none."""
+    kept = {}
+    for name, tensor in tensors.items():
+        if keep or is_sharded(tensor):
+            full = full_tensor(tensor)
+            if keep:
+                kept[name] = full
+    return kept
+
+
+def shard_like(full: Tensor, example: Tensor) -> Tensor:
+    """A tensor that every rank holds in full, sharded like `example`, which has its shape, and on that device."""
+    if not is_sharded(example):
+        return full.to(example.device)
+    mesh = _mesh(example)
+    shards = full.chunk(mesh.size())  # as torch shards rows; there may be fewer shards than ranks
+    rank = mesh.get_local_rank()
+    shard = shards[rank] if rank < len(shards) else full[:0]
+    return _joined(shard.clone().to(example.device), example)  # a copy, which does not keep the full tensor alive
+
+
+def full_tensor_like(shard: Tensor, example: Tensor) -> Tensor:
+    """The full tensor on the CPU of which each rank holds the rows that it holds of `example`. Collective."""
+    return full_tensor(_joined(shard, example)) if is_sharded(example) else shard.cpu()
+
+
+def _joined(shard: Tensor, example: Any) -> Tensor:
+    """A sharded tensor of the shape of `example`, of which each rank gives its rows."""
+    from torch.distributed.tensor import DTensor
+
+    return DTensor.from_local(
+        shard, _mesh(example), example.placements, shape=example.shape, stride=tuple(example.stride())
+    )
+
+
+def _mesh(sharded: Any) -> Any:
+    return sharded.device_mesh
