@@ -8,7 +8,8 @@ import numpy
 import soundfile
 import torch
 
-from parp_cli.config.finetune import Recipe, load_recipe
+from parp_cli.config.finetune import Recipe
+from parp_cli.config.load import load_recipe
 from parp_cli.models.speech.config import Architecture, build, encoder_architecture
 from parp_cli.models.speech.prunable import prunable_parameters
 from parp_cli.storage import checkpoint

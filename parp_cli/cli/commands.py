@@ -66,7 +66,8 @@ def finetune(
 
       parp finetune recipe.yaml --init parp-run/mask.safetensors --dry-run
     """
-    from parp_cli.config.finetune import Recipe, dump_yaml, load_recipe
+    from parp_cli.config.finetune import Recipe
+    from parp_cli.config.load import dump_yaml, load_recipe
 
     if keys:
         render.recipe_keys(Output(as_json=as_json, quiet=quiet), Recipe)
@@ -258,7 +259,7 @@ def pretrain(
 
       parp pretrain recipes/mini/pretrain.yaml --run my-encoder
     """
-    from parp_cli.config.finetune import load_recipe
+    from parp_cli.config.load import load_recipe
     from parp_cli.config.pretrain import PretrainRecipe
 
     output = Output(as_json=as_json, quiet=quiet)

@@ -68,7 +68,7 @@ def build(
 
       zcat books.txt.gz | parp lm build -
     """
-    from parp_cli.config.finetune import load_recipe
+    from parp_cli.config.load import load_recipe
     from parp_cli.stages.lm import STDIN, lines, transcripts
     from parp_cli.stages.lm import build as stage
 

@@ -4,32 +4,31 @@ A recipe is checked whole before any model loads; `strict_yaml.py` does the read
 annotations here. The defaults of `Recipe` are those of recipes/mini/10min.yaml, but for `model`.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, overload
+from typing import Any, Final, Literal
 
-from parp_cli.config import strict_yaml
-from parp_cli.config.strict_yaml import Range
 from parp_cli.config.values import (
     Count,
     CountOrZero,
     FilePath,
+    Flag,
     NameOrPath,
     Positive,
     PositiveOrZero,
+    Section,
     Seed,
     Share,
+    ShareAboveZero,
     ShareBelowOne,
+    ShareUpToHalf,
 )
 from parp_cli.errors import UsageError
 from parp_cli.pruning.limits import read_pattern
 
-T = TypeVar("T")
-
 
 @dataclass(frozen=True, kw_only=True)
-class Data:
+class Data(Section):
     """What is learnt from, and what it is judged on."""
 
     corpus: Literal["generated", "librispeech", "librilight", "manifest"] = "generated"
@@ -58,13 +57,13 @@ class Data:
     alphabet: Literal["english", "found"] = "english"
     """Letters of a new head: A to Z and the apostrophe, or those of the training transcripts. Nothing to phones."""
 
-    strip_stress: bool = False
+    strip_stress: Flag = False
     """Read phones without their stress digits (AH0 as AH). Nothing to letters."""
 
     unusable: Literal["refuse", "skip"] = "refuse"
     """What to do about utterances that cannot be trained on, such as those with more labels than frames."""
 
-    download: bool = False
+    download: Flag = False
     """Fetch the splits that are not in `root`; several GB for LibriSpeech."""
 
     max_valid_utterances: Count | None = None
@@ -79,10 +78,10 @@ class Data:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SearchRounds:
+class SearchRounds(Section):
     """IMP's rounds: train, prune some more, rewind; the run proper follows."""
 
-    step: Annotated[float, Range(above=0, at_most=1)] = 0.1
+    step: ShareAboveZero = 0.1
     """Share of all prunable weights that a round prunes; the last one prunes what is left to the sparsity."""
 
     updates: Count | None = None
@@ -93,7 +92,7 @@ class SearchRounds:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pruning:
+class Pruning(Section):
     """Which weights go, and whether they may come back. What a method does not read makes no difference to it."""
 
     method: Literal["dense", "fixed", "mpi", "rp", "omp", "imp", "parp", "parp-p", "pap", "rigl"] = "parp"
@@ -116,7 +115,7 @@ class Pruning:
     everything, or a pattern of parameter names such as `*.layers.[0-5].*`. Null is that of the mask the run starts
     from, else transformer. What does not train cannot come back (the front end without `training.train_front_end`)."""
 
-    biases: bool | None = None
+    biases: Flag | None = None
     """Whether the biases of prunable layers are prunable; null is as in the mask the run starts from, else true."""
 
     pattern: str | None = None
@@ -137,7 +136,7 @@ class Pruning:
     end: Count | None = None
     """The last one; null is the end of the run, for rigl three quarters of it."""
 
-    final: bool = True
+    final: Flag = True
     """Whether parp and parp-p re-prune at the end; without it the mask stays fixed from the last re-pruning on."""
 
     start_sparsity: ShareBelowOne | None = None
@@ -180,7 +179,7 @@ class Pruning:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Training:
+class Training(Section):
     """How the network is optimised. Times are in updates, sound in seconds."""
 
     updates: Count = 2500
@@ -208,7 +207,7 @@ class Training:
     decay: Share = 0.5
     """Share of the updates in which the rate falls, exponentially, to `final_scale` of the peak."""
 
-    final_scale: Annotated[float, Range(above=0, at_most=1)] = 0.05
+    final_scale: ShareAboveZero = 0.05
     """Rate at the end, as a share of the peak."""
 
     adam_betas: tuple[ShareBelowOne, ShareBelowOne] = (0.9, 0.98)
@@ -247,11 +246,11 @@ class Training:
     channel_mask_length: Count = 16
     """Length of a hidden span, in channels."""
 
-    speed_change: Annotated[float, Range(at_least=0, at_most=0.5)] = 0.0
+    speed_change: ShareUpToHalf = 0.0
     """How much faster or slower each update may hear an utterance, as a share: 0.1 is from 0.9 to 1.1 times as fast.
     Above 0, the front end's features have to be computed in each update; slower speech takes more memory."""
 
-    train_front_end: bool = False
+    train_front_end: Flag = False
     """Whether the convolutional front end trains; frozen in the paper."""
 
     freeze_encoder_updates: CountOrZero = 0
@@ -271,18 +270,18 @@ class Training:
     most_skipped_updates: CountOrZero = 10
     """Updates whose loss or gradient is not finite are skipped; after so many in a row the run stops."""
 
-    checkpoint_activations: bool = False
+    checkpoint_activations: Flag = False
     """Compute each Transformer layer's activations again in the backward pass instead of keeping them: much less memory
     for about a third more time."""
 
-    deterministic: bool = False
+    deterministic: Flag = False
     """Compute the same bits every time on CUDA too, which is slower; the CPU always does, with as many threads."""
 
-    shard_weights: bool = False
+    shard_weights: Flag = False
     """Divide weights, gradients and moments among processes that train together (FSDP2), for models that one device
     cannot hold, such as xls-r-2b. Changes no result."""
 
-    compile: bool = False
+    compile: Flag = False
     """Compile the Transformer layers, which takes minutes at the start."""
 
     def conflicts(self) -> Iterator[tuple[str, str]]:
@@ -294,9 +293,16 @@ class Training:
             yield "freeze_encoder_updates", f"{self.freeze_encoder_updates} is more than training.updates"
 
 
+Task = Literal["ctc"]
+"""Every task that a recipe can name."""
+
+
 @dataclass(frozen=True, kw_only=True)
-class Recipe:
+class Recipe(Section):
     """A fine-tuning run."""
+
+    task: Task = "ctc"
+    """What the network is trained for; it decides which keys `data` and `training` have. ctc: speech recognition."""
 
     model: NameOrPath | None = None
     """The encoder to start from: a name, a folder or file, or a hub name. `./` or `~/` makes it a path that is
@@ -310,51 +316,14 @@ class Recipe:
     training: Training = Training()
 
 
-@overload
-def load_recipe(path: Path | None, overrides: Sequence[str] = ()) -> Recipe: ...
+RECIPES: Final[dict[Task, type[Recipe]]] = {"ctc": Recipe}
+"""By task, what a recipe is read as: another task is another class here, with its own `data` and `training`."""
 
 
-@overload
-def load_recipe(path: Path | None, overrides: Sequence[str] = (), *, kind: type[T]) -> T: ...
+def __getattr__(name: str) -> Any:
+    """What moved to `load.py`, for modules that still look for it here."""
+    if name not in ("load_recipe", "recipe_to_dict", "recipe_from_dict", "dump_yaml"):
+        raise AttributeError(name)
+    from parp_cli.config import load
 
-
-def load_recipe(path: Path | None, overrides: Sequence[str] = (), *, kind: type[Any] = Recipe) -> Any:
-    """Read and check a recipe.
-
-    Args:
-        path: the YAML file, to whose folder its relative paths belong; None for the defaults.
-        overrides: `section.key=value`, as `--set` takes them; their paths are relative to the working folder.
-        kind: `Recipe`, `PretrainRecipe`, or another dataclass of settings.
-
-    Raises:
-        RecipeError: no such file, not YAML, or with all that is wrong as its details.
-    """
-    hint = "`parp finetune --keys` shows every key and what it means" if kind is Recipe else None
-    return strict_yaml.load(kind, path, overrides, hint=hint)
-
-
-def recipe_to_dict(recipe: Any) -> dict[str, Any]:
-    """Every field of a recipe as plain values for JSON, defaults too."""
-    return strict_yaml.to_dict(recipe)
-
-
-@overload
-def recipe_from_dict(values: Mapping[str, Any], overrides: Sequence[str] = ()) -> Recipe: ...
-
-
-@overload
-def recipe_from_dict(values: Mapping[str, Any], overrides: Sequence[str] = (), *, kind: type[T]) -> T: ...
-
-
-def recipe_from_dict(values: Mapping[str, Any], overrides: Sequence[str] = (), *, kind: type[Any] = Recipe) -> Any:
-    """Read back what `recipe_to_dict` gave, with overrides and all checks; its paths are left as they are.
-
-    Raises:
-        RecipeError: with all that is wrong as its details.
-    """
-    return strict_yaml.from_dict(kind, values, overrides)
-
-
-def dump_yaml(recipe: Any) -> str:
-    """Every field of a recipe as YAML that `load_recipe` reads back to an equal one."""
-    return strict_yaml.dump(recipe)
+    return getattr(load, name)

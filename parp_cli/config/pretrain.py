@@ -3,14 +3,24 @@
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Literal
 
-from parp_cli.config.strict_yaml import Range
-from parp_cli.config.values import Count, FilePath, Positive, PositiveOrZero, Seed, Share, ShareBelowOne
+from parp_cli.config.values import (
+    Count,
+    CountAboveOne,
+    FilePath,
+    Positive,
+    PositiveOrZero,
+    Section,
+    Seed,
+    Share,
+    ShareBelowOne,
+    ShareBetween,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Source:
+class Source(Section):
     """Sound for pre-training; transcripts are not read."""
 
     kind: Literal["generated", "folder", "manifest"]
@@ -38,7 +48,7 @@ class Source:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Stage:
+class Stage(Section):
     """One round of masked prediction, on targets of its own."""
 
     targets: str
@@ -47,7 +57,7 @@ class Stage:
     updates: Count
     """Length of the stage, in updates."""
 
-    clusters: Annotated[int, Range(at_least=2)] = 100
+    clusters: CountAboveOne = 100
     """How many targets there are."""
 
     def conflicts(self) -> Iterator[tuple[str, str]]:
@@ -57,7 +67,7 @@ class Stage:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PretrainRecipe:
+class PretrainRecipe(Section):
     """A pre-training run: HuBERT's masked prediction of clusters."""
 
     architecture: str = "mini"
@@ -78,7 +88,7 @@ class PretrainRecipe:
     batch_seconds: Positive = 32.0
     """Sound in one update, in seconds."""
 
-    mask_probability: Annotated[float, Range(above=0, below=1)] = 0.65
+    mask_probability: ShareBetween = 0.65
     """Share of masked frames, before spans overlap."""
 
     mask_length: Count = 10

@@ -1,15 +1,106 @@
-"""Kinds of values that recipes hold, with their limits; `strict_yaml.py` checks them."""
+"""Types of the values in recipes, with their limits: what the text of a YAML scalar means is decided by its field.
 
-from typing import Annotated
+pydantic checks limits and choices; the validators here are stricter than it about text, so that a quoted number, a
+fraction for a whole number, or `1` for true is reported instead of guessed at.
+"""
 
-from parp_cli.config.strict_yaml import IsPath, Range
+import dataclasses
+import math
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Annotated, Any, ClassVar
 
-Seed = Annotated[int, Range(at_least=0, at_most=2**32 - 1)]
-Count = Annotated[int, Range(at_least=1)]
-CountOrZero = Annotated[int, Range(at_least=0)]
-Positive = Annotated[float, Range(above=0)]
-PositiveOrZero = Annotated[float, Range(at_least=0)]
-Share = Annotated[float, Range(at_least=0, at_most=1)]
-ShareBelowOne = Annotated[float, Range(at_least=0, below=1)]
-FilePath = Annotated[str, IsPath()]
-NameOrPath = Annotated[str, IsPath(only_if_dotted=True)]
+from pydantic import BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import InitErrorDetails, PydanticCustomError
+
+CONFLICT = "conflict"
+"""The type of pydantic's error for values that do not go together."""
+
+
+class Text(str):
+    """A YAML scalar as it is written.
+
+    Attributes:
+        plain: without quotes; only then can it be a number or a truth value.
+        folder: where relative paths start; None leaves paths as they are.
+    """
+
+    def __new__(cls, text: str, *, plain: bool, folder: Path | None) -> "Text":
+        self = super().__new__(cls, text)
+        self.plain, self.folder = plain, folder
+        return self
+
+    plain: bool
+    folder: Path | None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Section:
+    """Base of the dataclasses that recipes are read as; a docstring after each field says what the key means."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+
+    def conflicts(self) -> Iterator[tuple[str, str]]:
+        """Values that are valid alone but do not go together: the field to report, and the message."""
+        yield from ()
+
+    @model_validator(mode="after")
+    def _check_conflicts(self) -> "Section":
+        errors = [
+            InitErrorDetails(type=PydanticCustomError(CONFLICT, "{text}", {"text": text}), loc=(field,), input=None)
+            for field, text in self.conflicts()
+        ]
+        if errors:
+            raise ValidationError.from_exception_data(type(self).__name__, errors)
+        return self
+
+
+def _number(kind: type[int] | type[float]) -> BeforeValidator:
+    def read(value: Any) -> Any:
+        if not isinstance(value, Text):
+            return value
+        number = kind(value)
+        if not (value.plain and math.isfinite(number)):
+            raise ValueError(value)
+        return number
+
+    return BeforeValidator(read)
+
+
+def _truth(value: Any) -> Any:
+    if not isinstance(value, Text):
+        return value
+    text = value.lower()
+    if not value.plain or text not in ("true", "yes", "on", "false", "no", "off"):
+        raise ValueError(value)
+    return text in ("true", "yes", "on")
+
+
+def _path(applies: Callable[[str], bool]) -> BeforeValidator:
+    def read(value: Any) -> Any:
+        if isinstance(value, Text) and value.folder is not None and applies(value):
+            return os.path.abspath(value.folder / os.path.expanduser(value))
+        return value
+
+    return BeforeValidator(read)
+
+
+Flag = Annotated[bool, BeforeValidator(_truth)]
+Seed = Annotated[int, Field(ge=0, le=2**32 - 1), _number(int)]
+Count = Annotated[int, Field(ge=1), _number(int)]
+CountOrZero = Annotated[int, Field(ge=0), _number(int)]
+CountAboveOne = Annotated[int, Field(ge=2), _number(int)]
+Positive = Annotated[float, Field(gt=0), _number(float)]
+PositiveOrZero = Annotated[float, Field(ge=0), _number(float)]
+Share = Annotated[float, Field(ge=0, le=1), _number(float)]
+ShareAboveZero = Annotated[float, Field(gt=0, le=1), _number(float)]
+ShareBelowOne = Annotated[float, Field(ge=0, lt=1), _number(float)]
+ShareBetween = Annotated[float, Field(gt=0, lt=1), _number(float)]
+ShareUpToHalf = Annotated[float, Field(ge=0, le=0.5), _number(float)]
+
+FilePath = Annotated[str, _path(lambda text: True)]
+"""Relative to the recipe's folder, or, given by `--set`, to the working folder; `~` is the home folder."""
+
+NameOrPath = Annotated[str, _path(lambda text: text.startswith((".", "~")))]
+"""A path only where it begins with `.` or `~`, else a name."""

@@ -13,7 +13,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from parp_cli.config.finetune import Data, Recipe, recipe_from_dict
+from parp_cli.config.finetune import Data, Recipe
+from parp_cli.config.load import recipe_from_dict
 from parp_cli.data.check import Problem, refusal
 from parp_cli.data.corpora import load
 from parp_cli.data.labels import vocabulary_of

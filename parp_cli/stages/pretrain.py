@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from parp_cli.config.finetune import recipe_to_dict
+from parp_cli.config.load import recipe_to_dict
 from parp_cli.config.pretrain import PretrainRecipe, Source
 from parp_cli.data.audio import SAMPLE_RATE
 from parp_cli.data.corpora import find_audio, load_split

@@ -14,7 +14,6 @@ All cells are checked whole before the first one runs. Cells that come to the sa
 cell a seed here, since a dense run has no sparsity.
 """
 
-import copy
 import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,10 +22,12 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import yaml
+from pydantic import Field
 
-from parp_cli.config import strict_yaml, yaml_nodes
-from parp_cli.config.finetune import Recipe, load_recipe, recipe_to_dict
-from parp_cli.config.strict_yaml import IsPath
+from parp_cli.config import nodes
+from parp_cli.config.finetune import Recipe
+from parp_cli.config.load import load_recipe, raise_problems, read, recipe_to_dict
+from parp_cli.config.values import FilePath, Section
 from parp_cli.errors import ParpError, RecipeError
 from parp_cli.runtime.device import resolve_precision
 from parp_cli.training.rounds import Round, round_key, rounds_of, start_key, target_sparsity
@@ -35,23 +36,26 @@ METHOD, SPARSITY, SEED = "pruning.method", "pruning.sparsity", "seed"
 """Keys that tables and figures know: lines, columns, and what means are taken over."""
 
 _EXCEPT = "except"
-"""The key of combinations to leave out. It is read apart, because no dataclass can have a field of that name."""
+"""The key of combinations to leave out; no field of a dataclass can have that name."""
 
 _HINT = "recipes/sweeps/ has some to copy"
 
 
 @dataclass(frozen=True, kw_only=True)
-class SweepFile:
-    """A sweep as it is written, but for `except`."""
+class SweepFile(Section):
+    """A sweep as it is written."""
 
-    recipe: Annotated[str, IsPath()] | None = None
+    recipe: FilePath | None = None
     """The recipe that cells differ from; null is all defaults."""
 
-    set: yaml.Node | None = None
+    set: dict[str, Any] | None = None
     """Values of recipe keys, dotted or nested, for all cells."""
 
-    grid: yaml.Node
+    grid: dict[str, Any]
     """Lists of values of recipe keys: a cell for every combination."""
+
+    except_: Annotated[Any, Field(alias=_EXCEPT)] = None
+    """Combinations of the grid's values to leave out: lists of mappings."""
 
     splits: tuple[str, ...] | None = None
     """What each cell is judged on; null is its recipe's data.test."""
@@ -127,20 +131,21 @@ def load_sweep(path: Path, overrides: Sequence[str] = (), *, device: Any) -> Swe
     Raises:
         RecipeError: no such file, not YAML, or with everything that is wrong in it and in its cells as details.
     """
-    file, excepted = _read(path)
+    root = nodes.read_file(path)
+    file = read(root, path, kind=SweepFile, hint=_HINT)
     base = load_recipe(None if file.recipe is None else Path(file.recipe))
     problems: list[str] = []
-    settings, axes = _flat(file.set, problems, path), _axes(file.grid, problems, path)
-    exceptions = _exceptions(excepted, axes, problems, path)
-    tree = yaml_nodes.compose(yaml_nodes.dump(recipe_to_dict(base)), yaml_nodes.UNNAMED)
-    for key, mark, node in settings:
-        tree = _with(tree, key.split("."), node, mark)
+    axes = _axes(nodes.child(root, "grid"), problems, path)
+    exceptions = _exceptions(nodes.child(root, _EXCEPT), axes, problems, path)
+    tree = nodes.compose(nodes.dump(recipe_to_dict(base)), nodes.UNNAMED)
+    for entry in _flat(nodes.child(root, "set"), problems, path):
+        tree = _with(tree, entry, problems, path)
     for override in overrides:
         try:
             _refuse_gridded(override, [key for key, _, _ in axes])
-            yaml_nodes.apply_override(override, tree, {})
-        except yaml_nodes.Problem as problem:
-            problems.append(f"{yaml_nodes.override_place(override)}: {problem}")
+            tree = nodes.with_override(tree, override)
+        except nodes.Problem as problem:
+            problems.append(f"{nodes.override_place(override)}: {problem}")
     cells: dict[str, Cell] = {}
     starts: dict[tuple[str | None, ...], str] = {}
     for choice in itertools.product(*(values for _, _, values in axes)) if not problems else ():
@@ -149,9 +154,9 @@ def load_sweep(path: Path, overrides: Sequence[str] = (), *, device: Any) -> Swe
             continue
         recipe_tree = tree
         for (key, mark, _), node in zip(axes, choice, strict=True):
-            recipe_tree = _with(recipe_tree, key.split("."), node, mark)
+            recipe_tree = _with(recipe_tree, (key, mark, node), problems, path)
         try:
-            recipe = strict_yaml.from_node(Recipe, recipe_tree, path)
+            recipe = read(recipe_tree, path)
             cell = _cell(recipe, list(chosen), file.splits, device, starts)
         except ParpError as error:
             problems += error.details if isinstance(error, RecipeError) else [error.message]
@@ -159,25 +164,8 @@ def load_sweep(path: Path, overrides: Sequence[str] = (), *, device: Any) -> Swe
         cells[cell.key] = _merged(cells.get(cell.key, cell), cell)
     if not cells and not problems:
         problems.append(f"{path}: {_EXCEPT} leaves nothing of the grid")
-    if problems:
-        found = list(dict.fromkeys(problems))
-        count = "a problem" if len(found) == 1 else f"{len(found)} problems"
-        raise RecipeError(f"sweep {path} has {count}", details=found, hint=_HINT)
+    raise_problems(f"sweep {path}", problems, _HINT)
     return Sweep(file=path, axes=tuple(key for key, _, _ in axes), cells=tuple(cells.values()))
-
-
-def _read(path: Path) -> tuple[SweepFile, Any]:
-    """A sweep file, and the node of its `except`, None without one."""
-    root = yaml_nodes.read_file(path)
-    excepted = None
-    if isinstance(root, yaml.MappingNode):
-        excepted = next((value for key, value in root.value if key.value == _EXCEPT), None)
-        root.value = [(key, value) for key, value in root.value if value is not excepted]
-    try:
-        return strict_yaml.from_node(SweepFile, root, path), excepted
-    except RecipeError as error:
-        error.hint = _HINT
-        raise
 
 
 def _cell(
@@ -233,11 +221,11 @@ _Entry = tuple[str, Any, Any]
 
 def _flat(node: Any, problems: list[str], path: Path, prefix: str = "") -> list[_Entry]:
     """The entries of a mapping node, those of nested mappings under dotted keys."""
-    if node is None or yaml_nodes.is_null(node):
+    if node is None or nodes.is_null(node):
         return []
     if not isinstance(node, yaml.MappingNode):
         what = "a mapping of recipe keys"
-        problems.append(f"{path}:{node.start_mark.line + 1}: found {yaml_nodes.shown(node)}: expected {what}")
+        problems.append(f"{path}:{node.start_mark.line + 1}: found {nodes.shown(node)}: expected {what}")
         return []
     entries: list[_Entry] = []
     seen: set[str] = set()
@@ -270,7 +258,7 @@ def _exceptions(
     node: Any, axes: Sequence[tuple[str, Any, list[Any]]], problems: list[str], path: Path
 ) -> list[dict[str, list[Any]]]:
     """Combinations to leave out: for each, values of some of the grid's keys."""
-    if node is None or yaml_nodes.is_null(node):
+    if node is None or nodes.is_null(node):
         return []
     if not isinstance(node, yaml.SequenceNode):
         problems.append(f"{path}:{node.start_mark.line + 1}: {_EXCEPT}: expected a list of mappings of grid keys")
@@ -286,7 +274,7 @@ def _exceptions(
             if key not in known:
                 problems.append(f"{place} is not in the grid: its keys are {', '.join(known)}")
                 continue
-            wrong = [yaml_nodes.shown(one) for one in values if _plain(one) not in known[key]]
+            wrong = [nodes.shown(one) for one in values if _plain(one) not in known[key]]
             problems += [f"{place} = {text}: the grid has no such value" for text in wrong]
         if exception:
             found.append(exception)
@@ -297,7 +285,7 @@ def _exceptions(
 
 def _plain(node: Any) -> Any:
     """What a node says, so that 0.5 and 5e-1 are the same."""
-    if yaml_nodes.is_null(node):
+    if nodes.is_null(node):
         return None
     if isinstance(node, yaml.SequenceNode):
         return [_plain(item) for item in node.value]
@@ -314,21 +302,14 @@ def _refuse_gridded(override: str, axes: Sequence[str]) -> None:
     name = override.partition("=")[0].strip()
     for key in axes:
         if f"{name}.".startswith(f"{key}.") or key.startswith(f"{name}."):
-            raise yaml_nodes.Problem(f"the grid has values for {key}: change them in the file")
+            raise nodes.Problem(f"the grid has values for {key}: change them in the file")
 
 
-def _with(node: Any, parts: Sequence[str], value: Any, mark: Any) -> Any:
-    """A copy of a tree with another value at a dotted place; what is unknown there is for the reader to refuse."""
-    if not parts:
-        return value
-    first, *rest = parts
-    tree = copy.copy(node) if isinstance(node, yaml.MappingNode) else yaml_nodes.empty_mapping(mark.name)
-    tree.value = list(tree.value)
-    for position, (key, child) in enumerate(tree.value):
-        if key.value == first:
-            tree.value[position] = (key, _with(child, rest, value, mark))
-            return tree
-    name = yaml.ScalarNode("tag:yaml.org,2002:str", first, mark, mark)
-    section = yaml.MappingNode("tag:yaml.org,2002:map", [], mark, mark)
-    tree.value.append((name, _with(section, rest, value, mark)))
-    return tree
+def _with(tree: Any, entry: _Entry, problems: list[str], path: Path) -> Any:
+    """A copy of a recipe's tree with the value of an entry."""
+    key, mark, node = entry
+    try:
+        return nodes.put(tree, key.split("."), node, mark)
+    except nodes.Problem as problem:
+        problems.append(f"{path}:{mark.line + 1}: {key}: {problem}")
+        return tree

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import parp_cli
-from parp_cli.config.finetune import Pruning, Recipe, recipe_to_dict
+from parp_cli.config.finetune import Pruning, Recipe
+from parp_cli.config.load import recipe_to_dict
 from parp_cli.errors import UsageError
 from parp_cli.models.sources.load import BUNDLED
 from parp_cli.models.speech.config import ARCHITECTURES

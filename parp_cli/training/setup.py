@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
-from parp_cli.config.finetune import Recipe, recipe_to_dict
+from parp_cli.config.finetune import Recipe
+from parp_cli.config.load import recipe_to_dict
 from parp_cli.data.labels import frames_needed
 from parp_cli.errors import CheckpointError
 from parp_cli.models.sources.names import MASK_EMBEDDING

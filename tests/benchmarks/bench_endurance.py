@@ -19,7 +19,8 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from parp_cli.config.finetune import Recipe, load_recipe
+from parp_cli.config.finetune import Recipe
+from parp_cli.config.load import load_recipe
 from parp_cli.runtime.progress import Progress
 from parp_cli.stages.finetune import finetune
 from tests.tiny import make_world

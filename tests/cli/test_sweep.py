@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from parp_cli.config.finetune import dump_yaml
+from parp_cli.config.load import dump_yaml
 from parp_cli.sweep import run as sweeping
 from tests.tiny import World
 

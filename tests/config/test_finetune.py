@@ -11,10 +11,12 @@ from typing import Annotated, Any, Literal
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import Field
 
-from parp_cli.config.finetune import Recipe, dump_yaml, load_recipe, recipe_from_dict, recipe_to_dict
+from parp_cli.config.finetune import Recipe
+from parp_cli.config.load import dump_yaml, load_recipe, recipe_from_dict, recipe_to_dict
 from parp_cli.config.pretrain import PretrainRecipe, Source, Stage
-from parp_cli.config.strict_yaml import Range
+from parp_cli.config.values import Section
 from parp_cli.errors import RecipeError
 
 RECIPES = Path(__file__).parents[2] / "recipes"
@@ -115,11 +117,11 @@ training.decay: 0.5
         "r.yaml:13: data.manifest = a list of 1: expected text, or null",
         "r.yaml:13: data.train = null: expected text",
         "r.yaml:14: unknown key training.decay: write decay under training",
+        "--set pruning=5: pruning = 5: expected a mapping with keys such as method, sparsity, initial",
+        "--set sparsity=0.4: unknown key sparsity: did you mean pruning.sparsity?",
         "--set nothing: write it as key=value or section.key=value",
         "--set training.adam_betas.4=3: 4 is not an entry of a list of 2, counted from 0",
         "--set model.a=3: a cannot lie under mini",
-        "--set sparsity=0.4: unknown key sparsity: did you mean pruning.sparsity?",
-        "--set pruning=5: pruning = 5: expected a mapping with keys such as method, sparsity, initial",
     ]
 
 
@@ -133,8 +135,8 @@ def test_the_message_counts_and_the_exit_code_is_of_usage(write: Any) -> None:
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("- a\n- b\n", "r.yaml:1: found a list of 2: expected a mapping with keys such as model, seed, data"),
-        ("\n\nwords\n", "r.yaml:3: found words: expected a mapping with keys such as model, seed, data"),
+        ("- a\n- b\n", "r.yaml:1: found a list of 2: expected a mapping with keys such as task, model, seed"),
+        ("\n\nwords\n", "r.yaml:3: found words: expected a mapping with keys such as task, model, seed"),
         ("seed: 1.0\n", "r.yaml:1: seed = 1.0: expected a whole number, at least 0 and at most 4294967295"),
         ("training:\n  updates: 0\n", "r.yaml:2: training.updates = 0: expected a whole number, at least 1"),
         ("training: {adam_betas: [0.9]}\n", "r.yaml:1: training.adam_betas = a list of 1: expected a list of 2"),
@@ -149,7 +151,7 @@ def test_the_message_counts_and_the_exit_code_is_of_usage(write: Any) -> None:
         ("model: !foo mini\n", "r.yaml:1: model = !foo mini: expected text, or null"),
         ("model: ''\n", 'r.yaml:1: model = "": expected text, or null'),
         ("? [a]\n: 1\n", "r.yaml:1: a key must be a name, not a list of 1"),
-        ("zzz: 1\n", "r.yaml:1: unknown key zzz: the keys here are model, seed, data, pruning, training"),
+        ("zzz: 1\n", "r.yaml:1: unknown key zzz: the keys here are task, model, seed, data, pruning, training"),
         (
             "pruning: {sparsity: 1.0}\n",
             "r.yaml:1: pruning.sparsity = 1.0: expected a number, at least 0 and below 1, or null",
@@ -341,13 +343,13 @@ def test_overrides_within_lists(write: Any) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Part:
-    share: Annotated[float, Range(at_least=0, below=1)]
+class Part(Section):
+    share: Annotated[float, Field(ge=0, lt=1)]
     label: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
-class Whole:
+class Whole(Section):
     count: int
     size: float | None
     name: str
@@ -402,13 +404,13 @@ def test_reading_back_is_as_strict() -> None:
     with pytest.raises(RecipeError, match="recipe has 2 problems") as caught:
         recipe_from_dict(values)
     assert caught.value.details == (
-        "recipe: unknown key extra: the keys here are model, seed, data, pruning, training",
         "recipe: training.updates = -1: expected a whole number, at least 1",
+        "recipe: unknown key extra: the keys here are task, model, seed, data, pruning, training",
     )
     with pytest.raises(RecipeError, match="plain values"):
         recipe_from_dict({"model": Path("x")})
 
 
 def test_recipes_are_read_without_torch() -> None:
-    code = "import sys, parp_cli.config.finetune as r; r.load_recipe(None); sys.exit('torch' in sys.modules)"
+    code = "import sys, parp_cli.config.load as r; r.load_recipe(None); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False, cwd=RECIPES.parent).returncode == 0

@@ -4,8 +4,9 @@ from typing import Any
 import pytest
 import yaml
 
-from parp_cli.config.finetune import Recipe, dump_yaml, recipe_to_dict
+from parp_cli.config.finetune import Recipe
 from parp_cli.config.help import keys_of
+from parp_cli.config.load import dump_yaml, recipe_to_dict
 from parp_cli.config.pretrain import PretrainRecipe
 
 

@@ -16,7 +16,7 @@ import soundfile
 import torch
 
 from parp_cli.cli.app import main
-from parp_cli.config.finetune import load_recipe
+from parp_cli.config.load import load_recipe
 from parp_cli.config.pretrain import PretrainRecipe, Source
 from parp_cli.errors import CheckpointError, DataError, Interrupted, ParpError, RecipeError
 from parp_cli.models.sources.load import load_encoder

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from parp_cli.config.finetune import dump_yaml
+from parp_cli.config.load import dump_yaml
 from tests.tiny import World
 
 Write = Callable[..., Path]

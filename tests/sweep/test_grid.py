@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from parp_cli.config.finetune import load_recipe
+from parp_cli.config.load import load_recipe
 from parp_cli.errors import RecipeError
 from parp_cli.storage import checkpoint
 from parp_cli.sweep.grid import Sweep, load_sweep
@@ -174,8 +174,8 @@ def test_everything_wrong_is_told_at_once(write_sweep: Any, tmp_path: Path) -> N
     [
         ("grid: {seed: 3}", "grid: seed: expected a list of values"),
         ("grid: {seed: []}", "grid: seed: expected a list of values"),
-        ("grid: [seed]", "found a list of 1: expected a mapping of recipe keys"),
-        ("grid: {seed: [1], seed: [2]}", "duplicate key seed"),
+        ("grid: [seed]", "grid = a list of 1: expected a mapping"),
+        ("grid: {seed: [1], seed: [2]}", "duplicate key grid.seed, first on line 2"),
         ("set: {seed: 1}", "grid is missing: expected a mapping"),
         ("grid: {seed: [1]}\nsplits: []", "splits: names none"),
         ("grid: {seed: [1]}\nsets: {}", "unknown key sets: did you mean set?"),

@@ -7,7 +7,8 @@ from typing import get_args, get_type_hints
 import pytest
 import torch
 
-from parp_cli.config.finetune import Pruning, Recipe, load_recipe
+from parp_cli.config.finetune import Pruning, Recipe
+from parp_cli.config.load import load_recipe
 from parp_cli.errors import UsageError
 from parp_cli.pruning.methods import METHODS
 from parp_cli.storage import checkpoint

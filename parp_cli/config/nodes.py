@@ -1,13 +1,12 @@
-"""YAML as a tree of nodes: scalars as they were written, each with its place; and the overrides of `--set` over it.
+"""YAML as a tree of nodes: scalars as they are written, each with its place; and the overrides of `--set` over it.
 
 Nothing is constructed into Python objects: PyYAML would read `2e-5` as a string and the language code `no` as False.
-`strict_yaml.py` reads the nodes by the types of a dataclass.
 """
 
 import copy
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from parp_cli.errors import RecipeError
 UNNAMED = "recipe"
 """The place of nodes that come from no file."""
 
-_NULLS = ("", "~", "null", "Null", "NULL")
+_HINT = "the recipes/ folder has some to copy"
 
 
 class Problem(Exception):
@@ -38,7 +37,7 @@ def read_file(path: Path) -> Any:
     try:
         root = compose(path.read_text(encoding="utf-8-sig"), str(path))
     except FileNotFoundError:
-        raise RecipeError(f"no recipe at {path}", hint="the recipes/ folder has some to copy") from None
+        raise RecipeError(f"no recipe at {path}", hint=_HINT) from None
     except UnicodeDecodeError as error:
         raise RecipeError(f"recipe {path} is not text in UTF-8", details=[str(error)]) from error
     except OSError as error:
@@ -46,7 +45,7 @@ def read_file(path: Path) -> Any:
     except Problem as problem:
         raise RecipeError(f"recipe {path} is not YAML", details=[f"{path}:{problem.line}: {problem}"]) from problem
     if root is None:
-        raise RecipeError(f"recipe {path} is empty", hint="the recipes/ folder has some to copy")
+        raise RecipeError(f"recipe {path} is empty", hint=_HINT)
     return root
 
 
@@ -88,7 +87,7 @@ class _Dumper(yaml.SafeDumper):
         return super().represent_sequence(tag, items, flow_style=flow)
 
     def represent_str(self, data: str) -> Any:
-        # PyYAML loses Unicode's rarer line breaks but in double quotes, where it escapes them.
+        # PyYAML keeps Unicode's rarer line breaks only in double quotes, where it escapes them.
         return self.represent_scalar("tag:yaml.org,2002:str", data, style=None if data.isprintable() else '"')
 
 
@@ -97,21 +96,24 @@ _Dumper.add_representer(str, _Dumper.represent_str)
 _Dumper.add_implicit_resolver("tag:yaml.org,2002:null", re.compile("^(None|none)$"), ["N", "n"])
 
 
-def empty_mapping(place: str) -> yaml.MappingNode:
+def at_start(place: str) -> yaml.Mark:
+    """The mark of nodes that have no line: those of an override."""
+    return yaml.Mark(place, 0, 0, 0, "", 0)
+
+
+def mapping(mark: yaml.Mark) -> yaml.MappingNode:
     """A mapping node without entries."""
-    mark = yaml.Mark(place, 0, 0, 0, "", 0)
     return yaml.MappingNode("tag:yaml.org,2002:map", [], mark, mark)
 
 
-def plain_scalar(text: str, place: str) -> yaml.ScalarNode:
+def scalar(text: str, mark: yaml.Mark) -> yaml.ScalarNode:
     """A scalar node, as if written without quotes."""
-    mark = yaml.Mark(place, 0, 0, 0, "", 0)
     return yaml.ScalarNode("tag:yaml.org,2002:str", text, mark, mark)
 
 
 def is_null(node: Any) -> bool:
     """Whether nothing is written there, or `null`, or `~`."""
-    return isinstance(node, yaml.ScalarNode) and node.style is None and node.value in _NULLS
+    return isinstance(node, yaml.ScalarNode) and node.style is None and node.value in ("", "~", "null", "Null", "NULL")
 
 
 def spells_none(node: Any) -> bool:
@@ -138,46 +140,14 @@ def shown(node: Any) -> str:
     return tag + (text or "nothing")
 
 
-def override_place(override: str) -> str:
-    """The place of the nodes of an override."""
-    return f"--set {override}"
-
-
-def apply_override(override: str, root: Any, defaults: Any) -> None:
-    """Put the value of an override, `section.key=value`, into the tree.
-
-    Args:
-        override: entries of lists are numbered from 0: `stages.0.updates=10`.
-        root: the node to change.
-        defaults: plain values of what the file may not mention, so that entries of default lists can be overridden.
-
-    Raises:
-        Problem: there is no such place in the tree, or no `=`.
-    """
-    name, equals, text = override.partition("=")
-    *parents, last = name.strip().split(".")
-    if not equals or not all((*parents, last)):
-        raise Problem("write it as key=value or section.key=value")
-    place, text = override_place(override), text.strip()
-    # Only lists, mappings and quoted text are YAML here: a path with a `#` or a `: ` in it means itself.
-    value = compose(text, place) if text.startswith(("[", "{", '"', "'")) else plain_scalar(text, place)
-    node = root
-    for part in parents:
-        defaults = _entry(defaults, part)
-        child = _child(node, part)
-        if child is None:
-            child = compose(dump(defaults), place) if isinstance(defaults, (dict, list)) else empty_mapping(place)
-        else:
-            child = copy.copy(child)
-            if isinstance(child.value, list):
-                child.value = list(child.value)  # an alias elsewhere in the file must not change with it
-        _put(node, part, child, place)
-        node = child
-    _put(node, last, value, place)
+def child(node: Any, part: str) -> Any:
+    """The value under a key of a mapping node, or the entry of a sequence node with that number; None without one."""
+    if isinstance(node, yaml.MappingNode):
+        return next((value for key, value in node.value if key.value == part), None)
+    return _entry(node.value, part)
 
 
 def _entry(values: Any, part: str) -> Any:
-    """The entry called `part` of a dictionary, or numbered `part` of a list; None where there is none."""
     if isinstance(values, dict):
         return values.get(part)
     if isinstance(values, list) and part.isdecimal() and int(part) < len(values):
@@ -185,23 +155,58 @@ def _entry(values: Any, part: str) -> Any:
     return None
 
 
-def _child(node: Any, part: str) -> Any:
-    if isinstance(node, yaml.MappingNode):
-        return next((value for key, value in node.value if key.value == part), None)
-    return _entry(node.value, part)
+def put(node: Any, parts: Sequence[str], value: Any, mark: yaml.Mark, defaults: Any = None) -> Any:
+    """A copy of a tree with another value at a dotted place; aliases elsewhere do not change with it.
 
+    Args:
+        node: the tree.
+        parts: of the place; entries of lists are numbered from 0.
+        value: a node.
+        mark: of sections that have to be added.
+        defaults: plain values of what the tree lacks, so that entries of default lists can be replaced.
 
-def _put(node: Any, part: str, value: Any, place: str) -> None:
-    """Set an entry of a mapping or sequence node."""
+    Raises:
+        Problem: there is no such place in the tree.
+    """
+    if not parts:
+        return value
+    first, *rest = parts
+    defaults = _entry(defaults, first)
+    below = child(node, first)
+    if below is None:
+        below = compose(dump(defaults), mark.name) if isinstance(defaults, (dict, list)) else mapping(mark)
+    tree = copy.copy(node)
     if isinstance(node, yaml.MappingNode):
-        for position, (key, _) in enumerate(node.value):
-            if key.value == part:
-                node.value[position] = (key, value)
-                return
-        node.value.append((plain_scalar(part, place), value))
+        keys = {key.value: key for key, _ in node.value if isinstance(key, yaml.ScalarNode)}
+        entry = (keys.get(first) or scalar(first, mark), put(below, rest, value, mark, defaults))
+        tree.value = [entry if key is entry[0] else (key, old) for key, old in node.value]
+        tree.value += [] if first in keys else [entry]
     elif isinstance(node, yaml.SequenceNode):
-        if not part.isdecimal() or int(part) >= len(node.value):
-            raise Problem(f"{part} is not an entry of a list of {len(node.value)}, counted from 0")
-        node.value[int(part)] = value
+        if child(node, first) is None:
+            raise Problem(f"{first} is not an entry of a list of {len(node.value)}, counted from 0")
+        tree.value = list(node.value)
+        tree.value[int(first)] = put(below, rest, value, mark, defaults)
     else:
-        raise Problem(f"{part} cannot lie under {shown(node)}")
+        raise Problem(f"{first} cannot lie under {shown(node)}")
+    return tree
+
+
+def override_place(override: str) -> str:
+    """The place of the nodes of an override."""
+    return f"--set {override}"
+
+
+def with_override(root: Any, override: str, defaults: Any = None) -> Any:
+    """A copy of a tree with the value of an override, `section.key=value`; `defaults` as of `put`.
+
+    Raises:
+        Problem: there is no such place in the tree, no `=`, or the value is not YAML.
+    """
+    name, equals, text = override.partition("=")
+    parts, text, place = name.strip().split("."), text.strip(), override_place(override)
+    if not equals or not all(parts):
+        raise Problem("write it as key=value or section.key=value")
+    # Only lists, mappings and quoted text are YAML here: a path with a `#` or a `: ` in it means itself.
+    is_yaml = text.startswith(("[", "{", '"', "'"))
+    value = compose(text, place) if is_yaml else scalar(text, at_start(place))
+    return put(root, parts, value, at_start(place), defaults)
