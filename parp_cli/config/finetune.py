@@ -1,7 +1,7 @@
-"""Recipes: what a fine-tuning run does, in frozen dataclasses read from strict YAML.
+"""Recipes of fine-tuning runs: frozen dataclasses, whose annotations hold the limits and whose docstrings are the help.
 
-A recipe is checked whole before any model loads; `strict_yaml.py` does the reading, and the limits stand in the
-annotations here. The defaults of `Recipe` are those of recipes/mini/10min.yaml, but for `model`.
+A recipe is checked as a whole before any model is loaded; `load.py` reads it. The defaults of `Recipe` are those of
+recipes/mini/10min.yaml, except for `model`.
 """
 
 from collections.abc import Iterator
@@ -16,6 +16,7 @@ from parp_cli.config.values import (
     NameOrPath,
     Positive,
     PositiveOrZero,
+    Precision,
     Section,
     Seed,
     Share,
@@ -26,136 +27,145 @@ from parp_cli.config.values import (
 from parp_cli.errors import UsageError
 from parp_cli.pruning.limits import read_pattern
 
+Corpus = Literal["generated", "librispeech", "librilight", "manifest"]
+
+DEFAULT_MODEL: Final = "mini"
+"""The encoder of a run that names none."""
+
+DEFAULT_SCOPE: Final = "transformer"
+"""What is pruned where neither the recipe nor the mask that a run starts from says so."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Data(Section):
-    """What is learnt from, and what it is judged on."""
+    """The speech corpus of task ctc and its splits."""
 
-    corpus: Literal["generated", "librispeech", "librilight", "manifest"] = "generated"
-    """Where utterances come from: synthetic speech, LibriSpeech, Libri-light limited (to train on; it is validated
-    and tested on LibriSpeech's splits), or a list of one's own."""
+    corpus: Corpus = "generated"
+    """Source of the utterances: generated (synthetic speech), librispeech, librilight (Libri-light limited for
+    training, LibriSpeech for validation and test), or manifest (a list of your own files)."""
 
     root: FilePath | None = None
-    """The corpus's folder, for librilight one that holds both LibriSpeech and librispeech_finetuning; null is the
-    user's cache. Nothing to `manifest`."""
+    """Folder of the corpus; for librilight the folder that holds both LibriSpeech and librispeech_finetuning. Null is
+    the user's cache. Ignored for corpus manifest."""
 
     manifest: FilePath | None = None
-    """The TSV or JSON Lines file of corpus `manifest`, and of no other."""
+    """TSV or JSON Lines file that lists the utterances; required for corpus manifest, refused for the others."""
 
     train: str = "train-10min"
-    """The split to learn from."""
+    """Training split."""
 
     valid: str = "dev-clean"
-    """The split that decides which checkpoint is best."""
+    """Validation split, which decides which checkpoint is best."""
 
     test: str = "test-clean"
-    """The split that `parp eval` takes where none is named."""
+    """Split that `parp eval` uses unless one is named."""
 
     labels: Literal["letters", "phones"] = "letters"
-    """What the CTC head spells."""
+    """Output units of the CTC head."""
 
     alphabet: Literal["english", "found"] = "english"
-    """Letters of a new head: A to Z and the apostrophe, or those of the training transcripts. Nothing to phones."""
+    """Letters of a new head: english is A to Z and the apostrophe, found is all letters of the training transcripts.
+    Ignored for phones."""
 
     strip_stress: Flag = False
-    """Read phones without their stress digits (AH0 as AH). Nothing to letters."""
+    """Drop the stress digits of phones (AH0 becomes AH). Ignored for letters."""
 
     unusable: Literal["refuse", "skip"] = "refuse"
-    """What to do about utterances that cannot be trained on, such as those with more labels than frames."""
+    """What to do with utterances that cannot be trained on, such as those with more labels than frames: stop before
+    training, or leave them out."""
 
     download: Flag = False
-    """Fetch the splits that are not in `root`; several GB for LibriSpeech."""
+    """Download splits that are missing in `root`; several GB for LibriSpeech."""
 
     max_valid_utterances: Count | None = None
-    """Validate on so many utterances only; null is all."""
+    """Number of utterances to validate on; null is all of them."""
 
     def conflicts(self) -> Iterator[tuple[str, str]]:
-        """Values that do not go together."""
         if self.corpus == "manifest" and self.manifest is None:
-            yield "manifest", "corpus manifest needs the path of one"
+            yield "manifest", "corpus manifest needs the path of a manifest"
         if self.corpus != "manifest" and self.manifest is not None:
             yield "manifest", f"is not read by corpus {self.corpus}; set data.corpus to manifest, or remove it"
 
 
 @dataclass(frozen=True, kw_only=True)
 class SearchRounds(Section):
-    """IMP's rounds: train, prune some more, rewind; the run proper follows."""
+    """The rounds of method imp: train, prune a step further, rewind. The final run follows them."""
 
     step: ShareAboveZero = 0.1
-    """Share of all prunable weights that a round prunes; the last one prunes what is left to the sparsity."""
+    """Share of all prunable weights that each round prunes; the last round prunes the remainder."""
 
     updates: Count | None = None
     """Length of a round, in updates; null is a sixth of training.updates, as published."""
 
     learning_rate: Positive | None = None
-    """Peak of a round's schedule; null is training.learning_rate."""
+    """Peak learning rate of a round; null is training.learning_rate."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pruning(Section):
-    """Which weights go, and whether they may come back. What a method does not read makes no difference to it."""
+    """Which weights are pruned, and whether they may come back. Keys that the method does not read are ignored."""
 
     method: Literal["dense", "fixed", "mpi", "rp", "omp", "imp", "parp", "parp-p", "pap", "rigl"] = "parp"
-    """dense: nothing is pruned. parp: pruned weights train too, and are pruned anew at intervals; parp-p: so, while
-    the sparsity grows. fixed: what the first mask prunes stays zero; mpi and rp: so, with a mask of magnitudes or a
-    random one; omp: with one of magnitudes after a dense fine-tuning; imp: after rounds of them; pap: with parp's last
-    one; each trains from the pre-trained weights again. rigl: a share of the mask is swapped at intervals."""
+    """dense: no pruning. parp: pruned weights train too, and the mask is chosen again at intervals; parp-p: the same
+    at a growing sparsity. fixed: weights pruned by the first mask stay zero; mpi, rp: the same from a magnitude or a
+    random mask; omp: from magnitudes after dense fine-tuning; imp: from rounds of that; pap: from parp's last mask.
+    omp, imp and pap train again from the pre-trained weights. rigl: a share of the mask is swapped at intervals."""
 
     sparsity: ShareBelowOne | None = None
-    """Share of the prunable weights that is zero at the end; null is that of the mask the run starts from, or of an
-    N:M pattern, else 0.5. Nothing to method `dense`."""
+    """Share of the prunable weights that is zero at the end. Null is the sparsity of the mask the run starts from or of
+    an N:M pattern, else 0.5. Ignored for dense."""
 
     initial: NameOrPath | None = None
-    """The first mask, where the run starts from a model without one: magnitude, random, random-weights (magnitudes of
-    a network that has learnt nothing), or the path (with `./`) of a checkpoint whose mask is laid over the model. Null
-    is random for method rp, else magnitude."""
+    """First mask, where the run starts from a model without one: magnitude, random, random-weights (magnitudes of an
+    untrained network), or the path (starting with `./`) of a checkpoint whose mask is applied to the model. Null is
+    random for rp, else magnitude."""
 
     scope: str | None = None
-    """Prunable layers: transformer (attention and feed-forward, as in the paper), attention, feed-forward, front-end,
-    everything, or a pattern of parameter names such as `*.layers.[0-5].*`. Null is that of the mask the run starts
-    from, else transformer. What does not train cannot come back (the front end without `training.train_front_end`)."""
+    """Prunable layers: transformer (attention and feed-forward, as in the paper), attention, feed-forward, front-end
+    (the feature encoder), everything, or a pattern of parameter names such as `*.layers.[0-5].*`. Null is the scope of
+    the mask the run starts from, else transformer. Weights that do not train cannot come back (the feature encoder's,
+    unless `training.train_front_end` is set)."""
 
     biases: Flag | None = None
-    """Whether the biases of prunable layers are prunable; null is as in the mask the run starts from, else true."""
+    """Whether the biases of prunable layers are prunable. Null is as in the mask the run starts from, else true."""
 
     pattern: str | None = None
-    """Which weights compete with which: global, layer, tensor, N:M (2:4 keeps the 2 largest of each 4 in a row), or
-    blocks of RxC (16x16). What cannot hold N:M or blocks, such as biases, is not pruned then. Null is that of the mask
-    the run starts from, else global."""
+    """Which weights compete with each other: global, layer, tensor, N:M (2:4 keeps the 2 largest of every 4 in a row),
+    or blocks RxC (16x16). Parameters that cannot hold N:M or blocks, such as biases, stay dense. Null is the pattern of
+    the mask the run starts from, else global."""
 
     interval: Positive | None = None
-    """Between two re-prunings, in `interval_unit`; null is what was published for the split and the size of the model,
-    or 50 updates."""
+    """Time between re-prunings, in `interval_unit`. Null is the interval published for the split and the size of the
+    model, or 50 updates."""
 
     interval_unit: Literal["updates", "epochs", "seconds"] = "updates"
-    """Of `interval`; seconds are of audio."""
+    """Unit of `interval`; seconds are of training audio."""
 
     start: CountOrZero = 0
-    """The first update after which an interval counts."""
+    """Update from which intervals count."""
 
     end: Count | None = None
-    """The last one; null is the end of the run, for rigl three quarters of it."""
+    """Last update at which to re-prune. Null is the end of the run, for rigl three quarters of it."""
 
     final: Flag = True
-    """Whether parp and parp-p re-prune at the end; without it the mask stays fixed from the last re-pruning on."""
+    """Whether parp and parp-p re-prune at the end of the run; if not, the mask stays fixed after the last interval."""
 
     start_sparsity: ShareBelowOne | None = None
-    """Where the sparsity of parp-p starts; null is that of the mask the run starts from, else half of `sparsity`."""
+    """First sparsity of parp-p. Null is that of the mask the run starts from, else half of `sparsity`."""
 
     growth: Literal["linear", "cubic"] = "linear"
-    """How the sparsity of parp-p grows from re-pruning to re-pruning."""
+    """How the sparsity of parp-p grows from one re-pruning to the next."""
 
     rewind: FilePath | None = None
-    """A checkpoint whose weights omp, imp and pap go back to; null is the model they began from."""
+    """Checkpoint whose weights omp, imp and pap return to; null is the model the run starts from."""
 
     rounds: SearchRounds = SearchRounds()
-    """Of imp."""
+    """Of method imp."""
 
     drop_fraction: Share = 0.3
-    """Share of the kept weights that rigl swaps at first; it falls to zero along half a cosine."""
+    """Share of the kept weights that rigl swaps at first; it decays to zero along half a cosine."""
 
     def conflicts(self) -> Iterator[tuple[str, str]]:
-        """Values that do not go together."""
         if self.interval is not None and self.interval_unit == "updates" and self.interval != int(self.interval):
             yield "interval", f"{self.interval:g} updates: expected a whole number"
         if self.end is not None and self.end < self.start:
@@ -180,38 +190,38 @@ class Pruning(Section):
 
 @dataclass(frozen=True, kw_only=True)
 class Training(Section):
-    """How the network is optimised. Times are in updates, sound in seconds."""
+    """How the network is optimized. Lengths are in updates, audio is in seconds."""
 
     updates: Count = 2500
     """Length of the run, in updates."""
 
     batch_seconds: Positive = 16.0
-    """Sound in one update, in seconds, at most and padding included."""
+    """Maximum audio per update, in seconds, padding included."""
 
     micro_batch_seconds: Positive = 48.0
-    """Most sound in one forward pass, padding included, in seconds: as much as memory holds. An update is divided
+    """Maximum audio per forward pass, in seconds, padding included: as much as fits in memory. An update is divided
     into as many passes as it needs."""
 
     learning_rate: Positive = 2e-3
-    """Peak of the schedule, for the encoder, and for the head unless it has its own."""
+    """Peak learning rate of the encoder, and of the head unless it has its own."""
 
     head_learning_rate: Positive | None = None
-    """Peak of the schedule for the CTC head; null is `learning_rate`."""
+    """Peak learning rate of the CTC head; null is `learning_rate`."""
 
     warmup: Share = 0.1
-    """Share of the updates in which the rate rises to its peak. With hold and decay 1."""
+    """Share of the updates in which the learning rate rises to its peak. warmup, hold and decay sum to 1."""
 
     hold: Share = 0.4
     """Share of the updates at the peak."""
 
     decay: Share = 0.5
-    """Share of the updates in which the rate falls, exponentially, to `final_scale` of the peak."""
+    """Share of the updates in which the learning rate decays exponentially to `final_scale` of the peak."""
 
     final_scale: ShareAboveZero = 0.05
-    """Rate at the end, as a share of the peak."""
+    """Final learning rate, as a share of the peak."""
 
     adam_betas: tuple[ShareBelowOne, ShareBelowOne] = (0.9, 0.98)
-    """Decay of Adam's two moments."""
+    """Decay rates of Adam's two moments."""
 
     adam_epsilon: Positive = 1e-8
     """Adam's epsilon."""
@@ -220,7 +230,7 @@ class Training(Section):
     """Decoupled weight decay, per unit of learning rate."""
 
     gradient_clip: Positive | None = None
-    """Largest norm of the whole gradient; null does not clip."""
+    """Maximum norm of the whole gradient; null does not clip."""
 
     layer_drop: ShareBelowOne = 0.0
     """Probability that a Transformer layer is skipped in an update."""
@@ -232,60 +242,61 @@ class Training(Section):
     """Dropout probability of attention weights."""
 
     activation_dropout: ShareBelowOne = 0.1
-    """Dropout probability within the feed-forward layers."""
+    """Dropout probability inside the feed-forward layers."""
 
     time_mask_probability: Share = 0.25
-    """Share of frames hidden from the encoder, before spans overlap."""
+    """Share of frames masked at the encoder's input, before spans overlap."""
 
     time_mask_length: Count = 10
-    """Length of a hidden span, in frames of 20 ms."""
+    """Length of a time mask, in frames of 20 ms."""
 
     channel_mask_probability: Share = 0.1
-    """Share of feature channels hidden from the encoder, before spans overlap."""
+    """Share of feature channels masked at the encoder's input, before spans overlap."""
 
     channel_mask_length: Count = 16
-    """Length of a hidden span, in channels."""
+    """Length of a channel mask, in channels."""
 
     speed_change: ShareUpToHalf = 0.0
-    """How much faster or slower each update may hear an utterance, as a share: 0.1 is from 0.9 to 1.1 times as fast.
-    Above 0, the front end's features have to be computed in each update; slower speech takes more memory."""
+    """Maximum change of an utterance's speed in an update, as a share: 0.1 is from 0.9 to 1.1 times as fast. Above 0,
+    features are computed again in every update, and slowed speech takes more memory."""
 
     train_front_end: Flag = False
-    """Whether the convolutional front end trains; frozen in the paper."""
+    """Whether the convolutional feature encoder trains; frozen in the paper."""
 
     freeze_encoder_updates: CountOrZero = 0
     """Updates at the start in which only the head trains."""
 
     validate_every: Count = 250
-    """Updates between two validations; there is another one at the end."""
+    """Updates between validations; the end of the run is always validated."""
 
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """What the encoder computes in; auto is bfloat16 where the device has it, else float32. Weights and CTC loss are
-    float32 always. A checkpoint records what auto came to."""
+    precision: Precision = "auto"
+    """What the encoder computes in. auto is bfloat16 where the device has it, else float32; tf32 is float32 with matrix
+    products rounded to TF32, on GPUs that have it. Weights and the CTC loss are always float32. A checkpoint records
+    what auto resolved to."""
 
     save_minutes: Positive = 10.0
-    """The longest time between two savings of the state that `--resume` goes on from, in minutes; it is also saved at
-    every validation. Changes no result."""
+    """Maximum time between saves of the state that `--resume` continues from, in minutes; it is also saved at every
+    validation. Does not affect results."""
 
     most_skipped_updates: CountOrZero = 10
-    """Updates whose loss or gradient is not finite are skipped; after so many in a row the run stops."""
+    """Updates whose loss or gradient is not finite are skipped; more than this many in a row stop the run."""
 
     checkpoint_activations: Flag = False
-    """Compute each Transformer layer's activations again in the backward pass instead of keeping them: much less memory
-    for about a third more time."""
+    """Recompute the activations of each Transformer layer in the backward pass instead of keeping them: much less
+    memory for about a third more time."""
 
     deterministic: Flag = False
-    """Compute the same bits every time on CUDA too, which is slower; the CPU always does, with as many threads."""
+    """Use deterministic algorithms on CUDA too, which is slower; the CPU is always deterministic for a given number of
+    threads."""
 
     shard_weights: Flag = False
-    """Divide weights, gradients and moments among processes that train together (FSDP2), for models that one device
-    cannot hold, such as xls-r-2b. Changes no result."""
+    """Shard weights, gradients and moments over the processes that train together (FSDP2), for models that do not fit
+    on one device, such as xls-r-2b. Does not affect results."""
 
     compile: Flag = False
     """Compile the Transformer layers, which takes minutes at the start."""
 
     def conflicts(self) -> Iterator[tuple[str, str]]:
-        """Values that do not go together."""
         total = self.warmup + self.hold + self.decay
         if abs(total - 1) > 1e-6:
             yield "warmup", f"warmup, hold and decay sum to {total:.7g}: expected 1"
@@ -294,7 +305,7 @@ class Training(Section):
 
 
 Task = Literal["ctc"]
-"""Every task that a recipe can name."""
+"""Every task that a recipe can select."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -302,14 +313,14 @@ class Recipe(Section):
     """A fine-tuning run."""
 
     task: Task = "ctc"
-    """What the network is trained for; it decides which keys `data` and `training` have. ctc: speech recognition."""
+    """What the network learns, which decides the keys of `data` and `training`. ctc: speech recognition."""
 
     model: NameOrPath | None = None
-    """The encoder to start from: a name, a folder or file, or a hub name. `./` or `~/` makes it a path that is
-    relative to the recipe. Null is that of the checkpoint the run starts from, else `mini`."""
+    """Encoder to start from: a name, a file or folder, or a hub name. A path starts with `./` (relative to the recipe),
+    `../` or `~/`, or is absolute. Null is the encoder of the checkpoint the run starts from, else mini."""
 
     seed: Seed = 0
-    """Of everything random: data order, masking, dropout, the new head."""
+    """Seed of everything random: data order, masking, dropout, the new head."""
 
     data: Data = Data()
     pruning: Pruning = Pruning()
@@ -317,7 +328,7 @@ class Recipe(Section):
 
 
 RECIPES: Final[dict[Task, type[Recipe]]] = {"ctc": Recipe}
-"""By task, what a recipe is read as: another task is another class here, with its own `data` and `training`."""
+"""What a recipe is read as, by its task: a new task is a new class here, with its own `data` and `training`."""
 
 
 def __getattr__(name: str) -> Any:

@@ -1,4 +1,4 @@
-"""Recipes of pre-training runs; read by `recipe.load_recipe` as those of fine-tuning are."""
+"""Recipes of pre-training runs; `load.py` reads them, as those of fine-tuning."""
 
 import re
 from collections.abc import Iterator
@@ -11,6 +11,7 @@ from parp_cli.config.values import (
     FilePath,
     Positive,
     PositiveOrZero,
+    Precision,
     Section,
     Seed,
     Share,
@@ -21,47 +22,46 @@ from parp_cli.config.values import (
 
 @dataclass(frozen=True, kw_only=True)
 class Source(Section):
-    """Sound for pre-training; transcripts are not read."""
+    """Audio for pre-training; transcripts are not read."""
 
     kind: Literal["generated", "folder", "manifest"]
-    """Synthetic speech, all sound files under a folder, or a list of them."""
+    """generated: synthetic speech; folder: all audio files under a folder; manifest: a list of them."""
 
     path: FilePath | None = None
-    """The folder or the manifest. For generated speech, where it is kept; null is the user's cache."""
+    """The folder or the manifest. For generated speech, where it is stored; null is the user's cache."""
 
     split: str | None = None
-    """The split to take; null is all of a manifest. Folders have none, generated speech needs one."""
+    """The split to use; null is all of a manifest. Required for generated speech, refused for folders."""
 
     hours: Positive | None = None
-    """How much to generate, in hours; null is the whole split."""
+    """Amount of speech to generate, in hours; null is the whole split."""
 
     def conflicts(self) -> Iterator[tuple[str, str]]:
-        """Values that do not go together."""
         if self.kind != "generated" and self.path is None:
-            yield "path", f"kind {self.kind} needs one"
+            yield "path", f"kind {self.kind} needs a path"
         if self.kind != "generated" and self.hours is not None:
-            yield "hours", "is for generated speech alone"
+            yield "hours", "is only for generated speech"
         if self.kind == "folder" and self.split is not None:
             yield "split", "a folder has no splits"
         if self.kind == "generated" and self.split is None:
-            yield "split", "generated speech needs one, such as pretrain-clean"
+            yield "split", "generated speech needs a split, such as pretrain-clean"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Stage(Section):
-    """One round of masked prediction, on targets of its own."""
+    """One stage of masked prediction, with its own targets."""
 
     targets: str
-    """What is clustered: `mfcc`, or `layer-N`, the output of Transformer layer N (from 1) as the last stage left it."""
+    """Features to cluster into targets: `mfcc`, or `layer-N`, the output of Transformer layer N (from 1) after the
+    stage before."""
 
     updates: Count
     """Length of the stage, in updates."""
 
     clusters: CountAboveOne = 100
-    """How many targets there are."""
+    """Number of clusters."""
 
     def conflicts(self) -> Iterator[tuple[str, str]]:
-        """Values that do not go together."""
         if not re.fullmatch(r"mfcc|layer-[1-9][0-9]*", self.targets):
             yield "targets", f"{self.targets} is neither mfcc nor layer-N"
 
@@ -71,22 +71,22 @@ class PretrainRecipe(Section):
     """A pre-training run: HuBERT's masked prediction of clusters."""
 
     architecture: str = "mini"
-    """The encoder to build, by name; it starts from random weights."""
+    """Name of the encoder to build, from random weights."""
 
     seed: Seed = 0
-    """Of everything random: weights, clusters, crops, masking."""
+    """Seed of everything random: weights, clusters, crops, masking."""
 
     data: tuple[Source, ...] = (
         Source(kind="generated", split="pretrain-clean"),
         Source(kind="generated", split="pretrain-other"),
     )
-    """All that is learnt from, together."""
+    """The training audio: all of these sources together."""
 
     crop_seconds: Positive = 4.0
-    """Length of the crops that a batch is made of, in seconds."""
+    """Length of the crops in a batch, in seconds."""
 
     batch_seconds: Positive = 32.0
-    """Sound in one update, in seconds."""
+    """Audio per update, in seconds."""
 
     mask_probability: ShareBetween = 0.65
     """Share of masked frames, before spans overlap."""
@@ -95,16 +95,16 @@ class PretrainRecipe(Section):
     """Length of a masked span, in frames of 20 ms."""
 
     unmasked_loss_weight: PositiveOrZero = 0.5
-    """Weight of the frames that were not masked, those that were having 1."""
+    """Weight of the loss on unmasked frames; masked frames have weight 1."""
 
     learning_rate: Positive = 2e-3
-    """Peak of the schedule: a linear rise, then a linear fall to zero, in each stage."""
+    """Peak learning rate; in each stage it rises linearly, then decays linearly to zero."""
 
     warmup: Share = 0.08
-    """Share of a stage's updates in which the rate rises."""
+    """Share of a stage's updates in which the learning rate rises."""
 
     adam_betas: tuple[ShareBelowOne, ShareBelowOne] = (0.9, 0.98)
-    """Decay of Adam's two moments."""
+    """Decay rates of Adam's two moments."""
 
     adam_epsilon: Positive = 1e-6
     """Adam's epsilon."""
@@ -113,30 +113,29 @@ class PretrainRecipe(Section):
     """Decoupled weight decay, per unit of learning rate."""
 
     gradient_clip: Positive | None = 1.0
-    """Largest norm of the whole gradient; null does not clip."""
+    """Maximum norm of the whole gradient; null does not clip."""
 
-    precision: Literal["float32", "bfloat16"] = "bfloat16"
-    """What the encoder computes in; weights and the loss are float32 always."""
+    precision: Precision = "bfloat16"
+    """What the encoder computes in, as in a recipe of fine-tuning. Weights and the loss are always float32."""
 
     stages: tuple[Stage, ...] = (
         Stage(targets="mfcc", clusters=100, updates=3000),
         Stage(targets="layer-4", clusters=200, updates=3100),
     )
-    """Rounds of prediction, one after another."""
+    """The stages, one after another."""
 
     log_every: Count = 50
-    """Updates between two lines of the log."""
+    """Updates between lines of the log."""
 
     save_every: Count = 250
-    """Updates between two checkpoints."""
+    """Updates between saves."""
 
     def conflicts(self) -> Iterator[tuple[str, str]]:
-        """Values that do not go together."""
         if not self.data:
-            yield "data", "has no source"
+            yield "data", "names no source"
         if not self.stages:
-            yield "stages", "there is none"
+            yield "stages", "names no stage"
         elif self.stages[0].targets != "mfcc":
-            yield "stages", f"the first cannot be {self.stages[0].targets}: nothing is learnt yet, start with mfcc"
+            yield "stages", f"the first cannot be {self.stages[0].targets}: the encoder is untrained, start with mfcc"
         if self.crop_seconds > self.batch_seconds:
             yield "crop_seconds", f"a crop of {self.crop_seconds:g} s is more than batch_seconds"

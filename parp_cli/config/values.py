@@ -9,7 +9,7 @@ import math
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError
@@ -98,6 +98,8 @@ ShareAboveZero = Annotated[float, Field(gt=0, le=1), _number(float)]
 ShareBelowOne = Annotated[float, Field(ge=0, lt=1), _number(float)]
 ShareBetween = Annotated[float, Field(gt=0, lt=1), _number(float)]
 ShareUpToHalf = Annotated[float, Field(ge=0, le=0.5), _number(float)]
+
+Precision = Literal["auto", "float32", "tf32", "bfloat16"]
 
 FilePath = Annotated[str, _path(lambda text: True)]
 """Relative to the recipe's folder, or, given by `--set`, to the working folder; `~` is the home folder."""

@@ -1,9 +1,9 @@
 """Where utterances come from: one function for every corpus, and one for folders of sound without labels."""
 
 from pathlib import Path
-from typing import Literal, get_args
+from typing import get_args
 
-from parp_cli.config.finetune import Data
+from parp_cli.config.finetune import Corpus, Data
 from parp_cli.data.audio import AUDIO_SUFFIXES, audio_seconds
 from parp_cli.data.downloads import ByteProgress, download_librilight, download_librispeech
 from parp_cli.data.librispeech import (
@@ -17,8 +17,6 @@ from parp_cli.data.manifest import read_manifest
 from parp_cli.data.utterances import Utterance
 from parp_cli.errors import DataError, first_few
 from parp_cli.runtime.progress import Notify, Progress
-
-Corpus = Literal["generated", "librispeech", "librilight", "manifest"]
 
 CORPORA: tuple[Corpus, ...] = get_args(Corpus)
 

@@ -34,8 +34,8 @@ def select_device(name: str) -> "torch.device":
 
 
 def resolve_precision(
-    name: Literal["auto", "float32", "bfloat16"], device: "torch.device"
-) -> Literal["float32", "bfloat16"]:
+    name: Literal["auto", "float32", "tf32", "bfloat16"], device: "torch.device"
+) -> Literal["float32", "tf32", "bfloat16"]:
     """`auto` is bfloat16 where the device computes it natively, else float32; other names stay as they are."""
     import torch
 

@@ -164,7 +164,7 @@ def test_the_message_counts_and_the_exit_code_is_of_usage(write: Any) -> None:
             "training: {updates: 5, freeze_encoder_updates: 6}\n",
             "r.yaml:1: training.freeze_encoder_updates: 6 is more than training.updates",
         ),
-        ("data:\n  corpus: manifest\n", "r.yaml:2: data.manifest: corpus manifest needs the path of one"),
+        ("data:\n  corpus: manifest\n", "r.yaml:2: data.manifest: corpus manifest needs the path of a manifest"),
         (
             "data:\n  manifest: m.tsv\n",
             "r.yaml:2: data.manifest: is not read by corpus generated; set data.corpus to manifest, or remove it",
@@ -261,15 +261,15 @@ stages:
 """
     )
     assert problems(path, kind=PretrainRecipe) == [
-        "r.yaml:2: data.0.path: kind folder needs one",
+        "r.yaml:2: data.0.path: kind folder needs a path",
         "r.yaml:3: data.1.kind is missing: expected one of generated, folder, manifest",
         "r.yaml:7: unknown key stages.0.cluster: did you mean stages.0.clusters?",
         "r.yaml:8: stages.1.targets: layer-0 is neither mfcc nor layer-N",
     ]
     assert problems(write("stages:\n  - {targets: layer-2, updates: 1}\n"), kind=PretrainRecipe) == [
-        "r.yaml:2: stages: the first cannot be layer-2: nothing is learnt yet, start with mfcc"
+        "r.yaml:2: stages: the first cannot be layer-2: the encoder is untrained, start with mfcc"
     ]
-    assert problems(None, "data=[]", kind=PretrainRecipe) == ["--set data=[]: data: has no source"]
+    assert problems(None, "data=[]", kind=PretrainRecipe) == ["--set data=[]: data: names no source"]
 
 
 # -------------------------------------------------------------------------------------------------------- values

@@ -21,8 +21,8 @@ from parp_cli.tasks.ctc.objective import CtcObjective
 from parp_cli.training import run as loop
 from parp_cli.training.distributed import Encoder
 from parp_cli.training.memory import largest_batches, try_largest
-from tests.tiny import World
 from tests.tasks.ctc.conftest import ARCHITECTURE
+from tests.tiny import World
 
 
 def of(*lengths: float) -> list[Utterance]:
