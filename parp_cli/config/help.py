@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from parp_cli.config.load import Schema
+from parp_cli.config.load import schema_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +27,7 @@ class Key:
 
 def keys_of(kind: Any) -> Iterator[Key]:
     """The keys of a dataclass of settings, those of nested ones under dotted names."""
-    schema = Schema(kind)
+    schema = schema_of(kind)
     for name, field in schema.fields.items():
         if "properties" not in schema.bare(field):
             yield Key(

@@ -91,21 +91,21 @@ def read(
         RecipeError: with all problems as its details.
     """
     reader = _Reader(path, overrides)
-    defaults = recipe_to_dict((kind or Recipe)()) if overrides else {}
     for override in overrides:
         try:
-            root = nodes.with_override(root, override, defaults)
+            root = nodes.with_override(root, override, schema_of(_selected(kind, root)).defaults)
         except Problem as problem:
             reader.note(nodes.at_start(nodes.override_place(override)), str(problem))
-    if kind is None:
-        task = child(root, "task")
-        selected: Any = RECIPES.get(getattr(task, "value", Recipe.task), Recipe)
-    else:
-        selected = kind
-    settings = reader.read(selected, root)
+    settings = reader.read(_selected(kind, root), root)
     details = [text for _, text in sorted(reader.problems, key=lambda problem: problem[0])]
     raise_problems("recipe" if path is None else f"recipe {path}", details, hint)
     return cast(T, settings)
+
+
+def _selected(kind: type[T] | None, root: Any) -> Any:
+    """The dataclass to read: the kind that was asked for, else that of the task which the recipe names."""
+    task = getattr(child(root, "task"), "value", Recipe.task)
+    return kind or RECIPES.get(task, Recipe)
 
 
 def raise_problems(title: str, problems: Sequence[str], hint: str | None) -> None:
@@ -138,7 +138,7 @@ class _Reader:
         try:
             return _adapter(kind).validate_python(plain)
         except ValidationError as error:
-            schema = Schema(kind)
+            schema = schema_of(kind)
             for one in error.errors(include_url=False, include_input=False):
                 self._note_error(one["type"], one["loc"], one["msg"], root, schema)
             return None
@@ -208,10 +208,13 @@ class Schema:
 
     Attributes:
         fields: outside lists, by dotted name.
+        defaults: of the outermost fields that have one.
     """
 
     def __init__(self, kind: Any) -> None:
         self._root: dict[str, Any] = _adapter(kind).json_schema()
+        fields = self._root["properties"].items()
+        self.defaults = {name: field["default"] for name, field in fields if "default" in field}
         self.fields: dict[str, Mapping[str, Any]] = {}
         self._add_fields(self._root, "")
 
@@ -272,3 +275,9 @@ class Schema:
             if close:
                 return f"did you mean {choices[close[0]]}?"
         return f"the keys here are {', '.join(known)}"
+
+
+@functools.cache
+def schema_of(kind: Any) -> Schema:
+    """The schema of a dataclass of settings."""
+    return Schema(kind)

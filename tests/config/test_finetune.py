@@ -6,23 +6,24 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import Field
 
-from parp_cli.config.finetune import Recipe
+from parp_cli.config.finetune import RECIPES, Data, Recipe, Task
 from parp_cli.config.load import dump_yaml, load_recipe, recipe_from_dict, recipe_to_dict
 from parp_cli.config.pretrain import PretrainRecipe, Source, Stage
-from parp_cli.config.values import Section
+from parp_cli.config.values import FilePath, Section
 from parp_cli.errors import RecipeError
 
-RECIPES = Path(__file__).parents[2] / "recipes"
+FOLDER = Path(__file__).parents[2] / "recipes"
+KEYS = [field.name for field in dataclasses.fields(Data)]
 
 
-RUNS = sorted(path for path in RECIPES.rglob("*.yaml") if path.parent.name != "sweeps")
+RUNS = sorted(path for path in FOLDER.rglob("*.yaml") if path.parent.name != "sweeps")
 
 
 def kind_of(path: Path) -> type[Any]:
@@ -39,7 +40,7 @@ def write(tmp_path: Path) -> Any:
     return write_recipe
 
 
-def problems(path: Path | None, *overrides: str, kind: type[Any] = Recipe) -> list[str]:
+def problems(path: Path | None, *overrides: str, kind: type[Any] | None = None) -> list[str]:
     """The details of the error, file names without their folder."""
     with pytest.raises(RecipeError) as caught:
         load_recipe(path, overrides, kind=kind)
@@ -61,19 +62,19 @@ def test_shipped_recipe_is_read_and_says_how_to_run_it(path: Path) -> None:
 
 def test_defaults_are_the_mini_recipes() -> None:
     assert load_recipe(None) == Recipe()
-    assert dataclasses.replace(load_recipe(RECIPES / "mini" / "10min.yaml"), model=None) == Recipe()
-    assert load_recipe(RECIPES / "mini" / "pretrain.yaml", kind=PretrainRecipe) == PretrainRecipe()
+    assert dataclasses.replace(load_recipe(FOLDER / "mini" / "10min.yaml"), model=None) == Recipe()
+    assert load_recipe(FOLDER / "mini" / "pretrain.yaml", kind=PretrainRecipe) == PretrainRecipe()
 
 
 @pytest.mark.parametrize("name", ["mpi-10min", "dense-10min"])
 def test_baselines_differ_in_pruning_alone(name: str) -> None:
-    ours, theirs = (load_recipe(RECIPES / "mini" / f"{stem}.yaml") for stem in ("10min", name))
+    ours, theirs = (load_recipe(FOLDER / "mini" / f"{stem}.yaml") for stem in ("10min", name))
     assert theirs.pruning.method != ours.pruning.method
     assert dataclasses.replace(theirs, pruning=ours.pruning) == ours
 
 
 def test_published_hyperparameters() -> None:
-    recipe = load_recipe(RECIPES / "librispeech" / "large-10h.yaml")
+    recipe = load_recipe(FOLDER / "librispeech" / "large-10h.yaml")
     assert (recipe.training.updates, recipe.training.learning_rate) == (12_000, 1e-4)
     assert (recipe.training.time_mask_probability, recipe.training.channel_mask_probability) == (0.65, 0.256)
     assert (recipe.training.layer_drop, recipe.pruning.interval) == (0.1, 48)
@@ -272,6 +273,51 @@ stages:
     assert problems(None, "data=[]", kind=PretrainRecipe) == ["--set data=[]: data: names no source"]
 
 
+def test_aliases_that_form_circles_are_refused(write: Any) -> None:
+    assert problems(write("model: &a [*a]\ndata: &b {root: *b}\n")) == [
+        "r.yaml:1: model = a list of 1: expected text, or null",
+        "r.yaml:2: data.root = a mapping: expected text, or null",
+    ]
+
+
+# --------------------------------------------------------------------------------------------------------- tasks
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sentences(Section):
+    file: FilePath | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sorting(Section):
+    task: Literal["ctc", "sorting"] = "sorting"
+    data: Sentences
+    sizes: tuple[int, ...] = (1, 2)
+
+
+@pytest.fixture
+def sorting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(RECIPES, "sorting", Sorting)  # type: ignore[misc]
+
+
+@pytest.mark.usefixtures("sorting")
+def test_the_task_selects_what_a_recipe_is_read_as(write: Any, tmp_path: Path) -> None:
+    path = write("task: sorting\ndata: {file: s.txt}\n")
+    recipe: Any = load_recipe(path, ["sizes=[3]"])
+    assert recipe == Sorting(data=Sentences(file=str(tmp_path / "s.txt")), sizes=(3,))
+    assert recipe_from_dict(recipe_to_dict(recipe)) == recipe
+    assert problems(path, "task=ctc") == ["r.yaml:2: unknown key data.file: the keys here are " + ", ".join(KEYS)]
+    assert load_recipe(write("task: ctc\n")) == load_recipe(None) == Recipe()
+    assert problems(write("data: {file: s.txt, corpus: 3}\n"), "task=sorting") == [
+        "r.yaml:1: unknown key data.corpus: the keys here are file"
+    ]
+
+
+def test_an_unknown_task(write: Any) -> None:
+    assert problems(write("seed: 1\ntask: sing\n")) == ["r.yaml:2: task = sing: expected one of ctc"]
+    assert list(RECIPES) == list(get_args(Task))
+
+
 # -------------------------------------------------------------------------------------------------------- values
 
 
@@ -413,4 +459,4 @@ def test_reading_back_is_as_strict() -> None:
 
 def test_recipes_are_read_without_torch() -> None:
     code = "import sys, parp_cli.config.load as r; r.load_recipe(None); sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], check=False, cwd=RECIPES.parent).returncode == 0
+    assert subprocess.run([sys.executable, "-c", code], check=False, cwd=FOLDER.parent).returncode == 0
