@@ -7,7 +7,6 @@ and, for an unknown key, the nearest valid name.
 import dataclasses
 import functools
 import json
-import operator
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
@@ -27,9 +26,6 @@ T = TypeVar("T", default=Recipe)
 
 _INVALID: Final = object()
 """Stands for a node that no field accepts."""
-
-_UNKNOWN = "unexpected_keyword_argument"
-"""pydantic's name for a key that a dataclass does not have."""
 
 
 def load_recipe(path: Path | None, overrides: Sequence[str] = (), *, kind: type[T] | None = None) -> T:
@@ -138,21 +134,14 @@ class _Reader:
 
     def read(self, kind: Any, root: Any) -> Any:
         """A dataclass, None where there were problems."""
-        plain, schema = self._plain(root, "", {}), schema_of(kind)
+        plain = self._plain(root, "", {})
         try:
             return _adapter(kind).validate_python(plain)
         except ValidationError as error:
-            errors = error.errors(include_url=False, include_input=False)
-        unknown = [error["loc"] for error in errors if error["type"] == _UNKNOWN]
-        for *section, key in unknown:  # else pydantic would not get as far as the values that do not go together
-            functools.reduce(operator.getitem, section, plain).pop(key, None)  # None: an alias, removed already
-        try:
-            _adapter(kind).validate_python(plain)
-        except ValidationError as error:
-            errors += [one for one in error.errors(include_url=False, include_input=False) if one not in errors]
-        for one in errors:
-            self._note_error(one["type"], one["loc"], one["msg"], root, schema)
-        return None
+            schema = schema_of(kind)
+            for one in error.errors(include_url=False, include_input=False):
+                self._note_error(one["type"], one["loc"], one["msg"], root, schema)
+            return None
 
     def note(self, mark: yaml.Mark, text: str) -> None:
         """Note a problem of a place."""
@@ -169,16 +158,14 @@ class _Reader:
             section, node = node, child(node, str(part)) or node
         if error == CONFLICT:
             self.note(node.start_mark, f"{name}: {message}")
-        elif error == _UNKNOWN:
+        elif error == "unexpected_keyword_argument":
             key = next(key for key, _ in section.value if key.value == loc[-1])
             self.note(key.start_mark, f"unknown key {name}: {schema.suggestion(str(loc[-1]), loc[:-1])}")
         elif error == "missing":
             self.note(node.start_mark, f"{name} is missing: expected {schema.expected(loc)}")
         else:
             wanted = schema.expected(loc)
-            remedy = ""
-            if nodes.spells_none(node):
-                remedy = " (write null)" if wanted.endswith(OR_NULL) else " (in quotes)" if wanted == "text" else ""
+            remedy = " (write null)" if wanted.endswith(OR_NULL) and nodes.spells_none(node) else ""
             where = f"{name} = {shown(node)}" if loc else f"found {shown(node)}"
             self.note(node.start_mark, f"{where}: expected {wanted}{remedy}")
 
@@ -281,12 +268,10 @@ class Schema:
         anywhere = {full: full for full in self.fields}
         for full in sorted(self.fields, key=lambda full: -full.count(".")):  # of equal names the outermost
             anywhere[full.rpartition(".")[2]] = full
-        if name in anywhere:
-            return f"did you mean {anywhere[name]}?"
         # A name of another section has to be closer to be meant.
-        for choices, cutoff in ((here, 0.6), (anywhere, 0.75)):
+        for choices, cutoff in ((anywhere, 1.0), (here, 0.6), (anywhere, 0.75)):
             close = get_close_matches(name, choices, n=1, cutoff=cutoff)
-            close = close or [key for key in choices if "".join(word[:1] for word in key.split("_")) == name]
+            close = close or [key for key in choices if "".join(word[0] for word in key.split("_") if word) == name]
             if close:
                 return f"did you mean {choices[close[0]]}?"
         return f"the keys here are {', '.join(known)}"

@@ -177,11 +177,10 @@ def put(node: Any, parts: Sequence[str], value: Any, mark: yaml.Mark, defaults: 
         below = compose(dump(defaults), mark.name) if isinstance(defaults, (dict, list)) else mapping(mark)
     tree = copy.copy(node)
     if isinstance(node, yaml.MappingNode):
-        key = next((key for key, _ in node.value if key.value == first), scalar(first, mark))
-        entry = (key, put(below, rest, value, mark, defaults))
-        tree.value = [entry if other is key else (other, old) for other, old in node.value]
-        if entry not in tree.value:
-            tree.value.append(entry)
+        keys = {key.value: key for key, _ in node.value if isinstance(key, yaml.ScalarNode)}
+        entry = (keys.get(first) or scalar(first, mark), put(below, rest, value, mark, defaults))
+        tree.value = [entry if key is entry[0] else (key, old) for key, old in node.value]
+        tree.value += [] if first in keys else [entry]
     elif isinstance(node, yaml.SequenceNode):
         if child(node, first) is None:
             raise Problem(f"{first} is not an entry of a list of {len(node.value)}, counted from 0")

@@ -12,7 +12,7 @@ from typing import Literal, get_args
 
 from parp_cli.data.audio import MUCH_CLIPPED, SAMPLE_RATE, Sound, can_resample, inspect_audio
 from parp_cli.data.known_sounds import KnownSounds, Note, Unreadable, stamp
-from parp_cli.data.labels import Vocabulary, frames_needed
+from parp_cli.data.labels import Vocabulary, frames_needed, visible
 from parp_cli.data.utterances import Utterance
 from parp_cli.errors import MAX_DETAILS, DataError, Table, first_few
 from parp_cli.runtime.progress import Notify, Progress, silent
@@ -271,7 +271,7 @@ def _wrong_labels(
     if not vocabulary.reference(utterance):
         yield "no label", f"no {vocabulary.labels}"
     elif foreign:
-        yield "outside vocabulary", f"{vocabulary.labels} outside the vocabulary: {' '.join(foreign)}"
+        yield "outside vocabulary", f"{vocabulary.labels} outside the vocabulary: {' '.join(map(visible, foreign))}"
     elif isinstance(sound, Sound) and (available := frames(sound.resampled)):
         ids = vocabulary.encode(utterance)
         needed = frames_needed(ids)

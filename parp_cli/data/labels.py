@@ -2,6 +2,7 @@
 
 import re
 import string
+import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -9,6 +10,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Literal
 
+from parp_cli.data.text import Case, final_sigmas, fold, in_case
 from parp_cli.data.utterances import Utterance
 from parp_cli.errors import CheckpointError, DataError
 
@@ -19,7 +21,10 @@ BLANK_ID = 0
 """Its label id, always."""
 
 BOUNDARY = "|"
-"""Stands between the words of a vocabulary of letters."""
+"""Separates the words of a vocabulary of letters."""
+
+_BAR = f"{BOUNDARY} in the text"
+"""Stands for a "|" of a transcript, which no symbol spells."""
 
 Labels = Literal["letters", "phones"]
 
@@ -28,9 +33,15 @@ _STRESSED = re.compile(r"([A-Z]{2})[012]")  # ARPAbet's vowels, such as AH0
 _SPECIAL = re.compile(r"<.+>")  # symbols of imported models that stand for no sound, such as <unk>
 
 
+_TURKISH = {"i": "İ", "I": "ı", "İ": "i", "ı": "I"}  # the other case where both kinds of i are letters
+
+
 @dataclass(frozen=True)
 class Vocabulary:
-    """What a CTC head tells apart: `symbols[id]` is spelt by label `id`.
+    """The symbols of a CTC head: label `id` stands for `symbols[id]`.
+
+    Letters of a text are taken in the vocabulary's case, unless it has both: to a model with the letters a to z, "A" is
+    "a". They may be composed or not: a text's "é" is spelt "e" and a combining accent where these are the symbols.
 
     Raises:
         DataError: `symbols` does not begin with "<blank>", repeats a symbol, or is of letters without "|".
@@ -57,6 +68,15 @@ class Vocabulary:
         """Whether AH0, AH1 and AH2 are all AH: so it is where no symbol carries a stress digit."""
         return self.labels == "phones" and not any(map(_STRESSED.fullmatch, self.symbols))
 
+    @cached_property
+    def case(self) -> Case | None:
+        """The case of the letters; None where some are there in both, so that it makes a difference."""
+        capitals = {symbol for symbol in self._spellings if in_case(symbol, "lower") != symbol}
+        small = {symbol for symbol in self._spellings if in_case(symbol, "upper") != symbol}
+        if any(in_case(symbol, "upper") in capitals for symbol in small):
+            return None
+        return "lower" if len(small) > len(capitals) else "upper"
+
     def encode(self, utterance: Utterance) -> list[int]:
         """Label ids of an utterance, without blanks; letters have `BOUNDARY` between words, phones nothing.
 
@@ -74,8 +94,9 @@ class Vocabulary:
         if foreign:
             raise DataError(
                 f"utterance {utterance.id} has {self.labels} outside the vocabulary",
-                details=[" ".join(foreign)],
-                hint="correct or leave out the utterance, or take the letters found: --set data.alphabet=found",
+                details=[" ".join(map(visible, foreign))],
+                hint="correct or leave out the utterance, or build the alphabet from the transcripts: "
+                "--set data.alphabet=found",
             )
         return [self._ids[symbol] for symbol in wanted]
 
@@ -84,34 +105,87 @@ class Vocabulary:
         return sorted({symbol for symbol in self._spell(utterance) if symbol not in self._ids})
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Words divided by spaces from letters, phones divided by spaces from phones.
+        """Text of labels: words separated by spaces from letters, phones separated by spaces from phones; in NFC.
 
-        Takes ids as they are: repeats are kept, since collapsing CTC's output is for decoders to do. Blanks and
-        symbols in angle brackets say nothing.
+        Repeated ids are kept: collapsing CTC's output is up to decoders. Blanks and symbols in angle brackets are
+        dropped.
         """
-        spoken = [self.symbols[index] for index in ids if not _SPECIAL.fullmatch(self.symbols[index])]
+        kept = [self.symbols[index] for index in ids if not _SPECIAL.fullmatch(self.symbols[index])]
         if self.labels == "phones":
-            return " ".join(spoken)
-        return " ".join("".join(spoken).replace(BOUNDARY, " ").split())
+            return unicodedata.normalize("NFC", " ".join(kept))
+        return unicodedata.normalize("NFC", " ".join("".join(kept).replace(BOUNDARY, " ").split()))
 
     def reference(self, utterance: Utterance) -> str:
-        """What a perfect hypothesis would read, in the vocabulary or not; "" where the utterance has no labels."""
+        """The hypothesis without errors, in the vocabulary's case; "" where the utterance has no labels.
+
+        Letters and phones outside the vocabulary are part of it.
+        """
+        symbols = self._spell(utterance)
         if self.labels == "phones":
-            return " ".join(self._spell(utterance))
-        return utterance.text or ""
+            return unicodedata.normalize("NFC", " ".join(symbols))
+        text = "".join({BOUNDARY: " ", _BAR: BOUNDARY}.get(symbol, symbol) for symbol in symbols)
+        return unicodedata.normalize("NFC", text)
+
+    def spelling(self, text: str) -> list[str]:
+        """Symbols that spell a text (as `normalize_text` gives it), with `BOUNDARY` for spaces.
+
+        A character that no symbol spells stands for itself, in the vocabulary's case.
+        """
+        if self.case is not None and "ς" in self._spellings and "Σ" not in self._spellings:
+            text = final_sigmas(text)
+        return [symbol for part in self._parts.findall(text) for symbol in self._spelling(part)]
+
+    def _spelling(self, part: str) -> list[str]:
+        """Symbols of one character, or of several that are one symbol."""
+        if part in (" ", BOUNDARY):  # a "|" in a transcript is no word boundary: spelt so that no symbol matches
+            return [BOUNDARY if part == " " else _BAR]
+        known = self._spellings.get(part)
+        if known is None:
+            for other in self._in_other_case(part):
+                known = known or self._spellings.get(other)
+        if known is not None:
+            return [known]
+        decomposed = unicodedata.normalize("NFD", part)
+        if len(decomposed) > len(part):
+            symbols = [symbol for character in decomposed for symbol in self._spelling(character)]
+            if all(symbol in self._ids for symbol in symbols):
+                return symbols
+        return [part if self.case is None else in_case(part, self.case)]
+
+    def _in_other_case(self, part: str) -> list[str]:
+        """What else may be the same letter, most likely first; nothing that would be another letter in turn."""
+        if self.case is None:
+            return []
+        others = [other for other in (part.lower(), part.upper(), fold(part)) if fold(other) == fold(part)]
+        return [_TURKISH[part], *others] if part in _TURKISH and self._is_turkish else others
 
     @cached_property
     def _ids(self) -> dict[str, int]:
         return {symbol: index for index, symbol in enumerate(self.symbols) if not _SPECIAL.fullmatch(symbol)}
 
+    @cached_property
+    def _spellings(self) -> dict[str, str]:
+        """Symbols that stand for something, by their NFC."""
+        return {unicodedata.normalize("NFC", symbol): symbol for symbol in self._ids if symbol != BOUNDARY}
+
+    @cached_property
+    def _is_turkish(self) -> bool:
+        """Whether both kinds of i are letters, in one case alone."""
+        return {letter for letter in _TURKISH if letter in self._spellings} in ({"ı", "i"}, {"I", "İ"})
+
+    @cached_property
+    def _parts(self) -> re.Pattern[str]:
+        """What one symbol may stand for: the longest symbol that fits, or a character."""
+        longer = sorted((symbol for symbol in self._spellings if len(symbol) > 1), key=len, reverse=True)
+        return re.compile("|".join([*map(re.escape, longer), "."]), re.DOTALL)
+
     def _spell(self, utterance: Utterance) -> list[str]:
         """Symbols of an utterance, whether they are in the vocabulary or not."""
         if self.labels == "letters":
-            # A "|" in a transcript is no word boundary: spelt so that no symbol matches.
-            spelling = {" ": BOUNDARY, BOUNDARY: f"{BOUNDARY} in the text"}
-            return [spelling.get(character, character) for character in utterance.text or ""]
+            return self.spelling(utterance.text or "")
         phones = [phone for word in utterance.phones or () for phone in word]
-        return [_strip_stress(phone) for phone in phones] if self.strips_stress else phones
+        phones = [_strip_stress(phone) for phone in phones] if self.strips_stress else phones
+        return [self._spellings.get(phone, phone) for phone in phones]
 
 
 def recorded_vocabulary(symbols: Sequence[str] | None, labels: str | None) -> Vocabulary | None:
@@ -135,10 +209,11 @@ def vocabulary_of(source: Path, symbols: Sequence[str] | None, labels: str | Non
 
 
 def letters_vocabulary(utterances: Iterable[Utterance] | None = None) -> Vocabulary:
-    """Blank, "|", and the letters: those of English with the apostrophe, or those found in transcripts, sorted."""
+    """Blank, "|", and the letters: capitals of English with the apostrophe, or of the transcripts, sorted."""
     letters: Iterable[str] = _LETTERS
     if utterances is not None:
-        letters = sorted({letter for utterance in utterances for letter in utterance.text or ""} - {" ", BOUNDARY})
+        texts = (in_case(utterance.text or "", "upper") for utterance in utterances)
+        letters = sorted({letter for text in texts for letter in text} - {" ", BOUNDARY})
         if not letters:
             raise DataError("no letters to build a vocabulary from", hint="the training utterances have no text")
     return Vocabulary((BLANK, BOUNDARY, *letters), "letters")
@@ -162,8 +237,13 @@ def phones_vocabulary(utterances: Iterable[Utterance], *, strip_stress: bool = F
 
 
 def frames_needed(ids: Sequence[int]) -> int:
-    """The fewest frames that CTC can spell `ids` in: one a label, and a blank between equal neighbours."""
+    """The fewest frames that CTC can spell `ids` in: one per label, and a blank between equal neighbours."""
     return len(ids) + sum(left == right for left, right in pairwise(ids))
+
+
+def visible(symbol: str) -> str:
+    """A symbol for a message: combining marks are on a dotted circle, or they would stand on what is before them."""
+    return f"◌{symbol}" if unicodedata.category(symbol[:1])[0] == "M" else symbol
 
 
 def _strip_stress(phone: str) -> str:

@@ -11,7 +11,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from parp_cli.data.audio import audio_seconds
-from parp_cli.data.utterances import Utterance, normalize_text, parse_phones
+from parp_cli.data.text import normalize_text
+from parp_cli.data.utterances import Utterance, parse_phones
 from parp_cli.errors import DataError, first_few
 
 LIBRISPEECH_FOLDER = "LibriSpeech"
@@ -171,7 +172,7 @@ def _read_lines(path: Path, problems: list[str]) -> dict[str, str]:
     if not path.is_file():
         return {}
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         problems.append(f"{path}: {error}")
         return {}

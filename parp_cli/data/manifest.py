@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from parp_cli.data.audio import audio_seconds
-from parp_cli.data.utterances import Utterance, normalize_text, parse_phones
+from parp_cli.data.text import normalize_text
+from parp_cli.data.utterances import Utterance, parse_phones
 from parp_cli.errors import DataError, first_few
 
 REQUIRED = ("id", "audio", "split")

@@ -1,7 +1,9 @@
-"""One utterance: the unit that every corpus is a list of."""
+"""One utterance: what every corpus is a list of."""
 
 from dataclasses import dataclass
 from pathlib import Path
+
+from parp_cli.data.text import normalize_text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,30 +17,25 @@ class Utterance:
     """Unique within its split, such as "84-121123-0001"."""
 
     audio: Path
-    """The sound file, ready to open (not relative to a manifest)."""
+    """The audio file, ready to open (not relative to a manifest)."""
 
     split: str
-    """The split that it belongs to, such as "test-clean"; "" where there are no splits."""
+    """The split it belongs to, such as "test-clean"; "" where there are no splits."""
 
     seconds: float
     """Length in seconds; 0 where it is not known because the file cannot be read."""
 
     text: str | None = None
-    """Transcript: upper case words divided by single spaces."""
+    """Transcript in Unicode's NFC, words separated by single spaces; in the case that it has in its corpus."""
 
     phones: tuple[tuple[str, ...], ...] | None = None
-    """Phone symbols, one tuple a word."""
+    """Phone symbols, one tuple per word."""
 
     speaker: str | None = None
-    """Whoever speaks, where the corpus says so."""
-
-
-def normalize_text(text: str) -> str:
-    """Upper case, words divided by single spaces."""
-    return " ".join(text.upper().split())
+    """Name of the speaker, where the corpus has it."""
 
 
 def parse_phones(line: str) -> tuple[tuple[str, ...], ...]:
-    """Read "HH AH0 | DH EH1 R" (phones divided by spaces, words by "|"); empty words are dropped."""
-    words = (tuple(word.split()) for word in line.split("|"))
+    """Read "HH AH0 | DH EH1 R" (phones separated by spaces, words by "|"), in NFC; empty words are dropped."""
+    words = (tuple(word.split()) for word in normalize_text(line).split("|"))
     return tuple(word for word in words if word)

@@ -70,7 +70,7 @@ def open_text(path: Path) -> IO[str]:
     """Open a text file in UTF-8, gzipped (whatever its name) or not."""
     with path.open("rb") as file:
         zipped = file.read(2) == _GZIP_MAGIC
-    return gzip.open(path, "rt", encoding="utf-8") if zipped else path.open(encoding="utf-8")
+    return gzip.open(path, "rt", encoding="utf-8-sig") if zipped else path.open(encoding="utf-8-sig")
 
 
 def flashlight(module: str) -> Any:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from parp_cli.data.labels import BOUNDARY, Vocabulary
+from parp_cli.data.text import normalize_text
 from parp_cli.errors import DataError, UsageError, first_few
 
 Lexicon = Mapping[str, tuple[tuple[str, ...], ...]]
@@ -28,13 +29,13 @@ class Spelt(NamedTuple):
 def spelling(letters: Sequence[str], vocabulary: Vocabulary) -> tuple[str, ...] | None:
     """The letters of a word (or the word itself) and the boundary after it; None where the vocabulary lacks one.
 
-    Another case will do where the vocabulary has no other: published language models are often of lower case, and the
-    references here of upper case.
+    In the vocabulary's case: published language models are often of lower case, and most models of upper case. Where
+    it has no "ß", a word that has is spelt with "SS".
     """
-    known = _letters(vocabulary)
-    for same in (str, str.upper, str.lower):
-        symbols = [symbol for letter in letters for symbol in same(letter)]
-        if symbols and known.issuperset(symbols):
+    word = normalize_text("".join(letters))
+    for same in (word, word.upper()) if vocabulary.case == "upper" else (word,):
+        symbols = vocabulary.spelling(same)
+        if symbols and _letters(vocabulary).issuperset(symbols):
             return (*symbols, BOUNDARY)
     return None
 
@@ -85,7 +86,7 @@ def read_lexicon(path: Path, vocabulary: Vocabulary) -> Spelt:
     """
     require_letters(vocabulary)
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"cannot read the lexicon {path}", details=[str(error)]) from error
     found: dict[str, list[tuple[str, ...]]] = {}

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from parp_cli.data.text import in_case
 from parp_cli.decoding.beam import BeamSearch, Hypothesis
 from parp_cli.decoding.language_model import quiet_loading
 from parp_cli.errors import DataError, UsageError
@@ -92,7 +93,7 @@ class Rescored:
 class NGramScorer:
     """An n-gram model, ARPA or KenLM binary, through the package kenlm.
 
-    Words it does not know have the probability of <unk>. Where it knows a word in lower case only, that is meant.
+    Words it does not know have the probability of <unk>. Where it knows a word in another case only, that is meant.
 
     Raises:
         UsageError: kenlm is not installed.
@@ -130,7 +131,8 @@ class NGramScorer:
             ) from error
 
     def _known(self, word: str) -> str:
-        return word.lower() if word not in self._model and word.lower() in self._model else word
+        written = (word, in_case(word, "lower"), in_case(word, "upper"))
+        return next((same for same in written if same in self._model), word)
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from parp_cli.data.text import fold
 from parp_cli.errors import DataError, first_few
 from parp_cli.scoring.intervals import RESAMPLES, Difference, Interval, Units, paired_difference, units_of
 from parp_cli.scoring.metrics import METRICS, ErrorRate, Unit, align, together, utterance_errors
@@ -130,7 +131,8 @@ def _match(
             details=[line for lines in alone for line in first_few(lines, 5)],
             hint="compare results of the same split of the same corpus",
         )
-    unlike = [key for key in common if mine[key].reference != yours[key].reference]
+    # Each in the case of its model's labels.
+    unlike = [key for key in common if fold(mine[key].reference) != fold(yours[key].reference)]
     if unlike:
         raise DataError(
             f"{name} and {other} have other references for {counted(len(unlike), 'utterance')}",

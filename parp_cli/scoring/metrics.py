@@ -3,6 +3,7 @@
 Whatever is told about a part of a corpus (a speaker, a split, a resample) is a sum over its utterances.
 """
 
+import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, cast
@@ -58,18 +59,23 @@ Alignment = tuple[Stretch, ...]
 
 def word_errors(references: Sequence[str], hypotheses: Sequence[str]) -> ErrorRate:
     """Of tokens divided by spaces: words (WER), or phones (PER)."""
-    return _of_output(jiwer.process_words(list(references), list(hypotheses)))
+    return _of_output(jiwer.process_words(_nfc(references), _nfc(hypotheses)))
 
 
 def character_errors(references: Sequence[str], hypotheses: Sequence[str]) -> ErrorRate:
     """Of characters, spaces included (CER)."""
-    return _of_output(jiwer.process_characters(list(references), list(hypotheses)))
+    return _of_output(jiwer.process_characters(_nfc(references), _nfc(hypotheses)))
+
+
+def _nfc(texts: Iterable[str]) -> list[str]:
+    """Texts in one Unicode form: the same letters are no error, whichever way they are composed."""
+    return [unicodedata.normalize("NFC", text) for text in texts]
 
 
 def align(references: Sequence[str], hypotheses: Sequence[str], unit: Unit) -> list[Alignment]:
     """jiwer's alignment of each utterance; `utterance_errors` counts it."""
     process = jiwer.process_characters if unit == "characters" else jiwer.process_words
-    output = process(list(references), list(hypotheses))
+    output = process(_nfc(references), _nfc(hypotheses))
     return [
         tuple(
             Stretch(

@@ -2,6 +2,7 @@
 
 import json
 import math
+import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -47,7 +48,7 @@ def read_results(path: Path) -> list[Recognition]:
         DataError: it cannot be read, a line is no result, or an utterance comes twice.
     """
     try:
-        lines = path.read_text(encoding="utf-8").split(
+        lines = path.read_text(encoding="utf-8-sig").split(
             "\n"
         )  # texts may hold what splitlines() takes for an end of line
     except (OSError, UnicodeDecodeError) as error:
@@ -97,8 +98,8 @@ def _parse(line: str) -> Recognition | str:
         seconds = None
     return Recognition(
         id=row["id"],
-        reference=row["reference"],
-        hypothesis=row["hypothesis"],
+        reference=unicodedata.normalize("NFC", row["reference"]),
+        hypothesis=unicodedata.normalize("NFC", row["hypothesis"]),
         speaker=None if speaker is None else str(speaker),
         seconds=None if seconds is None else float(seconds),
         split=split if isinstance(split, str) else "",

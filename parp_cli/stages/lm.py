@@ -12,7 +12,7 @@ from typing import TextIO
 from parp_cli.config.finetune import Data
 from parp_cli.data.corpora import load
 from parp_cli.data.labels import BLANK, BOUNDARY, Vocabulary
-from parp_cli.data.utterances import normalize_text
+from parp_cli.data.text import in_case, normalize_text
 from parp_cli.decoding.kneser_ney import NGramModel, estimate, write_arpa
 from parp_cli.decoding.language_model import open_text
 from parp_cli.decoding.lexicon import lexicon_lines, lexicon_of
@@ -147,7 +147,7 @@ def _normalized(sentences: Iterable[str], notify: Notify) -> Iterator[str]:
     for done, sentence in enumerate(sentences, start=1):
         if done % _LINES_A_REPORT == 0:
             notify(Progress("counting", 0, 1, note=f"{done:,} sentences"))
-        yield normalize_text(sentence)
+        yield in_case(normalize_text(sentence), "upper")
     notify(Progress("counting", 1, 1, note=f"{done:,} sentences"))
 
 

@@ -18,7 +18,7 @@ def test_a_split_is_read_from_the_folder_or_its_parent(tmp_path, write_chapter):
     assert [u.id for u in utterances] == ["7-1-0000", "84-121123-0000", "84-121123-0001"]
     last = utterances[-1]
     assert last.audio == base / "dev-clean/84/121123/84-121123-0001.flac"
-    assert (last.text, last.phones, last.speaker, last.split) == ("BUT IN LESS", None, "84", "dev-clean")
+    assert (last.text, last.phones, last.speaker, last.split) == ("BUT in less", None, "84", "dev-clean")
     assert last.seconds == pytest.approx(0.5)
 
 

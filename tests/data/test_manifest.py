@@ -29,7 +29,7 @@ def test_a_tsv_with_all_columns_in_any_order(folder):
     (utterance,) = read_manifest(path)
     assert utterance.audio == folder / "sounds/a.flac"
     assert (utterance.id, utterance.split, utterance.speaker, utterance.seconds) == ("u1", "train", "s1", 0.5)
-    assert utterance.text == 'HELLO "MY" WORLD'
+    assert utterance.text == 'hello "my" world'
     assert utterance.phones == (("HH", "AH0"), ("M", "AY1"))
 
 
@@ -47,14 +47,14 @@ def test_json_lines(folder):
     ]
     path = write(folder, "\n".join(json.dumps(row, ensure_ascii=False) for row in rows), "m.jsonl")
     first, second = read_manifest(path)
-    assert (first.text, first.seconds) == ("NAÏVE ONE", 0.5)
+    assert (first.text, first.seconds) == ("naïve one", 0.5)
     assert (second.text, second.phones, second.split) == (None, (("A", "B"), ("C",)), "test")
 
 
 def test_byte_order_mark_windows_line_ends_and_blank_lines(folder):
     path = write(folder, "\ufeffid\taudio\tsplit\ttext\r\n\r\na\tsounds/a.flac\ttrain\tyes\r\n\r\n")
     (utterance,) = read_manifest(path)
-    assert (utterance.id, utterance.text) == ("a", "YES")
+    assert (utterance.id, utterance.text) == ("a", "yes")
 
 
 def test_all_problems_at_once_with_their_lines(folder):

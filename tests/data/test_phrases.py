@@ -11,7 +11,8 @@ import pytest
 
 from parp_cli.data.labels import letters_vocabulary
 from parp_cli.data.phrases import Grammar, Part, part_of
-from parp_cli.data.utterances import Utterance, normalize_text
+from parp_cli.data.text import in_case, normalize_text
+from parp_cli.data.utterances import Utterance
 from parp_cli.errors import UsageError
 
 
@@ -35,7 +36,7 @@ def test_several_hundred_words(grammar: Grammar) -> None:
 def test_sentences_are_of_the_vocabulary_and_can_be_spelt(grammar: Grammar, part: Part) -> None:
     letters = letters_vocabulary()
     for sentence in sentences(grammar, part):
-        assert sentence == normalize_text(sentence)
+        assert sentence == in_case(normalize_text(sentence), "upper")
         assert set(sentence.split()) <= grammar.vocabulary
         utterance = Utterance(id="u", audio=Path("u"), split=part, seconds=1.0, text=sentence)
         assert letters.decode(letters.encode(utterance)) == sentence

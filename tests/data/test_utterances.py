@@ -1,8 +1,4 @@
-from parp_cli.data.utterances import normalize_text, parse_phones
-
-
-def test_text_is_upper_case_with_single_spaces():
-    assert normalize_text("  it's\ta  \n Test ") == "IT'S A TEST"
+from parp_cli.data.utterances import parse_phones
 
 
 def test_phones_are_words_of_symbols():

@@ -66,3 +66,9 @@ def test_without_reference_every_word_is_one_too_many() -> None:
     assert word_errors([""], ["A B"]) == ErrorRate(rate=2.0, substitutions=0, deletions=0, insertions=2, tokens=0)
     assert word_errors([""], [""]).rate == 0.0
     assert together([]).rate == 0.0
+
+
+def test_the_form_of_unicode_is_no_error() -> None:
+    composed, decomposed = "D\u00c9J\u00c0 VU", "DE\u0301JA\u0300 VU"
+    assert word_errors([composed], [decomposed]).rate == character_errors([decomposed], [composed]).rate == 0
+    assert [part.kind for part in align([composed], [decomposed], "characters")[0]] == ["equal"]

@@ -1,0 +1,126 @@
+"""Equal text is equal in whatever form it is written, and no two letters become one."""
+
+import unicodedata
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from parp_cli.data.labels import BLANK, BOUNDARY, Vocabulary, letters_vocabulary, visible
+from parp_cli.data.text import fold, in_case, normalize_text
+from parp_cli.data.utterances import Utterance
+
+SCRIPTS = (
+    "abcxyzABCXYZ'-",
+    "àâçéèêëîïôöùûüÿœæßÀÂÇÉÈÊËÎÏÔÖÙÛÜŸŒÆẞ",
+    "ıiIİğĞşŞ",
+    "αβγσςωάέήΑΒΓΣΩΆΈΉ",
+    "абвгдежзийёАБВГДЕЖЗИЙЁ",
+    "აბგდევზთიკᲐᲑᲒᲓ",
+    "աբգդեԱԲԳԴԵ",
+    "אבגדהוזחטיךם",
+    "ابتثجحخدذرزژسش",
+    "कखगघचछजझािीुू",
+    "กขคงจฉชซเแโใไ",
+    "你好世界人大小",
+    "가각간나다라마바사아",
+    "あいうえおがぎぐアイウエオガギグ",
+    "ɔ̃ẽŋʃʒɲɛ̀ɛ́",
+)
+texts = st.one_of(*(st.text([*script, " "], min_size=1) for script in SCRIPTS), st.text(min_size=1)).map(normalize_text)
+
+
+def test_text_keeps_its_case_and_has_single_spaces() -> None:
+    assert normalize_text("\ufeff  it's\ta  \n Test ") == "it's a Test"
+
+
+@given(texts, st.sampled_from(["NFC", "NFD"]))
+def test_both_forms_of_a_text_are_one(text: str, form: str) -> None:
+    assert normalize_text(unicodedata.normalize(form, text)) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "upper", "lower"),
+    [
+        ("Straße", "STRAßE", "straße"),
+        ("ılık İl", "ıLıK İL", "ılık İl"),
+        ("οδός ΟΔΟΣ", "ΟΔΌΣ ΟΔΟΣ", "οδός οδος"),
+        ("Σ ΣΑΣ", "Σ ΣΑΣ", "σ σας"),
+        ("დედა", "დედა", "დედა"),
+        ("Ёлка", "ЁЛКА", "ёлка"),
+    ],
+)
+def test_only_letters_that_have_a_capital_of_their_own_change(text: str, upper: str, lower: str) -> None:
+    assert in_case(text, "upper") == upper
+    assert in_case(text, "lower") == lower
+
+
+@given(texts)
+def test_case_never_makes_one_letter_of_two(text: str) -> None:
+    for case in ("upper", "lower"):
+        changed = in_case(text, case)  # type: ignore[arg-type]
+        assert "".join(map(fold, changed)) == "".join(map(fold, text))
+        assert in_case(changed, case) == changed  # type: ignore[arg-type]
+
+
+def letters(symbols: str) -> Vocabulary:
+    return Vocabulary((BLANK, BOUNDARY, *symbols), "letters")
+
+
+@pytest.mark.parametrize(
+    ("symbols", "case", "text", "reference"),
+    [
+        ("ABC", "upper", "abc Cab é", "ABC CAB É"),
+        ("abc", "lower", "ABC cAB É", "abc cab é"),
+        ("abcA", None, "ABC", "ABC"),
+        ("你好", "upper", "你 好 a", "你 好 A"),
+        ("აბ", "upper", "აბ ᲐᲑ", "აბ აბ"),
+        ("აბaç", "lower", "ᲐᲑ Aç", "აბ aç"),
+        ("STRAßE", "upper", "Straße STRAẞE Strasse", "STRAßE STRAßE STRASSE"),
+        ("straße", "lower", "STRAẞE ß", "straße ß"),
+        ("ΑΔΟΣ", "upper", "οδος ΟΔΟΣ", "ΟΔΟΣ ΟΔΟΣ"),
+        ("αδοσς", "lower", "ΟΔΟΣ ΣΑ οδος", "οδος σα οδος"),
+        ("αδοσ", "lower", "ΟΔΟΣ οδος", "οδοσ οδοσ"),
+        ("ıikl", "lower", "KILIK İL", "kılık il"),
+        ("IİKL", "upper", "kılık il", "KILIK İL"),
+        ("IKL", "upper", "kilık", "KILıK"),
+    ],
+)
+def test_text_takes_the_case_of_the_vocabulary(symbols: str, case: str | None, text: str, reference: str) -> None:
+    vocabulary = letters(symbols)
+    assert vocabulary.case == case
+    spelt = vocabulary.spelling(normalize_text(text))
+    assert "".join(spelt).replace(BOUNDARY, " ") == reference
+
+
+def test_decomposed_symbols_spell_composed_letters() -> None:
+    vocabulary = letters("E\u0301A\u0303")
+    assert vocabulary.spelling("éÃ") == ["E", "\u0301", "A", "\u0303"]
+    assert vocabulary.decode([2, 3, 1, 4, 5]) == "É Ã"
+    joined = Vocabulary((BLANK, BOUNDARY, "e\u0301", "ch", "c", "h", "i"), "letters")
+    assert joined.spelling("Éch ci") == ["e\u0301", "ch", BOUNDARY, "c", "i"]
+    assert joined.decode([2, 3]) == "éch"
+
+
+@given(texts)
+def test_an_alphabet_from_a_text_spells_it_in_any_form_and_case(text: str) -> None:
+    if not set(text) - {" ", BOUNDARY} or ("İ" in text and "ı" not in text):  # Turkish, to all appearance
+        return
+
+    def utterance(text: str) -> Utterance:
+        return Utterance(id="u", audio=None, split="", seconds=1, text=text)  # type: ignore[arg-type]
+
+    text = text.replace(BOUNDARY, "")
+    vocabulary = letters_vocabulary([utterance(text)])
+    assert not vocabulary.outside(utterance(text))
+    same = normalize_text(unicodedata.normalize("NFD", text))
+    assert vocabulary.reference(utterance(same)) == vocabulary.reference(utterance(text))
+    if "<" not in text:
+        assert vocabulary.decode(vocabulary.encode(utterance(text))) == vocabulary.reference(utterance(text))
+    # Texts that differ in more than case have different references.
+    assert [*map(fold, vocabulary.reference(utterance(text)))] == [*map(fold, normalize_text(text))]
+
+
+def test_combining_marks_are_seen_in_messages() -> None:
+    assert visible("\u0301") == "◌\u0301"
+    assert visible("é") == "é"
