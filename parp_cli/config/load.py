@@ -7,6 +7,7 @@ and, for an unknown key, the nearest valid name.
 import dataclasses
 import functools
 import json
+import operator
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
@@ -27,6 +28,9 @@ T = TypeVar("T", default=Recipe)
 _INVALID: Final = object()
 """Stands for a node that no field accepts."""
 
+_UNKNOWN = "unexpected_keyword_argument"
+"""pydantic's name for a key that a dataclass does not have."""
+
 
 def load_recipe(path: Path | None, overrides: Sequence[str] = (), *, kind: type[T] | None = None) -> T:
     """Read and check a recipe.
@@ -40,7 +44,7 @@ def load_recipe(path: Path | None, overrides: Sequence[str] = (), *, kind: type[
     Raises:
         RecipeError: no such file, not YAML, or with all problems as its details.
     """
-    root = nodes.mapping(nodes.at_start(nodes.UNNAMED)) if path is None else nodes.read_file(path)
+    root = nodes.compose("{}", nodes.UNNAMED) if path is None else nodes.read_file(path)
     hint = "`parp finetune --keys` shows every key and what it means" if kind is None else None
     return read(root, path, overrides, kind=kind, hint=hint)
 
@@ -70,25 +74,11 @@ def dump_yaml(recipe: Any) -> str:
 
 
 def read(
-    root: Any,
-    path: Path | None,
-    overrides: Sequence[str] = (),
-    *,
-    kind: type[T] | None = None,
-    hint: str | None = None,
+    root: Any, path: Path | None, overrides: Sequence[str] = (), *, kind: type[T] | None = None, hint: str | None = None
 ) -> T:
-    """Read settings from a tree of nodes, which may have been put together from several files.
+    """Read settings from a tree of nodes that may come from several files; arguments and errors as of `load_recipe`.
 
-    Args:
-        root: the tree.
-        path: the file whose problems are reported with their line, and whose folder its relative paths start at. Paths
-            from elsewhere are relative to the working folder.
-        overrides: as of `load_recipe`.
-        kind: as of `load_recipe`.
-        hint: of the error.
-
-    Raises:
-        RecipeError: with all problems as its details.
+    Only problems of the file `path` have a line, and paths from elsewhere are relative to the working folder.
     """
     reader = _Reader(path, overrides)
     for override in overrides:
@@ -104,8 +94,8 @@ def read(
 
 def _selected(kind: type[T] | None, root: Any) -> Any:
     """The dataclass to read: the kind that was asked for, else that of the task which the recipe names."""
-    task = getattr(child(root, "task"), "value", Recipe.task)
-    return kind or RECIPES.get(task, Recipe)
+    task = child(root, "task")
+    return kind or RECIPES.get(task.value if isinstance(task, yaml.ScalarNode) else Recipe.task, Recipe)
 
 
 def raise_problems(title: str, problems: Sequence[str], hint: str | None) -> None:
@@ -119,6 +109,14 @@ def raise_problems(title: str, problems: Sequence[str], hint: str | None) -> Non
 @functools.cache
 def _adapter(kind: Any) -> TypeAdapter[Any]:
     return TypeAdapter(kind)
+
+
+def _validated(kind: Any, plain: Any) -> tuple[Any, list[Any]]:
+    """A dataclass and no errors, or None and pydantic's."""
+    try:
+        return _adapter(kind).validate_python(plain), []
+    except ValidationError as error:
+        return None, [*error.errors(include_url=False, include_input=False)]
 
 
 class _Reader:
@@ -135,13 +133,14 @@ class _Reader:
     def read(self, kind: Any, root: Any) -> Any:
         """A dataclass, None where there were problems."""
         plain = self._plain(root, "", {})
-        try:
-            return _adapter(kind).validate_python(plain)
-        except ValidationError as error:
-            schema = schema_of(kind)
-            for one in error.errors(include_url=False, include_input=False):
-                self._note_error(one["type"], one["loc"], one["msg"], root, schema)
-            return None
+        settings, errors = _validated(kind, plain)
+        for *section, key in [error["loc"] for error in errors if error["type"] == _UNKNOWN]:
+            functools.reduce(operator.getitem, section, plain).pop(key, None)  # None: an alias, removed already
+        # Beside an unknown key, pydantic does not get as far as the values that do not go together.
+        errors += _validated(kind, plain)[1] if errors else []
+        for error in errors:
+            self._note_error(error["type"], error["loc"], error["msg"], root, schema_of(kind))
+        return settings
 
     def note(self, mark: yaml.Mark, text: str) -> None:
         """Note a problem of a place."""
@@ -158,14 +157,15 @@ class _Reader:
             section, node = node, child(node, str(part)) or node
         if error == CONFLICT:
             self.note(node.start_mark, f"{name}: {message}")
-        elif error == "unexpected_keyword_argument":
+        elif error == _UNKNOWN:
             key = next(key for key, _ in section.value if key.value == loc[-1])
             self.note(key.start_mark, f"unknown key {name}: {schema.suggestion(str(loc[-1]), loc[:-1])}")
         elif error == "missing":
             self.note(node.start_mark, f"{name} is missing: expected {schema.expected(loc)}")
         else:
             wanted = schema.expected(loc)
-            remedy = " (write null)" if wanted.endswith(OR_NULL) and nodes.spells_none(node) else ""
+            remedies = {"text": " (in quotes)"} | ({wanted: " (write null)"} if wanted.endswith(_OR_NULL) else {})
+            remedy = remedies.get(wanted, "") if nodes.spells_none(node) else ""
             where = f"{name} = {shown(node)}" if loc else f"found {shown(node)}"
             self.note(node.start_mark, f"{where}: expected {wanted}{remedy}")
 
@@ -200,7 +200,7 @@ class _Reader:
 
 _TYPES = {"boolean": "true or false", "integer": "a whole number", "number": "a number", "string": "text"}
 _LIMITS = {"minimum": "at least", "exclusiveMinimum": "above", "maximum": "at most", "exclusiveMaximum": "below"}
-OR_NULL = ", or null"
+_OR_NULL = ", or null"
 
 
 class Schema:
@@ -256,7 +256,7 @@ class Schema:
             words = _TYPES[bare["type"]]
         limits = " and ".join(f"{word} {bare[limit]}" for limit, word in _LIMITS.items() if limit in bare)
         optional = any(choice.get("type") == "null" for choice in field.get("anyOf", ()))
-        return words + (f", {limits}" if limits else "") + (OR_NULL if optional else "")
+        return words + (f", {limits}" if limits else "") + (_OR_NULL if optional else "")
 
     def suggestion(self, name: str, section: Sequence[str | int]) -> str:
         """What may have been meant by an unknown key of a section."""
@@ -268,10 +268,12 @@ class Schema:
         anywhere = {full: full for full in self.fields}
         for full in sorted(self.fields, key=lambda full: -full.count(".")):  # of equal names the outermost
             anywhere[full.rpartition(".")[2]] = full
+        if name in anywhere:
+            return f"did you mean {anywhere[name]}?"
         # A name of another section has to be closer to be meant.
-        for choices, cutoff in ((anywhere, 1.0), (here, 0.6), (anywhere, 0.75)):
+        for choices, cutoff in ((here, 0.6), (anywhere, 0.75)):
             close = get_close_matches(name, choices, n=1, cutoff=cutoff)
-            close = close or [key for key in choices if "".join(word[0] for word in key.split("_") if word) == name]
+            close = close or [key for key in choices if "".join(word[:1] for word in key.split("_")) == name]
             if close:
                 return f"did you mean {choices[close[0]]}?"
         return f"the keys here are {', '.join(known)}"

@@ -101,13 +101,7 @@ def at_start(place: str) -> yaml.Mark:
     return yaml.Mark(place, 0, 0, 0, "", 0)
 
 
-def mapping(mark: yaml.Mark) -> yaml.MappingNode:
-    """A mapping node without entries."""
-    return yaml.MappingNode("tag:yaml.org,2002:map", [], mark, mark)
-
-
-def scalar(text: str, mark: yaml.Mark) -> yaml.ScalarNode:
-    """A scalar node, as if written without quotes."""
+def _scalar(text: str, mark: yaml.Mark) -> yaml.ScalarNode:
     return yaml.ScalarNode("tag:yaml.org,2002:str", text, mark, mark)
 
 
@@ -173,14 +167,17 @@ def put(node: Any, parts: Sequence[str], value: Any, mark: yaml.Mark, defaults: 
     first, *rest = parts
     defaults = _entry(defaults, first)
     below = child(node, first)
-    if below is None:
-        below = compose(dump(defaults), mark.name) if isinstance(defaults, (dict, list)) else mapping(mark)
+    if below is None and isinstance(defaults, (dict, list)):
+        below = compose(dump(defaults), mark.name)
+    elif below is None:
+        below = yaml.MappingNode("tag:yaml.org,2002:map", [], mark, mark)
     tree = copy.copy(node)
     if isinstance(node, yaml.MappingNode):
-        keys = {key.value: key for key, _ in node.value if isinstance(key, yaml.ScalarNode)}
-        entry = (keys.get(first) or scalar(first, mark), put(below, rest, value, mark, defaults))
-        tree.value = [entry if key is entry[0] else (key, old) for key, old in node.value]
-        tree.value += [] if first in keys else [entry]
+        key = next((key for key, _ in node.value if key.value == first), _scalar(first, mark))
+        entry = (key, put(below, rest, value, mark, defaults))
+        tree.value = [entry if other is key else (other, old) for other, old in node.value]
+        if entry not in tree.value:
+            tree.value.append(entry)
     elif isinstance(node, yaml.SequenceNode):
         if child(node, first) is None:
             raise Problem(f"{first} is not an entry of a list of {len(node.value)}, counted from 0")
@@ -208,5 +205,5 @@ def with_override(root: Any, override: str, defaults: Any = None) -> Any:
         raise Problem("write it as key=value or section.key=value")
     # Only lists, mappings and quoted text are YAML here: a path with a `#` or a `: ` in it means itself.
     is_yaml = text.startswith(("[", "{", '"', "'"))
-    value = compose(text, place) if is_yaml else scalar(text, at_start(place))
+    value = compose(text, place) if is_yaml else _scalar(text, at_start(place))
     return put(root, parts, value, at_start(place), defaults)

@@ -56,37 +56,31 @@ class Section:
         return self
 
 
+def _from_text(read: Callable[[Text], Any]) -> BeforeValidator:
+    return BeforeValidator(lambda value: read(value) if isinstance(value, Text) else value)
+
+
 def _number(kind: type[int] | type[float]) -> BeforeValidator:
-    def read(value: Any) -> Any:
-        if not isinstance(value, Text):
-            return value
-        number = kind(value)
-        if not (value.plain and math.isfinite(number)):
-            raise ValueError(value)
+    def read(text: Text) -> float:
+        number = kind(text)
+        if not (text.plain and math.isfinite(number)):
+            raise ValueError(text)
         return number
 
-    return BeforeValidator(read)
+    return _from_text(read)
 
 
-def _truth(value: Any) -> Any:
-    if not isinstance(value, Text):
-        return value
-    text = value.lower()
-    if not value.plain or text not in ("true", "yes", "on", "false", "no", "off"):
-        raise ValueError(value)
-    return text in ("true", "yes", "on")
+def _truth(text: Text) -> bool:
+    if not text.plain or text.lower() not in ("true", "yes", "on", "false", "no", "off"):
+        raise ValueError(text)
+    return text.lower() in ("true", "yes", "on")
 
 
-def _path(applies: Callable[[str], bool]) -> BeforeValidator:
-    def read(value: Any) -> Any:
-        if isinstance(value, Text) and value.folder is not None and applies(value):
-            return os.path.abspath(value.folder / os.path.expanduser(value))
-        return value
-
-    return BeforeValidator(read)
+def _path(text: Text) -> str:
+    return text if text.folder is None else os.path.abspath(text.folder / os.path.expanduser(text))
 
 
-Flag = Annotated[bool, BeforeValidator(_truth)]
+Flag = Annotated[bool, _from_text(_truth)]
 Seed = Annotated[int, Field(ge=0, le=2**32 - 1), _number(int)]
 Count = Annotated[int, Field(ge=1), _number(int)]
 CountOrZero = Annotated[int, Field(ge=0), _number(int)]
@@ -101,8 +95,8 @@ ShareUpToHalf = Annotated[float, Field(ge=0, le=0.5), _number(float)]
 
 Precision = Literal["auto", "float32", "tf32", "bfloat16"]
 
-FilePath = Annotated[str, _path(lambda text: True)]
+FilePath = Annotated[str, _from_text(_path)]
 """Relative to the recipe's folder, or, given by `--set`, to the working folder; `~` is the home folder."""
 
-NameOrPath = Annotated[str, _path(lambda text: text.startswith((".", "~")))]
+NameOrPath = Annotated[str, _from_text(lambda text: _path(text) if text.startswith((".", "~")) else text)]
 """A path only where it begins with `.` or `~`, else a name."""

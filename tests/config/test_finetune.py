@@ -273,6 +273,26 @@ stages:
     assert problems(None, "data=[]", kind=PretrainRecipe) == ["--set data=[]: data: names no source"]
 
 
+def test_unknown_keys_do_not_hide_values_that_do_not_go_together(write: Any) -> None:
+    text = "stages:\n  - &one {targets: layer-0, updates: 1, cluster: 5}\n  - *one\n"
+    unknown = "r.yaml:2: unknown key stages.{}.cluster: did you mean stages.{}.clusters?"
+    neither = "r.yaml:2: stages.{}.targets: layer-0 is neither mfcc nor layer-N"
+    expected = [line.format(number, number) for line in (neither, unknown) for number in (0, 1)]
+    assert sorted(problems(write(text), kind=PretrainRecipe)) == sorted(expected)
+
+
+def test_an_override_does_not_hide_that_a_key_comes_twice(write: Any) -> None:
+    assert problems(write("training:\n  updates: 2\n  updates: x\n"), "training.updates=y") == [
+        "r.yaml:3: duplicate key training.updates, first on line 2",
+        "--set training.updates=y: training.updates = y: expected a whole number, at least 1",
+    ]
+
+
+def test_text_that_spells_none_has_to_be_quoted(write: Any) -> None:
+    assert problems(write("data: {train: None}\n")) == ["r.yaml:1: data.train = None: expected text (in quotes)"]
+    assert load_recipe(write("data: {train: 'None'}\n")).data.train == "None"
+
+
 def test_aliases_that_form_circles_are_refused(write: Any) -> None:
     assert problems(write("model: &a [*a]\ndata: &b {root: *b}\n")) == [
         "r.yaml:1: model = a list of 1: expected text, or null",
@@ -315,6 +335,7 @@ def test_the_task_selects_what_a_recipe_is_read_as(write: Any, tmp_path: Path) -
 
 def test_an_unknown_task(write: Any) -> None:
     assert problems(write("seed: 1\ntask: sing\n")) == ["r.yaml:2: task = sing: expected one of ctc"]
+    assert problems(write("task: [ctc]\n")) == ["r.yaml:1: task = a list of 1: expected one of ctc"]
     assert list(RECIPES) == list(get_args(Task))
 
 

@@ -22,6 +22,7 @@ from parp_cli.errors import CheckpointError, DataError, Interrupted, ParpError, 
 from parp_cli.models.sources.load import load_encoder
 from parp_cli.models.sources.names import MASK_EMBEDDING, shapes
 from parp_cli.models.speech.config import ARCHITECTURES
+from parp_cli.runtime.device import resolve_precision
 from parp_cli.runtime.interrupts import Stop
 from parp_cli.runtime.progress import Progress
 from parp_cli.stages import pretrain as module
@@ -128,6 +129,13 @@ def test_history(finished: PretrainResult) -> None:
     assert all(math.isfinite(entry["loss"]) and 0 <= entry["accuracy"] <= 1 for entry in finished.history)
     folder = 3 * 0.1 + 19 * (0.16 + 0.05) + 0.1 + 0.05  # three texts of 19 letters and one space between them
     assert finished.hours * 3600 == pytest.approx(folder + 2 * 1.5, abs=0.3)
+
+
+def test_a_checkpoint_records_what_precision_auto_resolved_to(recipe: PretrainRecipe, tmp_path: Path) -> None:
+    result = pretrain(replace(recipe, precision="auto"), run=tmp_path, out=tmp_path / "encoder.safetensors")
+    recorded = checkpoint.read_metadata(result.path).recipe
+    assert recorded is not None
+    assert recorded["precision"] == resolve_precision("auto", torch.device("cpu"))
 
 
 def test_weights_move_in_both_stages(finished: PretrainResult, tmp_path: Path) -> None:
