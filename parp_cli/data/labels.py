@@ -3,16 +3,17 @@
 import re
 import string
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from parp_cli.data.text import Case, final_sigmas, fold, in_case
 from parp_cli.data.utterances import Utterance
 from parp_cli.errors import CheckpointError, DataError
+from parp_cli.storage.checkpoint import ctc_task
 
 BLANK = "<blank>"
 """CTC's blank."""
@@ -62,6 +63,10 @@ class Vocabulary:
 
     def __len__(self) -> int:
         return len(self.symbols)
+
+    def to_json(self) -> dict[str, Any]:
+        """The task of a checkpoint (`Metadata.task`) whose head has these outputs."""
+        return ctc_task(self.symbols, self.labels)
 
     @property
     def strips_stress(self) -> bool:
@@ -188,23 +193,28 @@ class Vocabulary:
         return [self._spellings.get(phone, phone) for phone in phones]
 
 
-def recorded_vocabulary(symbols: Sequence[str] | None, labels: str | None) -> Vocabulary | None:
-    """The vocabulary that a checkpoint records, or None where it has none, or one of neither letters nor phones."""
+def recorded_vocabulary(task: Mapping[str, Any] | None) -> Vocabulary | None:
+    """The inverse of `Vocabulary.to_json`; None where the task is another, or of neither letters nor phones.
+
+    Args:
+        task: `Metadata.task` of a checkpoint.
+    """
     kinds: dict[str | None, Labels] = {"letters": "letters", "phones": "phones"}
-    if symbols is None or labels not in kinds:
+    if task is None or task["kind"] != "ctc" or task["labels"] not in kinds:
         return None
-    return Vocabulary(tuple(symbols), kinds[labels])
+    return Vocabulary(tuple(task["vocabulary"]), kinds[task["labels"]])
 
 
-def vocabulary_of(source: Path, symbols: Sequence[str] | None, labels: str | None) -> Vocabulary:
-    """The vocabulary that the checkpoint `source` records.
+def vocabulary_of(source: Path, task: Mapping[str, Any] | None) -> Vocabulary:
+    """The vocabulary that the checkpoint `source` records in `task`.
 
     Raises:
         CheckpointError: it has none, or one of neither letters nor phones.
     """
-    vocabulary = recorded_vocabulary(symbols, labels)
+    vocabulary = recorded_vocabulary(task)
     if vocabulary is None:
-        raise CheckpointError(f"{source} tells apart {labels or 'nothing'}, not letters or phones")
+        outputs = "nothing" if task is None else task.get("labels") or task["kind"]
+        raise CheckpointError(f"the output head of {source} is for {outputs}, not letters or phones")
     return vocabulary
 
 

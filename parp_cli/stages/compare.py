@@ -12,8 +12,8 @@ from parp_cli.models.speech.prunable import KINDS, kind_of, layers_of
 from parp_cli.pruning.masks import count_all, count_pruned
 from parp_cli.pruning.overlap import Pair, by_group, overlaps, together
 from parp_cli.storage import checkpoint
-from parp_cli.storage.atomic import shortest_labels
 from parp_cli.storage.checkpoint import Metadata
+from parp_cli.storage.run_folder import shortest_labels
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -38,9 +38,9 @@ from parp_cli.scoring.report import Report, build_report
 from parp_cli.scoring.results import Recognition, read_results
 from parp_cli.scoring.trn import check_trn
 from parp_cli.storage import checkpoint
-from parp_cli.storage.atomic import refuse_same, require_writable, shortest_labels
+from parp_cli.storage.atomic import refuse_same, require_writable
 from parp_cli.storage.checkpoint import Checkpoint, Metadata
-from parp_cli.storage.run_folder import require_head
+from parp_cli.storage.run_folder import require_head, shortest_labels
 from parp_cli.tasks.ctc.features import MEMORY_BYTES, FrontEndFeatures
 
 
@@ -206,7 +206,7 @@ class _Evaluator:
         self._data = data or recorded_recipe(metadata).data
         self._splits = options.splits or (self._data.test,)
         self._architecture = Architecture.from_json(metadata.architecture)
-        self._vocabulary = vocabulary_of(source, metadata.vocabulary, metadata.labels)
+        self._vocabulary = vocabulary_of(source, metadata.task)
         self._systems = self._named_systems(out)
         self._check_files()
         self._chosen = choose(options.decoding, self._vocabulary, device=str(device))

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from parp_cli.errors import MaskError, UsageError
 from parp_cli.models.sources.load import load_encoder
-from parp_cli.models.sources.names import WORD_BOUNDARY, Encoder
+from parp_cli.models.sources.names import Encoder
 from parp_cli.models.speech.config import build
 from parp_cli.models.speech.prunable import layers_of, prunable_parameters
 from parp_cli.pruning.limits import check_sparsity
@@ -30,7 +30,7 @@ from parp_cli.pruning.patterns import Pattern
 from parp_cli.runtime.device import versions
 from parp_cli.runtime.progress import Notify, silent
 from parp_cli.storage import checkpoint
-from parp_cli.storage.checkpoint import Checkpoint, Metadata, Parent, Sparsity
+from parp_cli.storage.checkpoint import Checkpoint, Metadata, Parent, Sparsity, file_hash
 from parp_cli.training.rounds import DEFAULT_SPARSITY
 from parp_cli.training.starts import first_scores
 
@@ -253,13 +253,11 @@ def _write(
     seed: int | None,
 ) -> MaskResult:
     apply_(masks, encoder.weights)
-    vocabulary = encoder.vocabulary
     amount = Sparsity(target=target, pruned=count_pruned(masks), total=count_all(masks))
     metadata = Metadata(
         stage="mask",
         architecture=encoder.architecture.to_json(),
-        vocabulary=None if vocabulary is None else tuple(vocabulary),
-        labels=None if vocabulary is None else "letters" if WORD_BOUNDARY in vocabulary else "phones",
+        task=encoder.task,
         prunable=tuple(masks),
         sparsity=amount,
         recipe=recipe,
@@ -267,5 +265,6 @@ def _write(
         parents=parents,
         versions=versions(),
     )
-    digest = checkpoint.write(out, Checkpoint(weights=encoder.weights, masks=masks, metadata=metadata))
-    return MaskResult(path=out, sha256=digest, model=model, method=recipe.get("method", "combined"), sparsity=amount)
+    checkpoint.write(out, Checkpoint(weights=encoder.weights, masks=masks, metadata=metadata))
+    method = recipe.get("method", "combined")
+    return MaskResult(path=out, sha256=file_hash(out), model=model, method=method, sparsity=amount)

@@ -104,9 +104,10 @@ def pretrain(
         versions=versions(),
     )
     weights = {name: weight.half() for name, weight in encoder.items()}
+    checkpoint.write(out, Checkpoint(weights=weights, masks={}, metadata=metadata))
     return PretrainResult(
         path=out,
-        sha256=checkpoint.write(out, Checkpoint(weights=weights, masks={}, metadata=metadata)),
+        sha256=checkpoint.file_hash(out),
         history=tuple(training.history),
         hours=hours,
         seconds=time.monotonic() - began,

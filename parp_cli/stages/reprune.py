@@ -91,10 +91,10 @@ def reprune(
         metrics={"revived": revived, "dropped": dropped},
         versions=versions(),
     )
-    digest = checkpoint.write(out, Checkpoint(weights=old.weights, masks=masks, metadata=metadata))
+    checkpoint.write(out, Checkpoint(weights=old.weights, masks=masks, metadata=metadata))
     return RepruneResult(
         path=out,
-        sha256=digest,
+        sha256=checkpoint.file_hash(out),
         source=source,
         pattern=str(parsed),
         sparsity=amount,

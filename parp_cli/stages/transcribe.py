@@ -200,7 +200,7 @@ def transcribe(
 def _load(source: Path, device: torch.device) -> tuple[Architecture, "Wav2Vec2Model", Vocabulary]:
     content = checkpoint.read(source)
     require_head(source, content.metadata)
-    vocabulary = vocabulary_of(source, content.metadata.vocabulary, content.metadata.labels)
+    vocabulary = vocabulary_of(source, content.metadata.task)
     return *rebuild(content, device, source=str(source)), vocabulary
 
 

@@ -1,9 +1,9 @@
-"""Files are either there whole or not at all."""
+"""Files are written completely or not at all."""
 
 import errno
 import os
 import re
-import tempfile
+import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -12,14 +12,15 @@ from parp_cli.errors import ResourceError, UsageError
 
 _TEMPORARY_SUFFIX = ".tmp"
 _TEMPORARY = re.compile(rf"\.(?P<name>.+)-[a-z0-9_]{{8}}{re.escape(_TEMPORARY_SUFFIX)}")
+_NEW = os.O_CREAT | os.O_EXCL | os.O_RDWR
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary name beside `path` to write to, flushed and moved into place when the block ends well.
+    """A temporary file beside `path` to write to, flushed and moved into place when the block ends without an error.
 
-    Whatever goes wrong inside (an error, Ctrl-C, a kill), the file that was at `path` before stays as it was. A kill
-    leaves the temporary one, for `forget_temporaries`.
+    Whatever goes wrong inside (an error, Ctrl-C, a kill), the previous file at `path` is unchanged. A kill leaves the
+    temporary file behind, for `forget_temporaries`.
 
     Raises:
         ResourceError: no space is left on the disk.
@@ -28,13 +29,13 @@ def replacing(path: Path) -> Iterator[Path]:
     temporary: Path | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}-", suffix=_TEMPORARY_SUFFIX, dir=path.parent)
-        os.close(handle)
-        temporary = Path(name)
+        name = path.with_name(f".{path.name}-{secrets.token_hex(4)}{_TEMPORARY_SUFFIX}")
+        # The system applies the umask here; reading it would mean setting it, for other threads' files as well.
+        os.close(os.open(name, _NEW, 0o666))
+        temporary = name
         yield temporary
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
-        temporary.chmod(0o666 & ~_umask())  # mkstemp's files are for their owner alone
         temporary.replace(path)
         _flush_folder(path.parent)
     except OSError as error:
@@ -46,7 +47,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write `text` as UTF-8, whole or not at all."""
+    """Write `text` as UTF-8, completely or not at all."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
@@ -54,11 +55,11 @@ def write_text(path: Path, text: str) -> None:
 def refuse_same(
     outputs: Mapping[str, Path | Sequence[Path]], inputs: Mapping[str, Path | Sequence[Path]] | None = None
 ) -> None:
-    """Refuse to write one file twice, or over one that is read; to be called before either is done.
+    """Refuse to write one file twice, or to overwrite an input; call it before reading or writing anything.
 
     Args:
         outputs: files that will be written, by the option that names them. They need not exist.
-        inputs: files that are read.
+        inputs: files that will be read.
 
     Raises:
         UsageError: two are the same file, by symbolic links too.
@@ -72,20 +73,20 @@ def refuse_same(
 
 
 def require_writable(path: Path, option: str) -> None:
-    """Refuse early what could not be written hours later; nothing is made.
+    """Check now that a file can be written later, rather than fail after hours of work. Creates nothing.
 
     Args:
-        path: of a file that need not exist, nor its folder.
-        option: that names it.
+        path: the file; neither it nor its folder need exist.
+        option: the command-line option that names it.
 
     Raises:
-        UsageError: it is a folder, or lies where nothing can be written.
+        UsageError: it is a folder, or its folder cannot be written to.
     """
     folder = next(parent for parent in path.absolute().parents if parent.exists())
     if path.is_dir():
         why = "it is a folder"
     elif not folder.is_dir():
-        why = f"{folder} is no folder"
+        why = f"{folder} is not a folder"
     elif not os.access(folder, os.W_OK):
         why = f"{folder} cannot be written to"
     else:
@@ -99,20 +100,20 @@ def _pairs(files: Mapping[str, Path | Sequence[Path]]) -> Iterator[tuple[str, Pa
 
 
 def forget_temporaries(folder: Path, *names: str) -> None:
-    """Remove what killed processes were writing in a folder.
+    """Remove the temporary files that killed processes left in a folder.
 
     Args:
         folder: need not exist.
-        names: of the files whose temporary ones go, which nobody may be writing now; without any, of all files.
+        names: only temporary files of these files, none of which may be in use; by default of all files.
     """
     for path in folder.glob(f".*{_TEMPORARY_SUFFIX}"):
-        found = _TEMPORARY.fullmatch(path.name)
-        if found is not None and (not names or found["name"] in names) and not path.is_symlink() and path.is_file():
+        match = _TEMPORARY.fullmatch(path.name)
+        if match is not None and (not names or match["name"] in names) and not path.is_symlink() and path.is_file():
             path.unlink(missing_ok=True)
 
 
 def write_error(path: Path, error: OSError) -> ResourceError | UsageError:
-    """What to tell the user when `path` could not be written."""
+    """The error to raise when `path` could not be written."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return ResourceError(
             f"no space left to write {path}", hint="free some space, or write elsewhere with --out or --run"
@@ -121,27 +122,10 @@ def write_error(path: Path, error: OSError) -> ResourceError | UsageError:
 
 
 def _flush_folder(folder: Path) -> None:
-    """Let the names in a folder survive a loss of power in the order they were given."""
+    """Flush a folder's entries, so that renames survive a loss of power in their order."""
     with suppress(OSError):  # not every system opens folders
         handle = os.open(folder, os.O_RDONLY)
         try:
             os.fsync(handle)
         finally:
             os.close(handle)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
-def shortest_labels(paths: Sequence[Path]) -> list[str]:
-    """A name for each file that tells it from the others: its stem, its folder, or as much of the path as it takes."""
-    parts = [(*path.absolute().parent.parts[1:], path.stem) for path in paths]
-    for depth in range(1, max(map(len, parts)) + 1):
-        for chosen in (slice(-depth, -depth + 1 or None), slice(-depth, None)):
-            labels = ["/".join(part[chosen]) for part in parts]
-            if all(labels) and len(set(labels)) == len(labels):
-                return labels
-    return [f"{path} ({number})" for number, path in enumerate(paths, start=1)]

@@ -1,16 +1,17 @@
-"""The checkpoint-plus-mask file: weights and masks in one safetensors file, so that they cannot part.
+"""The checkpoint-plus-mask file: weights and masks in one safetensors file, so that they cannot be separated.
 
-    <name>          a weight under its own state-dict name, readable by any safetensors reader
-    mask/<name>     the weight's mask, one bit a weight (`bits.pack`), 1 = kept
-    metadata["parp"]  sorted JSON: everything that rebuilds and explains the file (`Metadata`)
+    <name>            a weight under its own state-dict name, readable by any safetensors reader
+    mask/<name>       the weight's mask, one bit per weight (`bits.pack`), 1 = kept
+    metadata["parp"]  sorted JSON: everything that rebuilds and explains the file (`Metadata`), and what verifies it
 
-The mask is explicit, never inferred from zeros: PARP lets pruned weights grow back. Nothing here knows what kind of
-model the weights are of. The same content gives the same bytes.
+The mask is explicit, never inferred from zeros: PARP lets pruned weights grow back. The same content gives the same
+bytes. Format 2 names architecture and task by kind, has a hash for each mask, and stores tied weights once; format 1
+is read as well.
 """
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from parp_cli.errors import CheckpointError
 from parp_cli.storage.bits import pack, unpack
 from parp_cli.storage.tensors import write_tensors
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 _KEY = "parp"
 _MASK = "mask/"
@@ -57,22 +58,21 @@ class Metadata:
 
     Attributes:
         stage: which stage wrote it ("mask", "finetune", …).
-        architecture: what rebuilds the model; its meaning is the model package's.
-        vocabulary: output symbols by label number, or None without an output head.
-        labels: what the symbols are ("letters", "phones", …), or None.
+        architecture: what rebuilds the model, with its "kind" (format 1 has none); `models` reads it.
+        task: what the output head was trained for, with its "kind"; None without an output head. For the kind "ctc"
+            `data.labels` reads it.
         prunable: names of the weights that may be pruned.
         sparsity: of the masks, or None without masks.
         recipe: the resolved recipe of the run that wrote it, or None.
         seed: of that run.
         parents: the files it descends from, oldest first.
-        metrics: figures of that run, such as the error rate it was chosen by.
+        metrics: of that run, such as the error rate it was chosen by.
         versions: of the software that wrote it.
     """
 
     stage: str
     architecture: Mapping[str, Any]
-    vocabulary: tuple[str, ...] | None = None
-    labels: str | None = None
+    task: Mapping[str, Any] | None = None
     prunable: tuple[str, ...] = ()
     sparsity: Sparsity | None = None
     recipe: Mapping[str, Any] | None = None
@@ -81,10 +81,26 @@ class Metadata:
     metrics: Mapping[str, Any] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
 
+    @property
+    def vocabulary(self) -> tuple[str, ...] | None:
+        """Output symbols of a CTC head by label id; None for another task or without a head."""
+        symbols = (self.task or {}).get("vocabulary")
+        return None if symbols is None else tuple(symbols)
+
+    @property
+    def labels(self) -> str | None:
+        """What the symbols of a CTC head are: "letters", "phones", or None where nothing is recorded."""
+        return (self.task or {}).get("labels")
+
+
+def ctc_task(vocabulary: Sequence[str], labels: str | None) -> dict[str, Any]:
+    """`Metadata.task` of a CTC head: its output symbols by label id, and what they are ("letters" or "phones")."""
+    return {"kind": "ctc", "labels": labels, "vocabulary": list(vocabulary)}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """A file's content.
+    """The content of a file.
 
     Attributes:
         weights: by state-dict name.
@@ -97,26 +113,30 @@ class Checkpoint:
     metadata: Metadata
 
 
-def write(path: Path, checkpoint: Checkpoint) -> str:
-    """Write the file, whole or not at all, and return its SHA-256.
+def write(path: Path, checkpoint: Checkpoint) -> None:
+    """Write the file, completely or not at all. Weights that are one tensor (tied weights) are stored once.
 
     Raises:
         ResourceError: no space is left on the disk.
-        UsageError: the place cannot be written to.
+        UsageError: the path cannot be written to.
     """
-    tensors = {name: weight.detach().cpu().contiguous() for name, weight in checkpoint.weights.items()}
-    reserved = [name for name in tensors if name.startswith(_MASK)]
+    reserved = [name for name in checkpoint.weights if name.startswith(_MASK)]
     assert not reserved, f"weights may not be called {reserved}"
-    tensors |= {_MASK + name: pack(mask) for name, mask in checkpoint.masks.items()}
+    weights, aliases = _without_tied(checkpoint.weights)
+    masks = {name: pack(mask) for name, mask in checkpoint.masks.items()}
     header = {
         "format": FORMAT_VERSION,
         **asdict(checkpoint.metadata),
-        "mask_shapes": {name: list(mask.shape) for name, mask in checkpoint.masks.items()},
-        "content_sha256": _content_hash(tensors),
+        "aliases": aliases,
+        "masks": {
+            name: {"shape": list(mask.shape), "sha256": _mask_hash(masks[name])}
+            for name, mask in checkpoint.masks.items()
+        },
+        "content_sha256": _content_hash(weights),
     }
     header["header_sha256"] = _header_hash(header)
+    tensors = weights | {_MASK + name: mask for name, mask in masks.items()}
     write_tensors(path, tensors, {_KEY: json.dumps(header, sort_keys=True)})
-    return file_hash(path)
 
 
 def read(path: Path) -> Checkpoint:
@@ -129,13 +149,12 @@ def read(path: Path) -> Checkpoint:
     with _opened(path) as file:
         header = _header(path, file)
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
-    if _content_hash(tensors) != header["content_sha256"]:
+    weights = {name: tensor for name, tensor in tensors.items() if not name.startswith(_MASK)}
+    if _content_hash(tensors if header["format"] == 1 else weights) != header["content_sha256"]:
         raise _damaged(path)
-    return Checkpoint(
-        weights={name: tensor for name, tensor in tensors.items() if not name.startswith(_MASK)},
-        masks=_unpack_all(header, tensors),
-        metadata=_metadata(path, header),
-    )
+    masks = _verified_masks(path, header, tensors)
+    weights |= {alias: weights[name] for alias, name in header["aliases"].items()}
+    return Checkpoint(weights=weights, masks=masks, metadata=_metadata(path, header))
 
 
 def read_metadata(path: Path) -> Metadata:
@@ -145,10 +164,15 @@ def read_metadata(path: Path) -> Metadata:
 
 
 def read_masks(path: Path) -> dict[str, Tensor]:
-    """The masks alone, without reading the weights. Raises as `read`."""
+    """The masks alone, verified, without reading the weights. Raises as `read`.
+
+    Format 1 has one hash for everything, so that its files are read whole.
+    """
     with _opened(path) as file:
         header = _header(path, file)
-        return _unpack_all(header, {_MASK + n: file.get_tensor(_MASK + n) for n in header["mask_shapes"]})
+        if header["format"] > 1:
+            return _verified_masks(path, header, {_MASK + n: file.get_tensor(_MASK + n) for n in header["masks"]})
+    return dict(read(path).masks)
 
 
 def is_checkpoint(path: Path) -> bool:
@@ -197,17 +221,29 @@ def _header(path: Path, file: Any) -> dict[str, Any]:
             f"{path} was not written by parp",
             hint="to start from a foreign model, give it to `parp mask --model`",
         ) from error
-    if version != FORMAT_VERSION:
+    if version not in range(1, FORMAT_VERSION + 1):
         raise CheckpointError(
-            f"{path} has format {version}; this parp reads {FORMAT_VERSION}", hint="update parp to read it"
+            f"{path} has format {version}; this parp reads formats up to {FORMAT_VERSION}",
+            hint="update parp to read it",
         )
-    masked = header.get("mask_shapes")
-    stored = {name.removeprefix(_MASK) for name in file.keys() if name.startswith(_MASK)}  # noqa: SIM118 (no mapping)
-    if not isinstance(masked, dict) or set(masked) != stored or "content_sha256" not in header:
+    # The first files of format 1 had no hash of the header.
+    if header.pop("header_sha256", None) not in ((None,) if version == 1 else ()) + (_header_hash(header),):
         raise _damaged(path)
-    if header.pop("header_sha256", None) not in (None, _header_hash(header)):  # the first files had none
+    if version == 1:
+        header = _upgraded(header)
+    stored = {name.removeprefix(_MASK) for name in file.keys() if name.startswith(_MASK)}  # noqa: SIM118 (no mapping)
+    if not isinstance(header.get("masks"), dict) or set(header["masks"]) != stored or "content_sha256" not in header:
         raise _damaged(path)
     return header
+
+
+def _upgraded(header: Mapping[str, Any]) -> dict[str, Any]:
+    """A header of format 1 with the keys of format 2; it stays marked as format 1."""
+    new = {key: value for key, value in header.items() if key not in ("vocabulary", "labels", "mask_shapes")}
+    vocabulary, shapes = header.get("vocabulary"), header.get("mask_shapes")
+    new["task"] = None if vocabulary is None else ctc_task(vocabulary, header.get("labels"))
+    new["masks"] = {name: {"shape": shape} for name, shape in shapes.items()} if isinstance(shapes, dict) else None
+    return {**new, "aliases": {}}
 
 
 def _damaged(path: Path) -> CheckpointError:
@@ -221,7 +257,6 @@ def _metadata(path: Path, header: Mapping[str, Any]) -> Metadata:
     try:
         values["parents"] = tuple(Parent(**parent) for parent in values["parents"])
         values["prunable"] = tuple(values["prunable"])
-        values["vocabulary"] = None if values["vocabulary"] is None else tuple(values["vocabulary"])
         values["sparsity"] = None if values["sparsity"] is None else Sparsity(**values["sparsity"])
         return Metadata(**values)
     except (KeyError, TypeError) as error:
@@ -230,8 +265,38 @@ def _metadata(path: Path, header: Mapping[str, Any]) -> Metadata:
         ) from error
 
 
-def _unpack_all(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: unpack(tensors[_MASK + name], tuple(shape)) for name, shape in header["mask_shapes"].items()}
+def _verified_masks(path: Path, header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    for name, mask in header["masks"].items():
+        if header["format"] > 1 and _mask_hash(tensors[_MASK + name]) != mask["sha256"]:
+            raise _damaged(path)
+    return {name: unpack(tensors[_MASK + name], tuple(mask["shape"])) for name, mask in header["masks"].items()}
+
+
+def _without_tied(weights: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The weights as they are stored, and for each name that is left out, the name its tensor is stored under.
+
+    safetensors refuses tensors that share memory. Those that are the same view are stored under the first name; others,
+    such as two slices of one tensor, are copied.
+    """
+    kept: dict[str, Tensor] = {}
+    aliases: dict[str, str] = {}
+    names: dict[object, str] = {}
+    storages: set[int] = set()
+    for name in sorted(weights):
+        weight = weights[name].detach()
+        storage = weight.untyped_storage().data_ptr()
+        view = (storage, weight.storage_offset(), weight.shape, weight.stride(), weight.dtype, weight.device)
+        if weight.numel() and names.setdefault(view, name) != name:
+            aliases[name] = names[view]
+            continue
+        stored = weight.cpu().contiguous()
+        kept[name] = stored.clone() if stored.data_ptr() == weight.data_ptr() and storage in storages else stored
+        storages.add(storage)
+    return kept, aliases
+
+
+def _mask_hash(packed: Tensor) -> str:
+    return hashlib.sha256(packed.numpy().data).hexdigest()
 
 
 def _header_hash(header: Mapping[str, Any]) -> str:

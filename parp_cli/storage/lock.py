@@ -1,44 +1,45 @@
 """One process at a time in a folder."""
 
+import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
 from parp_cli.errors import UsageError
 from parp_cli.storage.atomic import write_error
 
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
+LOCK = ".lock"
 
 
 @contextmanager
 def only_one(folder: Path, what: str) -> Iterator[None]:
-    """Hold a folder until the block ends; however the process ends, the system lets go of it.
+    """Hold the lock of a folder until the block ends; the system releases it however the process ends.
 
     Args:
-        folder: made if it is not there.
-        what: is going on in it, for the message; "sweep" for one.
+        folder: created if it does not exist.
+        what: runs in the folder, for the message, such as "sweep".
 
     Raises:
         ResourceError: no space is left on the disk.
-        UsageError: another process holds it, or it cannot be written to.
+        UsageError: another process holds the lock, or the folder cannot be written to.
     """
-    path = folder / ".lock"
+    path = folder / LOCK
+    lock = FileLock(path, timeout=0)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        file = path.open("w")
+        lock.acquire()
+    except Timeout as error:
+        raise UsageError(
+            f"another {what} is running in {folder}", hint="wait for it, or choose another folder with --run"
+        ) from error
+    except NotImplementedError:  # some network file systems have no locks
+        pass
     except OSError as error:
-        raise write_error(path, error) from error
-    with file:
-        if fcntl is not None:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise UsageError(
-                    f"another {what} is running in {folder}", hint="wait for it, or choose another folder with --run"
-                ) from error
-            except OSError:  # some network file systems have no locks
-                pass
+        if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
+            raise write_error(path, error) from error
+    try:
         yield
+    finally:
+        lock.release()

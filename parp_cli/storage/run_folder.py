@@ -11,7 +11,7 @@ rounds/                    the runs that found a method's mask, each a folder li
 .lock                      held while a run trains here
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from parp_cli.errors import CheckpointError
@@ -60,8 +60,19 @@ def require_head(path: Path, metadata: Metadata) -> None:
     Raises:
         CheckpointError: it has no output head.
     """
-    if metadata.vocabulary is None:
+    if metadata.task is None:
         raise CheckpointError(
             f"{path} has no output head (stage {metadata.stage})",
             hint="fine-tune it first: `parp finetune recipe.yaml`",
         )
+
+
+def shortest_labels(paths: Sequence[Path]) -> list[str]:
+    """A short unique label per file: its stem, its folder, or as much of the path as tells it from the others."""
+    parts = [(*path.absolute().parent.parts[1:], path.stem) for path in paths]
+    for depth in range(1, max(map(len, parts)) + 1):
+        for chosen in (slice(-depth, -depth + 1 or None), slice(-depth, None)):
+            labels = ["/".join(part[chosen]) for part in parts]
+            if all(labels) and len(set(labels)) == len(labels):
+                return labels
+    return [f"{path} ({number})" for number, path in enumerate(paths, start=1)]

@@ -222,8 +222,7 @@ def checkpoint_metadata(
     return Metadata(
         stage="finetune",
         architecture=start.architecture.to_json(),
-        vocabulary=preparation.vocabulary.symbols,
-        labels=preparation.vocabulary.labels,
+        task=preparation.vocabulary.to_json(),
         prunable=prunable,
         sparsity=sparsity,
         recipe=recipe_to_dict(recipe),

@@ -72,7 +72,7 @@ def read_start(recipe: Recipe, init: Path | None, notify: Notify) -> Start:
         masks=content.masks,
         target=None if metadata.sparsity is None else metadata.sparsity.target,
         chosen_by=(metadata.recipe or {}).get("method"),
-        vocabulary=recorded_vocabulary(metadata.vocabulary, metadata.labels),
+        vocabulary=recorded_vocabulary(metadata.task),
         parents=lineage(init, metadata),
         source=str(init),
     )
@@ -206,14 +206,14 @@ def rewound(start: Start, path: Path) -> Start:
         CheckpointError: it cannot be read, or is of another architecture.
     """
     content = checkpoint.read(path)
-    if content.metadata.architecture != start.architecture.to_json():
+    if Architecture.from_json(content.metadata.architecture) != start.architecture:
         raise CheckpointError(
             f"{path} is not a {start.architecture.name}", hint="pruning.rewind is a checkpoint of the model itself"
         )
     return replace(
         start,
         weights=content.weights,
-        vocabulary=recorded_vocabulary(content.metadata.vocabulary, content.metadata.labels),
+        vocabulary=recorded_vocabulary(content.metadata.task),
         parents=(*start.parents, *lineage(path, content.metadata)),
     )
 

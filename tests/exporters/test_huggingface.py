@@ -65,8 +65,9 @@ def test_without_a_head_their_bare_model_loads_it(name: str, tmp_path: Path) -> 
 @pytest.mark.parametrize("name", SMALL)
 def test_there_and_back(name: str, vocabulary: list[str] | None, tmp_path: Path) -> None:
     state = exported(SMALL[name], vocabulary, tmp_path).state_dict()
-    architecture, weights, found, _ = load_encoder(str(tmp_path))
-    assert (architecture, found) == (SMALL[name], vocabulary)
+    encoder = load_encoder(str(tmp_path))
+    assert (encoder.architecture, encoder.vocabulary) == (SMALL[name], vocabulary)
+    weights = encoder.weights
     assert list(weights) == list(state)
     assert all(torch.equal(weights[key], state[key]) for key in state)
 

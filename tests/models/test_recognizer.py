@@ -6,7 +6,7 @@ import torch
 from parp_cli.errors import CheckpointError
 from parp_cli.models.recognizer import rebuild
 from parp_cli.models.speech.config import Architecture, build
-from parp_cli.storage.checkpoint import Checkpoint, Metadata
+from parp_cli.storage.checkpoint import Checkpoint, Metadata, ctc_task
 from tests.models.small import SMALL, randomise, waveform
 
 CPU = torch.device("cpu")
@@ -15,7 +15,8 @@ VOCABULARY = ("<blank>", "|", "A")
 
 def checkpoint_of(architecture: Architecture, vocabulary: tuple[str, ...] | None) -> tuple[Any, Checkpoint]:
     model = randomise(build(architecture, vocabulary_size=None if vocabulary is None else len(vocabulary)))
-    metadata = Metadata(stage="finetune", architecture=architecture.to_json(), vocabulary=vocabulary)
+    task = None if vocabulary is None else ctc_task(vocabulary, "letters")
+    metadata = Metadata(stage="finetune", architecture=architecture.to_json(), task=task)
     return model, Checkpoint(weights=model.state_dict(), masks={}, metadata=metadata)
 
 

@@ -6,13 +6,17 @@ from pathlib import Path
 from parp_cli.stages.evaluate import Options, evaluate
 from parp_cli.stages.transcribe import transcribe
 from parp_cli.storage import checkpoint
+from parp_cli.storage.checkpoint import ctc_task
 from tests.tiny import TEXTS, World
 
 
 def test_a_model_with_small_letters_is_as_good_as_with_capitals(world: World, trained: Path, tmp_path: Path) -> None:
     content = checkpoint.read(trained)
     assert content.metadata.vocabulary is not None
-    small = replace(content.metadata, vocabulary=tuple(symbol.lower() for symbol in content.metadata.vocabulary))
+    small = replace(
+        content.metadata,
+        task=ctc_task([symbol.lower() for symbol in content.metadata.vocabulary], content.metadata.labels),
+    )
     lower = tmp_path / "lower.safetensors"
     checkpoint.write(lower, replace(content, metadata=small))
     capitals = evaluate(trained, out=tmp_path / "capitals.jsonl")

@@ -11,7 +11,7 @@ from parp_cli.pruning.overlap import Overlap
 from parp_cli.stages.compare import compare
 from parp_cli.stages.mask import mask
 from parp_cli.storage import checkpoint
-from parp_cli.storage.atomic import shortest_labels
+from parp_cli.storage.run_folder import shortest_labels
 from tests.tiny import TINY, World, write_encoder
 
 

@@ -111,6 +111,17 @@ def test_a_folder_that_cannot_be_flushed(tmp_path: Path, monkeypatch: pytest.Mon
     assert (tmp_path / "file").read_text() == "text"
 
 
+def test_the_umask_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It belongs to the whole process: files that other threads create meanwhile would be writable for everybody."""
+
+    def refuse(_: int) -> int:
+        raise AssertionError("the umask was changed")
+
+    monkeypatch.setattr(os, "umask", refuse)
+    write_text(tmp_path / "file", "text")
+    assert (tmp_path / "file").read_text() == "text"
+
+
 def test_others_may_read_it_as_the_umask_says(tmp_path: Path) -> None:
     before = os.umask(0o027)
     try:
@@ -153,7 +164,7 @@ def test_what_cannot_be_written_is_known_early(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     require_writable(tmp_path / "new" / "folder" / "a.json", "--out")
     assert not (tmp_path / "new").exists()
-    for path, why in ((tmp_path, "it is a folder"), (tmp_path / "file" / "a.json", "file is no folder")):
+    for path, why in ((tmp_path, "it is a folder"), (tmp_path / "file" / "a.json", "file is not a folder")):
         with pytest.raises(UsageError, match=why) as caught:
             require_writable(path, "--html")
         assert caught.value.hint == "choose another place with --html"

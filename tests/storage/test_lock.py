@@ -4,11 +4,12 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from parp_cli.errors import ResourceError, UsageError
-from parp_cli.storage.lock import only_one
+from parp_cli.storage.lock import LOCK, only_one
 
 fcntl = pytest.importorskip("fcntl")
 
@@ -68,9 +69,13 @@ def test_a_place_that_cannot_be_written_to(tmp_path: Path, monkeypatch: pytest.M
     with pytest.raises(UsageError, match="cannot write"), only_one(tmp_path / "file", "sweep"):
         pass
 
-    def full(*_: object, **__: object) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    opened = os.open
 
-    monkeypatch.setattr(Path, "open", full)
+    def full(path: Any, *arguments: Any, **options: Any) -> int:
+        if Path(path).name == LOCK:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return opened(path, *arguments, **options)
+
+    monkeypatch.setattr(os, "open", full)
     with pytest.raises(ResourceError, match="no space left"), only_one(tmp_path, "sweep"):
         pass

@@ -23,6 +23,7 @@ from parp_cli.models.sources.names import (
 )
 from parp_cli.models.speech.config import Architecture, Family, encoder_architecture
 from parp_cli.models.speech.waveform import SAMPLE_RATE_HZ
+from parp_cli.storage.checkpoint import ctc_task
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -122,7 +123,9 @@ def read_directory(directory: Path) -> Encoder:
     if architecture.family == "wavlm":
         weights = pack_attention(weights)
     size = None if vocabulary is None else len(vocabulary)
-    return Encoder(architecture, fit(weights, architecture, source=str(directory), vocabulary_size=size), vocabulary)
+    labels = "letters" if WORD_BOUNDARY in (vocabulary or ()) else "phones"
+    task = None if vocabulary is None else ctc_task(vocabulary, labels)
+    return Encoder(architecture, fit(weights, architecture, source=str(directory), vocabulary_size=size), task)
 
 
 def download(name: str) -> Path:

@@ -96,10 +96,9 @@ def random_encoder(architecture: Architecture, seed: int = 0) -> Encoder:
 def _read_parp(path: Path) -> Encoder:
     content = checkpoint.read(path)
     architecture = Architecture.from_json(content.metadata.architecture)
-    vocabulary = None if content.metadata.vocabulary is None else list(content.metadata.vocabulary)
-    size = None if vocabulary is None else len(vocabulary)
+    size = None if content.metadata.vocabulary is None else len(content.metadata.vocabulary)
     weights = fit(content.weights, architecture, source=str(path), vocabulary_size=size)
-    return Encoder(architecture, weights, vocabulary, checkpoint.lineage(path, content.metadata))
+    return Encoder(architecture, weights, content.metadata.task, checkpoint.lineage(path, content.metadata))
 
 
 def _read_torch(path: Path, named: Architecture | None) -> Encoder:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
@@ -26,14 +26,20 @@ class Encoder(NamedTuple):
         architecture: what to build.
         weights: float32, exactly those of `build(architecture, ...)`, with `aux.weight` (V, D) and `aux.bias`
             (V,) where there is a vocabulary, and with `MASK_EMBEDDING` where it came with one.
-        vocabulary: V labels by id, the blank ("<blank>") first and "|" between words; None without a CTC head.
+        task: what its head is for, as a checkpoint records it (`Metadata.task`); None without a CTC head. Of its V
+            symbols the blank ("<blank>") is the first, and "|" stands between words.
         parents: the checkpoint of parp it was read from, and what that descends from; empty for other sources.
     """
 
     architecture: Architecture
     weights: dict[str, Tensor]
-    vocabulary: list[str] | None
+    task: Mapping[str, Any] | None
     parents: tuple[Parent, ...] = ()
+
+    @property
+    def vocabulary(self) -> list[str] | None:
+        """The V output symbols by label id; None without a head."""
+        return None if self.task is None else list(self.task["vocabulary"])
 
 
 BLANK = "<blank>"

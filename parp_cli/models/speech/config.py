@@ -93,6 +93,7 @@ class Architecture:
         """Plain values for JSON; `from_json` reads them back to an equal architecture."""
         builder = dict(self.builder) | {"extractor_conv_layer_config": [list(layer) for layer in self.conv_layers]}
         return {
+            "kind": "speech",
             "name": self.name,
             "family": self.family,
             "builder": builder,

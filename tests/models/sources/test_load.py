@@ -8,7 +8,7 @@ from parp_cli.models.sources import load as sources
 from parp_cli.models.sources.load import load_encoder
 from parp_cli.models.speech.config import ARCHITECTURES, Architecture, build
 from parp_cli.storage import checkpoint
-from parp_cli.storage.checkpoint import Checkpoint, Metadata
+from parp_cli.storage.checkpoint import Checkpoint, Metadata, ctc_task
 from tests.models.small import SMALL, randomise
 
 
@@ -47,12 +47,16 @@ def test_half_precision_becomes_single(tmp_path: Path) -> None:
 @pytest.mark.parametrize("vocabulary", [None, ("<blank>", "|", "A")])
 def test_a_checkpoint_of_parp(vocabulary: tuple[str, ...] | None, tmp_path: Path) -> None:
     state = randomise(build(SMALL["wavlm-large"], vocabulary_size=len(vocabulary) if vocabulary else None)).state_dict()
-    metadata = Metadata(stage="mask", architecture=SMALL["wavlm-large"].to_json(), vocabulary=vocabulary)
+    metadata = Metadata(
+        stage="mask",
+        architecture=SMALL["wavlm-large"].to_json(),
+        task=ctc_task(vocabulary, "letters") if vocabulary else None,
+    )
     halves = {name: tensor.half() for name, tensor in state.items()}
     checkpoint.write(tmp_path / "file.safetensors", Checkpoint(weights=halves, masks={}, metadata=metadata))
     architecture, weights, found, _ = load_encoder(str(tmp_path / "file.safetensors"))
     assert architecture == SMALL["wavlm-large"]
-    assert found == (None if vocabulary is None else list(vocabulary))
+    assert found == metadata.task
     assert all(torch.equal(weights[name], tensor.float()) for name, tensor in halves.items())
 
 
