@@ -6,7 +6,7 @@ recipes/mini/10min.yaml, except for `model`.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
 from parp_cli.config.values import (
     Count,
@@ -329,12 +329,3 @@ class Recipe(Section):
 
 RECIPES: Final[dict[Task, type[Recipe]]] = {"ctc": Recipe}
 """What a recipe is read as, by its task: a new task is a new class here, with its own `data` and `training`."""
-
-
-def __getattr__(name: str) -> Any:
-    """What moved to `load.py`, for modules that still look for it here."""
-    if name not in ("load_recipe", "recipe_to_dict", "recipe_from_dict", "dump_yaml"):
-        raise AttributeError(name)
-    from parp_cli.config import load
-
-    return getattr(load, name)
