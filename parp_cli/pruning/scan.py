@@ -1,16 +1,16 @@
-"""Passes over the magnitudes of many tensors: counted, collected and compared, without a copy of them.
+"""Passes over the magnitudes of many tensors, piece by piece and without a copy of them.
 
-A magnitude is compared as its bits: those of a non-negative IEEE float, read as an integer, are in the order of the
-floats. On the CPU the work goes in pieces that stay in the cache, dealt to as many threads as torch uses
-(`torch.get_num_threads()`), in NumPy, whose comparisons are several times faster than torch's on integers and on
-booleans; other devices run the same in torch. What comes out does not depend on pieces, threads or device.
+Magnitudes are compared as integers: the bits of non-negative IEEE floats, read as integers, are in the order of the
+floats. On the CPU pieces stay in the cache and are shared by as many threads as torch uses, in NumPy, which compares
+integers and handles booleans several times faster than torch does; other devices do the same in torch. Results do not
+depend on pieces, threads or device.
 """
 
-from collections import deque
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -18,30 +18,29 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 Integers = NDArray[np.signedinteger[Any]]
-Found = TypeVar("Found")
+Result = TypeVar("Result")
 
 _CPU_PIECE = 1 << 18
-"""Entries looked at together on the CPU: a megabyte, so that they and what is made of them stay in the cache.
-A multiple of 8, as is the next, so that each piece fills whole bytes of a packed mask."""
+"""Entries per piece on the CPU: a megabyte of float32, so that it and its temporaries stay in the cache."""
 
 _DEVICE_PIECE = 1 << 24
-"""The same elsewhere, where each piece costs a wait for the device but takes memory."""
+"""Entries per piece on other devices, where each piece costs a wait for the device but takes memory."""
 
 _FEW_PIECES = 4
-"""Up to so many pieces are done sooner than threads are started."""
+"""Up to this many pieces are done before threads would have started."""
 
 
 @dataclass(frozen=True)
 class FloatFormat:
-    """How a dtype's bits are read: as which integer, where the sign is not, and which are infinity's."""
+    """A float dtype as integers: their dtype, the bits without the sign, and the bits of infinity."""
 
     integer: torch.dtype
     magnitude: int
     infinity: int
 
-    def none(self) -> Integers:
-        """An empty array of these integers."""
-        return np.empty(0, dtype=np.int32 if self.integer == torch.int32 else np.int16)
+    def empty(self, size: int) -> Integers:
+        """An uninitialised array of these integers."""
+        return np.empty(size, dtype=np.int32 if self.integer == torch.int32 else np.int16)
 
 
 FORMATS = {
@@ -53,13 +52,13 @@ FORMATS = {
 
 @dataclass(frozen=True)
 class Counts:
-    """What one pass over tensors found, by the number of the tensor.
+    """One pass over tensors with a bracket of magnitudes; one entry per tensor.
 
     Attributes:
         below: how many magnitudes are below the bracket.
-        inside: how many are in it, bounds included.
+        inside: how many are in it, ends included.
         largest: the largest magnitude, -1 of an empty tensor. NaNs are above infinity.
-        collected: the magnitudes in the bracket, in any order; empty if they were only counted.
+        collected: the magnitudes in the bracket, in any order; empty where it is a single magnitude.
     """
 
     below: NDArray[np.int64]
@@ -68,13 +67,13 @@ class Counts:
     collected: list[Integers]
 
 
-@dataclass(frozen=True)
-class _Piece:
-    """Entries `start` to `stop` of the tensor with this number."""
+class _Piece(NamedTuple):
+    """Part of the bits of the tensor with this number; `buffers` are those of the calling thread."""
 
     number: int
-    start: int
-    stop: int
+    entries: slice
+    bits: Tensor
+    buffers: "_Buffers"
 
 
 def bits_of(weight: Tensor) -> Tensor:
@@ -82,137 +81,102 @@ def bits_of(weight: Tensor) -> Tensor:
     return weight.detach().reshape(-1).view(FORMATS[weight.dtype].integer)
 
 
-def count(tensors: Sequence[Tensor], form: FloatFormat, low: int, high: int, *, collect: bool) -> Counts:
-    """One pass: how many magnitudes are below `low` and how many from `low` to `high`, which are collected or not.
+def count(tensors: Sequence[Tensor], form: FloatFormat, low: int, high: int) -> Counts:
+    """Count the magnitudes below a bracket and in it, and collect the latter unless they are all the same.
 
     Args:
-        tensors: as `bits_of` gives them.
+        tensors: as `bits_of` returns them.
         form: of the dtype that they are bits of.
-        low, high: magnitudes.
-        collect: whether to return the magnitudes from `low` to `high`.
+        low, high: magnitudes, the ends of the bracket.
     """
-    below, inside = np.zeros(len(tensors), dtype=np.int64), np.zeros(len(tensors), dtype=np.int64)
+    below, inside = np.zeros((2, len(tensors)), dtype=np.int64)
     largest = np.full(len(tensors), -1, dtype=np.int64)
-    collected: list[list[Integers]] = [[form.none()] for _ in tensors]
+    collected: list[list[Integers]] = [[form.empty(0)] for _ in tensors]
 
-    def look(piece: _Piece, bits: Tensor, scratch: _Scratch) -> tuple[int, int, int, Integers | None]:
-        if _in_numpy(bits):
-            return _count_on_cpu(bits.numpy(), scratch, form, low, high, collect=collect)
-        return _count_on_device(bits, form, low, high, collect=collect)
+    def look(piece: _Piece) -> tuple[int, tuple[int, int, int], Integers]:
+        count_piece = _count_in_numpy if _in_numpy(piece.bits) else _count_in_torch
+        return piece.number, *count_piece(piece, form, low, high)
 
-    for piece, (piece_below, piece_inside, piece_largest, magnitudes) in _over_pieces(tensors, look):
-        below[piece.number] += piece_below
-        inside[piece.number] += piece_inside
-        largest[piece.number] = max(largest[piece.number], piece_largest)
-        if magnitudes is not None:
-            collected[piece.number].append(magnitudes)
+    for number, (piece_below, piece_inside, piece_largest), magnitudes in _over_pieces(tensors, form, look):
+        below[number] += piece_below
+        inside[number] += piece_inside
+        largest[number] = max(largest[number], piece_largest)
+        collected[number].append(magnitudes)
     return Counts(below, inside, largest, [np.concatenate(parts) for parts in collected])
 
 
 def sample(tensors: Sequence[Tensor], form: FloatFormat, share: float, *, seed: int) -> Integers:
     """Magnitudes (m,) drawn at random, with replacement: about `share` of each tensor.
 
-    At random and not evenly spaced: entries in the pattern 2:4, for one, would all be zeros or none.
+    At random and not evenly spaced: of entries in the pattern 2:4 an even spacing would draw only zeros, or none.
     """
     generator = np.random.default_rng(seed)
-    drawn = [form.none()]
+    drawn = [form.empty(0)]
     for bits in tensors:
-        places = generator.integers(0, max(1, len(bits)), size=round(share * len(bits)))
-        if _in_numpy(bits):
-            drawn.append(bits.numpy()[places])
-        else:
-            drawn.append(bits[torch.from_numpy(places).to(bits.device)].cpu().numpy())
+        places = torch.from_numpy(generator.integers(0, max(1, len(bits)), size=round(share * len(bits))))
+        drawn.append(bits[places.to(bits.device)].cpu().numpy())
     return np.concatenate(drawn) & form.magnitude
 
 
-def above(tensors: Sequence[Tensor], form: FloatFormat, threshold: int, *, or_at: Sequence[bool]) -> list[Tensor]:
-    """By tensor, which magnitudes (n,) are above the threshold, and those at it too where `or_at` says so."""
+def at_least(tensors: Sequence[Tensor], form: FloatFormat, limits: Sequence[int]) -> list[Tensor]:
+    """Per tensor, which of its magnitudes (n,) are at or above its limit."""
     results = [torch.empty(len(bits), dtype=torch.bool, device=bits.device) for bits in tensors]
 
-    def look(piece: _Piece, bits: Tensor, scratch: _Scratch) -> None:
-        out = results[piece.number][piece.start : piece.stop]
-        if _in_numpy(bits):
-            compare = np.greater_equal if or_at[piece.number] else np.greater
-            compare(scratch.magnitudes(bits.numpy(), form), threshold, out=out.numpy())
+    def look(piece: _Piece) -> None:
+        out, limit = results[piece.number][piece.entries], limits[piece.number]
+        if _in_numpy(piece.bits):
+            np.greater_equal(piece.buffers.magnitudes(piece.bits, form), limit, out=out.numpy())
         else:
-            torch.ge(bits & form.magnitude, threshold + (not or_at[piece.number]), out=out)
+            torch.ge(piece.bits & form.magnitude, limit, out=out)
 
-    for _ in _over_pieces(tensors, look):
+    for _ in _over_pieces(tensors, form, look):
         pass
     return results
 
 
-def packed_above(bits: Tensor, form: FloatFormat, threshold: int, *, or_at: bool) -> Tensor:
-    """As `above` for one tensor, in bits as `bits.pack` puts them, (ceil(n / 8),) uint8 on the CPU.
-
-    Packed piece by piece: a boolean tensor would be eight times as large, and freeing it leaves a hole that is no use.
-    """
-    packed = np.empty((len(bits) + 7) // 8, dtype=np.uint8)
-
-    def look(piece: _Piece, part: Tensor, scratch: _Scratch) -> None:
-        if _in_numpy(part):
-            compare = np.greater_equal if or_at else np.greater
-            kept = compare(scratch.magnitudes(part.numpy(), form), threshold, out=scratch.booleans(len(part))[0])
-        else:
-            kept = torch.ge(part & form.magnitude, threshold + (not or_at)).cpu().numpy()
-        packed[piece.start // 8 : (piece.stop + 7) // 8] = np.packbits(kept)
-
-    for _ in _over_pieces([bits], look):
-        pass
-    return torch.from_numpy(packed)
-
-
-def first_at(bits: Tensor, form: FloatFormat, threshold: int, wanted: int) -> Tensor:
-    """Positions (wanted,) of the first magnitudes of one tensor that are at the threshold."""
-    found: list[Tensor] = []
+def clear_first(mask: Tensor, bits: Tensor, form: FloatFormat, magnitude: int, wanted: int) -> None:
+    """Set a mask (n,) to False at the first `wanted` entries that have this magnitude."""
     for start in range(0, len(bits), _piece_length(bits)):
-        magnitudes = bits[start : start + _piece_length(bits)] & form.magnitude
-        positions = (magnitudes == threshold).nonzero().flatten()[:wanted]
-        found.append(positions + start)
-        wanted -= len(positions)
+        piece = slice(start, start + _piece_length(bits))
+        found = ((bits[piece] & form.magnitude) == magnitude).nonzero().flatten()[:wanted]
+        mask[piece][found] = False
+        wanted -= len(found)
         if wanted == 0:
-            break
-    return torch.cat(found)
+            return
 
 
-class _Scratch:
-    """Buffers of one thread, used for every piece: fresh memory would cost more than the comparisons."""
+class _Buffers(threading.local):
+    """Each thread's own, used for every piece: fresh memory would cost more than the comparisons."""
 
-    def __init__(self, length: int) -> None:
-        self._integers: dict[Any, Integers] = {}
-        self._booleans = [np.empty(length, dtype=np.bool_) for _ in range(2)]
-        self._length = length
+    def __init__(self, form: FloatFormat, length: int) -> None:
+        self._integers = form.empty(length)
+        self._booleans = np.empty((2, length), dtype=np.bool_)
 
-    def magnitudes(self, bits: Integers, form: FloatFormat) -> Integers:
-        if bits.dtype not in self._integers:
-            self._integers[bits.dtype] = np.empty(self._length, dtype=bits.dtype)
-        return np.bitwise_and(bits, form.magnitude, out=self._integers[bits.dtype][: len(bits)])
+    def magnitudes(self, bits: Tensor, form: FloatFormat) -> Integers:
+        magnitudes: Integers = np.bitwise_and(bits.numpy(), form.magnitude, out=self._integers[: len(bits)])
+        return magnitudes
 
-    def booleans(self, length: int) -> list[NDArray[np.bool_]]:
-        return [buffer[:length] for buffer in self._booleans]
+    def booleans(self, length: int) -> NDArray[np.bool_]:
+        return self._booleans[:, :length]
 
 
-def _count_on_cpu(
-    bits: Integers, scratch: _Scratch, form: FloatFormat, low: int, high: int, *, collect: bool
-) -> tuple[int, int, int, Integers | None]:
-    magnitudes = scratch.magnitudes(bits, form)
-    is_below, is_inside = scratch.booleans(len(bits))
+def _count_in_numpy(piece: _Piece, form: FloatFormat, low: int, high: int) -> tuple[tuple[int, int, int], Integers]:
+    magnitudes = piece.buffers.magnitudes(piece.bits, form)
+    is_below, is_inside = piece.buffers.booleans(len(magnitudes))
     np.less(magnitudes, low, out=is_below)
     np.less_equal(magnitudes, high, out=is_inside)
     np.not_equal(is_below, is_inside, out=is_inside)
-    collected = magnitudes[is_inside] if collect else None
-    inside = int(np.count_nonzero(is_inside)) if collected is None else len(collected)
-    return int(np.count_nonzero(is_below)), inside, int(magnitudes.max()), collected
+    inside = int(np.count_nonzero(is_inside))
+    collected = magnitudes[is_inside] if low < high else form.empty(0)
+    return (int(np.count_nonzero(is_below)), inside, int(magnitudes.max())), collected
 
 
-def _count_on_device(
-    bits: Tensor, form: FloatFormat, low: int, high: int, *, collect: bool
-) -> tuple[int, int, int, Integers | None]:
-    magnitudes = bits & form.magnitude
+def _count_in_torch(piece: _Piece, form: FloatFormat, low: int, high: int) -> tuple[tuple[int, int, int], Integers]:
+    magnitudes = piece.bits & form.magnitude
     is_inside = (magnitudes >= low) & (magnitudes <= high)
     numbers = torch.stack([(magnitudes < low).sum(), is_inside.sum(), magnitudes.max().long()])
     below, inside, largest = numbers.tolist()  # one wait for the device, not three
-    return below, inside, largest, magnitudes[is_inside].cpu().numpy() if collect else None
+    return (below, inside, largest), magnitudes[is_inside].cpu().numpy() if low < high else form.empty(0)
 
 
 def _in_numpy(bits: Tensor) -> bool:
@@ -223,33 +187,18 @@ def _piece_length(bits: Tensor) -> int:
     return _CPU_PIECE if _in_numpy(bits) else _DEVICE_PIECE
 
 
-def _over_pieces(
-    tensors: Sequence[Tensor], look: Callable[[_Piece, Tensor, _Scratch], Found]
-) -> Iterator[tuple[_Piece, Found]]:
-    """Call `look` for every piece of every tensor, on several threads if there are many; in the order of the pieces."""
+def _over_pieces(tensors: Sequence[Tensor], form: FloatFormat, look: Callable[[_Piece], Result]) -> Iterator[Result]:
+    """Call `look` for every piece of every tensor, in several threads if there are many; results in order."""
+    on_cpu = all(map(_in_numpy, tensors))
+    buffers = _Buffers(form, min(max(map(len, tensors), default=0), _CPU_PIECE) if on_cpu else 0)
     pieces = [
-        _Piece(number, start, min(start + length, len(bits)))
-        for number, (bits, length) in enumerate((bits, _piece_length(bits)) for bits in tensors)
-        for start in range(0, len(bits), length)
+        _Piece(number, entries, bits[entries], buffers)
+        for number, bits in enumerate(tensors)
+        for start in range(0, len(bits), _piece_length(bits))
+        for entries in [slice(start, start + _piece_length(bits))]
     ]
-    waiting = deque(enumerate(pieces))
-    results: list[Any] = [None] * len(pieces)
-    longest = max((piece.stop - piece.start for piece in pieces), default=0)
-
-    def work() -> None:
-        scratch = _Scratch(min(longest, _CPU_PIECE))
-        while waiting:
-            try:
-                place, piece = waiting.popleft()
-            except IndexError:  # another thread took the last
-                return
-            results[place] = look(piece, tensors[piece.number][piece.start : piece.stop], scratch)
-
-    threads = torch.get_num_threads() if all(map(_in_numpy, tensors)) else 1
+    threads = torch.get_num_threads() if on_cpu else 1
     if len(pieces) <= _FEW_PIECES or threads == 1:
-        work()
-    else:
-        with ThreadPoolExecutor(threads) as pool:
-            for finished in [pool.submit(work) for _ in range(threads)]:
-                finished.result()
-    return zip(pieces, results, strict=True)
+        return map(look, pieces)
+    with ThreadPoolExecutor(threads) as pool:
+        return pool.map(look, pieces)

@@ -3,11 +3,11 @@
     python tests/benchmarks/bench_selection.py [--threads 2] [--repeat 5] [--without-2b]
 
 Prints two tables: both on the prunable weights of wav2vec 2.0 base and large (float32, half pruned), and this
-project's alone from 85 million to 2 billion weights (bfloat16, masks packed tensor by tensor). Each line is measured in
-a process of its own, all in one run. Extra memory is how far the resident set rose above where it was with the weights
-in place, the masks included; the times are the best of the repeats, the memory that of the first run. On a machine that
-is busy with something else, processor seconds (of all threads) say more than seconds. The last line takes
-about 5 GB, global_unstructured on large about 15 GB, and is left out where less is free.
+project's alone from 85 million to 2 billion weights (bfloat16). Each line is measured in a process of its own, all
+in one run. Extra memory is how far the resident set rose above where it was with the weights in place, the masks
+included; the times are the best of the repeats, the memory that of the first run. On a busy machine processor seconds
+(of all threads) say more than seconds. The last line takes about 7 GB, global_unstructured on large about 15 GB, and is
+left out where less is free.
 """
 
 import argparse
@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils import prune
 
-from parp_cli.pruning.select import magnitude_cut, magnitude_masks
+from parp_cli.pruning.select import magnitude_masks
 
 MODELS = {
     "base": (12, 768, 3072),
@@ -52,11 +52,6 @@ def masks_of_parp(weights: dict[str, Tensor], k: int) -> object:
     return magnitude_masks(weights, k)
 
 
-def packed_masks_of_parp(weights: dict[str, Tensor], k: int) -> object:
-    cut = magnitude_cut(weights, k)
-    return {name: cut.packed(name, weight) for name, weight in weights.items()}
-
-
 def masks_of_torch(weights: dict[str, Tensor], k: int) -> object:
     modules = []
     for weight in weights.values():
@@ -72,7 +67,6 @@ TORCH_ON_LARGE = 16_000_000_000
 
 METHODS: dict[str, Callable[[dict[str, Tensor], int], object]] = {
     "parp": masks_of_parp,
-    "parp, packed": packed_masks_of_parp,
     "torch": masks_of_torch,
 }
 
@@ -142,9 +136,8 @@ def compare(threads: int, repeat: int, models: list[str]) -> None:
     print("| --- | ---: | ---: | ---: | ---: | ---: | ---: |")
     for model in models:
         ours = measured_apart("parp", model, "float32", threads, repeat)
-        packed = measured_apart("parp, packed", model, "float32", threads, repeat)
         theirs = measured_apart("torch", model, "float32", threads, 0)
-        for name, line in (("global_unstructured", theirs), ("parp", ours), ("parp, packed masks", packed)):
+        for name, line in (("global_unstructured", theirs), ("parp", ours)):
             faster, memory = theirs["seconds"] / line["seconds"], line["extra"] / theirs["extra"]
             print(
                 f"| {model}, {name} | {line['total']:,} | {line['seconds']:.3f} | {line['cpu']:.3f} |"
@@ -155,12 +148,12 @@ def compare(threads: int, repeat: int, models: list[str]) -> None:
 
 def scale(threads: int, repeat: int, models: list[str]) -> None:
     print(
-        f"\n| bfloat16, 50 %, packed, {threads} threads | weights | seconds | processor ns each"
-        " | extra MB | bits a weight |"
+        f"\n| bfloat16, 50 %, {threads} threads | weights | seconds | processor ns per weight"
+        " | extra MB | bits per weight |"
     )
     print("| --- | ---: | ---: | ---: | ---: | ---: |")
     for model in models:
-        line = measured_apart("parp, packed", model, "bfloat16", threads, repeat)
+        line = measured_apart("parp", model, "bfloat16", threads, repeat)
         print(
             f"| {model} | {line['total']:,} | {line['seconds']:.3f} | {line['cpu'] / line['total'] * 1e9:.2f} |"
             f" {line['extra'] / 1e6:,.0f} | {line['extra'] * 8 / line['total']:.2f} |",

@@ -18,8 +18,7 @@ from parp_cli.models.speech.config import build
 from parp_cli.models.speech.prunable import prunable_parameters
 from parp_cli.pruning import scan, select
 from parp_cli.pruning.masks import count_pruned
-from parp_cli.pruning.select import magnitude_cut, magnitude_masks, prune_count
-from parp_cli.storage.bits import pack
+from parp_cli.pruning.select import magnitude_masks, prune_count
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 SPECIAL = (0.0, -0.0, 1.0, -1.0, 1e-7, -1e-7, 1e-42, -1e-42, 65504.0, math.inf, -math.inf)
@@ -239,27 +238,6 @@ def test_threads_leave_nothing_out(case: Case) -> None:
     torch.set_num_threads(3)
     with SMALL_PIECES, mock.patch.multiple(scan, _FEW_PIECES=0), mock.patch.object(select, "_FEW", 4):
         assert_equal(magnitude_masks(weights, k), brute_force(weights, k))
-
-
-@given(weights_and_k())
-def test_a_cut_makes_the_masks_one_by_one(case: Case) -> None:
-    weights, k = case
-    expected = brute_force(weights, k)
-    cut = magnitude_cut(weights, k)
-    assert_equal(cut.masks(weights), expected)
-    for name in reversed(weights):
-        assert_equal({name: cut.mask(name, weights[name])}, {name: expected[name]})
-        assert torch.equal(cut.packed(name, weights[name]), pack(expected[name]))
-        with SMALL_PIECES:
-            assert torch.equal(cut.packed(name, weights[name]), pack(expected[name]))
-        with mock.patch.multiple(scan, _in_numpy=lambda bits: False, _DEVICE_PIECE=8):
-            assert torch.equal(cut.packed(name, weights[name]), pack(expected[name]))
-    pruned = torch.cat([w.abs().reshape(-1)[~expected[name].reshape(-1)] for name, w in weights.items()])
-    if k:
-        largest = pruned.max()
-        assert cut.threshold == int(scan.bits_of(largest))
-        assert sum(cut.pruned_ties.values()) == int((pruned == largest).sum())
-        assert sum(cut.ties.values()) == sum(int((w.abs() == largest).sum()) for w in weights.values())
 
 
 @pytest.mark.gpu

@@ -1,6 +1,6 @@
-"""Two processes (gloo), each with its rows of every weight, get the mask that one process computes.
+"""Two ranks (gloo), each with its shard of every weight, get the mask that one process computes.
 
-This file is also what the two processes run: `python test_select_sharded.py RANK FOLDER`.
+This file is also what the two ranks run: `python test_select_sharded.py RANK FOLDER`.
 """
 
 import itertools
@@ -18,7 +18,7 @@ from torch import Tensor, distributed
 
 from parp_cli.errors import ParpError
 from parp_cli.pruning import select
-from parp_cli.pruning.select import magnitude_cut, magnitude_masks
+from parp_cli.pruning.select import magnitude_masks
 
 Weights = dict[str, Tensor]
 Case = tuple[str, str, str, str, int]
@@ -107,8 +107,8 @@ def work(rank: int, folder: Path) -> None:
 
     real = distributed.all_reduce
     with mock.patch.object(distributed, "all_reduce", all_reduce):
-        cut = magnitude_cut(shard(large(), rank, SHARDINGS["uneven"]), LARGE // 2, group=group)
-    torch.save((masks, refusals, sent, cut.threshold, cut.pruned_ties), folder / f"{rank}.pt")
+        mask = magnitude_masks(shard(large(), rank, SHARDINGS["uneven"]), LARGE // 2, group=group)["large"]
+    torch.save((masks, refusals, sent, mask), folder / f"{rank}.pt")
     distributed.destroy_process_group()
 
 
@@ -148,10 +148,9 @@ def test_every_process_refuses_alike(results: list[tuple[Any, ...]]) -> None:
 
 def test_only_counts_are_exchanged(results: list[tuple[Any, ...]]) -> None:
     """A sixtieth as many numbers as there are weights at most, and all of them are sums."""
-    alone = magnitude_cut(large(), LARGE // 2)
-    for _, _, sent, threshold, pruned_ties in results:
-        assert threshold == alone.threshold
-        assert sum(pruned_ties.values()) <= sum(alone.pruned_ties.values())
+    (alone,) = magnitude_masks(large(), LARGE // 2).values()
+    assert torch.equal(torch.cat([found[3] for found in results]), alone)
+    for _, _, sent, _ in results:
         assert 0 < sum(sent) < 5_000
         assert len(sent) < 25
 
