@@ -36,13 +36,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     "decoding": {"errors", "runtime", "data", "models", "scoring"},
     "tasks": GROUND | {"data", "models", "decoding", "scoring", "training"},
     "training": GROUND | {"", "data", "models", "pruning", "tasks"},
-    # Figures of anything; what a stage finds is given to them as plain values.
-    "plots": {"errors", "storage", "pruning"},
     "stages": GROUND | PARTS,
     # A sweep runs stages, so that they need not know of each other.
-    "sweep": GROUND | PARTS | {"stages", "plots"},
+    "sweep": GROUND | PARTS | {"stages"},
     "console": {"errors", "runtime"},
-    "cli": GROUND | PARTS | {"", "stages", "sweep", "console", "plots"},
+    "cli": GROUND | PARTS | {"", "stages", "sweep", "console"},
 }
 """By top-level module or package; "" is `parp_cli` itself, with the version. Within a package all may import."""
 

@@ -228,7 +228,7 @@ def inspect(
     output = Output(as_json=as_json, quiet=quiet)
     source = checkpoint_or_newest(checkpoint, run)
     if plot is not None:
-        from parp_cli.plots import check_plot, repruning_figure
+        from parp_cli.pruning.plots import check_plot, repruning_figure
 
         check_plot(plot)
     result = stage(source)

@@ -42,7 +42,7 @@ def compare(
 
     output = Output(as_json=as_json, quiet=quiet)
     if plot is not None:
-        from parp_cli.plots import check_plot, overlap_heatmap
+        from parp_cli.pruning.plots import check_plot, overlap_heatmap
 
         check_plot(plot)
     result = stage(checkpoints)

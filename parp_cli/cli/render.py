@@ -143,7 +143,7 @@ def _sparsities(output: Output, result: "Inspection") -> None:
 
 def _reprunings(output: Output, result: "Inspection") -> None:
     """Revived and dropped weights over the run, a row a layer: a column's layers have one scale, their sum its own."""
-    from parp_cli.pruning.changes import changes
+    from parp_cli.pruning.plots import changes
 
     reprunings = result.reprunings
     if not reprunings:

@@ -1,4 +1,4 @@
-"""What a sweep ends in: a line a cell and split (JSON Lines), tables (Markdown), and a figure."""
+"""Results of a sweep: one line per cell and split (JSON Lines), tables (Markdown), and a figure."""
 
 import json
 import statistics
@@ -16,13 +16,13 @@ _KNOWN_AXES = (METHOD, SPARSITY, SEED)
 
 @dataclass(frozen=True, kw_only=True)
 class Mean:
-    """Of one method at one sparsity, over seeds.
+    """One method at one sparsity: means over seeds.
 
     Attributes:
-        error: mean error rate.
-        spread: its sample standard deviation; None of a single seed.
-        seeds: how many were run to the end.
-        updates, audio_seconds, wall_seconds: means, with all runs that found the mask.
+        error: the error rate.
+        spread: its sample standard deviation; None for a single seed.
+        seeds: how many have a result.
+        updates, audio_seconds, wall_seconds: of training, with all runs that found the mask.
     """
 
     error: float
@@ -38,56 +38,59 @@ class Panel:
     """One table, and one part of the figure.
 
     Attributes:
-        title: the split, and the values of the grid's other keys.
+        title_parts: the split, and the values of the grid's other keys.
         metric: WER or PER.
         methods: in the order of the grid.
         sparsities: rising; that of dense is 0.
-        means: by method and sparsity; dense has 0. What has no result yet is missing.
+        means: by method and sparsity, of those that have a result.
     """
 
-    title: str
+    title_parts: tuple[str, ...]
     metric: str
     methods: tuple[str, ...]
     sparsities: tuple[float, ...]
     means: Mapping[tuple[str, float], Mean]
 
     @property
+    def title(self) -> str:
+        return ", ".join(self.title_parts)
+
+    @property
     def spreads(self) -> bool:
-        """Whether there are several seeds of anything."""
+        """Whether any mean is of several seeds."""
         return any(mean.spread is not None for mean in self.means.values())
 
 
 def panels(outcomes: Sequence[Outcome]) -> list[Panel]:
-    """Outcomes as tables: one for each split and each combination of what is not method, sparsity or seed."""
-    found = []
+    """Outcomes as tables: one per split and combination of values of keys other than method, sparsity and seed."""
+    tables = []
     for split in dict.fromkeys(outcome.split for outcome in outcomes):
         of_split = [outcome for outcome in outcomes if outcome.split == split]
         for others in _combinations(of_split):
             rows = [row for row in of_split if _agrees(row, others)]
-            title = ", ".join([split, *(f"{key} {shown(value)}" for key, value in others.items())])
-            found.append(_panel(title, rows))
-    return found
+            tables.append(_panel((split, *(f"{key} {shown(value)}" for key, value in others.items())), rows))
+    return tables
 
 
 def _combinations(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
-    """The different values that the grid's other keys have together, without those that others extend."""
+    """The combinations of values of the grid's other keys, without those that are part of another."""
     every = [{k: v for k, v in o.values.items() if k not in _KNOWN_AXES} for o in outcomes]
     whole = [others for others in every if not any(others.items() < more.items() for more in every)]
     return list({json.dumps(others, sort_keys=True): others for others in whole}.values())
 
 
 def _agrees(outcome: Outcome, others: Mapping[str, Any]) -> bool:
-    """Whether an outcome belongs to a combination; what makes no difference to it belongs to all."""
+    """Whether an outcome belongs to a combination; a key that makes no difference to it may have any value."""
     return all(outcome.values.get(key, value) == value for key, value in others.items())
 
 
-def _panel(title: str, rows: Sequence[Outcome]) -> Panel:
+def _panel(title_parts: tuple[str, ...], rows: Sequence[Outcome]) -> Panel:
     groups: dict[tuple[str, float], list[Outcome]] = {}
     for row in rows:
         groups.setdefault((row.method, row.sparsity_target), []).append(row)
     means = {place: mean for place, group in groups.items() if (mean := _mean(group)) is not None}
     return Panel(
-        title=title,
+        title_parts=title_parts,
         metric="PER" if any(row.per is not None for row in rows) else "WER",
         methods=tuple(dict.fromkeys(row.method for row in rows)),
         sparsities=tuple(sorted({row.sparsity_target for row in rows})),
@@ -121,7 +124,7 @@ def error_rows(panel: Panel) -> tuple[list[str], list[list[str]]]:
 
 
 def cost_rows(panel: Panel) -> tuple[list[str], list[list[str]]]:
-    """Columns and rows of a table of what training took, means over seeds."""
+    """Columns and rows of a table of what training cost, means over seeds."""
     columns = ["cost, searching the mask included", "sparsity", "seeds", "updates", "hours of audio", "minutes"]
     rows = []
     for (method, sparsity), mean in panel.means.items():
@@ -131,7 +134,7 @@ def cost_rows(panel: Panel) -> tuple[list[str], list[list[str]]]:
 
 
 def write_results(stem: Path, outcomes: Sequence[Outcome]) -> tuple[Path, Path]:
-    """Write `<stem>.jsonl`, of cells that were run, and `<stem>.md`."""
+    """Write `<stem>.jsonl`, with the cells that were run, and `<stem>.md`."""
     lines, tables = (stem.with_name(stem.name + suffix) for suffix in (".jsonl", ".md"))
     ran = [outcome for outcome in outcomes if outcome.failed is not None or outcome.error_rate is not None]
     write_text(lines, "".join(json.dumps(asdict(outcome), ensure_ascii=False) + "\n" for outcome in ran))
@@ -140,7 +143,7 @@ def write_results(stem: Path, outcomes: Sequence[Outcome]) -> tuple[Path, Path]:
 
 
 def markdown(outcomes: Sequence[Outcome]) -> str:
-    """All tables, and what failed."""
+    """All tables, and the cells that failed."""
     text = ["# Results", "", "Error rates as mean ± sample standard deviation (seeds), – where there is none.", ""]
     for panel in panels(outcomes):
         for columns, rows in (error_rows(panel), cost_rows(panel)):

@@ -64,3 +64,8 @@ def test_pretrain(parp: Any, world: World) -> None:
     assert [(e["stage"], e["update"]) for e in json.loads(answer.out)["history"]] == [(1, 2), (2, 1)]
     masked = parp("mask", "--model", "parp-run/pretrain.safetensors", "--json")
     assert masked.code == 0, masked.err
+
+
+def test_the_readme_names_every_recipe() -> None:
+    text = (RECIPES / "README.md").read_text(encoding="utf-8")
+    assert [path.name for path in sorted(RECIPES.rglob("*.yaml")) if f"`{path.name}`" not in text] == []

@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from parp_cli.sweep.figure import draw
+from parp_cli.sweep import figure
+from parp_cli.sweep.figure import draw, titles
 from parp_cli.sweep.report import cost_rows, error_rows, markdown, panels, write_results
 from parp_cli.sweep.tasks import Outcome
 
@@ -124,6 +125,34 @@ def test_figure(tmp_path: Path) -> None:
     first = [path.read_bytes() for path in paths]
     assert [path.read_bytes() for path in draw(both, tmp_path / "results")] == first
     assert draw(both[1:], tmp_path / "fewer")[1].read_bytes() != first[1]
+
+
+def test_panels_can_be_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One error axis for all, one colour per method, the dense level in each, titles of what differs."""
+    drawn: list[Any] = []
+    monkeypatch.setattr(figure, "save_figure", lambda figure, path: drawn.append(figure))
+    rate = {"training.learning_rate": 1e-3, "a.key": "x" * 30, "another.key": "y" * 30}
+    rows = [outcome("dense", 0.0, 0, 0.1, **rate)]
+    rows += [outcome("mpi", 0.5, 0, 0.2, **rate, **{"pruning.interval": 10})]
+    rows += [
+        outcome("parp", s, 0, e, **rate, **{"pruning.interval": i}) for i, s, e in ((10, 0.5, 0.2), (20, 0.9, 0.8))
+    ]
+    found = panels(rows)
+    assert titles(found) == ["pruning.interval 10", "pruning.interval 20"]
+    assert titles(found[:1]) == ["test"]
+    draw(found, tmp_path / "results")
+    first, second = drawn[0].axes
+    assert first.get_ylim() == second.get_ylim()
+    assert first.get_ylim()[1] > 80
+    colours = [dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True)) for axes in (first, second)]
+    assert list(colours[0]) == ["dense", "mpi", "parp"]
+    assert list(colours[1]) == ["dense", "parp"]
+    assert colours[0]["parp"].lines[0].get_color() == colours[1]["parp"].lines[0].get_color()
+    other = [outcome("parp", 0.5, 0, 0.2, **rate, **{"pruning.interval": i}, b=i * "z") for i in (40, 50)]
+    draw(panels(other), tmp_path / "results")
+    for axes in drawn[-1].axes:
+        assert max(map(len, axes.get_title().splitlines())) <= 48
+        assert "learning_rate" not in axes.get_title()
 
 
 @pytest.mark.parametrize("outcomes", [[], [outcome("parp", 0.5, 0, None)]])

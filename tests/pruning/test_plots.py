@@ -1,4 +1,4 @@
-"""Figures: what stands in them, that they are files of their kind, and the same bytes twice."""
+"""Figures: what they show, that they are files of their kind, and the same bytes twice."""
 
 import builtins
 import re
@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from parp_cli.errors import UsageError
-from parp_cli.plots import check_plot, overlap_heatmap, repruning_figure
 from parp_cli.pruning.overlap import Overlap, Pair
+from parp_cli.pruning.plots import Change, changes, check_plot, overlap_heatmap, repruning_figure
 from parp_cli.pruning.pruner import Repruning
 
 pytest.importorskip("matplotlib", reason="figures need the extra plot")
@@ -147,3 +147,40 @@ def test_without_matplotlib(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
         repruning_figure(tmp_path / "a.png", reprunings(layers=True, sparsities=(0.5,)), "a run")
     assert caught.value.hint == "pip install 'parp-cli[plot]'"
     assert not list(tmp_path.iterdir())
+
+
+def repruning(**layers: tuple[int, int]) -> Repruning:
+    revived, dropped = (sum(counts[which] for counts in layers.values()) for which in (0, 1))
+    return Repruning(update=1, sparsity=0.5, revived=revived, dropped=dropped, layers=layers)
+
+
+def test_layers_that_differ_are_not_swaps() -> None:
+    """Although over all layers as many were revived as dropped, which is so whenever the sparsity stays."""
+    found = changes([repruning(a=(1, 2), b=(5, 4)), repruning(a=(3, 3), b=(0, 0))])
+    assert found == (
+        Change(name="revived", overall=(6, 3), by_layer={"a": (1, 3), "b": (5, 0)}),
+        Change(name="dropped", overall=(6, 3), by_layer={"a": (2, 3), "b": (4, 0)}),
+    )
+
+
+def test_layers_that_swap() -> None:
+    assert changes([repruning(a=(1, 1)), repruning(a=(2, 2), b=(3, 3))]) == (
+        Change(name="swapped", overall=(1, 5), by_layer={"a": (1, 2), "b": (0, 3)}),
+    )
+
+
+def test_only_one_of_the_two() -> None:
+    assert [change.name for change in changes([repruning(a=(0, 2)), repruning(a=(0, 0))])] == ["dropped"]
+    assert [change.name for change in changes([repruning(a=(2, 0)), repruning(a=(0, 0))])] == ["revived"]
+
+
+def test_nothing_at_all() -> None:
+    assert changes([repruning(a=(0, 0))]) == (Change(name="swapped", overall=(0,), by_layer={"a": (0,)}),)
+
+
+def test_records_without_layers() -> None:
+    found = changes([Repruning(update=1, sparsity=0.5, revived=3, dropped=4)])
+    assert found == (
+        Change(name="revived", overall=(3,), by_layer={}),
+        Change(name="dropped", overall=(4,), by_layer={}),
+    )

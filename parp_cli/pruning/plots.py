@@ -1,15 +1,15 @@
-"""Figures of results, as PNG or SVG. matplotlib (extra `plot`) is imported when one is drawn."""
+"""Figures of masks and re-prunings, as PNG or SVG. matplotlib (extra `plot`) is imported when one is drawn."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from parp_cli.errors import UsageError
-from parp_cli.pruning.changes import Change, changes
 from parp_cli.pruning.overlap import Overlap, Pair
 from parp_cli.pruning.pruner import Repruning
 from parp_cli.storage.atomic import replacing
@@ -25,8 +25,39 @@ FORMATS = ("png", "svg")
 _OVERLAP_COLOURS = "RdBu"  # red below the level of chance, white at it, blue above
 
 
+@dataclass(frozen=True, kw_only=True)
+class Change:
+    """Counts of weights per re-pruning, oldest first.
+
+    Attributes:
+        name: "revived" or "dropped"; "swapped" where as many were revived as dropped, each time and in each layer.
+        overall: over all layers.
+        by_layer: by the layers' labels; empty for records without layers.
+    """
+
+    name: str
+    overall: tuple[int, ...]
+    by_layer: Mapping[str, tuple[int, ...]]
+
+
+def changes(reprunings: Sequence[Repruning]) -> tuple[Change, ...]:
+    """One or two series of counts; a series that is always zero is omitted, unless it is "swapped"."""
+    layers = list(dict.fromkeys(layer for repruning in reprunings for layer in repruning.layers))
+    revived, dropped = (
+        Change(
+            name=name,
+            overall=tuple((repruning.revived, repruning.dropped)[which] for repruning in reprunings),
+            by_layer={layer: tuple(r.layers.get(layer, (0, 0))[which] for r in reprunings) for layer in layers},
+        )
+        for which, name in enumerate(("revived", "dropped"))
+    )
+    if (revived.overall, revived.by_layer) == (dropped.overall, dropped.by_layer):
+        return (Change(name="swapped", overall=revived.overall, by_layer=revived.by_layer),)
+    return tuple(change for change in (revived, dropped) if any(change.overall))
+
+
 def check_plot(path: Path) -> None:
-    """Refuse a figure that could not be drawn, before any work is done for it.
+    """Refuse a figure that could not be drawn before any work is done for it.
 
     Raises:
         UsageError: the name ends in no known format, or matplotlib is not installed.
@@ -43,18 +74,18 @@ def check_plot(path: Path) -> None:
 
 
 def overlap_heatmap(path: Path, pairs: Sequence[Pair]) -> None:
-    """Draw overlaps: a panel a pair, with layers down and kinds of module across; with several pairs, all of them
-    against one another in the first panel.
+    """Draw overlaps: one panel per pair, with layers down and kinds of module across; of several pairs, the first
+    panel shows the overlap of every two masks.
 
-    Cells give the intersection over union of the kept weights in percent; their colour says where that is between the
-    level of chance, of masks that are random within each tensor at its own sparsities, and equal masks.
+    Cells show the intersection over union of the kept weights in percent; colours show where it lies between the level
+    of chance (masks that are random within each tensor, at the tensor's own sparsities) and equal masks.
 
     Args:
         path: a .png or .svg.
         pairs: of masks over the same weights, at least one.
 
     Raises:
-        UsageError: as `check_plot`, or the place cannot be written to.
+        UsageError: as `check_plot`, or the file cannot be written.
     """
     check_plot(path)
     from matplotlib.figure import Figure
@@ -78,8 +109,8 @@ def overlap_heatmap(path: Path, pairs: Sequence[Pair]) -> None:
 
 
 def repruning_figure(path: Path, reprunings: Sequence[Repruning], title: str) -> None:
-    """Draw a run's re-prunings: revived and dropped weights over updates, those of which there are more by layer too,
-    and the sparsity where it changes. What is always zero or not recorded is left away.
+    """Draw a run's re-prunings: revived and dropped weights over updates, the more frequent of the two by layer too,
+    and the sparsity where it changes. Series that are always zero or not recorded are omitted.
 
     Args:
         path: a .png or .svg.
@@ -87,7 +118,7 @@ def repruning_figure(path: Path, reprunings: Sequence[Repruning], title: str) ->
         title: over the figure.
 
     Raises:
-        UsageError: as `check_plot`, or the place cannot be written to.
+        UsageError: as `check_plot`, or the file cannot be written.
     """
     check_plot(path)
     from matplotlib.figure import Figure
@@ -151,7 +182,7 @@ def _cells_panel(ax: Axes, pair: Pair, layers: Sequence[str], kinds: Sequence[st
 def _matrix(
     ax: Axes, overlaps: Mapping[tuple[int, int], Overlap], rows: Sequence[str], columns: Sequence[str]
 ) -> AxesImage:
-    """Colours; a cell without weights stays blank."""
+    """The colours; cells without weights stay blank."""
     values = [
         [
             overlaps[row, column].iou_above_chance if (row, column) in overlaps else math.nan
@@ -180,7 +211,7 @@ def _lines_panel(ax: Axes, updates: Sequence[int], shown: Sequence[Change]) -> N
 
 
 def _bars_panel(ax: Axes, update: int, shown: Sequence[Change]) -> None:
-    """One re-pruning, of which lines would be points: bars, a layer below the other."""
+    """A single re-pruning: bars, one layer below the other, as lines would be points."""
     rows = list(shown[0].by_layer) or ["all"]
     thickness = 0.8 / len(shown)
     for place, change in enumerate(shown):
@@ -208,7 +239,7 @@ def _layers_panel(figure: Figure, ax: Axes, updates: Sequence[int], change: Chan
 
 
 def _whole_numbers(axis: Axis) -> None:
-    """Ticks of counts: 5,000 and no 2.5."""
+    """Ticks for counts: whole numbers, with separators of thousands."""
     from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
     axis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
@@ -216,7 +247,7 @@ def _whole_numbers(axis: Axis) -> None:
 
 
 def save_figure(figure: Figure, path: Path) -> None:
-    """Write a figure in the format its path ends in. The same one gives the same bytes: no date, no random names."""
+    """Write a figure in the format its path ends in; the same figure gives the same bytes: no date, no random names."""
     import matplotlib
 
     kind = path.suffix.lower().removeprefix(".")
