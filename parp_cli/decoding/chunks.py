@@ -27,7 +27,7 @@ from parp_cli.models.speech.moments import MomentCounter, Moments, frame_samples
 from parp_cli.models.speech.slices import feature_slices
 
 if TYPE_CHECKING:
-    from torchaudio.models import Wav2Vec2Model
+    from parp_cli.models.speech.encoder import SpeechNetwork
 
 _SLICE_SECONDS = 5.0
 """Of the front end's input: base's first layer makes 6.5 MB of a second."""
@@ -111,7 +111,7 @@ def measure(path: Path, architecture: Architecture) -> Recording:
 
 
 def logits_in_chunks(
-    model: "Wav2Vec2Model",
+    model: "SpeechNetwork",
     architecture: Architecture,
     recordings: Iterable[Recording],
     *,
@@ -147,7 +147,7 @@ def logits_in_chunks(
 
 
 def _chunks(
-    model: "Wav2Vec2Model", architecture: Architecture, number: int, recording: Recording, step: int, context: int
+    model: "SpeechNetwork", architecture: Architecture, number: int, recording: Recording, step: int, context: int
 ) -> Iterator[_Chunk | Piece]:
     blocks = waveform_blocks(recording.path)
     slices = feature_slices(model, architecture, blocks, recording.moments, seconds=_SLICE_SECONDS)

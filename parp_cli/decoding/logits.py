@@ -15,7 +15,7 @@ from parp_cli.runtime.processes import SINGLE, World
 from parp_cli.runtime.progress import Notify, Progress, silent
 
 if TYPE_CHECKING:
-    from torchaudio.models import Wav2Vec2Model
+    from parp_cli.models.speech.encoder import SpeechNetwork
 
 Encoder = Callable[[Tensor, Tensor], Tensor]
 """From features (B, T, C) and lengths (B,) to logits (B, T, V)."""
@@ -32,7 +32,7 @@ class Features(Protocol):
 
 
 def logits_of(
-    model: "Wav2Vec2Model",
+    model: "SpeechNetwork",
     features: Features,
     utterances: Sequence[Utterance],
     *,

@@ -18,7 +18,7 @@ from parp_cli.runtime.processes import SINGLE, World
 from parp_cli.runtime.progress import Notify, silent
 
 if TYPE_CHECKING:
-    from torchaudio.models import Wav2Vec2Model
+    from parp_cli.models.speech.encoder import SpeechNetwork
 
 Precision = Literal["float32", "bfloat16"]
 
@@ -39,7 +39,7 @@ class Recognizer:
         world: among which the utterances are dealt out.
     """
 
-    model: "Wav2Vec2Model"
+    model: "SpeechNetwork"
     features: Features
     precision: Precision = "float32"
     batch_seconds: float = 60.0

@@ -8,10 +8,11 @@ from parp_cli.storage.checkpoint import Checkpoint
 
 if TYPE_CHECKING:
     import torch
-    from torchaudio.models import Wav2Vec2Model
+
+    from parp_cli.models.speech.encoder import SpeechNetwork
 
 
-def rebuild(checkpoint: Checkpoint, device: "torch.device", *, source: str) -> tuple[Architecture, "Wav2Vec2Model"]:
+def rebuild(checkpoint: Checkpoint, device: "torch.device", *, source: str) -> tuple[Architecture, "SpeechNetwork"]:
     """The checkpoint's model in evaluation mode, float32, with its CTC head if it has one.
 
     Args:

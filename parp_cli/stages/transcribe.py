@@ -28,7 +28,7 @@ from parp_cli.storage.atomic import refuse_same, write_error, write_text
 from parp_cli.storage.run_folder import require_head
 
 if TYPE_CHECKING:
-    from torchaudio.models import Wav2Vec2Model
+    from parp_cli.models.speech.encoder import SpeechNetwork
 
 STANDARD_INPUT = "-"
 
@@ -197,7 +197,7 @@ def transcribe(
     )
 
 
-def _load(source: Path, device: torch.device) -> tuple[Architecture, "Wav2Vec2Model", Vocabulary]:
+def _load(source: Path, device: torch.device) -> tuple[Architecture, "SpeechNetwork", Vocabulary]:
     content = checkpoint.read(source)
     require_head(source, content.metadata)
     vocabulary = vocabulary_of(source, content.metadata.task)

@@ -20,7 +20,7 @@ from parp_cli.models.speech.forward import encode
 from parp_cli.runtime.processes import World
 
 if TYPE_CHECKING:
-    from torchaudio.models import Wav2Vec2Model
+    from parp_cli.models.speech.encoder import SpeechNetwork
 
 
 class Encoder(nn.Module):
@@ -30,7 +30,7 @@ class Encoder(nn.Module):
         model: from `models.architectures.build`.
     """
 
-    def __init__(self, model: "Wav2Vec2Model") -> None:
+    def __init__(self, model: "SpeechNetwork") -> None:
         super().__init__()
         self.model = model
 

@@ -13,7 +13,7 @@ It prints for each precision the seconds of audio a second (medians of the round
 threads, and say more where the machine is busy with something else), the peak memory of weights, masks, optimizer and
 two updates (each side in a process of its own), the share of the arithmetic limit, and where our time goes. The limit
 is the time that the products of the encoder would take at the rate at which this machine multiplies matrices of the
-feed-forward layer's shape, by the faster of torch's ways, measured between the rounds; the products are counted by
+feed-forward layer's shape, measured between the rounds; the products are counted by
 torch.utils.flop_counter on the peer's encoder. On CUDA it also prints the model-FLOP utilisation.
 """
 
@@ -38,7 +38,6 @@ from torch.utils.flop_counter import FlopCounterMode
 from parp_cli.models.sources.huggingface import config_of, names_of
 from parp_cli.models.speech.config import ARCHITECTURES, build, frames
 from parp_cli.models.speech.forward import encode, front_end, pad
-from parp_cli.models.speech.layers import product
 from parp_cli.models.speech.prunable import prunable_parameters
 from parp_cli.models.speech.waveform import normalize
 from parp_cli.pruning.methods import METHODS, Schedule, Settings
@@ -230,24 +229,21 @@ def operations(name: str) -> int:
 
 
 def matrix_rate(name: str, device: str, precision: str) -> float:
-    """Operations a second of the feed-forward layer's product, by the fastest of torch's ways."""
+    """Operations per second of the feed-forward layer's product."""
     builder = ARCHITECTURES[name].builder
     rows, width, inner = UTTERANCES * 499, builder["encoder_embed_dim"], builder["encoder_ff_interm_features"]
     dtype = getattr(torch, precision)
     values = torch.randn(rows, width, dtype=dtype, device=device)
     weight = torch.randn(inner, width, dtype=dtype, device=device)
     best = float("inf")
-    for way in (lambda: values @ weight.t(), lambda: product(values, weight) if device == "cpu" else None):
-        way()
-        for _ in range(5):
-            if device == "cuda":
-                torch.cuda.synchronize()
-            began = time.perf_counter()
-            result = way()
-            if device == "cuda":
-                torch.cuda.synchronize()
-            if result is not None:
-                best = min(best, time.perf_counter() - began)
+    for _ in range(6):
+        if device == "cuda":
+            torch.cuda.synchronize()
+        began = time.perf_counter()
+        values @ weight.t()
+        if device == "cuda":
+            torch.cuda.synchronize()
+        best = min(best, time.perf_counter() - began)
     return 2 * rows * width * inner / best
 
 
@@ -347,12 +343,12 @@ def named(module: nn.Module, part: str) -> Iterator[None]:
 
 
 PARTS = {
-    "attention": ("_Attention", "aten::scaled_dot_product", "aten::_scaled_dot_product", "ScaledDotProduct"),
-    "dropout": ("_Dropout", "aten::native_dropout", "NativeDropout"),
+    "attention": ("aten::scaled_dot_product", "aten::_scaled_dot_product", "ScaledDotProduct"),
+    "dropout": ("aten::native_dropout", "NativeDropout"),
     "loss": ("aten::_ctc_loss", "aten::ctc_loss", "CtcLoss", "aten::log_softmax", "LogSoftmax"),
     "optimizer": ("Optimizer.step",),
     "masks": ("masks",),
-    "matrix products": ("mkldnn::_linear", "aten::mm", "aten::addmm", "aten::linear", "aten::bmm"),
+    "matrix products": ("aten::mm", "aten::addmm", "aten::linear", "aten::bmm"),
 }
 """By how the names of operations begin, or of what they are done for; all else is elementwise, norms and copies."""
 

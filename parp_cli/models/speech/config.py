@@ -6,7 +6,6 @@ written out here because importing this module must stay cheap: torch is importe
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, cast, get_args
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 from parp_cli.errors import CheckpointError
 
 if TYPE_CHECKING:
-    from torchaudio.models import Wav2Vec2Model
+    from parp_cli.models.speech.encoder import SpeechNetwork
 
 Family = Literal["wav2vec2", "hubert", "wavlm"]
 ConvLayer = tuple[int, int, int]  # channels, kernel, stride, the latter two in samples of the layer's input
@@ -45,6 +44,9 @@ _REGULARISERS = (
     "encoder_dropout",
     "encoder_layer_drop",
 )
+
+
+_OTHERS = ("extractor_mode", "extractor_conv_layer_config", "extractor_conv_bias", "encoder_layer_norm_first")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -278,7 +280,7 @@ def build(
     dropout: float = 0.0,
     attention_dropout: float = 0.0,
     activation_dropout: float = 0.0,
-) -> Wav2Vec2Model:
+) -> SpeechNetwork:
     """A freshly initialised model.
 
     Args:
@@ -290,32 +292,53 @@ def build(
         activation_dropout: inside the feed-forward blocks, in training.
 
     Returns:
-        torchaudio's model, its encoder computing in the ways of `models.layers`: waveforms (B, S) to logits (B, T, V),
-        or features (B, T, D) without a head.
+        From waveforms (B, S) to logits (B, T, V), or to hidden states (B, T, D) without a head.
 
     Raises:
         CheckpointError: the architecture's arguments fit no builder.
     """
-    from torchaudio.models import wav2vec2_model, wavlm_model
+    from torch import nn
 
-    from parp_cli.models.speech.layers import quicken
+    from parp_cli.models.speech import encoder, wavlm
 
-    builder = wavlm_model if architecture.family == "wavlm" else wav2vec2_model
-    expected = set(inspect.signature(builder).parameters) - {"aux_num_out"}
-    wrong = sorted(expected.symmetric_difference(architecture.builder))
+    sizes = dict(architecture.builder)
+    expected = set(_SIZES if architecture.family == "wavlm" else _SIZES[:-2]) | {*_REGULARISERS, *_OTHERS}
+    wrong = sorted(expected.symmetric_difference(sizes))
     if wrong:
         details = [f"{key}: {'missing' if key in expected else 'unknown'}" for key in wrong]
         raise CheckpointError(f"architecture {architecture.name} does not fit its builder", details=details)
-    arguments = dict(architecture.builder) | {
-        "encoder_projection_dropout": dropout,
-        "encoder_attention_dropout": attention_dropout,
-        "encoder_ff_interm_dropout": activation_dropout,
-        "encoder_dropout": dropout,
-        "encoder_layer_drop": layer_drop,
-    }
-    model = builder(**arguments, aux_num_out=vocabulary_size)
-    quicken(model.encoder)
-    return model
+    features, heads = sizes["encoder_embed_dim"], sizes["encoder_num_heads"]
+    norm_first = sizes["encoder_layer_norm_first"]
+    extractor = encoder.FeatureExtractor(
+        architecture.conv_layers,
+        bias=sizes["extractor_conv_bias"],
+        group_norm=sizes["extractor_mode"] == "group_norm",
+    )
+    projection = encoder.FeatureProjection(architecture.conv_layers[-1][0], features, dropout)
+    positions = encoder.PositionalConvolution(
+        features, sizes["encoder_pos_conv_kernel"], sizes["encoder_pos_conv_groups"]
+    )
+    layers = []
+    for index in range(sizes["encoder_num_layers"]):
+        attention: nn.Module
+        if architecture.family == "wavlm":
+            attention = wavlm.RelativeAttention(
+                features,
+                heads,
+                attention_dropout,
+                buckets=sizes["encoder_num_buckets"],
+                max_distance=sizes["encoder_max_distance"],
+                makes_position_bias=index == 0,
+            )
+        else:
+            attention = encoder.SelfAttention(features, heads, features // heads, attention_dropout)
+        block = encoder.FeedForward(features, sizes["encoder_ff_interm_features"], activation_dropout, dropout)
+        layers.append(encoder.Layer(attention, block, dropout, norm_first=norm_first))
+    transformer = encoder.Transformer(
+        positions, layers, features=features, dropout=dropout, layer_drop=layer_drop, norm_first=norm_first
+    )
+    aux = None if vocabulary_size is None else nn.Linear(features, vocabulary_size)
+    return encoder.SpeechNetwork(extractor, encoder.Encoder(projection, transformer), aux)
 
 
 def frames(architecture: Architecture, samples: int) -> int:

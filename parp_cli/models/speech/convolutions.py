@@ -14,21 +14,20 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import gelu, layer_norm
+from torch.nn.functional import gelu, layer_norm, linear
 
 from parp_cli.models.speech.config import Architecture, frames
-from parp_cli.models.speech.layers import product
 from parp_cli.models.speech.moments import MomentCounter, Moments, field_samples, frame_samples
 from parp_cli.models.speech.waveform import EPSILON
 
 if TYPE_CHECKING:
-    from torchaudio.models import Wav2Vec2Model
+    from parp_cli.models.speech.encoder import SpeechNetwork
 
 _BLOCK_FRAMES = 100
 """Computed together: 2 s, for which the widest layer puts out 13 MB."""
 
 
-def features_by_blocks(model: "Wav2Vec2Model", architecture: Architecture, waveform: Tensor) -> Tensor:
+def features_by_blocks(model: "SpeechNetwork", architecture: Architecture, waveform: Tensor) -> Tensor:
     """Front-end features (T, C) of one utterance's waveform (S,) at 16 kHz, without gradients."""
     counter = MomentCounter(architecture)
     counter.add(waveform)
@@ -58,11 +57,10 @@ class _Layer:
         """(T, C) of (frames before, channels before)."""
         windows = values.unfold(0, self.kernel, self.stride).transpose(1, 2)  # (T, K, channels before)
         rows = windows.reshape(len(windows), -1)
-        if self.norm is None:
-            return product(rows, self.weight, self.bias, activate=True)
-        found = product(rows, self.weight, self.bias)
-        found = layer_norm(found, self.norm.normalized_shape, self.norm.weight, self.norm.bias, self.norm.eps)
-        return gelu(found)
+        result = linear(rows, self.weight, self.bias)
+        if self.norm is not None:
+            result = layer_norm(result, self.norm.normalized_shape, self.norm.weight, self.norm.bias, self.norm.eps)
+        return gelu(result)
 
 
 class FrontEnd:
@@ -75,7 +73,7 @@ class FrontEnd:
     """
 
     @torch.no_grad()
-    def __init__(self, model: "Wav2Vec2Model", architecture: Architecture, moments: Moments) -> None:
+    def __init__(self, model: "SpeechNetwork", architecture: Architecture, moments: Moments) -> None:
         blocks = model.feature_extractor.conv_layers
         self._shift, self._scale = 0.0, 1.0
         if architecture.normalize_waveform:

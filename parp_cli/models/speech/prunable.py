@@ -96,24 +96,24 @@ def prunable_parameters(
 def _parts(model: nn.Module) -> Iterator[tuple[str, str, nn.Module]]:
     """The linear and convolutional modules below the head: each one's part of the network, its name, and itself."""
     from torch import nn
-    from torchaudio.models.wav2vec2 import components
+
+    from parp_cli.models.speech import encoder, wavlm
 
     for name, module in model.named_modules():
         match module:
-            case components.FeatureExtractor() | components.FeatureProjection():
+            case encoder.FeatureExtractor() | encoder.FeatureProjection():
                 part = "front-end"
-            case components.ConvolutionalPositionalEmbedding():
+            case encoder.PositionalConvolution():
                 part = "position"
-            # What WavLM's attention shares with the others, the four projections, is in its MultiheadAttention; beside
-            # it is a gate for relative positions.
-            case components.WavLMSelfAttention():
+            # What WavLM's attention shares with the others are its packed projections; beside them is a gate for
+            # relative positions.
+            case wavlm.RelativeAttention():
                 yield "attention", f"{name}.attention", module.attention
-                if module.gru_rel_pos:
-                    yield "gate", f"{name}.gru_rel_pos_linear", module.gru_rel_pos_linear
+                yield "gate", f"{name}.gru_rel_pos_linear", module.gru_rel_pos_linear
                 continue
-            case components.SelfAttention():
+            case encoder.SelfAttention():
                 part = "attention"
-            case components.FeedForward():
+            case encoder.FeedForward():
                 part = "feed-forward"
             case _:
                 continue

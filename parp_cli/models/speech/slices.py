@@ -17,11 +17,11 @@ from parp_cli.models.speech.convolutions import FrontEnd
 from parp_cli.models.speech.moments import Moments, field_samples, frame_samples
 
 if TYPE_CHECKING:
-    from torchaudio.models import Wav2Vec2Model
+    from parp_cli.models.speech.encoder import SpeechNetwork
 
 
 def feature_slices(
-    model: "Wav2Vec2Model", architecture: Architecture, blocks: Iterable[Tensor], moments: Moments, *, seconds: float
+    model: "SpeechNetwork", architecture: Architecture, blocks: Iterable[Tensor], moments: Moments, *, seconds: float
 ) -> Iterator[Tensor]:
     """Front-end features (T, C) in consecutive slices, on the model's device.
 

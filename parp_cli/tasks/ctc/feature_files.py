@@ -17,7 +17,7 @@ from parp_cli.storage.checkpoint import file_hash
 from parp_cli.storage.tensors import write_tensors
 
 if TYPE_CHECKING:
-    from torchaudio.models import Wav2Vec2Model
+    from parp_cli.models.speech.encoder import SpeechNetwork
 
 _RESERVE_BYTES = 2 << 30
 """Disk that is left free for what matters more."""
@@ -36,7 +36,7 @@ class FeatureFiles:
         problem: why nothing is added any more; "" as long as only `most_bytes` may be the reason.
     """
 
-    def __init__(self, folder: Path, model: "Wav2Vec2Model", architecture: Architecture, *, most_bytes: int) -> None:
+    def __init__(self, folder: Path, model: "SpeechNetwork", architecture: Architecture, *, most_bytes: int) -> None:
         self._folder = folder
         self._model = model
         self._architecture = architecture

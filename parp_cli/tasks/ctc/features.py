@@ -27,7 +27,7 @@ from parp_cli.tasks.ctc.feature_files import FeatureFiles, feature_path, read_fe
 from parp_cli.tasks.ctc.readers import Readers
 
 if TYPE_CHECKING:
-    from torchaudio.models import Wav2Vec2Model
+    from parp_cli.models.speech.encoder import SpeechNetwork
 
 DEVICE_BYTES = 1 << 30
 """Memory of a GPU for features that stay there: 3 hours of speech for base's 512 channels."""
@@ -102,7 +102,7 @@ class FrontEndFeatures:
 
     def __init__(
         self,
-        model: "Wav2Vec2Model",
+        model: "SpeechNetwork",
         architecture: Architecture,
         *,
         frozen: bool,

@@ -19,7 +19,7 @@ from parp_cli.tasks.ctc.masking import LatentMasking
 from parp_cli.training.distributed import pass_of_update
 
 if TYPE_CHECKING:
-    from torchaudio.models import Wav2Vec2Model
+    from parp_cli.models.speech.encoder import SpeechNetwork
 
 _SMALLER = 0.95
 """By how much forward passes are made smaller at a time, where there are fewer than processes."""
@@ -115,7 +115,7 @@ class CtcObjective:
         world: that compute the loss together.
     """
 
-    model: "Wav2Vec2Model"
+    model: "SpeechNetwork"
     encoder: nn.Module
     features: FrontEndFeatures
     vocabulary: Vocabulary

@@ -15,14 +15,14 @@ from parp_cli.tasks.ctc.features import FrontEndFeatures
 from parp_cli.training.records import Validation
 
 if TYPE_CHECKING:
-    from torchaudio.models import Wav2Vec2Model
+    from parp_cli.models.speech.encoder import SpeechNetwork
 
 _BATCH_SECONDS = 60.0
 """Padded sound in one forward pass."""
 
 
 def validate(
-    model: "Wav2Vec2Model",
+    model: "SpeechNetwork",
     features: FrontEndFeatures,
     utterances: Sequence[Utterance],
     vocabulary: Vocabulary,

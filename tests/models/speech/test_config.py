@@ -102,7 +102,7 @@ def test_regularisers_reach_the_model() -> None:
     assert (model.encoder.feature_projection.dropout.p, layer.dropout.p, layer.feed_forward.output_dropout.p) == (
         0.2,
     ) * 3
-    assert (layer.attention.dropout, layer.feed_forward.intermediate_dropout.p) == (0.3, 0.4)
+    assert (layer.attention.dropout.p, layer.feed_forward.intermediate_dropout.p) == (0.3, 0.4)
 
 
 def test_importing_costs_no_torch() -> None:

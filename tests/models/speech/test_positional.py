@@ -4,7 +4,8 @@ from torch import Tensor
 from torch.nn.functional import conv1d
 from torchaudio.models.wav2vec2 import components
 
-from parp_cli.models.speech.positional import ConvolutionalPositionalEmbedding, convolve
+from parp_cli.models.speech.encoder import PositionalConvolution
+from parp_cli.models.speech.positional import convolve
 
 
 def direct(x: Tensor, weight: Tensor, groups: int) -> Tensor:
@@ -47,7 +48,7 @@ def test_float32_loses_no_more_than_the_convolution() -> None:
 def test_the_module_is_torchaudios(frames: int, kernel: int, autocast: bool) -> None:
     torch.manual_seed(0)
     theirs = components.ConvolutionalPositionalEmbedding(8, kernel, 4)
-    ours = ConvolutionalPositionalEmbedding(8, kernel, 4)
+    ours = PositionalConvolution(8, kernel, 4)
     ours.load_state_dict(theirs.state_dict())
     x = torch.randn(1, frames, 8)
     results = []

@@ -1,0 +1,361 @@
+"""The networks of wav2vec 2.0, HuBERT and WavLM, under torchaudio's state-dict names.
+
+All three are a convolutional feature encoder, a projection of its features with a convolution for positions, and
+Transformer layers with layer norm before or after each half (Baevski et al. 2020; Hsu et al. 2021; Chen et al. 2022).
+Fresh weights are those that torchaudio's builders draw from the same seed: modules are made in their order.
+
+B utterances, S samples, T frames of 20 ms, C feature channels, D features, H heads of d features, F features inside a
+feed-forward block, V tokens.
+"""
+
+from collections.abc import Collection, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import gelu, scaled_dot_product_attention
+from torch.utils.checkpoint import checkpoint
+
+from parp_cli.models.speech.dropout import Dropout, dropped_again, nothing_recomputed, on_cpu, recomputed
+from parp_cli.models.speech.positional import frequency_convolution, pays
+
+if TYPE_CHECKING:
+    from parp_cli.models.speech.config import ConvLayer
+
+HIDDEN = -1e4
+"""Added to the attention scores of padded frames. A number, so that a row of nothing else stays finite."""
+
+
+class ChannelNorm(nn.LayerNorm):
+    """Layer norm over the channels of (B, C, T)."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(B, C, T) of (B, C, T)."""
+        return super().forward(input.transpose(1, 2)).transpose(1, 2)
+
+
+class ConvBlock(nn.Module):
+    """A convolution of the feature encoder, its norm if it has one, GELU."""
+
+    def __init__(self, channels: int, layer: "ConvLayer", *, bias: bool, norm: nn.Module | None) -> None:
+        super().__init__()
+        out_channels, self.kernel_size, self.stride = layer
+        self.layer_norm = norm
+        self.conv = nn.Conv1d(channels, out_channels, self.kernel_size, self.stride, bias=bias)
+
+    def frames(self, lengths: Tensor) -> Tensor:
+        """Frames made of `lengths` frames before."""
+        return ((lengths - self.kernel_size).div(self.stride, rounding_mode="floor") + 1).clamp(min=0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, T) of (B, channels before, frames before)."""
+        x = self.conv(x)
+        return gelu(x if self.layer_norm is None else self.layer_norm(x))
+
+
+class FeatureExtractor(nn.Module):
+    """The convolutional feature encoder: a group norm after its first convolution, or a layer norm after each."""
+
+    def __init__(self, layers: "Sequence[ConvLayer]", *, bias: bool, group_norm: bool) -> None:
+        super().__init__()
+        blocks: list[ConvBlock] = []
+        channels = 1
+        for layer in layers:
+            norm: nn.Module | None = None if group_norm else ChannelNorm(layer[0])
+            if group_norm and not blocks:
+                norm = nn.GroupNorm(layer[0], layer[0])
+            blocks.append(ConvBlock(channels, layer, bias=bias, norm=norm))
+            channels = layer[0]
+        self.conv_layers = nn.ModuleList(blocks)
+
+    def forward(self, waveforms: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """Features (B, T, C) of waveforms (B, S), and the valid frames (B,) of `lengths` (B,) valid samples."""
+        x = waveforms[:, None]
+        for block in self.conv_layers:
+            assert isinstance(block, ConvBlock)
+            x = block(x)
+            if lengths is not None:
+                lengths = block.frames(lengths)
+        return x.transpose(1, 2), lengths
+
+
+class FeatureProjection(nn.Module):
+    """From the feature encoder's channels to the Transformer's features."""
+
+    def __init__(self, channels: int, features: int, dropout: float) -> None:
+        super().__init__()
+        self.layer_norm = nn.LayerNorm(channels)
+        self.projection = nn.Linear(channels, features)
+        self.dropout = Dropout(dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, T, D) of (B, T, C)."""
+        result: Tensor = self.dropout(self.projection(self.layer_norm(x)))
+        return result
+
+
+class PositionalConvolution(nn.Module):
+    """Relative positions as a convolution over many frames, its weight normalised for each place of the kernel."""
+
+    def __init__(self, features: int, kernel: int, groups: int) -> None:
+        super().__init__()
+        convolution = nn.Conv1d(features, features, kernel, padding=kernel // 2, groups=groups)
+        self.conv = nn.utils.parametrizations.weight_norm(convolution, dim=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, T, D) of (B, T, D)."""
+        if on_cpu(x) and pays(x, self.conv.kernel_size[0]):
+            return gelu(frequency_convolution(x, self.conv.weight, self.conv.bias, self.conv.groups))
+        frames = x.shape[1]
+        return gelu(self.conv(x.transpose(1, 2))[..., :frames]).transpose(1, 2)
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, dropout: Dropout) -> Tensor:
+    """softmax(q kᵀ / √d + bias) v, with dropout of the softmax in training.
+
+    torch's own way with dropout on a CPU keeps three (B, H, T, T) floats for the backward pass and is half as fast.
+
+    Args:
+        query, key, value: (B, H, T, d).
+        bias: (B or 1, H or 1, T or 1, T), or None.
+        dropout: of attention weights.
+
+    Returns:
+        (B, T, H · d).
+    """
+    probability = dropout.p if dropout.training else 0.0
+    if probability > 0 and on_cpu(query):
+        with torch.autocast("cpu", enabled=False):
+            if bias is not None:
+                bias = bias.to(query.dtype).expand(len(query), -1, -1, -1)
+            biases = [None] * len(query) if bias is None else bias
+            # One utterance at a time, whose (H, T, T) stay in the cache.
+            parts = [_attend_explicitly(*each, dropout) for each in zip(query, key, value, biases, strict=True)]
+            output = torch.stack(parts)
+    else:
+        output = scaled_dot_product_attention(query, key, value, attn_mask=bias, dropout_p=probability)
+    return output.transpose(1, 2).flatten(2)
+
+
+def _attend_explicitly(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, dropout: Dropout) -> Tensor:
+    """(H, T, d) of queries, keys and values (H, T, d) and a bias (H or 1, T or 1, T)."""
+    scores = (query * query.shape[-1] ** -0.5) @ key.transpose(1, 2)
+    weights = (scores if bias is None else scores + bias).softmax(-1)
+    kept = dropout(weights)
+    before, after = weights.grad_fn, kept.grad_fn
+
+    def again() -> Tensor:
+        return dropped_again(before._saved_result, before, after)
+
+    with recomputed(kept, again):
+        result: Tensor = kept @ value
+    return result
+
+
+class SelfAttention(nn.Module):
+    """Attention of wav2vec 2.0 and HuBERT. Its heads may have fewer features in all than the Transformer."""
+
+    def __init__(self, features: int, heads: int, head_size: int, dropout: float) -> None:
+        super().__init__()
+        self.heads = heads
+        inner = heads * head_size
+        self.k_proj = nn.Linear(features, inner)
+        self.v_proj = nn.Linear(features, inner)
+        self.q_proj = nn.Linear(features, inner)
+        self.out_proj = nn.Linear(inner, features)
+        self.dropout = Dropout(dropout)
+
+    def forward(self, x: Tensor, mask: Tensor | None, position_bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """(B, T, D) of (B, T, D) and a mask (B, 1, 1, T); the position bias is handed on."""
+        query, key, value = (
+            projection(x).unflatten(2, (self.heads, -1)).transpose(1, 2)
+            for projection in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        return self.out_proj(attend(query, key, value, mask, self.dropout)), position_bias
+
+
+class FeedForward(nn.Module):
+    """Two linear layers with GELU between them."""
+
+    def __init__(self, features: int, inner: int, inner_dropout: float, dropout: float) -> None:
+        super().__init__()
+        self.intermediate_dense = nn.Linear(features, inner)
+        self.intermediate_dropout = Dropout(inner_dropout)
+        self.output_dense = nn.Linear(inner, features)
+        self.output_dropout = Dropout(dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, T, D) of (B, T, D). On a CPU GELU's output (B, T, F) is computed again in the backward pass, not kept."""
+        active = gelu(self.intermediate_dense(x))
+        kept = self.intermediate_dropout(active)
+        before, after = active.grad_fn, kept.grad_fn
+        del active
+
+        def again() -> Tensor:
+            return dropped_again(gelu(before._saved_self), before, after)  # type: ignore[union-attr]
+
+        with recomputed(kept, again):
+            x = self.output_dense(kept)
+        result: Tensor = self.output_dropout(x)
+        return result
+
+
+class Layer(nn.Module):
+    """Attention and feed-forward block, layer norm before (`norm_first`) or after each."""
+
+    def __init__(self, attention: nn.Module, feed_forward: FeedForward, dropout: float, *, norm_first: bool) -> None:
+        super().__init__()
+        features = feed_forward.output_dense.out_features
+        self.attention = attention
+        self.dropout = Dropout(dropout)
+        self.layer_norm = nn.LayerNorm(features)
+        self.feed_forward = feed_forward
+        self.final_layer_norm = nn.LayerNorm(features)
+        self.norm_first = norm_first
+
+    def forward(
+        self, x: Tensor, mask: Tensor | None = None, position_bias: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """(B, T, D) of (B, T, D), and the position bias for the next layer.
+
+        Args:
+            x: hidden states.
+            mask: (B, 1, 1, T), `HIDDEN` where padded; None where nothing is.
+            position_bias: (1, H, T, T) of WavLM's first layer.
+        """
+        residual = x
+        x, position_bias = self.attention(self.layer_norm(x) if self.norm_first else x, mask, position_bias)
+        x = residual + self.dropout(x)
+        if self.norm_first:
+            return x + self.feed_forward(self.final_layer_norm(x)), position_bias
+        x = self.layer_norm(x)
+        return self.final_layer_norm(x + self.feed_forward(x)), position_bias
+
+
+def _checkpointed(layer: nn.Module, *inputs: Tensor | None) -> Any:
+    """What the layer makes of its inputs, which alone are kept for the backward pass."""
+    return checkpoint(
+        layer, *inputs, use_reentrant=False, context_fn=lambda: (nothing_recomputed(), nothing_recomputed())
+    )
+
+
+class Transformer(nn.Module):
+    """Positions, and the layers."""
+
+    def __init__(
+        self,
+        positions: PositionalConvolution,
+        layers: Sequence[Layer],
+        *,
+        features: int,
+        dropout: float,
+        layer_drop: float,
+        norm_first: bool,
+    ) -> None:
+        super().__init__()
+        self.pos_conv_embed = positions
+        self.layer_norm = nn.LayerNorm(features)
+        self.dropout = Dropout(dropout)
+        self.layers = nn.ModuleList(layers)
+        self.layer_drop = layer_drop
+        self.norm_first = norm_first
+
+    def forward(
+        self,
+        x: Tensor,
+        mask: Tensor | None = None,
+        *,
+        skip: Collection[int] = (),
+        checkpoint_activations: bool = False,
+    ) -> Tensor:
+        """Hidden states (B, T, D) of projected features (B, T, D), which are zero where padded.
+
+        Args:
+            x: projected features.
+            mask: (B, 1, 1, T), `HIDDEN` where padded; None where nothing is.
+            skip: layers that are left out.
+            checkpoint_activations: keep only each layer's input for the backward pass, and compute the layer again.
+        """
+        x = x + self.pos_conv_embed(x)
+        # Where each half of a layer begins with its norm, this one follows the last layer; else it precedes the first.
+        if not self.norm_first:
+            x = self.layer_norm(x)
+        x = self.dropout(x)
+        mask = None if mask is None else mask.to(x.dtype)
+        position_bias: Tensor | None = None
+        for index, layer in enumerate(self.layers):
+            if index not in skip:
+                run = partial(_checkpointed, layer) if checkpoint_activations else layer
+                x, position_bias = run(x, mask, position_bias)
+        result: Tensor = self.layer_norm(x) if self.norm_first else x
+        return result
+
+
+class Encoder(nn.Module):
+    """All between the feature encoder and the head."""
+
+    def __init__(self, feature_projection: FeatureProjection, transformer: Transformer) -> None:
+        super().__init__()
+        self.feature_projection = feature_projection
+        self.transformer = transformer
+
+    def forward(self, features: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """Hidden states (B, T, D) of features (B, T, C) with `lengths` (B,) valid frames, or without padding."""
+        padded = None if lengths is None else padding(lengths, features.shape[1])
+        return self.encode(self.feature_projection(features), padded)
+
+    def encode(self, projected: Tensor, padded: Tensor | None, **options: Any) -> Tensor:
+        """Hidden states (B, T, D) of projected features (B, T, D), of which `padded` (B, T) hide from all others.
+
+        Args:
+            projected: padded frames may hold anything.
+            padded: None where nothing is.
+            options: of `Transformer.forward`.
+        """
+        mask = None
+        if padded is not None:
+            projected = projected.masked_fill(padded[..., None], 0.0)
+            mask = torch.zeros_like(padded, dtype=torch.float32).masked_fill(padded, HIDDEN)[:, None, None]
+        result: Tensor = self.transformer(projected, mask, **options)
+        return result
+
+
+def padding(lengths: Tensor, frames: int) -> Tensor:
+    """(B, `frames`), True at and beyond each of `lengths` (B,), where these are."""
+    return torch.arange(frames, device=lengths.device) >= lengths[:, None]
+
+
+class SpeechNetwork(nn.Module):
+    """Feature encoder, encoder, and a linear CTC head `aux` if there is one.
+
+    Attributes:
+        mask_embedding: (D,), which replaces masked frames in training; registered by whoever trains.
+    """
+
+    mask_embedding: nn.Parameter
+
+    def __init__(self, feature_extractor: FeatureExtractor, encoder: Encoder, aux: nn.Linear | None) -> None:
+        super().__init__()
+        self.feature_extractor = feature_extractor
+        self.encoder = encoder
+        self.aux = aux
+
+    @property
+    def is_relative(self) -> bool:
+        """Whether the first layer makes a position bias for all layers."""
+        return any(getattr(module, "makes_position_bias", False) for module in self.encoder.modules())
+
+    def forward(self, waveforms: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """Logits (B, T, V), or hidden states (B, T, D) without a head, and the valid frames (B,).
+
+        No branch depends on values, so that exporters can follow it.
+
+        Args:
+            waveforms: (B, S) at 16 kHz, normalised where the architecture wants it.
+            lengths: (B,) valid samples; None where nothing is padded. Group norm would hear padding in the statistics
+                of the feature encoder: `parp_cli.models.speech.forward` runs that on single utterances.
+        """
+        features, lengths = self.feature_extractor(waveforms, lengths)
+        hidden = self.encoder(features, lengths)
+        return (hidden if self.aux is None else self.aux(hidden)), lengths
