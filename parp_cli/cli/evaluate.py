@@ -142,7 +142,7 @@ def evaluate(
     if tune and (lm_weight is not None or word_score is not None):
         raise UsageError("--tune finds the weights that were given", hint="leave out --tune, or the weights")
 
-    from parp_cli.decoding.searches import Decoding
+    from parp_cli.decoding.choose import Decoding
     from parp_cli.runtime.device import select_device
     from parp_cli.runtime.processes import current
     from parp_cli.stages.evaluate import Options, recorded_recipe

@@ -69,13 +69,13 @@ def fetch(url: str, root: Path, *, sha256: str, progress: ByteProgress | None = 
         archive.unlink()
 
 
-def download(url: str, path: Path, *, sha256: str, progress: ByteProgress | None = None) -> None:
+def download(url: str, path: Path, *, sha256: str | None, progress: ByteProgress | None = None) -> None:
     """Download to `path`. What came before a break is kept in `<path>.part`, and the next call goes on from there.
 
     Args:
         url: http, https or file.
         path: where the file goes; its folder is made.
-        sha256: what the file must hash to, in hexadecimal digits.
+        sha256: what the file must hash to, in hexadecimal digits; None where none is published.
         progress: called after every mebibyte or so.
 
     Raises:
@@ -86,7 +86,8 @@ def download(url: str, path: Path, *, sha256: str, progress: ByteProgress | None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         _download_rest(url, partial, progress)
-        _check(partial, sha256)
+        if sha256 is not None:
+            _check(partial, sha256)
         partial.replace(path)
     except OSError as error:
         raise write_error(path, error) from error

@@ -1,26 +1,44 @@
-"""Words and how they are spelt.
+"""Words and their spellings, and beam search for words of a lexicon with flashlight-text (extra `lm`).
 
-A lexicon is a text file with a word a line and its spelling after it, such as "HELLO H E L L O |". A search through it
-(`lexicon_search`) only ever finds its words: of a word outside it, it gives the words of the lexicon that sound most
-like it. `outside` says which words these are.
+A lexicon is a text file with one word and its spelling per line, such as "HELLO H E L L O |". A search through it only
+finds its words: in place of any other word it returns the words of the lexicon that sound most like it. `outside`
+counts those other words.
+
+The search gives the results of torchaudio's `ctc_decoder`, which is the same decoder. That one reloads lexicon and
+language model for every pair of weights; here searches with different weights share them.
+
+T frames, V labels.
 """
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from functools import lru_cache
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from parp_cli.data.labels import BOUNDARY, Vocabulary
+import torch
+from torch import Tensor
+
+from parp_cli.data.labels import BLANK_ID, BOUNDARY, Vocabulary
 from parp_cli.data.text import normalize_text
+from parp_cli.decoding.lm import cannot_load, fields_of, flashlight, quiet_loading
+from parp_cli.decoding.search import Hypothesis, collapse
 from parp_cli.errors import DataError, UsageError, first_few
 
 Lexicon = Mapping[str, tuple[tuple[str, ...], ...]]
 """Spellings of each word, in symbols of a vocabulary; each ends with `BOUNDARY`."""
 
+_BEAM_THRESHOLD = 25.0
+"""Hypotheses that score this much below the best one are dropped after each frame. torchaudio's default of 50 takes
+four times as long and found the same words wherever it was tried; 15 loses some."""
+
+_NO_UNKNOWN_WORD = -1
+"""Number of the word that stands for all others: there is none, as only the lexicon's words are searched for."""
+
 
 class Spelt(NamedTuple):
-    """A lexicon, and the words that are not in it as the vocabulary lacks one of their letters."""
+    """A lexicon, and the words left out of it because the vocabulary lacks one of their letters."""
 
     lexicon: Lexicon
     left_out: list[str]
@@ -29,8 +47,8 @@ class Spelt(NamedTuple):
 def spelling(letters: Sequence[str], vocabulary: Vocabulary) -> tuple[str, ...] | None:
     """The letters of a word (or the word itself) and the boundary after it; None where the vocabulary lacks one.
 
-    In the vocabulary's case: published language models are often of lower case, and most models of upper case. Where
-    it has no "ß", a word that has is spelt with "SS".
+    In the vocabulary's case: published language models are often lower case, and most models upper case. Where it has
+    no "ß", a word that has is spelt with "SS".
     """
     word = normalize_text("".join(letters))
     for same in (word, word.upper()) if vocabulary.case == "upper" else (word,):
@@ -46,21 +64,16 @@ def _letters(vocabulary: Vocabulary) -> frozenset[str]:
 
 
 def lexicon_of(words: Iterable[str], vocabulary: Vocabulary) -> Spelt:
-    """Words letter by letter, sorted.
+    """Words spelt letter by letter, sorted.
 
     Raises:
         UsageError: the vocabulary is of phones.
         DataError: not one word can be spelt.
     """
     require_letters(vocabulary)
-    spelt: dict[str, tuple[tuple[str, ...], ...]] = {}
-    left_out = []
-    for word in sorted(set(words)):
-        found = spelling(word, vocabulary)
-        if found is None:
-            left_out.append(word)
-        else:
-            spelt[word] = (found,)
+    spellings = {word: spelling(word, vocabulary) for word in sorted(set(words))}
+    spelt = {word: (found,) for word, found in spellings.items() if found is not None}
+    left_out = [word for word in spellings if word not in spelt]
     if not spelt:
         raise DataError(
             "no word can be spelt with the vocabulary's letters",
@@ -71,14 +84,14 @@ def lexicon_of(words: Iterable[str], vocabulary: Vocabulary) -> Spelt:
 
 
 def lexicon_lines(lexicon: Lexicon) -> str:
-    """A lexicon as a file has it."""
+    """A lexicon in its file format."""
     return "".join(f"{word}\t{' '.join(letters)}\n" for word, spellings in lexicon.items() for letters in spellings)
 
 
 def read_lexicon(path: Path, vocabulary: Vocabulary) -> Spelt:
     """The words of a lexicon file with their spellings.
 
-    Spellings may be of another case than the vocabulary, and without the boundary at their end.
+    Spellings may be of another case than the vocabulary, and lack the boundary at their end.
 
     Raises:
         UsageError: the vocabulary is of phones.
@@ -109,14 +122,14 @@ def read_lexicon(path: Path, vocabulary: Vocabulary) -> Spelt:
         raise DataError(
             f"{path} is not a lexicon of the vocabulary's letters",
             details=first_few(problems or list(left_out)),
-            hint='a line is a word and its letters divided by blanks, such as "HELLO H E L L O |"',
+            hint='each line is a word and its letters separated by spaces, such as "HELLO H E L L O |"',
         )
     lexicon = {word: tuple(spellings) for word, spellings in found.items()}
     return Spelt(lexicon, [word for word in left_out if word not in lexicon])
 
 
 def outside(references: Iterable[str], lexicon: Lexicon) -> Counter[str]:
-    """Words of references, with how often they occur, that a search through the lexicon cannot find."""
+    """Words of references, and how often they occur, that a search through the lexicon cannot find."""
     known = {"".join(letters[:-1]) for spellings in lexicon.values() for letters in spellings}
     return Counter(word for reference in references for word in reference.split() if word not in known)
 
@@ -128,3 +141,154 @@ def require_letters(vocabulary: Vocabulary) -> None:
             "words are spelt in letters, and this model writes phones",
             hint="decode phones greedily, or with --decoder beam and no language model",
         )
+
+
+class _Loaded(NamedTuple):
+    """flashlight's own objects."""
+
+    language_model: Any
+    trie: Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class LexiconTrie:
+    """A lexicon as a tree of letters, with a language model: what takes long to load and does not depend on weights.
+
+    Loaded when first needed, and shared by all searches that hold it.
+
+    Attributes:
+        vocabulary: of letters.
+        lexicon: in the vocabulary's letters.
+        language_model: ARPA or KenLM binary, as `lm.open_language_model` accepts it; None for none.
+    """
+
+    vocabulary: Vocabulary
+    lexicon: Lexicon
+    language_model: Path | None = None
+
+    def decoder(self, *, beam_size: int, lm_weight: float, word_score: float) -> Any:
+        """flashlight's decoder, which must not outlive this object.
+
+        Raises:
+            UsageError: the extra `lm` is not installed, or the vocabulary is of phones.
+            DataError: the language model cannot be read.
+        """
+        decoder, loaded = flashlight("decoder"), self._loaded
+        options = decoder.LexiconDecoderOptions(
+            beam_size=beam_size,
+            beam_size_token=len(self.vocabulary),
+            beam_threshold=_BEAM_THRESHOLD,
+            lm_weight=lm_weight,
+            word_score=word_score,
+            unk_score=float("-inf"),
+            sil_score=0.0,
+            log_add=False,
+            criterion_type=decoder.CriterionType.CTC,
+        )
+        transitions: list[float] = []  # between labels: CTC has none
+        return decoder.LexiconDecoder(
+            options, loaded.trie, loaded.language_model, self.boundary, BLANK_ID, _NO_UNKNOWN_WORD, transitions, False
+        )
+
+    def __getstate__(self) -> dict[str, Any]:
+        """The fields alone: another process loads its own."""
+        return fields_of(self)
+
+    @property
+    def boundary(self) -> int:
+        """Label of the word boundary."""
+        return self.vocabulary.symbols.index(BOUNDARY)
+
+    @cached_property
+    def _loaded(self) -> _Loaded:
+        require_letters(self.vocabulary)
+        decoder = flashlight("decoder")
+        ids = {symbol: label for label, symbol in enumerate(self.vocabulary.symbols)}
+        language_model = self._open()
+        trie = decoder.Trie(len(self.vocabulary), self.boundary)
+        begin = language_model.start(False)
+        for number, spellings in enumerate(self.lexicon.values()):
+            # The look-ahead score while a word is incomplete.
+            _, score = language_model.score(begin, number)
+            for letters in spellings:
+                trie.insert([ids[letter] for letter in letters], number, score)
+        trie.smear(decoder.SmearingMode.MAX)
+        return _Loaded(language_model, trie)
+
+    def _open(self) -> Any:
+        """The language model, in which a word's number is its place in the lexicon."""
+        if self.language_model is None:
+            return flashlight("decoder").ZeroLM()
+        kenlm, words = flashlight("decoder.kenlm"), flashlight("dictionary").Dictionary(list(self.lexicon))
+        try:
+            with quiet_loading():
+                return kenlm.KenLM(str(self.language_model), words)
+        except RuntimeError as error:
+            raise cannot_load(self.language_model, error) from error
+
+
+@dataclass(frozen=True, kw_only=True)
+class LexiconSearch:
+    """Beam search through a lexicon.
+
+    The score is the natural logarithm of the best alignment's CTC probability, plus `lm_weight` times the language
+    model's log10 probability of the words and the end of the sentence, plus `word_score` per word. (flashlight takes
+    log10 from KenLM; published weights are for this scale.)
+
+    Attributes:
+        trie: words and language model; `dataclasses.replace` gives a search with other weights that shares it.
+        beam_size: hypotheses kept after each frame.
+        lm_weight: of the language model; at least 0.
+        word_score: added per word: above 0 favours more and shorter words.
+        nbest: maximum hypotheses per utterance.
+    """
+
+    trie: LexiconTrie
+    beam_size: int = 50
+    lm_weight: float = 2.0
+    word_score: float = 0.0
+    nbest: int = 1
+    pays_in_processes = True  # although each process loads words and language model for itself
+
+    def __call__(self, logits: Sequence[Tensor]) -> list[list[Hypothesis]]:
+        """Hypotheses of each utterance, best first; none where not even the shortest word fits its frames.
+
+        Args:
+            logits: of each utterance, (T_i, V), as natural logarithms up to a constant per frame.
+
+        Raises:
+            UsageError: the extra `lm` is not installed, or the vocabulary is of phones.
+            DataError: the language model cannot be read.
+        """
+        return [self._search(self._with_end(item)) for item in logits]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """The fields alone: another process makes its own decoder."""
+        return fields_of(self)
+
+    @cached_property
+    def decoder(self) -> Any:
+        """flashlight's decoder, loaded when first asked for. Raises as a call does."""
+        return self.trie.decoder(beam_size=self.beam_size, lm_weight=self.lm_weight, word_score=self.word_score)
+
+    def _search(self, frames: Tensor) -> list[Hypothesis]:
+        """Search one utterance's log probabilities (T, V)."""
+        results = self.decoder.decode(frames.data_ptr(), *frames.shape)
+        best: dict[str, Hypothesis] = {}
+        # Hypotheses that read the same can differ in their spaces.
+        for result in results[: self.nbest if self.nbest == 1 else 2 * self.nbest]:
+            # From the letters, as the lexicon's words may be of another case than the references.
+            text = self.trie.vocabulary.decode(collapse(torch.tensor(result.tokens)))
+            best.setdefault(text, Hypothesis(text, float(result.score)))
+        return list(best.values())[: self.nbest]
+
+    def _with_end(self, logits: Tensor) -> Tensor:
+        """Log probabilities (T + 1, V) of logits (T, V), with a frame appended that is certainly a word boundary.
+
+        Spellings end with the boundary, so that words cannot run together; but models learn to write it only between
+        words.
+        """
+        frames = logits.detach().cpu().float().log_softmax(-1)
+        end = torch.full((1, len(self.trie.vocabulary)), float("-inf"))
+        end[0, self.trie.boundary] = 0.0
+        return torch.cat([frames, end]).contiguous()

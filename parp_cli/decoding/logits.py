@@ -1,4 +1,4 @@
-"""Logits of a list of utterances: front end and encoder, in batches of similar length, sound read ahead."""
+"""Logits of a list of utterances: feature encoder and encoder, in batches of similar length, audio read ahead."""
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -22,13 +22,13 @@ Encoder = Callable[[Tensor, Tensor], Tensor]
 
 
 class Features(Protocol):
-    """Front-end features of utterances, each (T, C)."""
+    """Features of utterances from the feature encoder, each (T, C)."""
 
     def __call__(self, utterances: Sequence[Utterance]) -> list[Tensor]:
         """Of these utterances, in their order."""
 
     def prefetch(self, utterances: Sequence[Utterance]) -> None:
-        """Begin to read what will be asked for next."""
+        """Begin to read what is asked for next."""
 
 
 def logits_of(
@@ -51,7 +51,7 @@ def logits_of(
             so that all take equally many steps.
 
     Raises:
-        CheckpointError: the model's output is no number.
+        CheckpointError: the model produced non-finite logits.
     """
     encoder = encoder or partial(encode, model)
     batches = sorted_batches([utterance.seconds for utterance in utterances], batch_seconds)
@@ -84,6 +84,6 @@ def _check_finite(logits: Tensor, utterances: Sequence[Utterance]) -> None:
     broken = ~torch.isfinite(logits).flatten(1).all(1)
     if bool(broken.any()):
         raise CheckpointError(
-            f"the model's output for utterance {utterances[int(broken.nonzero()[0])].id} is no finite number",
+            f"the model produced non-finite logits for utterance {utterances[int(broken.nonzero()[0])].id}",
             hint="its training diverged: lower training.learning_rate, or set training.gradient_clip",
         )

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from parp_cli.data.utterances import Utterance
 from parp_cli.decoding.logits import Features, logits_of
-from parp_cli.decoding.parallel import Search, most_workers, search_all
-from parp_cli.decoding.searches import Tunable
-from parp_cli.decoding.tune import Tuning, tune
+from parp_cli.decoding.parallel import max_workers, search_all
+from parp_cli.decoding.search import Search
+from parp_cli.decoding.tune import Tunable, Tuning, tune
 from parp_cli.models.speech.forward import encode
 from parp_cli.runtime.processes import SINGLE, World
 from parp_cli.runtime.progress import Notify, silent
@@ -32,7 +32,7 @@ class Recognizer:
 
     Attributes:
         model: with a CTC head.
-        features: front-end features of utterances.
+        features: of utterances, from the feature encoder.
         precision: of the encoder. With bfloat16 a transcript may depend on its batch, by rounding.
         batch_seconds: padded audio in one forward pass.
         workers: processes that search, where they pay; by default as `parallel.search_all` has it.
@@ -51,11 +51,11 @@ class Recognizer:
         """The best hypothesis of each utterance, in all processes; "" where the search finds none.
 
         Raises:
-            CheckpointError: the model's output is no number.
+            CheckpointError: the model produced non-finite logits.
             ResourceError: a process that searches was killed.
         """
         # What several processes search has to be there before it can be dealt out; one need not keep it.
-        several = most_workers(search, self.workers) > 1
+        several = max_workers(search, self.workers) > 1
         logits = self._logits(utterances, self.world)
         texts: dict[int, str] = {}
         while group := dict(islice(logits, len(utterances) if several else _GROUP)):

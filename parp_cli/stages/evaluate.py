@@ -18,10 +18,10 @@ from parp_cli.config.load import recipe_from_dict
 from parp_cli.data.check import Problem, refusal
 from parp_cli.data.corpora import load
 from parp_cli.data.labels import vocabulary_of
+from parp_cli.decoding.choose import Chosen, Decoding, choose
 from parp_cli.decoding.lexicon import outside
 from parp_cli.decoding.recognizer import Precision, Recognizer
-from parp_cli.decoding.searches import Chosen, Decoding, Tunable, choose
-from parp_cli.decoding.tune import Tuning
+from parp_cli.decoding.tune import Tunable, Tuning
 from parp_cli.errors import DataError, MaskError, UsageError, first_few
 from parp_cli.models.recognizer import rebuild
 from parp_cli.models.speech.config import Architecture, frames
@@ -263,7 +263,7 @@ class _Evaluator:
             splits=self._test.splits,
             sparsity=sparsity(system.masks) if system.masks else 0.0,
             report=report,
-            decoding=chosen.told,
+            decoding=chosen.describe(),
             tuning=tuning,
             audio_seconds=self._test.audio_seconds,
             seconds=seconds,
@@ -316,7 +316,7 @@ class _Evaluator:
         rows += [
             ("sparsity", f"{sparsity(masks):.2%}" if masks else "dense"),
             ("corpus", f"{self._data.corpus}, {', '.join(self._splits)}"),
-            ("decoding", chosen.told + tuned),
+            ("decoding", chosen.describe() + tuned),
             ("precision", self._options.precision),
         ]
         if self._left_out:
@@ -376,7 +376,7 @@ class _Evaluator:
             check_trn(unheard)
 
     def _check_tunable(self) -> None:
-        if not self._chosen.tunable:
+        if not isinstance(self._chosen.search, Tunable):
             raise UsageError(
                 "there are no weights to tune", hint="add --lm and --decoder lexicon (or beam), or leave out --tune"
             )

@@ -14,8 +14,8 @@ from parp_cli.data.corpora import load
 from parp_cli.data.labels import BLANK, BOUNDARY, Vocabulary
 from parp_cli.data.text import in_case, normalize_text
 from parp_cli.decoding.kneser_ney import NGramModel, estimate, write_arpa
-from parp_cli.decoding.language_model import open_text
 from parp_cli.decoding.lexicon import lexicon_lines, lexicon_of
+from parp_cli.decoding.lm import open_text
 from parp_cli.errors import DataError, UsageError
 from parp_cli.runtime.progress import Notify, Progress, silent
 from parp_cli.storage.atomic import refuse_same, replacing, write_text

@@ -51,7 +51,7 @@ from parp_cli.data.batching import sorted_batches
 from parp_cli.data.labels import Vocabulary
 from parp_cli.data.utterances import Utterance
 from parp_cli.decoding.recognizer import Precision, Recognizer
-from parp_cli.decoding.searches import GreedySearch
+from parp_cli.decoding.search import GreedySearch
 from parp_cli.exporters.huggingface import export_huggingface
 from parp_cli.models.speech.config import ARCHITECTURES, Architecture, build
 from parp_cli.models.speech.forward import encode, front_end, pad

@@ -9,11 +9,9 @@ import torch
 from torch import Tensor
 
 from parp_cli.data.labels import BLANK, BOUNDARY, Vocabulary
-from parp_cli.decoding.beam import Hypothesis
-from parp_cli.decoding.greedy import collapse
 from parp_cli.decoding.kneser_ney import estimate, write_arpa
-from parp_cli.decoding.lexicon import lexicon_lines, lexicon_of, read_lexicon
-from parp_cli.decoding.lexicon_search import LexiconSearch, LexiconTrie
+from parp_cli.decoding.lexicon import LexiconSearch, LexiconTrie, lexicon_lines, lexicon_of, read_lexicon
+from parp_cli.decoding.search import Hypothesis, collapse
 from parp_cli.errors import DataError
 from tests.decoding.arpa import read_arpa
 
@@ -185,10 +183,10 @@ def test_weights_load_nothing_anew(language_model: Path, tmp_path: Path) -> None
     path = tmp_path / "lm.arpa"
     path.write_bytes(language_model.read_bytes())
     search = lexicon_search(path)
-    search.load()
+    _ = search.decoder
     path.unlink()
     logits = [torch.randn(30, 4, generator=torch.Generator().manual_seed(0)) * 2]
     assert replace(search, lm_weight=0.5)(logits) == lexicon_search(language_model, lm_weight=0.5)(logits)
     # Only another process loads its own.
     with pytest.raises(DataError, match="cannot be loaded"):
-        pickle.loads(pickle.dumps(search)).load()
+        _ = pickle.loads(pickle.dumps(search)).decoder

@@ -10,11 +10,10 @@ from torch import Tensor
 
 from parp_cli.data.labels import BLANK, BOUNDARY, Vocabulary
 from parp_cli.decoding import parallel
-from parp_cli.decoding.beam import BeamSearch, Hypothesis
-from parp_cli.decoding.lexicon_search import LexiconSearch, LexiconTrie
-from parp_cli.decoding.parallel import MOST_WORKERS, PAYS_OFF_FRAMES, Search, most_workers, search_all, usable_cores
-from parp_cli.decoding.rescore import NGramScorer, Rescored, TransformerScorer
-from parp_cli.decoding.searches import GreedySearch
+from parp_cli.decoding.lexicon import LexiconSearch, LexiconTrie
+from parp_cli.decoding.lm import NGramScorer, TransformerScorer
+from parp_cli.decoding.parallel import MAX_WORKERS, PAYS_OFF_FRAMES, max_workers, search_all, usable_cores
+from parp_cli.decoding.search import BeamSearch, GreedySearch, Hypothesis, Rescored, Search
 from parp_cli.errors import ResourceError
 from parp_cli.runtime.progress import Progress
 
@@ -40,7 +39,7 @@ def test_little_work_starts_no_process(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> None:
         raise AssertionError("a process was started")
 
-    monkeypatch.setattr(parallel, "worker_pool", refuse)
+    monkeypatch.setattr(parallel, "_in_processes", refuse)
     logits = random_logits(3)
     steps: list[Progress] = []
     assert search_all(SEARCH, logits, notify=steps.append) == SEARCH(logits)
@@ -76,7 +75,7 @@ def test_processes_are_not_started_where_they_cost_more_than_they_save(
     def refuse(*_: object) -> None:
         raise AssertionError("a process was started")
 
-    monkeypatch.setattr(parallel, "worker_pool", refuse)
+    monkeypatch.setattr(parallel, "_in_processes", refuse)
     monkeypatch.setattr(parallel, "usable_cores", lambda: 16)
     monkeypatch.setattr(type(search), "__call__", lambda _, logits: [[Hypothesis("", 0.0)] for _ in logits])
     logits = [torch.zeros(1).expand(PAYS_OFF_FRAMES, 4)] * 2
@@ -86,22 +85,22 @@ def test_processes_are_not_started_where_they_cost_more_than_they_save(
 
 def test_how_many_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     for search in PAY:
-        for cores, usual in ((1, 1), (2, 2), (64, MOST_WORKERS)):
+        for cores, usual in ((1, 1), (2, 2), (64, MAX_WORKERS)):
             monkeypatch.setattr(parallel, "usable_cores", lambda cores=cores: cores)
-            assert most_workers(search) == usual
-            assert most_workers(search, 20) == 20, "who asks knows how much memory there is"
+            assert max_workers(search) == usual
+            assert max_workers(search, 20) == 20, "who asks knows how much memory there is"
     for search in DO_NOT_PAY:
-        assert most_workers(search) == most_workers(search, 20) == 1
+        assert max_workers(search) == max_workers(search, 20) == 1
 
 
 def test_no_more_processes_than_pieces_of_work(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 
-    def pool(workers: int, *_: object) -> None:
+    def pool(function: object, shared: object, items: object, workers: int) -> None:
         asked.append(workers)
         raise AssertionError("processes were started")
 
-    monkeypatch.setattr(parallel, "worker_pool", pool)
+    monkeypatch.setattr(parallel, "_in_processes", pool)
     with pytest.raises(AssertionError, match="processes were started"):
         search_all(SEARCH, random_logits(3), workers=50)
     assert asked == [3]

@@ -14,10 +14,8 @@ from torch import Tensor
 from parp_cli.data.labels import BLANK, BOUNDARY, Vocabulary
 from parp_cli.data.utterances import Utterance
 from parp_cli.decoding import recognizer as module
-from parp_cli.decoding.beam import BeamSearch, Hypothesis
 from parp_cli.decoding.recognizer import Recognizer
-from parp_cli.decoding.rescore import Rescored
-from parp_cli.decoding.searches import GreedySearch
+from parp_cli.decoding.search import BeamSearch, GreedySearch, Hypothesis, Rescored
 from parp_cli.runtime.processes import SINGLE, World
 from parp_cli.runtime.progress import Progress
 

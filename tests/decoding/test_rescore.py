@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from parp_cli.data.labels import BLANK, BOUNDARY, Vocabulary
-from parp_cli.decoding.beam import BeamSearch
 from parp_cli.decoding.kneser_ney import estimate, write_arpa
-from parp_cli.decoding.rescore import NGramScorer, Rescored, TransformerScorer
+from parp_cli.decoding.lm import NGramScorer, TransformerScorer
+from parp_cli.decoding.search import BeamSearch, Rescored
 from parp_cli.errors import DataError, UsageError
 from tests.decoding.arpa import read_arpa
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from parp_cli.data.labels import Vocabulary
-from parp_cli.decoding.greedy import collapse
+from parp_cli.decoding.search import collapse
 from parp_cli.decoding.timing import Segment, Span, SpanReader, SubtitleRules, Word, segments_of, words_of
 
 LETTERS = Vocabulary(("<blank>", "|", "A", "B", "<unk>"), "letters")

@@ -6,14 +6,12 @@ import torch
 from torch import Tensor
 
 from parp_cli.data.labels import BLANK, BOUNDARY, Vocabulary
-from parp_cli.decoding import tune as tuning_module
-from parp_cli.decoding.beam import BeamSearch
+from parp_cli.decoding import parallel
 from parp_cli.decoding.kneser_ney import estimate, write_arpa
-from parp_cli.decoding.lexicon import lexicon_of
-from parp_cli.decoding.lexicon_search import LexiconSearch, LexiconTrie
-from parp_cli.decoding.rescore import Rescored
-from parp_cli.decoding.tune import LM_WEIGHTS, WORD_SCORES, Trial, Weights, _descend, best_first, tune
-from parp_cli.runtime.progress import Progress, silent
+from parp_cli.decoding.lexicon import LexiconSearch, LexiconTrie, lexicon_of
+from parp_cli.decoding.search import BeamSearch, Rescored
+from parp_cli.decoding.tune import LM_WEIGHTS, WORD_SCORES, Trial, best_first, tune
+from parp_cli.runtime.progress import Progress
 from parp_cli.scoring.metrics import word_errors
 
 VOCABULARY = Vocabulary((BLANK, BOUNDARY, "A", "B"), "letters")
@@ -51,8 +49,7 @@ def test_the_best_of_what_was_tried_is_what_it_says(language_model: Path) -> Non
     tuning = tune(search, logits, TEXT, notify=steps.append)
     assert tuning == tune(search, logits, TEXT)
     weights = [(trial.lm_weight, trial.word_score) for trial in tuning.trials]
-    assert len(set(weights)) == len(weights)
-    assert weights[: len(LM_WEIGHTS) * len(WORD_SCORES)] == [(w, s) for w in LM_WEIGHTS for s in WORD_SCORES]
+    assert weights == [(w, s) for w in LM_WEIGHTS for s in WORD_SCORES]
     assert tuning.best.errors == min(trial.errors for trial in tuning.trials)
     assert best_first(tuning.trials)[0] == tuning.best
     assert (steps[-1].done, steps[-1].total) == (len(weights), len(weights))
@@ -63,8 +60,7 @@ def test_the_best_of_what_was_tried_is_what_it_says(language_model: Path) -> Non
 def test_a_lexicon_without_language_model_has_no_weight_to_tune() -> None:
     pytest.importorskip("flashlight.lib.text")
     tuning = tune(lexicon_search(), noisy_logits(TEXT), TEXT)
-    assert {trial.lm_weight for trial in tuning.trials} == {0.0}
-    assert len(tuning.trials) > len(WORD_SCORES)
+    assert [(trial.lm_weight, trial.word_score) for trial in tuning.trials] == [(0.0, score) for score in WORD_SCORES]
 
 
 def test_words_and_language_model_are_loaded_once(language_model: Path) -> None:
@@ -73,7 +69,7 @@ def test_words_and_language_model_are_loaded_once(language_model: Path) -> None:
     search = lexicon_search(language_model)
     expected = tune(search, noisy_logits(TEXT), TEXT)
     search = lexicon_search(language_model)
-    search.load()
+    _ = search.decoder
     language_model.unlink()
     assert tune(search, noisy_logits(TEXT), TEXT) == expected
 
@@ -87,14 +83,14 @@ def test_the_best_first() -> None:
         assert [(trial.lm_weight, trial.word_score) for trial in best_first(some)] == expected
 
 
-def test_no_more_processes_than_there_are_first_trials(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_more_processes_than_there_are_trials(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 
-    def pool(workers: int, *_: object) -> None:
+    def pool(function: object, shared: object, items: object, workers: int) -> None:
         asked.append(workers)
         raise AssertionError("processes were started")
 
-    monkeypatch.setattr(tuning_module, "worker_pool", pool)
+    monkeypatch.setattr(parallel, "_in_processes", pool)
     for workers in (2, 100):
         with pytest.raises(AssertionError, match="processes were started"):
             tune(lexicon_search(), noisy_logits(TEXT), TEXT, workers=workers)
@@ -115,33 +111,11 @@ def test_what_only_reorders_searches_once() -> None:
     )
     tuning = tune(search, noisy_logits(TEXT), TEXT)
     assert searched == [len(TEXT)]
-    assert len(tuning.trials) >= len(LM_WEIGHTS) * len(WORD_SCORES)
-
-
-@pytest.mark.parametrize("target", [Weights(1.3, -0.8), Weights(6.2, 3.4), Weights(0.0, 0.1)])
-def test_it_walks_to_the_bottom_of_a_bowl(target: Weights) -> None:
-    """Within the grid and beyond it, to the smallest step."""
-
-    def bowl(some: list[Weights]) -> list[int]:
-        return [
-            round(1000 * ((w.lm_weight - target.lm_weight) ** 2 + (w.word_score - target.word_score) ** 2))
-            for w in some
-        ]
-
-    grid = [Weights(weight, score) for weight in LM_WEIGHTS for score in WORD_SCORES]
-    best = _descend(bowl, 100, grid, Weights(0.5, 0.5), silent).best
-    assert abs(best.lm_weight - target.lm_weight) <= 0.07
-    assert abs(best.word_score - target.word_score) <= 0.07
-
-
-def test_of_equals_the_least_weights() -> None:
-    grid = [Weights(3.0, 1.0), Weights(2.0, -1.0), Weights(2.0, 1.0)]
-    tuning = _descend(lambda some: [7] * len(some), 100, grid, Weights(0.5, 0.5), silent)
-    assert len(tuning.trials) > len(grid)
-    assert all(
-        (tuning.best.lm_weight, abs(tuning.best.word_score)) <= (trial.lm_weight, abs(trial.word_score))
-        for trial in tuning.trials
-    )
+    assert len(tuning.trials) == len(LM_WEIGHTS) * len(WORD_SCORES)
+    for trial in tuning.trials:
+        weighted = replace(search, lm_weight=trial.lm_weight, word_score=trial.word_score)
+        texts = [found[0].text for found in weighted(noisy_logits(TEXT))]
+        assert word_errors(TEXT, texts).errors == trial.errors
 
 
 @pytest.mark.slow

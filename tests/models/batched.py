@@ -11,8 +11,8 @@ from torch import Tensor
 
 from parp_cli.data.labels import letters_vocabulary
 from parp_cli.data.utterances import Utterance
-from parp_cli.decoding.greedy import collapse
 from parp_cli.decoding.logits import Features, logits_of
+from parp_cli.decoding.search import collapse
 from parp_cli.models.speech.config import Architecture
 from parp_cli.models.speech.forward import encode, pad
 

@@ -13,7 +13,7 @@ import pytest
 import soundfile
 
 from parp_cli.config.finetune import Data
-from parp_cli.decoding.searches import Decoding
+from parp_cli.decoding.choose import Decoding
 from parp_cli.errors import CheckpointError, DataError, MaskError, UsageError
 from parp_cli.pruning.masks import sparsity
 from parp_cli.runtime.progress import Progress

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from parp_cli.data.labels import letters_vocabulary
-from parp_cli.decoding.language_model import open_language_model, words_of
 from parp_cli.decoding.lexicon import read_lexicon
+from parp_cli.decoding.lm import arpa_words, open_language_model
 from parp_cli.errors import DataError, UsageError
 from parp_cli.runtime.progress import Progress
 from parp_cli.stages.lm import STDIN, build, lines, transcripts
@@ -29,7 +29,7 @@ def test_from_transcripts(world: World, tmp_path: Path) -> None:
     assert not any(step.warning for step in said)
     arpa = read_arpa(result.path)
     assert arpa.order == 2
-    assert set(words_of(open_language_model(str(result.path)))) == set(words)
+    assert set(arpa_words(open_language_model(str(result.path)))) == set(words)
     assert result.lexicon == tmp_path / "lm-lexicon.txt"
     assert set(read_lexicon(result.lexicon, letters_vocabulary()).lexicon) == set(words)
 
@@ -50,7 +50,7 @@ def test_several_splits(world: World) -> None:
 
 def test_text_is_made_as_transcripts_are(tmp_path: Path) -> None:
     result = build(["the  Cat\n", "\n", "don't été"], out=tmp_path / "lm.arpa", order=1)
-    assert words_of(open_language_model(str(result.path))) == ["THE", "CAT", "DON'T", "ÉTÉ"]
+    assert arpa_words(open_language_model(str(result.path))) == ["THE", "CAT", "DON'T", "ÉTÉ"]
     assert result.lexicon.read_text().splitlines()[-1] == "ÉTÉ\tÉ T É |"
 
 

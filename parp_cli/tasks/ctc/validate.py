@@ -7,8 +7,8 @@ import torch
 
 from parp_cli.data.labels import BLANK_ID, Vocabulary
 from parp_cli.data.utterances import Utterance
-from parp_cli.decoding.greedy import collapse
 from parp_cli.decoding.logits import Encoder, logits_of
+from parp_cli.decoding.search import collapse
 from parp_cli.runtime.processes import World
 from parp_cli.scoring.metrics import character_errors, word_errors
 from parp_cli.tasks.ctc.features import FrontEndFeatures

@@ -6,13 +6,12 @@ import pytest
 import torch
 
 from parp_cli.data.labels import BLANK, BOUNDARY, Vocabulary
-from parp_cli.decoding.beam import BeamSearch
-from parp_cli.decoding.greedy import collapse
+from parp_cli.decoding.choose import BEAM_SIZES, DECODERS, RESCORED_BEAM_SIZE, Decoding, choose
 from parp_cli.decoding.kneser_ney import estimate, write_arpa
-from parp_cli.decoding.language_model import LanguageModel
-from parp_cli.decoding.lexicon_search import LexiconSearch, LexiconTrie
-from parp_cli.decoding.rescore import NGramScorer, Rescored, TransformerScorer
-from parp_cli.decoding.searches import BEAM_SIZES, DECODERS, RESCORED_BEAM_SIZE, Decoding, GreedySearch, choose
+from parp_cli.decoding.lexicon import LexiconSearch, LexiconTrie
+from parp_cli.decoding.lm import LanguageModel, NGramScorer, TransformerScorer
+from parp_cli.decoding.search import BeamSearch, GreedySearch, Rescored, collapse
+from parp_cli.decoding.tune import Tunable
 from parp_cli.errors import DataError, UsageError
 
 VOCABULARY = Vocabulary((BLANK, BOUNDARY, "A", "B"), "letters")
@@ -29,7 +28,8 @@ def language_model(tmp_path: Path) -> str:
 def test_greedy() -> None:
     chosen = choose(Decoding(), VOCABULARY)
     assert chosen.search == GreedySearch(VOCABULARY)
-    assert (chosen.spelt, chosen.tunable) == (None, False)
+    assert chosen.spelt is None
+    assert not isinstance(chosen.search, Tunable)
     logits = [torch.randn(length, 4, generator=torch.Generator().manual_seed(length)) for length in (1, 9, 30)]
     for item, (found,) in zip(logits, chosen.search(logits), strict=True):
         assert found.text == VOCABULARY.decode(collapse(item.argmax(-1)))
@@ -45,9 +45,9 @@ def test_beam() -> None:
 def test_a_beam_with_a_language_model_reorders(language_model: str, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("kenlm")
     loaded = []
-    monkeypatch.setattr(TransformerScorer, "load", lambda scorer: loaded.append(scorer.name))
+    monkeypatch.setattr(TransformerScorer, "model", property(lambda scorer: loaded.append(scorer.name)))
     chosen = choose(Decoding(decoder="beam", lm=language_model, lm_weight=1.2, word_score=0.1), VOCABULARY)
-    assert chosen.tunable
+    assert isinstance(chosen.search, Tunable)
     assert chosen.spelt is None
     assert chosen.search == Rescored(
         search=BeamSearch(vocabulary=VOCABULARY, beam_size=RESCORED_BEAM_SIZE, nbest=RESCORED_BEAM_SIZE),
@@ -64,7 +64,7 @@ def test_a_beam_with_a_language_model_reorders(language_model: str, monkeypatch:
 def test_a_lexicon_is_the_language_models_words_or_the_file_named(language_model: str, tmp_path: Path) -> None:
     pytest.importorskip("flashlight.lib.text")
     chosen = choose(Decoding(decoder="lexicon", lm=language_model, beam_size=9), VOCABULARY)
-    assert chosen.tunable
+    assert isinstance(chosen.search, Tunable)
     assert chosen.spelt is not None
     assert chosen.spelt.left_out == ["ZOO"]
     words = {word: ((*word, "|"),) for word in ("A", "AB", "BB")}
@@ -80,7 +80,7 @@ def test_a_lexicon_is_the_language_models_words_or_the_file_named(language_model
 
 def test_what_is_told_is_what_is_done(language_model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("flashlight.lib.text")
-    monkeypatch.setattr(NGramScorer, "load", lambda scorer: None)
+    monkeypatch.setattr(NGramScorer, "model", None)
     lexicon = tmp_path / "lexicon.txt"
     lexicon.write_text("B B |\n")
     lm = language_model
@@ -109,11 +109,11 @@ def test_what_is_told_is_what_is_done(language_model: str, tmp_path: Path, monke
             f"lexicon search, beam 500, lexicon {lexicon}, LM {lm}, LM weight 2, word score 0",
         ),
     ):
-        assert choose(decoding, VOCABULARY).told == told
+        assert choose(decoding, VOCABULARY).describe() == told
     chosen = choose(Decoding(decoder="lexicon", lm=lm), VOCABULARY)
     assert isinstance(chosen.search, LexiconSearch)
     tuned = replace(chosen, search=replace(chosen.search, lm_weight=0.5, word_score=-1.0))
-    assert tuned.told.endswith("LM weight 0.5, word score -1"), "the weights that were found, not those asked for"
+    assert tuned.describe().endswith("LM weight 0.5, word score -1"), "the weights that were found, not those asked for"
 
 
 def test_the_lexicon_that_was_published_with_a_model_is_told(
@@ -123,9 +123,9 @@ def test_the_lexicon_that_was_published_with_a_model_is_told(
     lexicon = tmp_path / "published.txt"
     lexicon.write_text("B B |\n")
     model = LanguageModel(path=Path(language_model), kind="binary", lexicon=lexicon)
-    monkeypatch.setattr("parp_cli.decoding.searches.open_language_model", lambda name: model)
+    monkeypatch.setattr("parp_cli.decoding.choose.open_language_model", lambda name, notify: model)
     chosen = choose(Decoding(decoder="lexicon", lm="librispeech-4gram"), VOCABULARY)
-    assert f"lexicon {lexicon}, LM librispeech-4gram, LM weight 2" in chosen.told
+    assert f"lexicon {lexicon}, LM librispeech-4gram, LM weight 2" in chosen.describe()
 
 
 @pytest.mark.parametrize(
@@ -167,7 +167,7 @@ def test_packages_are_missed_at_once(language_model: str, monkeypatch: pytest.Mo
     def missing(name: str) -> None:
         raise UsageError("flashlight-text")
 
-    monkeypatch.setattr("parp_cli.decoding.lexicon_search.flashlight", missing)
+    monkeypatch.setattr("parp_cli.decoding.lexicon.flashlight", missing)
     monkeypatch.setitem(sys.modules, "kenlm", None)
     with pytest.raises(UsageError, match="flashlight-text"):
         choose(Decoding(decoder="lexicon", lm=language_model), VOCABULARY)

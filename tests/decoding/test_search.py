@@ -6,8 +6,7 @@ import torch
 from torch import Tensor
 
 from parp_cli.data.labels import BLANK, BOUNDARY, Vocabulary
-from parp_cli.decoding.beam import BeamSearch, prefix_beam_search
-from parp_cli.decoding.greedy import collapse
+from parp_cli.decoding.search import BeamSearch, collapse, prefix_beam_search
 
 VOCABULARY = Vocabulary((BLANK, BOUNDARY, "A", "B"), "letters")
 EVERYTHING = 400

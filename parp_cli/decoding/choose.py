@@ -1,0 +1,204 @@
+"""The search that a user asks for: greedy, with a beam or a lexicon, with a language model or without."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+from parp_cli.data.labels import Vocabulary
+from parp_cli.decoding.lexicon import (
+    LexiconSearch,
+    LexiconTrie,
+    Spelt,
+    lexicon_of,
+    read_lexicon,
+    require_letters,
+)
+from parp_cli.decoding.lm import (
+    PUBLISHED,
+    NGramScorer,
+    TransformerScorer,
+    arpa_words,
+    flashlight,
+    open_language_model,
+    require_kenlm,
+)
+from parp_cli.decoding.search import BeamSearch, GreedySearch, Rescored
+from parp_cli.decoding.tune import Tunable
+from parp_cli.errors import UsageError
+from parp_cli.runtime.progress import Notify, silent
+
+Decoder = Literal["greedy", "beam", "lexicon"]
+
+DECODERS: tuple[Decoder, ...] = get_args(Decoder)
+
+BEAM_SIZES: dict[Decoder, int] = {"greedy": 1, "beam": 50, "lexicon": 500}
+"""Defaults. A lexicon's hypotheses differ in words that sound alike, so it needs more of them."""
+
+RESCORED_BEAM_SIZE = 200
+"""Default for a beam whose n-best list a language model reorders: the more to choose from, the better."""
+
+LM_WEIGHT, WORD_SCORE = 2.0, 0.0
+
+_HUB = "hf:"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decoding:
+    """How to decode. None means the default; any other value must have an effect.
+
+    Attributes:
+        decoder: "greedy"; "beam", which sums over alignments, finds any word, and lets a language model only reorder
+            its n-best list; or "lexicon", which finds only the words of a lexicon.
+        lm: an ARPA file (.gz or not), a KenLM binary, or a name in `lm.PUBLISHED`; for "beam" also "hf:" and the name
+            or folder of a causal Transformer.
+        lexicon: words and their letters; by default the language model's words, or the file published with it.
+        beam_size: by default from `BEAM_SIZES`, or `RESCORED_BEAM_SIZE` for a beam with a language model.
+        lm_weight: of the language model's log10 probability; by default `LM_WEIGHT`.
+        word_score: added per word where there is a lexicon or a language model; by default `WORD_SCORE`.
+        nbest: maximum hypotheses per utterance.
+    """
+
+    decoder: Decoder = "greedy"
+    lm: str | None = None
+    lexicon: Path | None = None
+    beam_size: int | None = None
+    lm_weight: float | None = None
+    word_score: float | None = None
+    nbest: int = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chosen:
+    """A loaded search and where its words come from.
+
+    Attributes:
+        search: as asked for.
+        spelt: the lexicon, and the words that the vocabulary cannot spell; None where any word can be found.
+        lexicon: the file of the words; None where they are the language model's own, or there is no lexicon.
+        lm: the language model as it was asked for.
+    """
+
+    search: GreedySearch | BeamSearch | Tunable
+    spelt: Spelt | None = None
+    lexicon: Path | None = None
+    lm: str | None = None
+
+    def describe(self) -> str:
+        """The decoding in words, with every number that affects it."""
+        search = self.search
+        match search:
+            case GreedySearch():
+                return "greedy"
+            case BeamSearch():
+                return f"beam search, beam {search.beam_size}"
+            case Rescored():
+                parts = ["beam search", f"beam {search.search.beam_size}", f"reordered by LM {self.lm}"]
+            case LexiconSearch():
+                words = "the LM's own words" if self.lexicon is None else str(self.lexicon)
+                parts = ["lexicon search", f"beam {search.beam_size}", f"lexicon {words}"]
+                parts += [] if self.lm is None else [f"LM {self.lm}"]
+        parts += [] if self.lm is None else [f"LM weight {search.lm_weight:g}"]
+        return ", ".join([*parts, f"word score {search.word_score:g}"])
+
+
+def choose(decoding: Decoding, vocabulary: Vocabulary, *, device: str = "cpu", notify: Notify = silent) -> Chosen:
+    """The search that a user asks for, loaded, so that bad files and missing packages show before any audio is read.
+
+    Args:
+        device: where a Transformer scores hypotheses; all else runs on the CPU.
+        notify: is told how far the download of a published language model is.
+
+    Raises:
+        UsageError: the options do not go together, or the vocabulary is of phones and must be of letters.
+        DataError: a file cannot be used.
+    """
+    _check(decoding)
+    lm, beam_size = decoding.lm, decoding.beam_size or BEAM_SIZES[decoding.decoder]
+    lm_weight = LM_WEIGHT if decoding.lm_weight is None else decoding.lm_weight
+    word_score = WORD_SCORE if decoding.word_score is None else decoding.word_score
+    if decoding.decoder == "greedy":
+        return Chosen(search=GreedySearch(vocabulary))
+    if decoding.decoder == "beam" and lm is None:
+        return Chosen(search=BeamSearch(vocabulary=vocabulary, beam_size=beam_size, nbest=decoding.nbest))
+    require_letters(vocabulary)
+    if lm in PUBLISHED:  # missing packages show before gigabytes are downloaded
+        _ = require_kenlm() if decoding.decoder == "beam" else flashlight("decoder")
+    if decoding.decoder == "beam" and lm is not None:
+        beam_size = decoding.beam_size or RESCORED_BEAM_SIZE
+        rescored = Rescored(
+            search=BeamSearch(vocabulary=vocabulary, beam_size=beam_size, nbest=beam_size),
+            scorer=_scorer(lm, device, notify),
+            lm_weight=lm_weight,
+            word_score=word_score,
+            nbest=decoding.nbest,
+        )
+        return Chosen(search=rescored, lm=lm)
+    model = None if lm is None else open_language_model(lm, notify)
+    lexicon = decoding.lexicon or (None if model is None else model.lexicon)
+    if lexicon is not None:
+        spelt = read_lexicon(lexicon, vocabulary)
+    else:
+        assert model is not None
+        spelt = lexicon_of(arpa_words(model), vocabulary)
+    path = None if model is None else model.path
+    search = LexiconSearch(
+        trie=LexiconTrie(vocabulary=vocabulary, lexicon=spelt.lexicon, language_model=path),
+        beam_size=beam_size,
+        lm_weight=lm_weight,
+        word_score=word_score,
+        nbest=decoding.nbest,
+    )
+    _ = search.decoder
+    return Chosen(search=search, spelt=spelt, lexicon=lexicon, lm=lm)
+
+
+def _check(decoding: Decoding) -> None:
+    decoder, lm, lexicon = decoding.decoder, decoding.lm, decoding.lexicon
+    if decoder not in DECODERS:
+        raise UsageError(f"no decoder {decoder}", hint="name one of " + ", ".join(DECODERS))
+    if decoder == "greedy" and (lm is not None or lexicon is not None):
+        raise UsageError(
+            "greedy decoding has no use for a language model or a lexicon", hint="add --decoder lexicon, or beam"
+        )
+    if decoder == "beam" and lexicon is not None:
+        raise UsageError("a beam search without lexicon was given a lexicon", hint="add --decoder lexicon")
+    if decoder == "lexicon" and lm is None and lexicon is None:
+        raise UsageError(
+            "decoding with a lexicon needs to know its words",
+            hint="name a language model with --lm or a lexicon with --lexicon; `parp lm build` makes both",
+        )
+    if decoder == "lexicon" and lm is not None and lm.startswith(_HUB):
+        raise UsageError("a Transformer can only reorder hypotheses, not search for words", hint="add --decoder beam")
+    _refuse_without_effect(decoding)
+    if decoding.beam_size is not None and decoding.beam_size < 1:
+        raise UsageError(f"a beam of {decoding.beam_size}", hint="give --beam-size at least 1")
+    if decoding.lm_weight is not None and decoding.lm_weight < 0:
+        raise UsageError(f"a language model's weight of {decoding.lm_weight:g}", hint="give at least 0")
+
+
+def _refuse_without_effect(decoding: Decoding) -> None:
+    """Refuse numbers that do not affect the search: who gives one expects that it counts."""
+    what = {
+        "greedy": "greedy decoding",
+        "beam": "a beam search without language model",
+        "lexicon": "a lexicon without language model",
+    }[decoding.decoder]
+    numbers = {
+        "--beam-size": decoding.beam_size if decoding.decoder == "greedy" else None,
+        "--lm-weight": decoding.lm_weight if decoding.lm is None else None,
+        "--word-score": decoding.word_score if decoding.lm is None and decoding.decoder != "lexicon" else None,
+    }
+    for option, number in numbers.items():
+        if number is not None:
+            remedy = "--decoder beam or lexicon" if option == "--beam-size" else "a language model with --lm"
+            raise UsageError(f"{what} has no use for {option}", hint=f"leave it out, or add {remedy}")
+
+
+def _scorer(lm: str, device: str, notify: Notify) -> NGramScorer | TransformerScorer:
+    scorer: NGramScorer | TransformerScorer
+    if lm.startswith(_HUB):
+        scorer = TransformerScorer(lm.removeprefix(_HUB), device)
+    else:
+        scorer = NGramScorer(open_language_model(lm, notify).path)
+    _ = scorer.model
+    return scorer
