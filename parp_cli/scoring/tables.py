@@ -10,7 +10,7 @@ from parp_cli.scoring.intervals import Difference, Interval, Units
 from parp_cli.scoring.report import Aligned, Group, Report
 from parp_cli.scoring.wording import counted, digits_apart, p_text
 
-_HEADS = ("  said   ", "  heard  ", "         ")
+_HEADS = ("  ref    ", "  hyp    ", "         ")
 _MARKS = {"equal": "", "substitute": "S", "delete": "D", "insert": "I"}
 
 SPACE = "␣"

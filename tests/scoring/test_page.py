@@ -6,9 +6,8 @@ from html.parser import HTMLParser
 
 import pytest
 
-from parp_cli.scoring.charts import scale
 from parp_cli.scoring.intervals import Interval, Units
-from parp_cli.scoring.page import page
+from parp_cli.scoring.page import page, scale
 from parp_cli.scoring.report import Report, build_report
 from parp_cli.scoring.results import Recognition
 from tests.scoring.worlds import garbled

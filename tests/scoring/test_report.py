@@ -208,41 +208,41 @@ def test_side_by_side() -> None:
     worst: dict[str, Aligned] = {this.id: this for this in report_of(recognitions).worst}
     assert side_by_side(worst["a-1"], 80) == [
         "a-1: speaker a, 1.2 s, 3 errors in 5",
-        "  said   ONE TWO THREE FOUR SIX",
-        "  heard  ONE     THREE FOR  SIX SEVEN",
+        "  ref    ONE TWO THREE FOUR SIX",
+        "  hyp    ONE     THREE FOR  SIX SEVEN",
         "             D         S        I",
     ]
     assert side_by_side(worst["a-1"], 24) == [
         "a-1: speaker a, 1.2 s, 3 errors in 5",
-        "  said   ONE TWO THREE",
-        "  heard  ONE     THREE",
+        "  ref    ONE TWO THREE",
+        "  hyp    ONE     THREE",
         "             D",
-        "  said   FOUR SIX",
-        "  heard  FOR  SIX SEVEN",
+        "  ref    FOUR SIX",
+        "  hyp    FOR  SIX SEVEN",
         "         S        I",
     ]
-    assert side_by_side(worst["a-2"], 80) == ["a-2: 1 error in 1", "  said   ONE", "  heard", "         D"]
+    assert side_by_side(worst["a-2"], 80) == ["a-2: 1 error in 1", "  ref    ONE", "  hyp", "         D"]
 
 
 def test_long_utterances_go_on_below() -> None:
     said, heard = "THE BIG CAT SAT ON IT", "THE CAT SET ON IT NOW"
     lines = laid_out(said, heard, width=24)
     assert max(map(len, lines)) <= 24
-    for row, text in (("  said ", said), ("  heard", heard)):
+    for row, text in (("  ref  ", said), ("  hyp", heard)):
         assert " ".join(" ".join(line[9:].split()) for line in lines if line.startswith(row)).strip() == text
     long = laid_out(f"{'A' * 50} B", "B", width=24)
     assert len(long) == 5, "a token longer than a line has one of its own"
 
 
 def test_wide_letters_and_marks_keep_the_columns() -> None:
-    assert laid_out("中文 Q\u0301 B", "A X C") == ["  said   中文 Q\u0301 B", "  heard  A    X C", "         S    S S"]
+    assert laid_out("中文 Q\u0301 B", "A X C") == ["  ref    中文 Q\u0301 B", "  hyp    A    X C", "         S    S S"]
     # Marks that join without being of a combining class (Devanagari, Thai), and a joiner.
-    assert laid_out("कु B", "AB C") == ["  said   कु  B", "  heard  AB C", "         S  S"]
-    assert laid_out("ที่ B", "AB C") == ["  said   ที่  B", "  heard  AB C", "         S  S"]
-    assert laid_out("A\u200dB B", "X C") == ["  said   A\u200dB B", "  heard  X  C", "         S  S"]
+    assert laid_out("कु B", "AB C") == ["  ref    कु  B", "  hyp    AB C", "         S  S"]
+    assert laid_out("ที่ B", "AB C") == ["  ref    ที่  B", "  hyp    AB C", "         S  S"]
+    assert laid_out("A\u200dB B", "X C") == ["  ref    A\u200dB B", "  hyp    X  C", "         S  S"]
     wide = laid_out("中文字 中文字 中文字", "A B C", width=24)
-    assert wide[::3] == ["  said   中文字 中文字", "  said   中文字"], "7 + 7 columns after the head fit, 21 do not"
+    assert wide[::3] == ["  ref    中文字 中文字", "  ref    中文字"], "7 + 7 columns after the head fit, 21 do not"
 
 
 def test_tokens_keep_their_case() -> None:
-    assert laid_out("Straße IST", "straße ist") == ["  said   Straße IST", "  heard  straße ist", "         S      S"]
+    assert laid_out("Straße IST", "straße ist") == ["  ref    Straße IST", "  hyp    straße ist", "         S      S"]
