@@ -6,13 +6,12 @@ from typing import Literal
 
 from parp_cli.data.text import fold
 from parp_cli.errors import DataError, first_few
-from parp_cli.scoring.intervals import RESAMPLES, Difference, Interval, Units, paired_difference, units_of
-from parp_cli.scoring.metrics import METRICS, ErrorRate, Unit, align, together, utterance_errors
+from parp_cli.scoring.intervals import RESAMPLES, Difference, Interval, Units, counted, paired_difference, units_of
+from parp_cli.scoring.metrics import METRICS, ErrorRate, Unit, align, pooled, utterance_errors
 from parp_cli.scoring.results import Recognition, repeated
-from parp_cli.scoring.wording import counted, digits_apart, p_text
 
 SIGNIFICANT = 0.05
-"""A p-value below it tells a difference, together with the interval."""
+"""A p-value below it tells a difference, pooled with the interval."""
 
 Verdict = Literal["better", "worse", "undecided"]
 
@@ -85,8 +84,8 @@ def compare(
         name=name,
         other=other,
         metric=METRICS[unit],
-        ours=together(our_errors),
-        theirs=together(their_errors),
+        ours=pooled(our_errors),
+        theirs=pooled(their_errors),
         utterances=len(pairs),
         only_ours=only[0],
         only_theirs=only[1],
@@ -178,6 +177,22 @@ def _sentence(name: str, other: str, metric: str, units: Units, difference: Diff
     if verdict == "undecided":
         return f"no difference can be told between {name} and {other}: {amount} ({evidence})"
     return f"{name} is {verdict} than {other}: {amount} ({evidence})"
+
+
+def digits_apart(values: Sequence[float], min_digits: int) -> int:
+    """Decimals, from `min_digits` to 4, with which no value looks like 0 unless it is."""
+    for digits in range(min_digits, 4):
+        if all(float(f"{value:.{digits}f}") for value in values if value):
+            return digits
+    return 4
+
+
+def p_text(p: float, level: float) -> str:
+    """Such as "= 0.012" or "< 0.001", with enough decimals to see on which side of `level` it is."""
+    if p < 0.001:
+        return "< 0.001"
+    digits = next(digits for digits in range(3, 20) if (float(f"{p:.{digits}f}") < level) == (p < level))
+    return f"= {p:.{digits}f}"
 
 
 def _reach(interval: Interval, digits: int) -> str:

@@ -35,8 +35,6 @@ from typing import Literal
 import numpy
 from numpy.typing import ArrayLike, NDArray
 
-from parp_cli.scoring.wording import counted
-
 LEVEL = 0.95
 RESAMPLES = 10_000
 FEWEST_UNITS = 5
@@ -44,6 +42,11 @@ FEWEST_UNITS = 5
 
 _ROWS_AT_ONCE = 128
 """Resamples drawn together: as many as stay in a processor's cache."""
+
+
+def counted(number: int, noun: str) -> str:
+    """A count with a noun whose plural ends in s, such as "1 error" or "2,620 errors"."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
 @dataclass(frozen=True, kw_only=True)

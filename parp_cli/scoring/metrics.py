@@ -1,30 +1,38 @@
-"""Error rates of a corpus and of each utterance, counted by jiwer.
+"""Error rates of a corpus and of each utterance, and confusions, all from alignments by jiwer.
 
-Whatever is told about a part of a corpus (a speaker, a split, a resample) is a sum over its utterances.
+The errors of any part of a corpus (a speaker, a split, a resample) are sums over its utterances.
 """
 
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain, zip_longest
 from typing import Literal, cast
 
 import jiwer
 
 Unit = Literal["words", "characters", "phones"]
-"""What is counted. Words and phones are divided by spaces; characters include the spaces."""
+"""The tokens counted. Words and phones are separated by spaces; characters include the spaces."""
 
 METRICS: dict[Unit, str] = {"words": "WER", "characters": "CER", "phones": "PER"}
 
 Kind = Literal["equal", "substitute", "delete", "insert"]
 
+MAX_CONFUSIONS = 20
+"""Confusions listed per kind."""
+
+MAX_SYMBOLS = 40
+"""Rows and columns of a confusion matrix: more cannot be told apart on a page."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ErrorRate:
-    """Edits that turn the references into the hypotheses, over one utterance or many together.
+    """Edits that turn the references into the hypotheses, over one utterance or many.
 
     Attributes:
         rate: (substitutions + deletions + insertions) / reference tokens; may exceed 1. Without reference tokens it is
-            the number of insertions, as jiwer has it.
+            the number of insertions, as in jiwer.
         tokens: words, characters or phones in the references.
     """
 
@@ -40,12 +48,12 @@ class ErrorRate:
 
 
 @dataclass(frozen=True)
-class Stretch:
-    """Neighbouring tokens of an alignment to which the same happened.
+class AlignmentChunk:
+    """Consecutive tokens of an alignment with the same kind of edit.
 
     Attributes:
-        reference: tokens; none where tokens were inserted.
-        hypothesis: tokens; none where tokens were deleted; else as many as in the reference.
+        reference: tokens; empty where tokens were inserted.
+        hypothesis: tokens; empty where tokens were deleted; otherwise as many as in the reference.
     """
 
     kind: Kind
@@ -53,17 +61,68 @@ class Stretch:
     hypothesis: tuple[str, ...]
 
 
-Alignment = tuple[Stretch, ...]
-"""One utterance: its reference and its hypothesis side by side, with as few edits as can be."""
+Alignment = tuple[AlignmentChunk, ...]
+"""The reference and hypothesis of one utterance side by side, with the fewest possible edits."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Confusion:
+    """A recurring error.
+
+    Attributes:
+        reference: the reference token; "" for an insertion.
+        hypothesis: the hypothesis token; "" for a deletion.
+        of: occurrences of the token: in the references, or for an insertion in the hypotheses.
+    """
+
+    reference: str
+    hypothesis: str
+    count: int
+    of: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Confusions:
+    """The most frequent errors of each kind, in falling order; equally frequent ones alphabetically."""
+
+    unit: Unit
+    substitutions: tuple[Confusion, ...]
+    deletions: tuple[Confusion, ...]
+    insertions: tuple[Confusion, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Matrix:
+    """How often each letter or phone was recognised as each.
+
+    Attributes:
+        unit: characters or phones.
+        symbols: the most frequent, alphabetically; "" comes first and stands for none, so that its row holds the
+            insertions and its column the deletions.
+        counts: one row per reference symbol, one column per hypothesis symbol.
+    """
+
+    unit: Unit
+    symbols: tuple[str, ...]
+    counts: tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True)
+class Step:
+    """One column of an alignment; "" stands for no token."""
+
+    kind: Kind
+    reference: str
+    hypothesis: str
 
 
 def word_errors(references: Sequence[str], hypotheses: Sequence[str]) -> ErrorRate:
-    """Of tokens divided by spaces: words (WER), or phones (PER)."""
+    """Errors in tokens separated by spaces: words (WER), or phones (PER)."""
     return _of_output(jiwer.process_words(_nfc(references), _nfc(hypotheses)))
 
 
 def character_errors(references: Sequence[str], hypotheses: Sequence[str]) -> ErrorRate:
-    """Of characters, spaces included (CER)."""
+    """Errors in characters, spaces included (CER)."""
     return _of_output(jiwer.process_characters(_nfc(references), _nfc(hypotheses)))
 
 
@@ -78,7 +137,7 @@ def align(references: Sequence[str], hypotheses: Sequence[str], unit: Unit) -> l
     output = process(_nfc(references), _nfc(hypotheses))
     return [
         tuple(
-            Stretch(
+            AlignmentChunk(
                 cast(Kind, chunk.type),
                 tuple(reference[chunk.ref_start_idx : chunk.ref_end_idx]),
                 tuple(hypothesis[chunk.hyp_start_idx : chunk.hyp_end_idx]),
@@ -92,8 +151,8 @@ def align(references: Sequence[str], hypotheses: Sequence[str], unit: Unit) -> l
 def utterance_errors(alignment: Alignment) -> ErrorRate:
     """The errors of one utterance."""
     counts = {"equal": 0, "substitute": 0, "delete": 0, "insert": 0}
-    for stretch in alignment:
-        counts[stretch.kind] += max(len(stretch.reference), len(stretch.hypothesis))
+    for chunk in alignment:
+        counts[chunk.kind] += max(len(chunk.reference), len(chunk.hypothesis))
     return _error_rate(
         counts["substitute"],
         counts["delete"],
@@ -102,14 +161,66 @@ def utterance_errors(alignment: Alignment) -> ErrorRate:
     )
 
 
-def together(parts: Iterable[ErrorRate]) -> ErrorRate:
-    """The errors of several utterances as one: every token counts the same, so long utterances count more."""
-    parts = list(parts)
-    return _error_rate(
-        sum(part.substitutions for part in parts),
-        sum(part.deletions for part in parts),
-        sum(part.insertions for part in parts),
-        sum(part.tokens for part in parts),
+def pooled(parts: Iterable[ErrorRate]) -> ErrorRate:
+    """The errors of several utterances together: every token counts the same, so long utterances count more."""
+    counts = [(part.substitutions, part.deletions, part.insertions, part.tokens) for part in parts]
+    return _error_rate(*(sum(column) for column in zip(*counts, strict=True))) if counts else _error_rate(0, 0, 0, 0)
+
+
+def steps(alignment: Alignment) -> Iterator[Step]:
+    """An alignment token by token. A chunk has as many tokens on both sides, or none on one."""
+    for chunk in alignment:
+        for reference, hypothesis in zip_longest(chunk.reference, chunk.hypothesis, fillvalue=""):
+            yield Step(chunk.kind, reference, hypothesis)
+
+
+def confusions(alignments: Sequence[Alignment], unit: Unit, limit: int = MAX_CONFUSIONS) -> Confusions:
+    """Count the errors of all utterances, token by token."""
+    pairs = Counter(
+        (step.kind, step.reference, step.hypothesis) for step in chain.from_iterable(map(steps, alignments))
+    )
+    in_references: Counter[str] = Counter()
+    in_hypotheses: Counter[str] = Counter()
+    for (_, reference, hypothesis), count in pairs.items():
+        in_references[reference] += count
+        in_hypotheses[hypothesis] += count
+
+    def of_kind(kind: Kind) -> tuple[Confusion, ...]:
+        counts = [
+            (-count, reference, hypothesis) for (this, reference, hypothesis), count in pairs.items() if this == kind
+        ]
+        return tuple(
+            Confusion(
+                reference=reference,
+                hypothesis=hypothesis,
+                count=-count,
+                of=in_references[reference] if reference else in_hypotheses[hypothesis],
+            )
+            for count, reference, hypothesis in sorted(counts)[:limit]
+        )
+
+    return Confusions(
+        unit=unit,
+        substitutions=of_kind("substitute"),
+        deletions=of_kind("delete"),
+        insertions=of_kind("insert"),
+    )
+
+
+def matrix(alignments: Sequence[Alignment], unit: Unit, limit: int = MAX_SYMBOLS) -> Matrix:
+    """Count how often each symbol was taken for each, among the `limit` most frequent on either side."""
+    pairs = Counter((step.reference, step.hypothesis) for step in chain.from_iterable(map(steps, alignments)))
+    occurrences: Counter[str] = Counter()
+    for (reference, hypothesis), count in pairs.items():
+        occurrences[reference] += count
+        occurrences[hypothesis] += count
+    del occurrences[""]
+    frequent = sorted(occurrences.items(), key=lambda item: (-item[1], item[0]))[:limit]
+    symbols = ("", *sorted(symbol for symbol, _ in frequent))
+    return Matrix(
+        unit=unit,
+        symbols=symbols,
+        counts=tuple(tuple(pairs[reference, hypothesis] for hypothesis in symbols) for reference in symbols),
     )
 
 

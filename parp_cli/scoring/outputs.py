@@ -1,26 +1,40 @@
-"""The files that an evaluation leaves."""
+"""The files that an evaluation writes: results, metrics, a page, and transcripts for NIST's sclite.
+
+A .trn file has one line `WORDS (speaker-utterance)` per utterance. `sclite -r ref.trn -h hyp.trn -i spu_id -s` takes
+what precedes the first hyphen for the speaker, and distinguishes case. It weighs a substitution 4 and other errors 3,
+where error rates weigh all the same: it picks another of the equally short alignments, and between very different lines
+may prefer an alignment with one more error.
+"""
 
 import json
+import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
+from parp_cli.errors import DataError, first_few
 from parp_cli.scoring.page import page
 from parp_cli.scoring.report import Report
 from parp_cli.scoring.results import Recognition, to_lines
-from parp_cli.scoring.trn import to_trn
 from parp_cli.storage.atomic import write_text
+
+_ODD_IN_ID = re.compile(r"[\s()%]")
+_MEANS_SOMETHING = re.compile(r"[{}\\;]|^@$")
+"""In words: alternatives in braces, an escape, a comment, and the empty word."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Outputs:
-    """Where they go.
+    """Paths of the files.
 
     Attributes:
-        hypotheses: a results file: JSON Lines of id, reference, hypothesis and what else is known of each utterance.
-        figures: everything that was counted, as JSON.
-        html: a page of it.
+        hypotheses: a results file (JSON Lines).
+        figures: all metrics, as JSON.
+        html: the report as a page.
         trn: references and hypotheses for sclite.
     """
 
@@ -36,7 +50,7 @@ class Outputs:
         return named if self.html is None else [*named, ("--html", self.html)]
 
     def write(self, recognitions: Sequence[Recognition], report: Report, figures: Mapping[str, Any]) -> None:
-        """Write all of them, what is dearest first.
+        """Write all files, the most expensive to recompute first.
 
         Raises:
             ResourceError: a file cannot be written.
@@ -51,11 +65,11 @@ class Outputs:
 
 
 def outputs(out: Path, html: Path | None, trn: Path | None, label: str = "") -> Outputs:
-    """Where the files of one system go.
+    """The paths for the files of one system.
 
     Args:
-        out: of the hypotheses; the figures go beside them, as `.json`.
-        trn: how the names of two files begin, which end in ".ref.trn" and ".hyp.trn".
+        out: of the hypotheses; the metrics go beside it, as `.json`.
+        trn: prefix of two files that end in ".ref.trn" and ".hyp.trn".
         label: added to all names.
     """
 
@@ -73,3 +87,54 @@ def outputs(out: Path, html: Path | None, trn: Path | None, label: str = "") -> 
 
 def _plain(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else asdict(value)
+
+
+def trn_id(recognition: Recognition) -> str:
+    """The utterance's id after its speaker, as in LibriSpeech's "84-121123-0001"; a space becomes %20.
+
+    For sclite the speaker ends at the first hyphen: a hyphen of the speaker's own becomes "_".
+    """
+    id_, speaker = recognition.id, recognition.speaker
+    if speaker:
+        id_ = f"{_sclite_speaker(speaker)}-{id_.removeprefix(f'{speaker}-')}"
+    return quote(id_, safe="/:") if _ODD_IN_ID.search(id_) else id_
+
+
+def check_trn(recognitions: Sequence[Recognition]) -> None:
+    """Check that these can be written as .trn; before anything is recognised, that references and ids can.
+
+    Raises:
+        DataError: a word has a special meaning to sclite, or two utterances or speakers would become one.
+    """
+    ids = [trn_id(this) for this in recognitions]
+    problems = [f"{id_} comes {count} times" for id_, count in Counter(ids).items() if count > 1]
+    for id_, this in zip(ids, recognitions, strict=True):
+        odd = [word for word in f"{this.reference} {this.hypothesis}".split() if _MEANS_SOMETHING.search(word)]
+        if odd:
+            problems.append(f"{id_}: {' '.join(odd)}")
+    speakers = sorted({this.speaker for this in recognitions if this.speaker})
+    for written, some in groupby(sorted(speakers, key=_sclite_speaker), _sclite_speaker):
+        if len(alike := list(some)) > 1:
+            problems.append(f"speakers {' and '.join(alike)} would both be {written}")
+    if problems:
+        raise DataError(
+            "these transcripts cannot be written as .trn",
+            details=first_few(problems),
+            hint="braces, backslashes, semicolons and a lone @ mean something to sclite, and speakers have no hyphen: "
+            "change them in the corpus",
+        )
+
+
+def to_trn(recognitions: Sequence[Recognition]) -> tuple[str, str]:
+    """The contents of the file of references and of the file of hypotheses.
+
+    Raises:
+        DataError: as `check_trn`.
+    """
+    check_trn(recognitions)
+    lines = [(f"{this.reference} ({trn_id(this)})\n", f"{this.hypothesis} ({trn_id(this)})\n") for this in recognitions]
+    return "".join(reference for reference, _ in lines), "".join(hypothesis for _, hypothesis in lines)
+
+
+def _sclite_speaker(speaker: str) -> str:
+    return speaker.replace("-", "_")

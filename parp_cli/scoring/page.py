@@ -10,11 +10,10 @@ from importlib import resources
 
 import jinja2
 
-from parp_cli.scoring.confusions import steps
-from parp_cli.scoring.intervals import Interval
+from parp_cli.scoring.intervals import Interval, counted
+from parp_cli.scoring.metrics import steps
 from parp_cli.scoring.report import Report
 from parp_cli.scoring.tables import difference_texts, interval_text, visible
-from parp_cli.scoring.wording import counted
 
 _MARGIN = 14  # pixels left and right of a scale, for half of a label
 

@@ -1,4 +1,4 @@
-"""All that is told about how well a system recognises: plain data, for a terminal, JSON or a page."""
+"""Everything measured about how well a system recognises: plain data, for a terminal, JSON or a page."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -8,21 +8,32 @@ from itertools import pairwise
 from parp_cli.data.labels import Labels
 from parp_cli.errors import DataError
 from parp_cli.scoring.comparison import Comparison, compare
-from parp_cli.scoring.confusions import Confusions, Matrix, confusions, matrix
 from parp_cli.scoring.intervals import RESAMPLES, Interval, Units, rate_interval, units_of
-from parp_cli.scoring.metrics import METRICS, Alignment, ErrorRate, Unit, align, together, utterance_errors
+from parp_cli.scoring.metrics import (
+    METRICS,
+    Alignment,
+    Confusions,
+    ErrorRate,
+    Matrix,
+    Unit,
+    align,
+    confusions,
+    matrix,
+    pooled,
+    utterance_errors,
+)
 from parp_cli.scoring.results import Recognition
 
 UNITS: dict[Labels, tuple[Unit, ...]] = {"letters": ("words", "characters"), "phones": ("phones",)}
-"""What is counted of a vocabulary; the first is what systems are judged by."""
+"""Units counted for a kind of labels; systems are compared by the first."""
 
 BAND_EDGES = (0, 1, 2, 3, 5, 8, 12, 20, 30)
-"""Seconds at which a band of durations begins; the same for every corpus, so that reports can be compared."""
+"""Seconds at which bands of durations begin; the same for every corpus, so that reports can be compared."""
 
 WORST = 20
-"""Utterances that are laid out."""
+"""Worst utterances that are shown in full."""
 
-_BINS = 10  # of the histogram, between none wrong and all wrong
+_BINS = 10  # of the histogram, between no error and all wrong
 
 Scored = tuple[Recognition, ErrorRate]
 Bootstrap = Callable[[Sequence[Scored]], Interval | None]
@@ -30,7 +41,7 @@ Bootstrap = Callable[[Sequence[Scored]], Interval | None]
 
 @dataclass(frozen=True, kw_only=True)
 class Metric:
-    """One figure of the whole.
+    """One metric of the whole.
 
     Attributes:
         name: WER, CER or PER.
@@ -48,7 +59,7 @@ class Group:
     """Utterances that share a speaker, a band of durations, or a split.
 
     Attributes:
-        seconds: of audio; None where it is not known of all.
+        seconds: of audio; None where not known for all.
         errors: by the report's first metric.
         interval: over the group's own units; None as for `Metric`.
     """
@@ -62,7 +73,7 @@ class Group:
 
 @dataclass(frozen=True, kw_only=True)
 class Bin:
-    """Utterances whose error rate is above `low` and at most `high`; None means without end, and 0 to 0 exactly 0."""
+    """Utterances whose error rate is above `low` and at most `high`; None is no limit, and 0 to 0 is exactly 0."""
 
     low: float
     high: float | None
@@ -71,7 +82,7 @@ class Bin:
 
 @dataclass(frozen=True, kw_only=True)
 class Aligned:
-    """An utterance, its reference and hypothesis side by side."""
+    """An utterance with its reference and hypothesis aligned."""
 
     id: str
     split: str
@@ -87,19 +98,19 @@ class Report:
 
     Attributes:
         name: of the system.
-        origin: where the figures come from: what it is, and its value. No dates, so that the same gives the same bytes.
-        seconds: of audio; None where it is not known of all.
-        speakers: how many are known.
+        origin: where the numbers come from, as names and values. No dates, so that equal reports are equal bytes.
+        seconds: of audio; None where not known for all.
+        speakers: number of known speakers.
         faultless: utterances without an error.
         empty: utterances in which nothing was recognised.
         units: what the intervals of the whole are over.
-        resamples: of every interval.
-        metrics: the first is the one that groups, confusions, worst utterances and comparisons are of.
-        by_speaker, by_duration, by_split: empty where it is not known of all utterances; speakers from worst to best.
+        resamples: per interval.
+        metrics: groups, confusions, worst utterances and comparisons are by the first.
+        by_speaker, by_duration, by_split: empty where not known for all utterances; speakers from worst to best.
         histogram: of utterances by error rate.
         symbols: confusions of letters, where the first metric is of words.
-        matrix: letters or phones against each other.
-        worst: by error rate, of equal ones the longer first.
+        matrix: confusion matrix of letters or phones.
+        worst: by error rate, longer first among equals.
     """
 
     name: str
@@ -133,11 +144,11 @@ def build_report(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> Report:
-    """Count everything there is to tell.
+    """Compute all metrics, groups, confusions and comparisons.
 
     Args:
-        recognitions: of one split or several.
-        against: other systems by name, to be compared with on the utterances that both have.
+        recognitions: of one or several splits.
+        against: other systems by name, to compare with on the utterances that both have.
         resamples, seed: of the bootstrap.
 
     Raises:
@@ -145,12 +156,11 @@ def build_report(
     """
     if not recognitions:
         raise DataError("there is nothing to report: no utterance was recognised")
-    references = [this.reference for this in recognitions]
-    hypotheses = [this.hypothesis for this in recognitions]
-    alignments = {unit: align(references, hypotheses, unit) for unit in UNITS[labels]}
+    texts = [this.reference for this in recognitions], [this.hypothesis for this in recognitions]
+    alignments = {unit: align(*texts, unit) for unit in UNITS[labels]}
     scored = {
-        unit: [(this, utterance_errors(one)) for this, one in zip(recognitions, alignments[unit], strict=True)]
-        for unit in alignments
+        unit: list(zip(recognitions, map(utterance_errors, aligned), strict=True))
+        for unit, aligned in alignments.items()
     }
     main, finest = UNITS[labels][0], UNITS[labels][-1]
     bootstrap = partial(_interval, resamples=resamples, seed=seed)
@@ -164,10 +174,18 @@ def build_report(
         seconds=_seconds(recognitions),
         speakers=len({this.speaker for this in recognitions} - {None}),
         faultless=sum(errors.errors == 0 for _, errors in scored[main]),
-        empty=sum(not hypothesis.strip() for hypothesis in hypotheses),
+        empty=sum(not this.hypothesis.strip() for this in recognitions),
         units=units_of([this.speaker for this in recognitions]),
         resamples=resamples,
-        metrics=tuple(_metric(unit, scored[unit], bootstrap) for unit in UNITS[labels]),
+        metrics=tuple(
+            Metric(
+                name=METRICS[unit],
+                unit=unit,
+                errors=pooled(errors for _, errors in scored[unit]),
+                interval=bootstrap(scored[unit]),
+            )
+            for unit in UNITS[labels]
+        ),
         by_speaker=tuple(sorted(by_speaker, key=lambda group: (-group.errors.rate, group.name))),
         by_duration=tuple(sorted(by_duration, key=lambda group: bands[group.name])),
         by_split=tuple(_groups(scored[main], lambda this: this.split or None, bootstrap)),
@@ -193,13 +211,8 @@ def _interval(scored: Sequence[Scored], *, resamples: int, seed: int) -> Interva
     )
 
 
-def _metric(unit: Unit, scored: Sequence[Scored], bootstrap: Bootstrap) -> Metric:
-    errors = together(errors for _, errors in scored)
-    return Metric(name=METRICS[unit], unit=unit, errors=errors, interval=bootstrap(scored))
-
-
 def _groups(scored: Sequence[Scored], key: Callable[[Recognition], str | None], bootstrap: Bootstrap) -> list[Group]:
-    """Groups in the order in which they first occur; none where the key of some is not known."""
+    """Groups in order of first occurrence; none where the key of some utterance is unknown."""
     members: dict[str, list[Scored]] = {}
     for this, errors in scored:
         name = key(this)
@@ -211,7 +224,7 @@ def _groups(scored: Sequence[Scored], key: Callable[[Recognition], str | None], 
             name=name,
             utterances=len(some),
             seconds=_seconds([this for this, _ in some]),
-            errors=together(errors for _, errors in some),
+            errors=pooled(errors for _, errors in some),
             interval=bootstrap(some),
         )
         for name, some in members.items()

@@ -1,8 +1,9 @@
-"""What was recognised, beside what was said: the lines of a results file (JSON Lines)."""
+"""References and hypotheses of utterances: the lines of a results file (JSON Lines)."""
 
 import json
 import math
 import unicodedata
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,15 +14,15 @@ from parp_cli.errors import DataError, first_few
 
 @dataclass(frozen=True, kw_only=True)
 class Recognition:
-    """One utterance and what a system made of it.
+    """One utterance and a system's transcript of it.
 
     Attributes:
         id: unique within its split.
-        reference: words, or phones divided by spaces.
+        reference: words, or phones separated by spaces.
         hypothesis: likewise; "" where nothing was recognised.
-        speaker: None where the corpus doesn't say.
-        seconds: of audio; None in files that don't say.
-        split: "" in files that don't say.
+        speaker: None where unknown.
+        seconds: of audio; None where unknown.
+        split: "" where unknown.
     """
 
     id: str
@@ -33,7 +34,7 @@ class Recognition:
 
 
 def to_lines(recognitions: Iterable[Recognition]) -> str:
-    """The content of a results file: one JSON object a line, without what is not known."""
+    """The content of a results file: one JSON object per line, without unknown fields."""
     rows = (
         {key: value for key, value in asdict(this).items() if value is not None and (key, value) != ("split", "")}
         for this in recognitions
@@ -42,15 +43,13 @@ def to_lines(recognitions: Iterable[Recognition]) -> str:
 
 
 def read_results(path: Path) -> list[Recognition]:
-    """Read a results file; keys beyond those of `Recognition` are left alone.
+    """Read a results file; keys beyond those of `Recognition` are ignored.
 
     Raises:
-        DataError: it cannot be read, a line is no result, or an utterance comes twice.
+        DataError: it cannot be read, a line is no result, or an utterance is repeated.
     """
     try:
-        lines = path.read_text(encoding="utf-8-sig").split(
-            "\n"
-        )  # texts may hold what splitlines() takes for an end of line
+        lines = path.read_text(encoding="utf-8-sig").split("\n")  # splitlines() would break at other characters too
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
         raise DataError(f"cannot read the results {path}: {reason}") from error
@@ -69,16 +68,14 @@ def read_results(path: Path) -> list[Recognition]:
         raise DataError(
             f"{path} is no file of results" if found or problems else f"{path} holds no results",
             details=first_few(problems),
-            hint="`parp eval` writes one: a line of JSON with id, reference and hypothesis for each utterance",
+            hint="`parp eval` writes one: a line of JSON with id, reference and hypothesis per utterance",
         )
     return found
 
 
 def repeated(recognitions: Sequence[Recognition]) -> list[str]:
-    """A line for each utterance that comes more than once."""
-    counts: dict[tuple[str, str], int] = {}
-    for this in recognitions:
-        counts[this.split, this.id] = counts.get((this.split, this.id), 0) + 1
+    """One line per utterance that occurs more than once."""
+    counts = Counter((this.split, this.id) for this in recognitions)
     return [f"utterance {id_} comes {count} times" for (_, id_), count in counts.items() if count > 1]
 
 

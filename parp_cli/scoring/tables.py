@@ -1,111 +1,92 @@
-"""A report's tables as text: columns and rows, for whoever draws them."""
+"""A report's tables as text: columns and rows, for any renderer."""
 
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain, zip_longest
 
-from parp_cli.scoring.comparison import SIGNIFICANT, Comparison
-from parp_cli.scoring.confusions import Confusion, Confusions, steps
-from parp_cli.scoring.intervals import Difference, Interval, Units
+from parp_cli.scoring.comparison import SIGNIFICANT, Comparison, digits_apart, p_text
+from parp_cli.scoring.intervals import Difference, Interval, Units, counted
+from parp_cli.scoring.metrics import Confusion, Confusions, ErrorRate, steps
 from parp_cli.scoring.report import Aligned, Group, Report
-from parp_cli.scoring.wording import counted, digits_apart, p_text
 
 _HEADS = ("  ref    ", "  hyp    ", "         ")
+_COUNTED = ("95 % interval", "substituted", "deleted", "inserted", "of")
 _MARKS = {"equal": "", "substitute": "S", "delete": "D", "insert": "I"}
 
 SPACE = "␣"
-"""A space where it is the letter spoken of."""
+"""Stands for a space that is itself a token."""
 
 
 @dataclass(frozen=True)
 class TextTable:
-    """Columns but the first are of numbers, unless they have no name."""
+    """A table as text. All columns but the first, and those without a name, hold numbers."""
 
     title: str
     columns: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
 
 
-def terminal_tables(report: Report, most: int = 10) -> list[TextTable]:
+def terminal_tables(report: Report, limit: int = 10) -> list[TextTable]:
     """All tables that have something to show.
 
     Args:
-        most: rows of speakers (the worst) and of confusions.
+        limit: rows of speakers (the worst) and of confusions.
     """
+    metric, speakers = report.metrics[0].name, report.by_speaker
+    worst = f"Worst of {len(speakers)} speakers" if len(speakers) > limit else "Speakers"
+    some = (("Splits", report.by_split), ("Durations", report.by_duration), (worst, speakers))
     tables = [metrics_table(report)]
-    for title, groups in (("Splits", report.by_split), ("Durations", report.by_duration)):
-        if len(groups) > 1:
-            tables.append(groups_table(title, report.metrics[0].name, groups))
-    if len(report.by_speaker) > 1:
-        title = "Speakers" if len(report.by_speaker) <= most else f"Worst of {len(report.by_speaker)} speakers"
-        tables.append(groups_table(title, report.metrics[0].name, report.by_speaker[:most]))
-    tables += [confusions_table(this, most) for this in (report.confusions, report.symbols) if this is not None]
+    tables += [
+        groups_table(title, metric, groups[:limit] if groups is speakers else groups)
+        for title, groups in some
+        if len(groups) > 1
+    ]
+    tables += [confusions_table(each, limit) for each in (report.confusions, report.symbols) if each is not None]
     if report.comparisons:
         tables.append(comparisons_table(report.comparisons))
     return [table for table in tables if table.rows]
 
 
 def metrics_table(report: Report) -> TextTable:
-    """The figures of the whole; the title says what the intervals are over."""
+    """The metrics of the whole; the title says what the intervals are over."""
     rows = [
-        (
-            metric.name,
-            f"{metric.errors.rate:.2%}",
-            interval_text(metric.interval),
-            *(
-                f"{count:,}"
-                for count in (
-                    metric.errors.substitutions,
-                    metric.errors.deletions,
-                    metric.errors.insertions,
-                    metric.errors.tokens,
-                )
-            ),
-        )
+        (metric.name, f"{metric.errors.rate:.2%}", interval_text(metric.interval), *_counts(metric.errors))
         for metric in report.metrics
     ]
-    columns = ("", "rate", "95 % interval", "substituted", "deleted", "inserted", "of")
     title = f"{report.name}, {counted(report.utterances, 'utterance')}; {intervals_text(report.units)}"
-    return TextTable(title, columns, tuple(rows))
+    return TextTable(title, ("", "rate", *_COUNTED), tuple(rows))
 
 
 def groups_table(title: str, metric: str, groups: Sequence[Group]) -> TextTable:
-    """One row a speaker, band of durations or split."""
+    """One row per speaker, band of durations or split."""
     rows = [
         (
-            group.name,
-            f"{group.errors.rate:.1%}",
-            interval_text(group.interval),
-            *(
-                f"{count:,}"
-                for count in (
-                    group.errors.substitutions,
-                    group.errors.deletions,
-                    group.errors.insertions,
-                    group.errors.tokens,
-                    group.utterances,
-                )
-            ),
+            each.name,
+            f"{each.errors.rate:.1%}",
+            interval_text(each.interval),
+            *_counts(each.errors),
+            f"{each.utterances:,}",
         )
-        for group in groups
+        for each in groups
     ]
-    columns = ("", metric, "95 % interval", "substituted", "deleted", "inserted", "of", "utterances")
-    return TextTable(title, columns, tuple(rows))
+    return TextTable(title, ("", metric, *_COUNTED, "utterances"), tuple(rows))
 
 
-def confusions_table(confusions: Confusions, most: int) -> TextTable:
+def _counts(errors: ErrorRate) -> list[str]:
+    return [f"{count:,}" for count in (errors.substitutions, errors.deletions, errors.insertions, errors.tokens)]
+
+
+def confusions_table(confusions: Confusions, limit: int) -> TextTable:
     """The most frequent errors, the three kinds side by side."""
-    kinds = (confusions.substitutions[:most], confusions.deletions[:most], confusions.insertions[:most])
-    rows = [
-        tuple(cell for kind in kinds for cell in _confusion_cells(kind[place] if place < len(kind) else None))
-        for place in range(max(map(len, kinds)))
-    ]
+    kinds = (confusions.substitutions[:limit], confusions.deletions[:limit], confusions.insertions[:limit])
+    rows = [tuple(cell for each in row for cell in _confusion_cells(each)) for row in zip_longest(*kinds)]
     columns = ("substituted", "times", "", "times", "", "times")
     return TextTable(f"Most frequent errors: {confusions.unit} substituted, deleted, inserted", columns, tuple(rows))
 
 
 def comparisons_table(comparisons: Sequence[Comparison]) -> TextTable:
-    """One row a system compared with; the sentence of each says more."""
+    """One row per compared system; the sentence of each comparison says more."""
     rows = [
         (
             this.other,
@@ -123,32 +104,28 @@ def comparisons_table(comparisons: Sequence[Comparison]) -> TextTable:
 
 
 def systems_table(reports: Sequence[Report]) -> TextTable:
-    """One row a system, such as the subnetworks of one encoder; differences are from the first, where it was given.
+    """One row per system, such as the subnetworks of one encoder, with differences from the first.
 
     Args:
         reports: of the same utterances, all but the first built against the first.
     """
-    metrics = reports[0].metrics
+    first = reports[0]
     rows = []
     for report in reports:
-        cells = [
-            cell for metric in report.metrics for cell in (f"{metric.errors.rate:.2%}", interval_text(metric.interval))
-        ]
-        found = next((this for this in report.comparisons if this.other == reports[0].name), None)
+        cells = [(f"{metric.errors.rate:.2%}", interval_text(metric.interval)) for metric in report.metrics]
+        found = next((each for each in report.comparisons if each.other == first.name), None)
         points, *_ = difference_texts(None if found is None else found.difference)
-        cells += [points, "–" if found is None else found.verdict]
-        rows.append((report.name, *cells))
-    figures = [column for metric in metrics for column in (metric.name, "95 % interval")]
-    columns = ("", *figures, "points from the first", "verdict")
-    utterances, drawn = counted(reports[0].utterances, "utterance"), intervals_text(reports[0].units)
+        rows.append((report.name, *chain(*cells), points, "–" if found is None else found.verdict))
+    names = [(metric.name, "95 % interval") for metric in first.metrics]
+    utterances, drawn = counted(first.utterances, "utterance"), intervals_text(first.units)
+    columns = ("", *chain(*names), "points from the first", "verdict")
     return TextTable(f"{len(reports)} systems, {utterances}; {drawn}", columns, tuple(rows))
 
 
 def side_by_side(aligned: Aligned, width: int) -> list[str]:
-    """An utterance's reference over its hypothesis, token under token, in lines of at most `width` columns.
+    """An utterance's reference above its hypothesis, aligned token by token, in lines of at most `width` columns.
 
-    S, D and I below them stand where a token was substituted, deleted or inserted. A token that is longer than a line
-    has one of its own.
+    S, D and I below mark substituted, deleted and inserted tokens. A token longer than a line gets its own.
     """
     about = [f"speaker {aligned.speaker}"] if aligned.speaker is not None else []
     about += [f"{aligned.seconds:.1f} s"] if aligned.seconds is not None else []
@@ -172,7 +149,7 @@ def _ended(rows: Sequence[str]) -> list[str]:
 
 
 def terminal_columns(text: str) -> int:
-    """How wide a terminal draws it: two columns for letters such as 中, none for marks that join the letter before."""
+    """Width in a terminal: two columns for letters such as 中, none for marks that combine with the letter before."""
     return sum(
         0 if unicodedata.category(letter) in ("Mn", "Me", "Cf") else 1 + (unicodedata.east_asian_width(letter) in "WF")
         for letter in text
@@ -180,7 +157,7 @@ def terminal_columns(text: str) -> int:
 
 
 def intervals_text(units: Units) -> str:
-    """What a report's intervals are over, and what they don't tell."""
+    """What a report's intervals are over, and their limits."""
     if not units.enough:
         return f"too few {units.over} for intervals ({units.count})"
     if units.one_speaker:
@@ -188,13 +165,13 @@ def intervals_text(units: Units) -> str:
     return f"intervals over {units}"
 
 
-def difference_texts(difference: Difference | None, least_digits: int = 2) -> tuple[str, str, str]:
-    """Points with their sign, their interval, and p; dashes for what is not known."""
+def difference_texts(difference: Difference | None, min_digits: int = 2) -> tuple[str, str, str]:
+    """Signed points, their interval, and p; dashes for what is unknown."""
     if difference is None:
         return "–", "–", "–"
     interval = difference.interval
     points = [100 * value for value in (difference.value, *((interval.low, interval.high) if interval else ()))]
-    digits = digits_apart(points, least_digits)
+    digits = digits_apart(points, min_digits)
     value, *ends = (f"{value:+.{digits}f}" if value else f"{0:.{digits}f}" for value in points)
     p = p_text(difference.p_value, SIGNIFICANT).removeprefix("= ")
     return value, " to ".join(ends) or "–", p
@@ -206,13 +183,13 @@ def interval_text(interval: Interval | None) -> str:
 
 
 def confusion_text(confusion: Confusion) -> str:
-    """Such as "FOUR → FORE", or the one token that was deleted or inserted."""
+    """Such as "FOUR → FORE", or the single token that was deleted or inserted."""
     parts = [part for part in (confusion.reference, confusion.hypothesis) if part]
     return " → ".join(visible(part) for part in parts)
 
 
 def visible(token: str) -> str:
-    """A token, spaces to be seen."""
+    """A token with its spaces made visible."""
     return token.replace(" ", SPACE)
 
 

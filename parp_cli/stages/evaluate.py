@@ -33,10 +33,9 @@ from parp_cli.runtime.progress import Notify, Progress, silent
 from parp_cli.scoring.comparison import check_comparable
 from parp_cli.scoring.evaluation_set import EvaluationSet, evaluation_set
 from parp_cli.scoring.metrics import ErrorRate, Unit
-from parp_cli.scoring.outputs import Outputs, outputs
+from parp_cli.scoring.outputs import Outputs, check_trn, outputs
 from parp_cli.scoring.report import Report, build_report
 from parp_cli.scoring.results import Recognition, read_results
-from parp_cli.scoring.trn import check_trn
 from parp_cli.storage import checkpoint
 from parp_cli.storage.atomic import refuse_same, require_writable
 from parp_cli.storage.checkpoint import Checkpoint, Metadata

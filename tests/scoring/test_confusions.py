@@ -2,8 +2,7 @@
 
 from collections import Counter
 
-from parp_cli.scoring.confusions import Confusion, confusions, matrix, steps
-from parp_cli.scoring.metrics import align, utterance_errors
+from parp_cli.scoring.metrics import Confusion, align, confusions, matrix, steps, utterance_errors
 from tests.scoring.worlds import garbled
 
 
@@ -20,7 +19,7 @@ def test_most_frequent_errors_first() -> None:
         Confusion(reference="SAT", hypothesis="", count=1, of=3),
     )
     assert found.insertions == (Confusion(reference="", hypothesis="ON", count=2, of=2),)
-    assert confusions(align(references, hypotheses, "words"), "words", most=1).deletions == found.deletions[:1]
+    assert confusions(align(references, hypotheses, "words"), "words", limit=1).deletions == found.deletions[:1]
     perfect = confusions(align(["A"], ["A"], "words"), "words")
     assert perfect.substitutions == perfect.deletions == perfect.insertions == ()
 
@@ -29,7 +28,7 @@ def test_confusions_and_matrix_hold_all_errors_and_all_tokens() -> None:
     recognitions = garbled(0, 80)
     references, hypotheses = [this.reference for this in recognitions], [this.hypothesis for this in recognitions]
     alignments = align(references, hypotheses, "words")
-    found, errors = confusions(alignments, "words", most=1000), [utterance_errors(this) for this in alignments]
+    found, errors = confusions(alignments, "words", limit=1000), [utterance_errors(this) for this in alignments]
     assert sum(this.count for this in found.substitutions) == sum(this.substitutions for this in errors) > 0
     assert sum(this.count for this in found.deletions) == sum(this.deletions for this in errors) > 0
     assert sum(this.count for this in found.insertions) == sum(this.insertions for this in errors) > 0
@@ -49,7 +48,7 @@ def test_confusions_and_matrix_hold_all_errors_and_all_tokens() -> None:
 
 def test_a_matrix_keeps_the_most_frequent_symbols() -> None:
     alignments = align(["AAAB C"], ["AAAB"], "characters")
-    assert matrix(alignments, "characters", most=2).symbols == ("", "A", "B")
+    assert matrix(alignments, "characters", limit=2).symbols == ("", "A", "B")
     assert matrix(align(["A"], [""], "characters"), "characters").counts == ((0, 0), (1, 0))
 
 

@@ -6,11 +6,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from parp_cli.scoring.metrics import (
+    AlignmentChunk,
     ErrorRate,
-    Stretch,
     align,
     character_errors,
-    together,
+    pooled,
     utterance_errors,
     word_errors,
 )
@@ -37,7 +37,7 @@ def test_words_and_characters_of_each_utterance(pairs: list[tuple[str, str]]) ->
             assert errors.rate == sum(edits) / max(1, errors.tokens)
             assert [token for stretch in alignment for token in stretch.reference] == split(reference)
             assert [token for stretch in alignment for token in stretch.hypothesis] == split(hypothesis)
-        assert together(counted) == whole(references, hypotheses)
+        assert pooled(counted) == whole(references, hypotheses)
         theirs = process(references, hypotheses)
         assert whole(references, hypotheses).rate == (theirs.wer if unit == "words" else theirs.cer)
 
@@ -45,12 +45,12 @@ def test_words_and_characters_of_each_utterance(pairs: list[tuple[str, str]]) ->
 def test_stretches_of_an_alignment() -> None:
     (alignment,) = align(["THE BIG CAT SAT ON IT"], ["THE CAT SET ON IT NOW"], "words")
     assert alignment == (
-        Stretch("equal", ("THE",), ("THE",)),
-        Stretch("delete", ("BIG",), ()),
-        Stretch("equal", ("CAT",), ("CAT",)),
-        Stretch("substitute", ("SAT",), ("SET",)),
-        Stretch("equal", ("ON", "IT"), ("ON", "IT")),
-        Stretch("insert", (), ("NOW",)),
+        AlignmentChunk("equal", ("THE",), ("THE",)),
+        AlignmentChunk("delete", ("BIG",), ()),
+        AlignmentChunk("equal", ("CAT",), ("CAT",)),
+        AlignmentChunk("substitute", ("SAT",), ("SET",)),
+        AlignmentChunk("equal", ("ON", "IT"), ("ON", "IT")),
+        AlignmentChunk("insert", (), ("NOW",)),
     )
     errors = ErrorRate(rate=0.5, substitutions=1, deletions=1, insertions=1, tokens=6)
     assert utterance_errors(alignment) == errors
@@ -59,13 +59,13 @@ def test_stretches_of_an_alignment() -> None:
 
 def test_long_utterances_count_more() -> None:
     short, long = word_errors(["A"], ["B"]), word_errors(["A " * 9], ["A " * 9])
-    assert together([short, long]).rate == pytest.approx(0.1)
+    assert pooled([short, long]).rate == pytest.approx(0.1)
 
 
 def test_without_reference_every_word_is_one_too_many() -> None:
     assert word_errors([""], ["A B"]) == ErrorRate(rate=2.0, substitutions=0, deletions=0, insertions=2, tokens=0)
     assert word_errors([""], [""]).rate == 0.0
-    assert together([]).rate == 0.0
+    assert pooled([]).rate == 0.0
 
 
 def test_the_form_of_unicode_is_no_error() -> None:

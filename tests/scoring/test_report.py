@@ -8,7 +8,7 @@ import pytest
 
 from parp_cli.errors import DataError
 from parp_cli.scoring.intervals import Units
-from parp_cli.scoring.metrics import together, word_errors
+from parp_cli.scoring.metrics import pooled, word_errors
 from parp_cli.scoring.report import Aligned, Bin, Report, build_report
 from parp_cli.scoring.results import Recognition
 from parp_cli.scoring.tables import side_by_side, systems_table, terminal_tables
@@ -45,7 +45,7 @@ def test_groups_are_sums_over_their_utterances(report: Report) -> None:
         (report.by_speaker, lambda this: this.speaker),
         (report.by_split, lambda this: this.split),
     ):
-        assert together(group.errors for group in groups) == report.metrics[0].errors
+        assert pooled(group.errors for group in groups) == report.metrics[0].errors
         for group in groups:
             members = [this for this in RECOGNITIONS if key(this) == group.name]
             texts = [this.reference for this in members], [this.hypothesis for this in members]
@@ -63,7 +63,7 @@ def test_groups_are_sums_over_their_utterances(report: Report) -> None:
 
 
 def test_bands_of_durations(report: Report) -> None:
-    assert together(group.errors for group in report.by_duration) == report.metrics[0].errors
+    assert pooled(group.errors for group in report.by_duration) == report.metrics[0].errors
     names = ["0 to 1 s", "1 to 2 s", "2 to 3 s", "3 to 5 s"]
     assert [group.name for group in report.by_duration] == names
     lengths = {"0 to 1 s": (0, 1), "1 to 2 s": (1, 2), "2 to 3 s": (2, 3), "3 to 5 s": (3, 5)}
@@ -132,7 +132,7 @@ def test_nothing_to_report() -> None:
 
 
 def test_tables_have_a_cell_for_each_column(report: Report) -> None:
-    tables = terminal_tables(report, most=5)
+    tables = terminal_tables(report, limit=5)
     assert len(tables) == 7
     for table in tables:
         assert table.rows

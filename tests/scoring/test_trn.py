@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from parp_cli.errors import DataError
-from parp_cli.scoring.metrics import align, together, utterance_errors, word_errors
+from parp_cli.scoring.metrics import align, pooled, utterance_errors, word_errors
+from parp_cli.scoring.outputs import check_trn, to_trn, trn_id
 from parp_cli.scoring.results import Recognition
-from parp_cli.scoring.trn import check_trn, to_trn, trn_id
 from tests.scoring.oracle import fewest_edits, read_trn
 from tests.scoring.worlds import garbled
 
@@ -53,7 +53,7 @@ def test_sclite_counts_the_same(tmp_path: Path) -> None:
     told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     (summary,) = re.findall(r"\| Sum .*", told)
     sentences, words, right, substituted, deleted, inserted, errors, _ = map(int, re.findall(r"\d+", summary))
-    counted = together(
+    counted = pooled(
         map(utterance_errors, align([r.reference for r in recognitions], [r.hypothesis for r in recognitions], "words"))
     )
     assert (sentences, words) == (200, counted.tokens)
@@ -99,7 +99,7 @@ def test_words_that_sclite_would_read_otherwise_are_refused() -> None:
         Recognition(id="5", reference="FINE", hypothesis="FINE", speaker="a_b"),
     ]
     for refuse in (check_trn, to_trn):
-        with pytest.raises(DataError, match="cannot be told") as caught:
+        with pytest.raises(DataError, match="cannot be written") as caught:
             refuse(recognitions)
         assert caught.value.details == (
             "2 comes 2 times",

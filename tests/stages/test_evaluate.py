@@ -381,7 +381,7 @@ class TestFiles:
             {"id": "odd", "audio": str(world.folder / "test-0.wav"), "split": "test", "text": "A; BC"}
         ]
         steps: list[Progress] = []
-        with pytest.raises(DataError, match=r"cannot be told in \.trn"):
+        with pytest.raises(DataError, match=r"cannot be written as \.trn"):
             evaluate(
                 trained,
                 out=tmp_path / "eval.jsonl",
