@@ -1,5 +1,7 @@
 """The search that a user asks for: greedy, with a beam or a lexicon, with a language model or without."""
 
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
@@ -10,6 +12,7 @@ from parp_cli.decoding.lexicon import (
     LexiconTrie,
     Spelt,
     lexicon_of,
+    outside,
     read_lexicon,
     require_letters,
 )
@@ -24,7 +27,7 @@ from parp_cli.decoding.lm import (
 )
 from parp_cli.decoding.search import BeamSearch, GreedySearch, Rescored
 from parp_cli.decoding.tune import Tunable
-from parp_cli.errors import UsageError
+from parp_cli.errors import UsageError, first_few
 from parp_cli.runtime.progress import Notify, silent
 
 Decoder = Literal["greedy", "beam", "lexicon"]
@@ -82,6 +85,15 @@ class Chosen:
     spelt: Spelt | None = None
     lexicon: Path | None = None
     lm: str | None = None
+
+    def notes(self, references: Sequence[str]) -> list[str]:
+        """A note on the reference words that the lexicon lacks, if any."""
+        missing = Counter[str]() if self.spelt is None else outside(references, self.spelt.lexicon)
+        if not missing:
+            return []
+        words = sum(len(reference.split()) for reference in references)
+        most = ", ".join(first_few([word for word, _ in missing.most_common()], 5))
+        return [f"{missing.total():,} of {words:,} reference words are not in the lexicon and cannot be found: {most}"]
 
     def describe(self) -> str:
         """The decoding in words, with every number that affects it."""

@@ -20,7 +20,7 @@ from parp_cli.errors import DataError, first_few
 from parp_cli.scoring.page import page
 from parp_cli.scoring.report import Report
 from parp_cli.scoring.results import Recognition, to_lines
-from parp_cli.storage.atomic import write_text
+from parp_cli.storage.atomic import refuse_same, require_writable, write_text
 
 _ODD_IN_ID = re.compile(r"[\s()%]")
 _MEANS_SOMETHING = re.compile(r"[{}\\;]|^@$")
@@ -62,6 +62,20 @@ class Outputs:
             write_text(self.html, page(report))
         for path, content in zip(self.trn, to_trn(recognitions) if self.trn else (), strict=True):
             write_text(path, content)
+
+
+def check_outputs(files: Sequence[Outputs], read: Mapping[str, Sequence[Path]]) -> None:
+    """Refuse files that overwrite each other or one of those read, by what names it, and that cannot be written.
+
+    Raises:
+        UsageError: there are such files.
+    """
+    written: dict[str, list[Path]] = {}
+    for option, path in (pair for each in files for pair in each.by_option):
+        written.setdefault(option, []).append(path)
+    refuse_same(written, read)
+    for option, path in ((option, path) for option, paths in written.items() for path in paths):
+        require_writable(path, option)
 
 
 def outputs(out: Path, html: Path | None, trn: Path | None, label: str = "") -> Outputs:

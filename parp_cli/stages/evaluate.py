@@ -1,6 +1,7 @@
-"""Recognise splits, count the errors, and say how far the figures can be trusted.
+"""Recognise splits, count the errors, and compute how far the error rates can be trusted.
 
-One checkpoint, or one checkpoint under several masks: the data is read once, and all are judged on the same utterances.
+One checkpoint, or one checkpoint under several masks: the data is read once, and all are evaluated on the same
+utterances.
 """
 
 import time
@@ -11,7 +12,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
 
 from parp_cli.config.finetune import Data, Recipe
 from parp_cli.config.load import recipe_from_dict
@@ -19,7 +19,6 @@ from parp_cli.data.check import Problem, refusal
 from parp_cli.data.corpora import load
 from parp_cli.data.labels import vocabulary_of
 from parp_cli.decoding.choose import Chosen, Decoding, choose
-from parp_cli.decoding.lexicon import outside
 from parp_cli.decoding.recognizer import Precision, Recognizer
 from parp_cli.decoding.tune import Tunable, Tuning
 from parp_cli.errors import DataError, MaskError, UsageError, first_few
@@ -33,12 +32,11 @@ from parp_cli.runtime.progress import Notify, Progress, silent
 from parp_cli.scoring.comparison import check_comparable
 from parp_cli.scoring.evaluation_set import EvaluationSet, evaluation_set
 from parp_cli.scoring.metrics import ErrorRate, Unit
-from parp_cli.scoring.outputs import Outputs, check_trn, outputs
+from parp_cli.scoring.outputs import Outputs, check_outputs, check_trn, outputs
 from parp_cli.scoring.report import Report, build_report
 from parp_cli.scoring.results import Recognition, read_results
 from parp_cli.storage import checkpoint
-from parp_cli.storage.atomic import refuse_same, require_writable
-from parp_cli.storage.checkpoint import Checkpoint, Metadata
+from parp_cli.storage.checkpoint import Metadata
 from parp_cli.storage.run_folder import require_head, shortest_labels
 from parp_cli.tasks.ctc.features import MEMORY_BYTES, FrontEndFeatures
 
@@ -51,14 +49,14 @@ class Options:
         splits: by default the test split of the data.
         masks: files with masks of the same model, under each of which it is evaluated too.
         decoding: how logits become text.
-        tuned: find the language model's weights on the validation split of the data, for each system its own.
-        workers: processes that decode; by default one a core where it pays.
+        tuned: tune the language model's weights on the validation split of the data, separately per system.
+        workers: processes that decode; by default one per core where it pays.
         against: results files of other systems on the same utterances, to test the difference from.
-        html: where to write a page to.
-        trn: how the names of two files for sclite begin, which end in ".ref.trn" and ".hyp.trn".
+        html: where to write a page.
+        trn: prefix of two files for sclite, which end in ".ref.trn" and ".hyp.trn".
         seed: of the bootstrap.
         precision: of the encoder. With bfloat16 a transcript may depend on its batch, by rounding.
-        batch_seconds: padded sound in one forward pass. Changes no transcript.
+        batch_seconds: padded audio per forward pass. Changes no transcript.
     """
 
     splits: tuple[str, ...] = ()
@@ -79,14 +77,14 @@ class Evaluated:
     """Errors of one system: a checkpoint, or a checkpoint under a mask.
 
     Attributes:
-        mask: the file whose mask was laid over the checkpoint; None for the checkpoint as it is.
-        sparsity: of what it ran with, 0 without a mask.
-        report: everything counted.
-        decoding: how, with the weights that were used.
-        tuning: how these were found; None where they were given.
+        mask: the file whose mask was applied; None for the checkpoint as it is.
+        sparsity: of the weights it ran with, 0 without a mask.
+        report: all metrics.
+        decoding: in words, with the weights used.
+        tuning: how they were found; None where they were given.
         audio_seconds: recognised.
-        seconds: it took, reading included and tuning not; under a mask without the front end, whose output is kept.
-        outputs: the files that were written.
+        seconds: it took, reading included and tuning not. Under a mask the feature encoder's output is reused.
+        outputs: the files written.
     """
 
     checkpoint: Path
@@ -102,15 +100,15 @@ class Evaluated:
 
     @property
     def real_time_factor(self) -> float:
-        """Seconds of work a second of audio."""
+        """Seconds of work per second of audio."""
         return self.seconds / self.audio_seconds
 
     def errors(self, unit: Unit) -> ErrorRate | None:
-        """Of words and characters, or of phones: None for what the checkpoint's labels are not."""
+        """Of words and characters, or of phones; None for units that the checkpoint's labels do not have."""
         return next((metric.errors for metric in self.report.metrics if metric.unit == unit), None)
 
     def to_json(self) -> dict[str, Any]:
-        """All of it, the figures that are asked for most in front of the report."""
+        """Everything, with the numbers that are read most in front of the report."""
         return {
             **asdict(self),
             "words": self.errors("words"),
@@ -127,9 +125,9 @@ class EvaluateResult:
 
     Attributes:
         systems: the checkpoint as it is, then under each mask.
-        left_out: why utterances could not be judged by.
+        left_out: why utterances could not be evaluated.
         notes: what is unusual about others.
-        unusable: what the recipe wants done about utterances that are left out.
+        unusable: what the recipe does about utterances that are left out.
     """
 
     systems: tuple[Evaluated, ...]
@@ -139,12 +137,26 @@ class EvaluateResult:
 
     @property
     def as_it_is(self) -> Evaluated:
-        """The checkpoint without another mask than its own."""
+        """The checkpoint without a mask other than its own."""
         return self.systems[0]
 
     def error(self) -> DataError | None:
-        """What to raise once all is shown; None where no utterance was left out, or the recipe skips such."""
+        """What to raise after showing the result; None where no utterance was left out, or the recipe skips such."""
         return refusal(self.left_out, (), left_out=True) if self.left_out and self.unusable == "refuse" else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class _System:
+    """The checkpoint as it is, or under a mask.
+
+    Attributes:
+        masks: all that is pruned, by the checkpoint's own mask and by this one.
+    """
+
+    name: str
+    masks: Masks
+    outputs: Outputs
+    mask: Path | None = None
 
 
 def evaluate(
@@ -161,30 +173,37 @@ def evaluate(
 
     Args:
         source: a checkpoint with an output head.
-        out: where the results go; the figures go beside it, as `.json`. Under a mask, its label is added to all names.
+        out: where the results go; the metrics go beside it, as `.json`. Under a mask, its label is added to all names.
         data: the corpus; by default the one that the checkpoint was fine-tuned on.
-        world: that recognise together. Each calls with the same; the first writes, and all return the same but
-            for the time it took.
+        world: processes that recognise together. Each calls with the same arguments; the main one writes, and all
+            return the same but for the time it took.
 
     Raises:
         CheckpointError: the checkpoint cannot be read, or has no head.
         MaskError: a file has no mask, or one of another model.
         UsageError: options do not go together, or the extra `lm` is not installed.
-        DataError: there is no such split, none of its utterances can be judged by, or another system's results have
+        DataError: there is no such split, none of its utterances can be evaluated, or another system's results have
             none of its utterances, or other references.
     """
-    evaluator = _Evaluator(
-        source, out, data, options or Options(), device or torch.device("cpu"), world=world, notify=notify
-    )
+    evaluator = _Evaluator(source, out, data, options or Options(), device or torch.device("cpu"), world, notify)
     return evaluator.result()
 
 
-class _Evaluator:
-    """All that is read before anything is computed, and then system after system.
+def recorded_recipe(metadata: Metadata, overrides: Sequence[str] = ()) -> Recipe:
+    """The recipe of the run that made a checkpoint (the defaults, if none did), with `overrides` as `--set` takes them.
 
     Raises:
-        As `evaluate`.
+        RecipeError: an override is no recipe key, or has a wrong value.
     """
+    values = metadata.recipe if metadata.recipe is not None and "data" in metadata.recipe else {}
+    if any(override.partition("=")[0].strip() == "data.corpus" for override in overrides) and values:
+        # The new corpus is not where the old one was.
+        values = {**values, "data": {**values["data"], "root": None, "manifest": None}}
+    return recipe_from_dict(values, overrides)
+
+
+class _Evaluator:
+    """Everything that is read before anything is computed; `result` then evaluates one system after another."""
 
     def __init__(
         self,
@@ -193,7 +212,6 @@ class _Evaluator:
         data: Data | None,
         options: Options,
         device: torch.device,
-        *,
         world: World,
         notify: Notify,
     ) -> None:
@@ -206,39 +224,49 @@ class _Evaluator:
         self._splits = options.splits or (self._data.test,)
         self._architecture = Architecture.from_json(metadata.architecture)
         self._vocabulary = vocabulary_of(source, metadata.task)
-        self._systems = self._named_systems(out)
+        names = shortest_labels([source if options.masks else out, *options.masks, *options.against])
+        self._systems = [
+            self._system(names[0] if len(names) > 1 else str(source), outputs(out, options.html, options.trn))
+        ]
+        for name, mask in zip(names[1:], options.masks, strict=False):
+            files = outputs(out, options.html, options.trn, name.replace("/", "-"))
+            self._systems.append(self._system(name, files, mask))
         self._check_files()
-        self._chosen = choose(options.decoding, self._vocabulary, device=str(device))
+        self._chosen = choose(options.decoding, self._vocabulary, device=str(device), notify=notify)
         if options.tuned:
             self._check_tunable()
-        names = shortest_labels([source if options.masks else out, *options.masks, *options.against])
         self._against = dict(zip(names[len(self._systems) :], map(read_results, options.against), strict=True))
         with world.main_first():
             self._test = self._read(self._splits)
             self._valid = self._read((self._data.valid,)) if options.tuned else None
         self._check_comparable()
-        self._notes = (*self._test.notes, *_unspelt(self._chosen, self._test.references))
+        self._notes = (*self._test.notes, *self._chosen.notes(self._test.references))
         self._left_out = self._test.left_out + (self._valid.left_out if self._valid is not None else ())
         self._features: FrontEndFeatures | None = None
 
     def result(self) -> EvaluateResult:
-        """Of all systems, written."""
+        """Evaluate all systems and write their files."""
         if self._world.is_main:
-            for note in (*self._notes, *_pruned_already(self._source, self._content, self._systems)):
+            for note in self._notes:
                 self._notify(Progress("evaluating", 0, 0, warning=note))
+            if self._content.masks and len(self._systems) > 1:
+                note = (
+                    f"{self._source} is itself pruned to {sparsity(self._content.masks):.1%}: what it prunes stays so "
+                )
+                self._notify(Progress("evaluating", 0, 0, warning=note + "under each mask"))
         evaluated: list[Evaluated] = []
         against: dict[str, Sequence[Recognition]] = dict(self._against)
         for system in self._systems:
-            recognitions, judged = self._judge(system, against)
+            recognitions, result = self._evaluate(system, against)
             if not evaluated:
-                against = {judged.report.name: recognitions, **against}
-            evaluated.append(judged)
+                against = {system.name: recognitions, **against}
+            evaluated.append(result)
         return EvaluateResult(
             systems=tuple(evaluated), left_out=self._left_out, notes=self._notes, unusable=self._data.unusable
         )
 
-    def _judge(
-        self, system: "_System", against: Mapping[str, Sequence[Recognition]]
+    def _evaluate(
+        self, system: _System, against: Mapping[str, Sequence[Recognition]]
     ) -> tuple[list[Recognition], Evaluated]:
         recognizer = self._recognizer(system)
         chosen, tuning = self._chosen, None
@@ -256,7 +284,7 @@ class _Evaluator:
             against=against,
             seed=self._options.seed,
         )
-        judged = Evaluated(
+        result = Evaluated(
             checkpoint=self._source,
             mask=system.mask,
             splits=self._test.splits,
@@ -269,29 +297,31 @@ class _Evaluator:
             outputs=system.outputs,
         )
         if self._world.is_main:
-            figures = {
-                **judged.to_json(),
+            metrics = {
+                **result.to_json(),
                 "data": self._data,
                 "left_out": self._left_out,
                 "notes": self._notes,
                 "precision": self._options.precision,
                 "versions": versions(),
             }
-            system.outputs.write(recognitions, report, figures)
-        return recognitions, judged
+            system.outputs.write(recognitions, report, metrics)
+        return recognitions, result
 
-    def _recognizer(self, system: "_System") -> Recognizer:
-        pruned = replace(self._content, weights=_pruned(self._content, system.masks))
-        _, model = rebuild(pruned, self._device, source=str(self._source))
-        own_front_end = system.mask is not None and touches_front_end(checkpoint.read_masks(system.mask))
-        if self._features is None or own_front_end:
-            kept = MEMORY_BYTES if len(self._systems) > 1 and not own_front_end else 0
+    def _recognizer(self, system: _System) -> Recognizer:
+        weights = {**self._content.weights, **{name: self._content.weights[name].clone() for name in system.masks}}
+        apply_(system.masks, weights)
+        _, model = rebuild(replace(self._content, weights=weights), self._device, source=str(self._source))
+        # The output of the checkpoint's own feature encoder is computed once, for all masks that do not touch it.
+        own = system.mask is not None and touches_front_end(checkpoint.read_masks(system.mask))
+        features = self._features
+        if features is None or own:
+            kept = MEMORY_BYTES if len(self._systems) > 1 and not own else 0
             features = FrontEndFeatures(model, self._architecture, frozen=True, device_bytes=0, memory_bytes=kept)
-            # What the checkpoint's own front end makes of the data is computed once, for all masks that leave it be.
-            self._features = self._features or features
+        self._features = self._features or features
         return Recognizer(
             model=model,
-            features=features if own_front_end else self._features,
+            features=features,
             precision=self._options.precision,
             batch_seconds=self._options.batch_seconds,
             workers=self._options.workers,
@@ -305,8 +335,8 @@ class _Evaluator:
             listed, self._vocabulary, lambda samples: frames(self._architecture, samples), self._notify
         )
 
-    def _origin(self, system: "_System", chosen: Chosen, tuning: Tuning | None) -> list[tuple[str, str]]:
-        """Where the figures come from, for people."""
+    def _origin(self, system: _System, chosen: Chosen, tuning: Tuning | None) -> list[tuple[str, str]]:
+        """Where the numbers come from, for people."""
         masks = system.masks
         tuned = "" if tuning is None else f", tuned on {self._data.valid} in {len(tuning.trials)} trials"
         rows = [("checkpoint", f"{self._source}, SHA-256 {checkpoint.file_hash(self._source)}")]
@@ -326,22 +356,16 @@ class _Evaluator:
         rows.append(("versions", ", ".join(f"{name} {version}" for name, version in versions().items())))
         return rows
 
-    def _named_systems(self, out: Path) -> list["_System"]:
-        """The checkpoint as it is, then under each mask; none of their files may overwrite another or what is read."""
-        options = self._options
-        names = shortest_labels([self._source if options.masks else out, *options.masks, *options.against])
-        own = names[0] if options.masks or options.against else str(self._source)
-        systems = [_System(name=own, masks=self._content.masks, outputs=outputs(out, options.html, options.trn))]
-        for name, file in zip(names[1:], options.masks, strict=False):
-            masks = checkpoint.read_masks(file)
-            if not masks:
-                raise MaskError(f"{file} has no mask", hint="`parp mask` makes one; a dense checkpoint needs no --mask")
-            check_fit(masks, self._content.weights, what=str(self._source))
-            own_masks = self._content.masks
-            both = {name: mask & own_masks[name] if name in own_masks else mask for name, mask in masks.items()}
-            files = outputs(out, options.html, options.trn, name.replace("/", "-"))
-            systems.append(_System(name=name, mask=file, masks={**own_masks, **both}, outputs=files))
-        return systems
+    def _system(self, name: str, files: Outputs, mask: Path | None = None) -> _System:
+        own = self._content.masks
+        if mask is None:
+            return _System(name=name, masks=own, outputs=files)
+        masks = checkpoint.read_masks(mask)
+        if not masks:
+            raise MaskError(f"{mask} has no mask", hint="`parp mask` makes one; a dense checkpoint needs no --mask")
+        check_fit(masks, self._content.weights, what=str(self._source))
+        both = {name: keep & own[name] if name in own else keep for name, keep in masks.items()}
+        return _System(name=name, mask=mask, masks={**own, **both}, outputs=files)
 
     def _check_files(self) -> None:
         """No file may be named twice, or overwrite another."""
@@ -349,30 +373,25 @@ class _Evaluator:
         twice = [str(path) for path, count in Counter([*options.masks, *options.against]).items() if count > 1]
         if twice:
             raise UsageError(f"{' and '.join(twice)} named twice", hint="name each file once")
-        written: dict[str, list[Path]] = {}
-        for system in self._systems:
-            for option, path in system.outputs.by_option:
-                written.setdefault(option, []).append(path)
-        read = {
-            "the checkpoint": [self._source],
-            "--mask": options.masks,
-            "--against": options.against,
-            "--lexicon": [path for path in [options.decoding.lexicon] if path is not None],
-            "--lm": [Path(name) for name in [options.decoding.lm] if name is not None],
-            "data.manifest": [Path(name) for name in [self._data.manifest] if name is not None],
+        single = {
+            "the checkpoint": self._source,
+            "--lexicon": options.decoding.lexicon,
+            "--lm": options.decoding.lm,
+            "data.manifest": self._data.manifest,
         }
-        refuse_same(written, read)
-        for option, paths in written.items():
-            for path in paths:
-                require_writable(path, option)
+        read = {name: [Path(path)] for name, path in single.items() if path is not None}
+        check_outputs(
+            [system.outputs for system in self._systems],
+            {**read, "--mask": [*options.masks], "--against": [*options.against]},
+        )
 
     def _check_comparable(self) -> None:
-        """What other systems' results and sclite do not go with is known before anything is recognised."""
-        unheard = self._test.recognized([""] * len(self._test.utterances))
+        """Refuse incomparable results of other systems, and transcripts sclite cannot take, before recognising."""
+        empty = self._test.recognized([""] * len(self._test.utterances))
         for other, theirs in self._against.items():
-            check_comparable(unheard, theirs, name=self._systems[0].name, other=other)
+            check_comparable(empty, theirs, name=self._systems[0].name, other=other)
         if self._options.trn is not None:
-            check_trn(unheard)
+            check_trn(empty)
 
     def _check_tunable(self) -> None:
         if not isinstance(self._chosen.search, Tunable):
@@ -388,55 +407,3 @@ class _Evaluator:
                 f"weights would be tuned on {self._data.valid}, which is evaluated",
                 hint="evaluate another split, or name another to tune on: --set data.valid=SPLIT",
             )
-
-
-@dataclass(frozen=True, kw_only=True)
-class _System:
-    """The checkpoint as it is, or under a mask.
-
-    Attributes:
-        masks: all that is pruned, by the checkpoint's own mask and by this one.
-    """
-
-    name: str
-    masks: Masks
-    outputs: Outputs
-    mask: Path | None = None
-
-
-def recorded_recipe(metadata: Metadata, overrides: Sequence[str] = ()) -> Recipe:
-    """The recipe of the run that made a checkpoint (the defaults, if none did), with `overrides` as `--set` takes them.
-
-    Raises:
-        RecipeError: an override is no recipe key, or has a wrong value.
-    """
-    values = metadata.recipe if metadata.recipe is not None and "data" in metadata.recipe else {}
-    if any(override.partition("=")[0].strip() == "data.corpus" for override in overrides) and values:
-        # Where the old corpus lay is nothing to the new one.
-        values = {**values, "data": {**values["data"], "root": None, "manifest": None}}
-    return recipe_from_dict(values, overrides)
-
-
-def _pruned(content: Checkpoint, masks: Masks) -> dict[str, Tensor]:
-    """The weights under masks."""
-    weights = {**content.weights, **{name: content.weights[name].clone() for name in masks}}
-    apply_(masks, weights)
-    return weights
-
-
-def _unspelt(chosen: Chosen, references: Sequence[str]) -> list[str]:
-    """What a lexicon cannot find of the references."""
-    if chosen.spelt is None:
-        return []
-    missing = outside(references, chosen.spelt.lexicon)
-    if not missing:
-        return []
-    words = sum(len(reference.split()) for reference in references)
-    most = ", ".join(first_few([word for word, _ in missing.most_common()], 5))
-    return [f"{missing.total():,} of {words:,} reference words are not in the lexicon and cannot be found: {most}"]
-
-
-def _pruned_already(source: Path, content: Checkpoint, systems: Sequence[_System]) -> list[str]:
-    if content.masks and len(systems) > 1:
-        return [f"{source} is itself pruned to {sparsity(content.masks):.1%}: what it prunes stays so under each mask"]
-    return []

@@ -9,10 +9,9 @@ import numpy
 import pytest
 
 from parp_cli.errors import DataError
-from parp_cli.scoring.comparison import Comparison, check_comparable, compare
+from parp_cli.scoring.comparison import Comparison, check_comparable, compare, p_text
 from parp_cli.scoring.intervals import Units
 from parp_cli.scoring.results import Recognition
-from parp_cli.scoring.wording import p_text
 from tests.scoring.worlds import garbled
 
 
