@@ -1,7 +1,7 @@
 """`parp eval`: recognise, count, compare."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -20,10 +20,14 @@ from parp_cli.errors import UsageError
 
 if TYPE_CHECKING:
     from parp_cli.decoding.tune import Tuning
-    from parp_cli.stages.evaluate import Evaluated, EvaluateResult
+    from parp_cli.stages.evaluate import EvaluateResult
 
 _TRIALS_SHOWN = 10
 _WORST_SHOWN = 3
+
+
+def _option(name: str, help_: str, metavar: str | None = None, *, default: str | bool = False, **limits: Any) -> Any:
+    return typer.Option(name, metavar=metavar, help=help_, show_default=default, **limits)
 
 
 def evaluate(
@@ -32,85 +36,58 @@ def evaluate(
     ] = None,
     split: Annotated[
         list[str] | None,
-        typer.Option(
-            "--split",
-            help="May be given again; by default the test split of the checkpoint's recipe.",
-            show_default=False,
-        ),
+        _option("--split", "May be given again; by default the test split of the checkpoint's recipe."),
     ] = None,
     settings: CorpusOption = None,
     mask: Annotated[
         list[Path] | None,
-        typer.Option(
-            "--mask",
-            metavar="FILE",
-            help="Evaluate under this file's mask too, and compare; may be given again.",
-            show_default=False,
-        ),
+        _option("--mask", "Evaluate under this file's mask too, and compare; may be given again.", "FILE"),
     ] = None,
     against: Annotated[
         list[Path] | None,
-        typer.Option(
+        _option(
             "--against",
-            metavar="RESULTS",
-            help="Results of another system on the same utterances, to test the difference from; may be given again.",
-            show_default=False,
+            "Results of another system on the same utterances, to test the difference from; may be given again.",
+            "RESULTS",
         ),
     ] = None,
-    html: Annotated[
-        Path | None,
-        typer.Option("--html", metavar="PATH", help="Write a page with plots and alignments.", show_default=False),
-    ] = None,
+    html: Annotated[Path | None, _option("--html", "Write a page with plots and alignments.", "PATH")] = None,
     trn: Annotated[
-        Path | None,
-        typer.Option(
-            "--trn", metavar="PREFIX", help="Write PREFIX.ref.trn and PREFIX.hyp.trn for sclite.", show_default=False
-        ),
+        Path | None, _option("--trn", "Write PREFIX.ref.trn and PREFIX.hyp.trn for sclite.", "PREFIX")
     ] = None,
     decoder: Annotated[
         Literal["greedy", "beam", "lexicon"] | None,
-        typer.Option(
+        _option(
             "--decoder",
-            help="lexicon finds the words of a lexicon alone; beam finds any, and a language model reorders them.",
-            show_default="greedy; with --lm or --lexicon lexicon",
+            "lexicon finds only the words of a lexicon; beam finds any, and a language model reorders them.",
+            default="greedy; with --lm or --lexicon lexicon",
         ),
     ] = None,
     lm: Annotated[
         str | None,
-        typer.Option(
+        _option(
             "--lm",
-            metavar="MODEL",
-            help="An ARPA file, a KenLM binary, librispeech-4gram or -3gram; for beam also hf:NAME, a Transformer.",
-            show_default=False,
+            "An ARPA file, a KenLM binary, librispeech-4gram or -3gram; for beam also hf:NAME, a Transformer.",
+            "MODEL",
         ),
     ] = None,
     lexicon: Annotated[
-        Path | None,
-        typer.Option(
-            "--lexicon", metavar="PATH", help="Words and their letters.", show_default="the language model's words"
-        ),
+        Path | None, _option("--lexicon", "Words and their letters.", "PATH", default="the language model's words")
     ] = None,
-    beam_size: Annotated[
-        int | None, typer.Option("--beam-size", min=1, help="Hypotheses kept.", show_default="by decoder")
-    ] = None,
+    beam_size: Annotated[int | None, _option("--beam-size", "Hypotheses kept.", default="by decoder", min=1)] = None,
     lm_weight: Annotated[
-        float | None, typer.Option("--lm-weight", min=0.0, help="Of the language model.", show_default="2")
+        float | None, _option("--lm-weight", "Weight of the language model.", default="2", min=0.0)
     ] = None,
-    word_score: Annotated[
-        float | None, typer.Option("--word-score", help="Added for each word.", show_default="0")
-    ] = None,
+    word_score: Annotated[float | None, _option("--word-score", "Added per word.", default="0")] = None,
     tune: Annotated[
         bool, typer.Option("--tune", help="Find both on the validation split of the checkpoint's recipe.")
     ] = False,
     workers: Annotated[
         int | None,
-        typer.Option(
-            "--workers", min=1, help="Processes that decode.", show_default="one a core, 8 at most, where it pays"
-        ),
+        _option("--workers", "Processes that decode.", default="one per core, at most 8, where it pays", min=1),
     ] = None,
     batch_seconds: Annotated[
-        float,
-        typer.Option("--batch-seconds", min=1.0, help="Most audio in one forward pass, in seconds. Changes no result."),
+        float, typer.Option("--batch-seconds", min=1.0, help="Maximum seconds of audio per forward pass.")
     ] = 60.0,
     precision: Annotated[
         Literal["float32", "bfloat16"],
@@ -125,7 +102,7 @@ def evaluate(
 ) -> None:
     """Recognise a split and count the errors: WER and CER, or PER, with 95 % intervals.
 
-    Utterances that cannot be judged by are named and left out, the rest is evaluated, and the exit code is 3.
+    Utterances that cannot be evaluated are named and left out, the rest is evaluated, and the exit code is 3.
 
     [bold]Examples:[/]
 
@@ -178,7 +155,7 @@ def evaluate(
         precision=precision,
         batch_seconds=batch_seconds,
     )
-    searched = [] if decoding.decoder == "greedy" else [decoding.decoder]  # lest it replace what was found greedily
+    searched = [] if decoding.decoder == "greedy" else [decoding.decoder]  # keeps greedy results
     with output.progress() as notify:
         result = stage(
             source,
@@ -190,13 +167,8 @@ def evaluate(
             notify=notify,
         )
     _show(output, result, recipe.data.valid)
-    output.json(
-        {
-            "systems": [this.to_json() for this in result.systems],
-            "left_out": result.left_out,
-            "notes": result.notes,
-        }
-    )
+    systems = [system.to_json() for system in result.systems]
+    output.json({"systems": systems, "left_out": result.left_out, "notes": result.notes})
     if (error := result.error()) is not None and world.is_main:
         raise error
 
@@ -204,13 +176,13 @@ def evaluate(
 def _show(output: Output, result: "EvaluateResult", valid: str) -> None:
     from parp_cli.scoring.tables import side_by_side, systems_table, terminal_tables
 
-    for this in result.systems:
-        if this.tuning is not None:
-            _show_tuning(output, this.tuning, this.report.name, valid)
-    reports = [this.report for this in result.systems]
-    tables = terminal_tables(reports[0]) if len(reports) == 1 else [systems_table(reports)]
-    output.text(f"{', '.join(result.as_it_is.splits)}; decoding: {result.as_it_is.decoding}")
-    for table in tables:
+    first = result.as_it_is
+    for system in result.systems:
+        if system.tuning is not None:
+            _show_tuning(output, system.tuning, system.report.name, valid)
+    reports = [system.report for system in result.systems]
+    output.text(f"{', '.join(first.splits)}; decoding: {first.decoding}")
+    for table in terminal_tables(reports[0]) if len(reports) == 1 else [systems_table(reports)]:
         output.table(table.title, table.columns, table.rows)
     if len(reports) == 1 and reports[0].worst:
         output.text("Worst utterances")
@@ -220,24 +192,20 @@ def _show(output: Output, result: "EvaluateResult", valid: str) -> None:
     for report in reports:
         for comparison in report.comparisons:
             output.text(comparison.words)
-    # Under masks, what the front end makes of the data is there already: their time is not to be compared.
-    _show_cost(output, result.as_it_is)
-    for this in result.systems[1:]:
-        output.text(f"{this.report.name}: {percent(this.sparsity)} sparse")
-    for this in result.systems:
-        for _, path in this.outputs.by_option:
+    # Under masks the feature encoder's output is reused: their times are not comparable.
+    output.text(
+        f"{first.report.name}: {percent(first.sparsity)} sparse, {duration(first.audio_seconds)} of audio in "
+        f"{duration(first.seconds)} (real-time factor {first.real_time_factor:.3f})"
+    )
+    for system in result.systems[1:]:
+        output.text(f"{system.report.name}: {percent(system.sparsity)} sparse")
+    for system in result.systems:
+        for _, path in system.outputs.by_option:
             output.text(f"wrote {path}")
 
 
-def _show_cost(output: Output, this: "Evaluated") -> None:
-    output.text(
-        f"{this.report.name}: {percent(this.sparsity)} sparse, {duration(this.audio_seconds)} of audio in "
-        f"{duration(this.seconds)} (real-time factor {this.real_time_factor:.3f})"
-    )
-
-
 def _show_tuning(output: Output, tuning: "Tuning", name: str, split: str) -> None:
-    """What was tried, the best first."""
+    """The best trials."""
     from parp_cli.decoding.tune import best_first
 
     trials = best_first(tuning.trials)[:_TRIALS_SHOWN]

@@ -33,7 +33,7 @@ def root() -> None:
 def build(
     texts: Annotated[
         list[Path] | None,
-        typer.Argument(help="Text files, a sentence a line, plain or .gz; - is standard input.", show_default=False),
+        typer.Argument(help="Text files, one sentence per line, plain or .gz; - is stdin.", show_default=False),
     ] = None,
     order: Annotated[int, typer.Option("--order", min=1, max=6, help="Words of the longest n-grams.")] = 4,
     split: Annotated[
@@ -56,7 +56,7 @@ def build(
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Count an n-gram language model (ARPA, modified Kneser-Ney) and a lexicon from transcripts or text.
+    """Build an n-gram language model (ARPA, modified Kneser-Ney) and a lexicon from transcripts or text.
 
     Text is made upper case, as transcripts are. What you test on must not be in it.
 

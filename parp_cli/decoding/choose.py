@@ -166,44 +166,48 @@ def choose(decoding: Decoding, vocabulary: Vocabulary, *, device: str = "cpu", n
 
 def _check(decoding: Decoding) -> None:
     decoder, lm, lexicon = decoding.decoder, decoding.lm, decoding.lexicon
-    if decoder not in DECODERS:
-        raise UsageError(f"no decoder {decoder}", hint="name one of " + ", ".join(DECODERS))
-    if decoder == "greedy" and (lm is not None or lexicon is not None):
-        raise UsageError(
-            "greedy decoding has no use for a language model or a lexicon", hint="add --decoder lexicon, or beam"
-        )
-    if decoder == "beam" and lexicon is not None:
-        raise UsageError("a beam search without lexicon was given a lexicon", hint="add --decoder lexicon")
-    if decoder == "lexicon" and lm is None and lexicon is None:
-        raise UsageError(
+    beam_size, lm_weight = decoding.beam_size, decoding.lm_weight
+    greedy, by_lexicon = decoder == "greedy", decoder == "lexicon"
+    refused = (
+        (decoder not in DECODERS, f"no decoder {decoder}", "name one of " + ", ".join(DECODERS)),
+        (
+            greedy and (lm is not None or lexicon is not None),
+            "greedy decoding has no use for a language model or a lexicon",
+            "add --decoder lexicon, or beam",
+        ),
+        (
+            decoder == "beam" and lexicon is not None,
+            "a beam search without lexicon was given a lexicon",
+            "add --decoder lexicon",
+        ),
+        (
+            by_lexicon and lm is None and lexicon is None,
             "decoding with a lexicon needs to know its words",
-            hint="name a language model with --lm or a lexicon with --lexicon; `parp lm build` makes both",
-        )
-    if decoder == "lexicon" and lm is not None and lm.startswith(_HUB):
-        raise UsageError("a Transformer can only reorder hypotheses, not search for words", hint="add --decoder beam")
-    _refuse_without_effect(decoding)
-    if decoding.beam_size is not None and decoding.beam_size < 1:
-        raise UsageError(f"a beam of {decoding.beam_size}", hint="give --beam-size at least 1")
-    if decoding.lm_weight is not None and decoding.lm_weight < 0:
-        raise UsageError(f"a language model's weight of {decoding.lm_weight:g}", hint="give at least 0")
+            "name a language model with --lm or a lexicon with --lexicon; `parp lm build` makes both",
+        ),
+        (
+            by_lexicon and (lm or "").startswith(_HUB),
+            "a Transformer can only reorder hypotheses, not search for words",
+            "add --decoder beam",
+        ),
+        # Numbers that would not affect the search: who gives one expects that it counts.
+        (greedy and beam_size is not None, *_no_use(decoder, "--beam-size", "--decoder beam or lexicon")),
+        (lm is None and lm_weight is not None, *_no_use(decoder, "--lm-weight", "a language model with --lm")),
+        (
+            lm is None and not by_lexicon and decoding.word_score is not None,
+            *_no_use(decoder, "--word-score", "a language model with --lm"),
+        ),
+        (beam_size is not None and beam_size < 1, f"a beam of {beam_size}", "give --beam-size at least 1"),
+        ((lm_weight or 0) < 0, f"a language model weight of {lm_weight}", "give --lm-weight at least 0"),
+    )
+    for wrong, message, hint in refused:
+        if wrong:
+            raise UsageError(message, hint=hint)
 
 
-def _refuse_without_effect(decoding: Decoding) -> None:
-    """Refuse numbers that do not affect the search: who gives one expects that it counts."""
-    what = {
-        "greedy": "greedy decoding",
-        "beam": "a beam search without language model",
-        "lexicon": "a lexicon without language model",
-    }[decoding.decoder]
-    numbers = {
-        "--beam-size": decoding.beam_size if decoding.decoder == "greedy" else None,
-        "--lm-weight": decoding.lm_weight if decoding.lm is None else None,
-        "--word-score": decoding.word_score if decoding.lm is None and decoding.decoder != "lexicon" else None,
-    }
-    for option, number in numbers.items():
-        if number is not None:
-            remedy = "--decoder beam or lexicon" if option == "--beam-size" else "a language model with --lm"
-            raise UsageError(f"{what} has no use for {option}", hint=f"leave it out, or add {remedy}")
+def _no_use(decoder: str, option: str, remedy: str) -> tuple[str, str]:
+    what = {"beam": "a beam search without language model", "lexicon": "a lexicon without language model"}
+    return f"{what.get(decoder, 'greedy decoding')} has no use for {option}", f"leave it out, or add {remedy}"
 
 
 def _scorer(lm: str, device: str, notify: Notify) -> NGramScorer | TransformerScorer:

@@ -1,8 +1,8 @@
-"""n-gram language models counted from text: interpolated modified Kneser-Ney, written as ARPA.
+"""n-gram language models estimated from text: interpolated modified Kneser-Ney, written as ARPA.
 
 The estimator is Chen and Goodman's ("An empirical study of smoothing techniques for language modeling", 1999), with
 the boundary cases as in KenLM's lmplz (Heafield et al., "Scalable modified Kneser-Ney language model estimation",
-2013): n-grams that begin with <s> keep their counts, as nothing stands before them; unigrams are interpolated with
+2013): n-grams that begin with <s> keep their counts, as nothing precedes them; unigrams are interpolated with
 the uniform distribution over all words, </s> and <unk> (<s> is never predicted), which is what <unk> gets.
 
 n-grams of one order are rows of arrays. A row refers to its first n - 1 words (context) and to its last n - 1 words
@@ -22,7 +22,7 @@ from parp_cli.errors import DataError, UsageError
 UNKNOWN, BEGIN, END = SPECIAL_WORDS = ("<unk>", "<s>", "</s>")
 
 MAX_ORDER = 6
-"""KenLM reads no higher order as it is usually compiled, flashlight-text's copy included."""
+"""As usually compiled, KenLM (flashlight-text's copy included) reads no higher order."""
 
 _NEVER = -99.0
 """log10 of the probability of <s>, as ARPA files have it."""
@@ -30,13 +30,13 @@ _NEVER = -99.0
 _UNKNOWN_ID, _BEGIN_ID, _END_ID = range(3)
 
 _ROWS = 1 << 16
-"""Written at a time."""
+"""n-grams written at once."""
 
 Discounts = tuple[float, float, float]
-"""Taken from counts of one, of two, and of three or more."""
+"""Subtracted from counts of one, of two, and of three or more."""
 
 FALLBACK_DISCOUNTS: Discounts = (0.5, 1.0, 1.5)
-"""Where a text is too small or too regular to estimate them from; lmplz's `--discount_fallback` takes the same."""
+"""Used where a text is too small or too regular to estimate them; the same as lmplz's `--discount_fallback`."""
 
 Ints = NDArray[numpy.int64]
 Floats = NDArray[numpy.float64]
@@ -50,8 +50,8 @@ class Order:
         contexts: rows of the first n - 1 words in the order below (zeros for unigrams).
         words: numbers of the last words.
         probabilities: of the last word after the context, interpolated with all lower orders.
-        backoffs: what the lower order is multiplied by where a word was never seen after this n-gram.
-        discounts: taken from this order's counts.
+        backoffs: factor of the lower order where a word was never seen after this n-gram.
+        discounts: subtracted from this order's counts.
         fallback: whether these are `FALLBACK_DISCOUNTS`.
     """
 
@@ -71,9 +71,9 @@ class NGramModel:
     """An n-gram model.
 
     Attributes:
-        words: by number; the first three are `SPECIAL_WORDS`, the others in the order in which they first occur.
+        words: by number; the first three are `SPECIAL_WORDS`, the others in order of first occurrence.
         orders: from unigrams upwards.
-        sentences: it was counted from, empty ones not counted.
+        sentences: number of non-empty sentences.
         tokens: words in these, without <s> and </s>.
     """
 
@@ -85,7 +85,7 @@ class NGramModel:
 
 @dataclass(frozen=True)
 class _Counts:
-    """n-grams of one order: rows, and how often each occurs."""
+    """n-grams of one order and how often each occurs."""
 
     contexts: Ints
     suffixes: Ints
@@ -97,11 +97,11 @@ class _Counts:
 def estimate(sentences: Iterable[str], order: int) -> NGramModel:
     """Count n-grams of sentences and smooth them.
 
-    Sentences are read once, one at a time, but the words are kept as numbers: at order 4 about 250 bytes a word of
-    text in all, so that 10 million words (LibriSpeech's transcripts) take 2.5 GB. KenLM's lmplz is for more.
+    Sentences are read once, one at a time, but the words are kept as numbers: at order 4 about 250 bytes per word of
+    text in all, so that 10 million words (LibriSpeech's transcripts) take 2.5 GB. For more, use KenLM's lmplz.
 
     Args:
-        sentences: words divided by blanks; those without any words are left out.
+        sentences: words separated by spaces; those without any words are skipped.
         order: 1 to 6.
 
     Raises:
@@ -152,7 +152,7 @@ def write_arpa(model: NGramModel, file: TextIO) -> None:
 
 
 def _read(sentences: Iterable[str]) -> tuple[tuple[str, ...], Ints, int]:
-    """The words by number, all sentences on end as word numbers with <s> and </s>, and the number of sentences."""
+    """The words by number, all sentences concatenated as word numbers with <s> and </s>, and their number."""
     numbers = {word: number for number, word in enumerate(SPECIAL_WORDS)}
     tokens, count = array("i"), 0
     for sentence in sentences:
@@ -164,14 +164,14 @@ def _read(sentences: Iterable[str]) -> tuple[tuple[str, ...], Ints, int]:
             raise DataError(
                 f"a sentence of the text has {' and '.join(foreign)} as a word",
                 details=[sentence.strip()[:200]],
-                hint="language models use these words for themselves: remove them from the text",
+                hint="language models reserve these words: remove them from the text",
             )
         tokens.append(_BEGIN_ID)
         tokens.extend(numbers.setdefault(word, len(numbers)) for word in spoken)
         tokens.append(_END_ID)
         count += 1
     if not count:
-        raise DataError("no words to count a language model from", hint="name a text with a sentence a line")
+        raise DataError("no words to build a language model from", hint="name a text with one sentence per line")
     return tuple(numbers), numpy.frombuffer(tokens, dtype=numpy.int32).astype(numpy.int64), count
 
 
@@ -197,7 +197,7 @@ def _count(tokens: Ints, vocabulary: int, order: int) -> list[_Counts]:
 
 
 def _continuations(table: _Counts, longer: _Counts) -> Ints:
-    """After how many different words each n-gram stands: Kneser-Ney's counts of all orders but the highest."""
+    """How many different words precede each n-gram: Kneser-Ney's counts for all orders but the highest."""
     before = numpy.bincount(longer.suffixes, minlength=len(table.words))
     return numpy.where(table.begins, table.counts, before)
 
@@ -218,7 +218,7 @@ def _smooth(tables: Sequence[_Counts], adjusted: Sequence[Ints], possible: int) 
         totals = numpy.bincount(table.contexts, weights=counts, minlength=contexts)
         taken = numpy.array([0.0, *discounts])[numpy.minimum(counts, 3)]
         left = numpy.bincount(table.contexts, weights=taken, minlength=contexts)
-        # A context that nothing follows (it ends with </s>) leaves all to the order below.
+        # A context that nothing follows (it ends with </s>) uses the order below alone.
         weights = numpy.where(totals > 0, left / numpy.maximum(totals, 1), 1.0)
         if probabilities:
             backoffs.append(weights)
@@ -245,12 +245,12 @@ def _smooth(tables: Sequence[_Counts], adjusted: Sequence[Ints], possible: int) 
 
 
 def _discounts(counts: Ints) -> tuple[Discounts, bool]:
-    """What to take from the counts of an order, and whether that could not be estimated (Chen and Goodman, eq. 17)."""
+    """Discounts of an order, and whether they could not be estimated (Chen and Goodman, eq. 17)."""
     once, twice, thrice, four_times = (int((counts == number).sum()) for number in range(1, 5))
     if once and twice and thrice:
         share = once / (once + 2 * twice)
         found = (1 - 2 * share * twice / once, 2 - 3 * share * thrice / twice, 3 - 4 * share * four_times / thrice)
-        # Beyond these bounds a probability would be negative, or nothing be left to the order below.
+        # Beyond these bounds a probability would be negative, or nothing would be left for the order below.
         if all(0 < discount <= number for number, discount in enumerate(found, start=1)):
             return found, False
     return FALLBACK_DISCOUNTS, True

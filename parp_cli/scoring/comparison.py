@@ -1,4 +1,4 @@
-"""Whether two systems differ on the same utterances, in words."""
+"""Whether two systems differ on the same utterances, as numbers and as a sentence."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -18,20 +18,20 @@ Verdict = Literal["better", "worse", "undecided"]
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """A system beside another, on the utterances that both have.
+    """Two systems on the utterances that both have.
 
     Attributes:
         name, other: of the two systems.
         metric: WER, CER or PER.
         ours, theirs: errors of the first and of the second.
-        utterances: that both have.
-        only_ours, only_theirs: utterances that one alone has, which are left out.
-        better_utterances, worse_utterances: on which the first makes fewer errors, or more.
-        units: what is drawn.
-        difference: None where there are too few units to tell.
-        verdict: on the first: better or worse where the interval of the difference leaves 0 out and p is below
-            `SIGNIFICANT`; where one of the two says no, undecided.
-        words: the verdict as a sentence, with figures in points, which are hundredths of the error rate.
+        utterances: number that both have.
+        only_ours, only_theirs: utterances of one system only, which are left out.
+        better_utterances, worse_utterances: on which the first makes fewer, or more, errors.
+        units: resampled.
+        difference: None where there are too few units.
+        verdict: of the first: better or worse where the interval of the difference excludes 0 and p is below
+            `SIGNIFICANT`; otherwise undecided.
+        words: the verdict as a sentence, in points, which are hundredths of the error rate.
     """
 
     name: str
@@ -60,10 +60,10 @@ def compare(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> Comparison:
-    """Compare two systems on the utterances that both have: an interval by the bootstrap, and a test by flipping.
+    """Compare two systems on the utterances that both have: a bootstrap interval, and a sign-flip test.
 
-    Utterances are matched by split and id, or by id alone where one side knows no splits. Speakers may be known to
-    either side.
+    Utterances are matched by split and id, or by id alone where one side has no splits. Speakers may be known to either
+    side.
 
     Raises:
         DataError: no utterance is in both, or their references are not the same.
@@ -99,7 +99,7 @@ def compare(
 
 
 def check_comparable(ours: Sequence[Recognition], theirs: Sequence[Recognition], *, name: str, other: str) -> None:
-    """Find out what `compare` would refuse, before anything is recognised: hypotheses are not looked at.
+    """Check what `compare` would refuse, before anything is recognised: hypotheses are ignored.
 
     Raises:
         DataError: as `compare`.
@@ -163,7 +163,7 @@ def _sentence(name: str, other: str, metric: str, units: Units, difference: Diff
     if interval is None and points == 0:
         return f"no difference: {name} and {other} make equally many errors in all {units}"
     digits = digits_apart([points, *(() if interval is None else (100 * interval.low, 100 * interval.high))], 1)
-    # Signs would be read the wrong way round sooner or later: fewer and more are words.
+    # Words, as signs are easily misread.
     amount = f"{abs(points):.{digits}f} points of {metric} {'fewer' if points <= 0 else 'more'}"
     told = f"p {p_text(p, SIGNIFICANT)}"
     if interval is None:
@@ -203,7 +203,7 @@ def _reach(interval: Interval, digits: int) -> str:
 
 
 def _caveats(name: str, other: str, units: Units, utterances: int, only_ours: int, only_theirs: int) -> str:
-    """What the sentence must not be read without."""
+    """What limits the sentence's meaning."""
     told = "; one speaker tells nothing of others" if units.one_speaker else ""
     left_out = [f"{count:,} only in {owner}" for count, owner in ((only_ours, name), (only_theirs, other)) if count]
     if not left_out:

@@ -1,7 +1,7 @@
-"""The utterances that systems are judged by."""
+"""The utterances that systems are evaluated on."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from parp_cli.data.check import OF_TRAINING_ALONE, Problem, check_utterances, notes_of, read_sounds, refusal
 from parp_cli.data.labels import Vocabulary
@@ -13,42 +13,35 @@ from parp_cli.scoring.results import Recognition
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationSet:
-    """Splits, without what nothing can be judged by.
+    """Splits without their unusable utterances.
 
     Attributes:
-        splits: that the utterances are of.
-        split_of, utterances, references: in the same order.
-        left_out: why other utterances are not among them.
+        splits: names of the splits.
+        utterances: of all splits.
+        recognitions: one per utterance, without a hypothesis yet.
+        left_out: why other utterances are missing.
         notes: what is unusual about some.
     """
 
     splits: tuple[str, ...]
-    split_of: tuple[str, ...]
     utterances: tuple[Utterance, ...]
-    references: tuple[str, ...]
+    recognitions: tuple[Recognition, ...]
     left_out: tuple[Problem, ...]
     notes: tuple[str, ...]
 
     @property
     def audio_seconds(self) -> float:
-        """Of all utterances."""
+        """Sum over all utterances."""
         return sum(utterance.seconds for utterance in self.utterances)
 
+    @property
+    def references(self) -> list[str]:
+        """Of each utterance."""
+        return [recognition.reference for recognition in self.recognitions]
+
     def recognized(self, texts: Sequence[str]) -> list[Recognition]:
-        """Each utterance with what a system made of it."""
-        return [
-            Recognition(
-                id=utterance.id,
-                reference=reference,
-                hypothesis=text,
-                speaker=utterance.speaker,
-                seconds=round(utterance.seconds, 3),
-                split=split,
-            )
-            for utterance, reference, text, split in zip(
-                self.utterances, self.references, texts, self.split_of, strict=True
-            )
-        ]
+        """Each utterance with a system's transcript."""
+        return [replace(empty, hypothesis=text) for empty, text in zip(self.recognitions, texts, strict=True)]
 
 
 def evaluation_set(
@@ -59,12 +52,12 @@ def evaluation_set(
 ) -> EvaluationSet:
     """Read all audio once, and leave out what cannot be recognised or compared with a reference.
 
-    Labels outside the vocabulary, and more of them than frames, are no reason: they count as errors.
+    Utterances with labels outside the vocabulary, or more labels than frames, stay: they count as errors.
 
     Args:
         splits: names and utterances.
         vocabulary: of the references.
-        frames: how many frames the model makes of so many samples at 16 kHz.
+        frames: how many frames the model makes of a number of samples at 16 kHz.
 
     Raises:
         DataError: nothing is left.
@@ -72,12 +65,15 @@ def evaluation_set(
     sounds = read_sounds((utterance.audio for _, some in splits for utterance in some), notify=notify)
     left_out: list[Problem] = []
     notes = notes_of(splits, sounds)
-    usable: list[tuple[str, Utterance]] = []
+    usable: list[Utterance] = []
+    recognitions: list[Recognition] = []
     for split, some in splits:
         found = check_utterances(some, split, sounds, vocabulary, frames)
         problems = [problem for problem in found if problem.kind not in OF_TRAINING_ALONE]
         bad = {problem.utterance_id for problem in problems}
-        usable += [(split, utterance) for utterance in some if utterance.id not in bad]
+        good = [utterance for utterance in some if utterance.id not in bad]
+        usable += good
+        recognitions += [_empty(utterance, vocabulary.reference(utterance), split) for utterance in good]
         left_out += problems
         foreign = [problem.utterance_id for problem in found if problem.kind == "outside vocabulary"]
         foreign = [id_ for id_ in foreign if id_ not in bad]
@@ -86,7 +82,7 @@ def evaluation_set(
                 f"{split}: {vocabulary.labels} that the model cannot write in {len(foreign):,} of {len(some):,} "
                 f"references ({', '.join(first_few(foreign, 3))}): they count as errors"
             )
-    unknown = [utterance.id for _, utterance in usable if utterance.speaker is None]
+    unknown = [utterance.id for utterance in usable if utterance.speaker is None]
     if 0 < len(unknown) < len(usable):
         notes.append(
             f"{len(unknown):,} of {len(usable):,} utterances name no speaker ({', '.join(first_few(unknown, 3))}): "
@@ -96,9 +92,15 @@ def evaluation_set(
         raise refusal(left_out, ())
     return EvaluationSet(
         splits=tuple(split for split, _ in splits),
-        split_of=tuple(split for split, _ in usable),
-        utterances=tuple(utterance for _, utterance in usable),
-        references=tuple(vocabulary.reference(utterance) for _, utterance in usable),
+        utterances=tuple(usable),
+        recognitions=tuple(recognitions),
         left_out=tuple(left_out),
         notes=tuple(notes),
+    )
+
+
+def _empty(utterance: Utterance, reference: str, split: str) -> Recognition:
+    seconds = round(utterance.seconds, 3)
+    return Recognition(
+        id=utterance.id, reference=reference, hypothesis="", speaker=utterance.speaker, seconds=seconds, split=split
     )

@@ -1,27 +1,27 @@
-"""How far an error rate can be trusted, and whether two systems differ: by drawing units, and by flipping them.
+"""Confidence intervals of error rates, and whether two systems differ: bootstrap and sign-flip test over units.
 
-A unit is an utterance, or a speaker with all of theirs. Utterances of one speaker go wrong together, so where speakers
-are known the units are speakers: over utterances alone an interval would be too short. With 2 to 4 of them there is
-none, for that few do not tell how unlike speakers are. Utterances of one single speaker are units again, and what they
-tell is of that speaker alone.
+A unit is an utterance, or a speaker with all their utterances. Errors of one speaker are correlated, so where speakers
+are known the units are speakers: over utterances alone an interval would be too short. With 2 to 4 speakers there is no
+interval, as so few do not show how much speakers vary. With a single speaker the units are utterances again, and the
+interval holds for that speaker alone.
 
-An interval is what a test set would have given with other units, imitated by drawing its own anew, with replacement
-(the bootstrap: Efron 1979; for speech Bisani and Ney 2004). Drawing n of n is too tame for few: deviations are
-stretched by sqrt(n / (n - 1)) and by Student's t over the normal quantile (Hesterberg 2015, "What teachers should know
-about the bootstrap", adjusts for the same two). On simulated corpora the intervals then hold the true rate 93 to 95
-times of 100 from 8 speakers on, and 92 where a few speakers make most of the errors.
+The interval is a bootstrap over units, resampled with replacement (Efron 1979; for speech Bisani and Ney 2004).
+Resampling n of n underestimates the spread for small n: deviations are stretched by sqrt(n / (n - 1)) and by the ratio
+of Student's t to the normal quantile (Hesterberg 2015, "What teachers should know about the bootstrap", corrects for
+the same two). On simulated corpora the intervals then cover the true rate in 93 to 95 % of cases from 8 speakers on,
+and in 92 % where a few speakers make most of the errors.
 
-Where no unit has an error there is nothing to draw from, and the interval is a bound: were errors in more than a share
-1 - 0.05^(1/U) of all units (about 3 / U, the "rule of three"), U units without one would be seen less than 5 times of
-100. That is taken for the rate as well, which is right as long as a unit with errors has on average no more of them
-than a unit has tokens. Tokens are not counted as 3 / tokens would: one garbled utterance has many errors at once.
-Where all units have the same rate, and it isn't 0, nothing is told of how they vary, and there is no interval.
+Where no unit has an error there is nothing to resample, and the interval is a bound: if more than a share
+1 - 0.05^(1/U) of all units had errors (about 3 / U, the "rule of three"), U units without one would be seen in less
+than 5 % of cases. The bound is used for the rate as well, which is right as long as a unit with errors has on average
+no more of them than a unit has tokens. It counts units rather than tokens (3 / tokens), as one garbled utterance has
+many errors at once. Where all units have the same rate above 0, their variation is unknown, and there is no interval.
 
-Whether two systems differ is tested by flipping (Fisher's randomisation test). Were they the same but for luck, then
-each unit's difference could as well have had the other sign: p is the share of all 2^U ways to give signs in which the
-sum is at least as far from 0 as the one seen. That is exact for any number of units, where the stretch above is made
-for the 95 % interval and for no other. Where two systems are equally good on average and yet not the same, so that one
-is much worse on a few units and a little better on all others, p is below 0.05 about 8 times of 100.
+Whether two systems differ is tested by flipping signs (Fisher's randomisation test). If they differed by chance alone,
+each unit's difference could as well have had the other sign: p is the share of all 2^U assignments of signs whose sum
+is at least as far from 0 as the observed one. That is exact for any number of units, while the stretch above is made
+for the 95 % interval only. Where two systems are equally good on average but not the same (one is much worse on a few
+units and slightly better on all others), p is below 0.05 in about 8 % of cases.
 
 Letters: U units, R resamples.
 """
@@ -37,11 +37,11 @@ from numpy.typing import ArrayLike, NDArray
 
 LEVEL = 0.95
 RESAMPLES = 10_000
-FEWEST_UNITS = 5
+MIN_UNITS = 5
 """With fewer there is no interval."""
 
 _ROWS_AT_ONCE = 128
-"""Resamples drawn together: as many as stay in a processor's cache."""
+"""Resamples drawn at once: as many as stay in the CPU's cache."""
 
 
 def counted(number: int, noun: str) -> str:
@@ -51,12 +51,12 @@ def counted(number: int, noun: str) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Units:
-    """What is drawn and flipped.
+    """What is resampled and flipped.
 
     Attributes:
         over: speakers where all are known and there are several.
-        count: of these.
-        one_speaker: whether they are utterances of one known speaker, and tell nothing of others.
+        count: number of units.
+        one_speaker: whether they are utterances of one known speaker, and say nothing about others.
     """
 
     over: Literal["utterances", "speakers"]
@@ -65,8 +65,8 @@ class Units:
 
     @property
     def enough(self) -> bool:
-        """Whether there are as many as an interval takes."""
-        return self.count >= FEWEST_UNITS
+        """Whether there are enough for an interval."""
+        return self.count >= MIN_UNITS
 
     def __str__(self) -> str:
         """Such as "8 speakers" or "120 utterances of one speaker"."""
@@ -75,7 +75,7 @@ class Units:
 
 @dataclass(frozen=True, kw_only=True)
 class Interval:
-    """Where an error rate lies, at `LEVEL`; without any error a bound, from 0."""
+    """Confidence interval of an error rate, at `LEVEL`; without any error a bound, from 0."""
 
     low: float
     high: float
@@ -84,13 +84,13 @@ class Interval:
 
 @dataclass(frozen=True, kw_only=True)
 class Difference:
-    """One system's error rate less another's on the same utterances; below 0 the first is better.
+    """One system's error rate minus another's on the same utterances; below 0 the first is better.
 
     Attributes:
         value: of the error rates themselves.
         interval: of the difference, bootstrapped; None where it is the same in all units.
         p_value: two-sided, by flipping; with U units never below 2 / 2^U, which is 0.06 for 5.
-        units: that were drawn and flipped.
+        units: resampled and flipped.
     """
 
     value: float
@@ -100,7 +100,7 @@ class Difference:
 
 
 def units_of(speakers: Sequence[str | None]) -> Units:
-    """What to draw of a corpus.
+    """The units of a corpus.
 
     Args:
         speakers: of each utterance.
@@ -123,7 +123,7 @@ def rate_interval(
 
     Args:
         errors, tokens: of each utterance.
-        speakers: of each utterance; None where not known.
+        speakers: of each utterance; None where unknown.
     """
     units = units_of(speakers)
     if not units.enough:
@@ -134,7 +134,7 @@ def rate_interval(
         return Interval(low=0.0, high=1 - (1 - LEVEL) ** (1 / units.count), units=units)
     if _all_alike(sums):
         return None
-    return _interval(_resampled(sums, resamples, seed), units, least=0.0)
+    return _interval(_resampled(sums, resamples, seed), units, minimum=0.0)
 
 
 def paired_difference(
@@ -153,7 +153,7 @@ def paired_difference(
     Args:
         errors, other_errors: of each utterance, by the first system and by the second.
         tokens: of each utterance's reference.
-        speakers: of each utterance; None where not known.
+        speakers: of each utterance; None where unknown.
     """
     units = units_of(speakers)
     if not units.enough:
@@ -224,9 +224,9 @@ def _ratio(sums: NDArray[numpy.float64]) -> float:
     return float(errors / max(tokens, 1))
 
 
-def _interval(resampled: NDArray[numpy.float64], units: Units, least: float = -math.inf) -> Interval:
+def _interval(resampled: NDArray[numpy.float64], units: Units, minimum: float = -math.inf) -> Interval:
     low, high = numpy.quantile(resampled, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]).tolist()
-    return Interval(low=max(least, low), high=high, units=units)
+    return Interval(low=max(minimum, low), high=high, units=units)
 
 
 def _stretch(units: int) -> float:

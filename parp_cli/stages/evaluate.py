@@ -387,7 +387,7 @@ class _Evaluator:
 
     def _check_comparable(self) -> None:
         """Refuse incomparable results of other systems, and transcripts sclite cannot take, before recognising."""
-        empty = self._test.recognized([""] * len(self._test.utterances))
+        empty = self._test.recognitions
         for other, theirs in self._against.items():
             check_comparable(empty, theirs, name=self._systems[0].name, other=other)
         if self._options.trn is not None:

@@ -1,4 +1,4 @@
-"""Count an n-gram language model, and its lexicon, from transcripts or text."""
+"""Build an n-gram language model, and its lexicon, from transcripts or text."""
 
 import gzip
 import io
@@ -22,22 +22,22 @@ from parp_cli.storage.atomic import refuse_same, replacing, write_text
 
 STDIN = Path("-")
 
-_LINES_A_REPORT = 100_000
+_REPORT_LINES = 100_000
 
 
 @dataclass(frozen=True, kw_only=True)
 class LmResult:
-    """A language model counted from text.
+    """A language model built from text.
 
     Attributes:
         path: the ARPA file, gzipped where it ends in `.gz`.
         lexicon: its words with their letters, for `--lexicon`.
-        order: longest n-grams.
-        ngrams: of each order, from unigrams (with <s>, </s> and <unk>) upwards.
-        sentences: the text had, empty lines not counted.
-        words: the text had.
+        order: words of the longest n-grams.
+        ngrams: number per order, from unigrams (with <s>, </s> and <unk>) upwards.
+        sentences: in the text, empty lines not counted.
+        words: in the text.
         vocabulary: different words.
-        fallback_orders: those whose discounts the text was too small or too regular for, so that fixed ones were taken.
+        fallback_orders: with fixed discounts, as the text was too small or too regular to estimate them.
         unusual: words with digits, punctuation or other signs, which no transcript has.
     """
 
@@ -61,20 +61,20 @@ def build(
     sources: Mapping[str, Path | Sequence[Path]] | None = None,
     notify: Notify = silent,
 ) -> LmResult:
-    """Count an n-gram model with modified Kneser-Ney smoothing and write it with its lexicon.
+    """Estimate an n-gram model with modified Kneser-Ney smoothing and write it with its lexicon.
 
-    Sentences are made upper case, as transcripts are, and otherwise taken as they are.
+    Sentences are made upper case, as transcripts are, and otherwise unchanged.
 
     Args:
-        sentences: words divided by blanks; read once.
+        sentences: words separated by spaces; read once.
         out: the ARPA file; gzipped where it ends in `.gz`.
         lexicon: by default beside it, as `<name>-lexicon.txt`.
         order: 1 to 6.
-        sources: files that the sentences are read from, by what names them: none may be written over.
+        sources: files that the sentences are read from, by what names them: none may be overwritten.
 
     Raises:
-        UsageError: the order is out of range, or a file cannot be written, or would be written over another.
-        DataError: there is no text, or it has words that language models use for themselves.
+        UsageError: the order is out of range, or a file cannot be written, or would overwrite another.
+        DataError: there is no text, or it has words that language models reserve.
         ResourceError: no space is left on the disk.
     """
     target = lexicon or out.with_name(out.name.removesuffix(".gz").removesuffix(".arpa") + "-lexicon.txt")
@@ -107,7 +107,7 @@ def transcripts(data: Data, splits: Sequence[str], notify: Notify = silent) -> I
     for split in splits:
         if split in (data.valid, data.test):
             purpose = "validates" if split == data.valid else "tests"
-            warning = f"the language model is counted from {split}, on which the recipe {purpose}: it knows the answers"
+            warning = f"the language model is built from {split}, on which the recipe {purpose}: it knows the answers"
             notify(Progress("counting", 0, 1, warning=warning))
         texts = [utterance.text for utterance in load(data, split, notify) if utterance.text]
         if not texts:
@@ -145,7 +145,7 @@ def _opened(stream: TextIO | None) -> TextIO:
 def _normalized(sentences: Iterable[str], notify: Notify) -> Iterator[str]:
     done = 0
     for done, sentence in enumerate(sentences, start=1):
-        if done % _LINES_A_REPORT == 0:
+        if done % _REPORT_LINES == 0:
             notify(Progress("counting", 0, 1, note=f"{done:,} sentences"))
         yield in_case(normalize_text(sentence), "upper")
     notify(Progress("counting", 1, 1, note=f"{done:,} sentences"))
