@@ -69,10 +69,10 @@ def compare(
         DataError: no utterance is in both, or their references are not the same.
     """
     pairs = _match(ours, theirs, name, other)
-    references = [mine.reference for mine, _ in pairs]
+    # Each against its own references, which may be of another case.
     our_errors, their_errors = (
-        [utterance_errors(alignment) for alignment in align(references, hypotheses, unit)]
-        for hypotheses in ([mine.hypothesis for mine, _ in pairs], [yours.hypothesis for _, yours in pairs])
+        list(map(utterance_errors, align([one.reference for one in side], [one.hypothesis for one in side], unit)))
+        for side in zip(*pairs, strict=True)
     )
     our_counts, their_counts = [rate.errors for rate in our_errors], [rate.errors for rate in their_errors]
     tokens, speakers = [rate.tokens for rate in our_errors], [mine.speaker or yours.speaker for mine, yours in pairs]
@@ -99,11 +99,7 @@ def compare(
 
 
 def check_comparable(ours: Sequence[Recognition], theirs: Sequence[Recognition], *, name: str, other: str) -> None:
-    """Check what `compare` would refuse, before anything is recognised: hypotheses are ignored.
-
-    Raises:
-        DataError: as `compare`.
-    """
+    """Raise what `compare` would raise, before anything is recognised: hypotheses are ignored."""
     _match(ours, theirs, name, other)
 
 
@@ -147,12 +143,12 @@ def _named(key: tuple[str, str]) -> str:
 
 
 def _verdict(difference: Difference | None) -> Verdict:
-    if difference is None or difference.p_value >= SIGNIFICANT or _holds_zero(difference.interval):
+    if difference is None or difference.p_value >= SIGNIFICANT or _includes_zero(difference.interval):
         return "undecided"
     return "better" if difference.value < 0 else "worse"
 
 
-def _holds_zero(interval: Interval | None) -> bool:
+def _includes_zero(interval: Interval | None) -> bool:
     return interval is not None and interval.low <= 0 <= interval.high
 
 
@@ -169,9 +165,9 @@ def _sentence(name: str, other: str, metric: str, units: Units, difference: Diff
     if interval is None:
         evidence = f"in all {units} alike; {told}"
     elif verdict == "undecided" and p < SIGNIFICANT:
-        evidence = f"{told}, but the 95 % interval holds 0: {_reach(interval, digits)}; over {units}"
-    elif verdict == "undecided" and not _holds_zero(interval):
-        evidence = f"the 95 % interval leaves 0 out, {_reach(interval, digits)}, but {told}; over {units}"
+        evidence = f"{told}, but the 95 % interval includes 0: {_reach(interval, digits)}; over {units}"
+    elif verdict == "undecided" and not _includes_zero(interval):
+        evidence = f"the 95 % interval excludes 0, {_reach(interval, digits)}, but {told}; over {units}"
     else:
         evidence = f"95 % interval {_reach(interval, digits)}; {told}; over {units}"
     if verdict == "undecided":

@@ -297,14 +297,8 @@ class _Evaluator:
             outputs=system.outputs,
         )
         if self._world.is_main:
-            metrics = {
-                **result.to_json(),
-                "data": self._data,
-                "left_out": self._left_out,
-                "notes": self._notes,
-                "precision": self._options.precision,
-                "versions": versions(),
-            }
+            about = {"data": self._data, "left_out": self._left_out, "notes": self._notes, "versions": versions()}
+            metrics = {**result.to_json(), **about, "precision": self._options.precision}
             system.outputs.write(recognitions, report, metrics)
         return recognitions, result
 
@@ -394,16 +388,13 @@ class _Evaluator:
             check_trn(empty)
 
     def _check_tunable(self) -> None:
+        valid = self._data.valid
         if not isinstance(self._chosen.search, Tunable):
-            raise UsageError(
-                "there are no weights to tune", hint="add --lm and --decoder lexicon (or beam), or leave out --tune"
-            )
+            hint = "add --lm and --decoder lexicon (or beam), or leave out --tune"
+            raise UsageError("there are no weights to tune", hint=hint)
         if self._world.world_size > 1:
-            raise UsageError(
-                "weights are tuned by one process", hint="tune without torchrun, then give --lm-weight and --word-score"
-            )
-        if self._data.valid in self._splits:
-            raise UsageError(
-                f"weights would be tuned on {self._data.valid}, which is evaluated",
-                hint="evaluate another split, or name another to tune on: --set data.valid=SPLIT",
-            )
+            hint = "tune without torchrun, then give --lm-weight and --word-score"
+            raise UsageError("weights are tuned by one process", hint=hint)
+        if valid in self._splits:
+            hint = "evaluate another split, or name another to tune on: --set data.valid=SPLIT"
+            raise UsageError(f"weights would be tuned on {valid}, which is evaluated", hint=hint)

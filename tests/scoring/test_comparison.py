@@ -36,6 +36,15 @@ def test_a_better_system_is_found_and_said_to_be() -> None:
     assert (back.better_utterances, back.worse_utterances) == (found.worse_utterances, found.better_utterances)
 
 
+def test_systems_whose_labels_have_another_case() -> None:
+    """Each is aligned with its own references: equal errors are equal, whatever the case."""
+    ours = garbled(0, 50)
+    theirs = [replace(one, reference=one.reference.lower(), hypothesis=one.hypothesis.lower()) for one in ours]
+    found = compare(ours, theirs, unit="words", name="upper", other="lower")
+    assert found.ours == found.theirs
+    assert (found.better_utterances, found.worse_utterances) == (0, 0)
+
+
 def test_two_runs_of_one_system_cannot_be_told_apart() -> None:
     found = compare(garbled(0, 200), garbled(0, 200, noise=1), unit="words", name="a", other="b")
     assert found.ours.errors != found.theirs.errors
@@ -191,9 +200,9 @@ def test_verdict_interval_and_p_never_contradict_each_other() -> None:
         assert (p < 0.05) == (found.difference.p_value < 0.05)
         kinds.add((p < 0.05, holds_zero))
         if p < 0.05 and holds_zero:
-            assert "but the 95 % interval holds 0" in found.words
+            assert "but the 95 % interval includes 0" in found.words
         if p >= 0.05 and not holds_zero:
-            assert "the 95 % interval leaves 0 out, " in found.words
+            assert "the 95 % interval excludes 0, " in found.words
     assert len(kinds) >= 3
 
 
