@@ -145,10 +145,10 @@ def test_pages_of_odd_results(recognitions: list[Recognition]) -> None:
 @pytest.mark.parametrize(
     ("speakers", "words"),
     [
-        (1, ("over 60 utterances of one speaker, and tells nothing of other speakers", "of that speaker alone")),
+        (1, ("over 60 utterances of one speaker, and says nothing about other speakers", "for that speaker alone")),
         (3, ("too few speakers for an interval (3)", "too few speakers for intervals (3)")),
         (6, ("over 6 speakers", "here 6 speakers, each with all their utterances")),
-        (None, ("over 60 utterances", "here 60 utterances, for it is not known who speaks")),
+        (None, ("over 60 utterances", "here 60 utterances, as speakers are unknown")),
     ],
 )
 def test_what_was_drawn_is_told(speakers: int | None, words: tuple[str, ...]) -> None:
