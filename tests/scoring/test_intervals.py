@@ -8,7 +8,7 @@ import numpy
 import pytest
 
 from parp_cli.scoring.intervals import (
-    FEWEST_UNITS,
+    MIN_UNITS,
     Interval,
     Units,
     paired_difference,
@@ -259,7 +259,7 @@ def test_few_speakers_tell_nothing(speakers: list[str]) -> None:
 
 
 def test_few_utterances_tell_nothing() -> None:
-    few = FEWEST_UNITS - 1
+    few = MIN_UNITS - 1
     for who in (None, "a"):
         assert rate_interval([1] * few, [2] * few, [who] * few) is None
         assert paired_difference([1] * few, [2] * few, [3] * few, [who] * few) is None
