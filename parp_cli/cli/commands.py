@@ -76,7 +76,7 @@ def finetune(
     if seed is not None:
         resolved = replace(resolved, seed=seed)
 
-    from parp_cli.runtime.device import resolve_precision, select_device
+    from parp_cli.runtime.device import select_device, with_resolved_precision
     from parp_cli.runtime.processes import current
     from parp_cli.stages.finetune import finetune as stage
     from parp_cli.stages.finetune import plan
@@ -86,11 +86,10 @@ def finetune(
     world = current()
     output = Output(as_json=as_json, quiet=quiet, mute=not world.is_main)
     where = world.device(select_device(device))
-    precision = resolve_precision(resolved.training.precision, where)
-    resolved = replace(resolved, training=replace(resolved.training, precision=precision))
     start = init or newest_checkpoint(run, but_not_by=["finetune"])
     with output.progress() as notify:
         if dry_run:
+            resolved = replace(resolved, training=with_resolved_precision(resolved.training, where))
             planned = plan(resolved, init=start, notify=notify)
         else:
             output.note(f"starting from {start or resolved.model or 'mini'}")
@@ -156,12 +155,12 @@ def reprune(
 
     from parp_cli.runtime.device import select_device
     from parp_cli.stages.reprune import reprune as stage
-    from parp_cli.storage.run_folder import checkpoint_or_newest
+    from parp_cli.storage.run_folder import REPRUNED, checkpoint_or_newest
 
     del seed  # nothing here is random; taken because every stage takes it
     output = Output(as_json=as_json, quiet=quiet)
     source = checkpoint_or_newest(checkpoint, run)
-    target = out or run / "reprune.safetensors"
+    target = out or run / REPRUNED
     result = stage(source, out=target, sparsity=sparsity, pattern=pattern, device=select_device(device))
     amount = result.sparsity
     output.text(f"pruned {amount.pruned:,} of {amount.total:,} weights of {source} ({percent(amount.exact)})")
@@ -269,12 +268,13 @@ def pretrain(
 
     from parp_cli.runtime.device import select_device
     from parp_cli.stages.pretrain import pretrain as stage
+    from parp_cli.storage.run_folder import PRETRAINED
 
     with output.progress() as notify:
         result = stage(
             resolved,
             run=run,
-            out=out or run / "pretrain.safetensors",
+            out=out or run / PRETRAINED,
             device=select_device(device),
             resume=resume,
             notify=notify,

@@ -164,8 +164,9 @@ def mask(
     from parp_cli.runtime.device import select_device
     from parp_cli.stages.mask import combine
     from parp_cli.stages.mask import mask as stage
+    from parp_cli.storage.run_folder import MASK
 
-    path = out or run / "mask.safetensors"
+    path = out or run / MASK
     with output.progress() as notify:
         if source is None:
             chosen: dict[str, Any] = {"model": "mini"} | {k: value for k, value in new.items() if value is not None}

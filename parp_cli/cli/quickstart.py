@@ -61,14 +61,14 @@ def quickstart(
     from parp_cli.stages.evaluate import evaluate
     from parp_cli.stages.finetune import finetune
     from parp_cli.stages.mask import mask
-    from parp_cli.storage.run_files import state_path
+    from parp_cli.storage.run_folder import MASK, state_path
 
     output = Output(as_json=as_json, quiet=quiet)
     began = time.monotonic()
     where = select_device(device)
     rows = []
     with output.progress() as notify:
-        masked = mask("mini", sparsity=sparsity, out=run / "mask.safetensors", seed=seed, device=where, notify=notify)
+        masked = mask("mini", sparsity=sparsity, out=run / MASK, seed=seed, device=where, notify=notify)
         for number, (name, method) in enumerate(_METHODS, start=1):
             output.note(f"{number} of {len(_METHODS)}: {name}")
             tuned = finetune(

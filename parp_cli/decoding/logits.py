@@ -67,7 +67,8 @@ def logits_of(
             for index, row, length in zip(batches[number], logits, lengths, strict=True):
                 yield index, row[:length]
             done += len(own[place])
-            notify(Progress("recognising", min(done * world.world_size, len(utterances)), len(utterances)))
+            step = min(done * world.world_size, len(utterances))
+            notify(Progress("recognising", step, len(utterances), kind="recognition"))
     finally:
         model.train(was_training)
 

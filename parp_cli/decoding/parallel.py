@@ -78,7 +78,7 @@ def search_all(
     items = ([as_array(logits[index]) for index in chunk] for chunk in chunks)
     for chunk, hypotheses in zip(chunks, shared_map(_search, search, items, min(workers, len(chunks))), strict=True):
         found.update(zip(chunk, hypotheses, strict=True))
-        notify(Progress("decoding", len(found), len(logits)))
+        notify(Progress("decoding", len(found), len(logits), kind="recognition"))
     return [found[index] for index in range(len(logits))]
 
 

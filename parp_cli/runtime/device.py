@@ -1,16 +1,22 @@
-"""The device a run uses, what its giving out looks like, and the versions it records."""
+"""Device and precision selection, out-of-memory detection, library versions."""
 
 import os
 import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Literal
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import parp_cli
 from parp_cli.errors import ResourceError
 
 if TYPE_CHECKING:
     import torch
+
+Precision = Literal["auto", "float32", "tf32", "bfloat16"]
+ResolvedPrecision = Literal["float32", "tf32", "bfloat16"]
+
+S = TypeVar("S", bound=Any)
 
 
 def launched() -> bool:
@@ -33,9 +39,7 @@ def select_device(name: str) -> "torch.device":
     return torch.device(name)
 
 
-def resolve_precision(
-    name: Literal["auto", "float32", "tf32", "bfloat16"], device: "torch.device"
-) -> Literal["float32", "tf32", "bfloat16"]:
+def resolve_precision(name: Precision, device: "torch.device") -> ResolvedPrecision:
     """`auto` is bfloat16 where the device computes it natively, else float32; other names stay as they are."""
     import torch
 
@@ -49,12 +53,47 @@ def resolve_precision(
     return "bfloat16" if native else "float32"
 
 
+def with_resolved_precision(settings: S, device: "torch.device") -> S:
+    """Settings of a recipe with their `precision` resolved for the device, as runs record it and are named by it."""
+    return replace(settings, precision=resolve_precision(settings.precision, device))
+
+
+@contextmanager
+def tensor_cores(precision: str) -> Iterator[None]:
+    """Inside, CUDA computes float32 as the precision says: exactly for float32, through TF32 for the others.
+
+    This is for matrix products and cuDNN's convolutions alike, of which torch by default rounds the latter alone. What
+    bfloat16 leaves in float32, such as the feature encoder, need not be more exact than TF32. Nothing changes on CPUs.
+    """
+    import torch
+
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = matmul.allow_tf32, cudnn.allow_tf32
+    matmul.allow_tf32 = cudnn.allow_tf32 = precision != "float32"
+    try:
+        yield
+    finally:
+        matmul.allow_tf32, cudnn.allow_tf32 = before
+
+
+def validation_precision(precision: str, device: "torch.device") -> str:
+    """What a run validates in: its own precision on CUDA, float32 on CPUs."""
+    return precision if device.type == "cuda" else "float32"
+
+
+def autocast(precision: str, device: "torch.device") -> "torch.autocast":
+    """Inside, the operations that torch considers safe compute in bfloat16, if that is the precision."""
+    import torch
+
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
+
+
 _OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "STATUS_ALLOC_FAILED")
-"""How torch's errors say so on CUDA, on the CPU, on Windows, and in cuDNN and cuBLAS."""
+"""Messages of torch's errors on CUDA, on CPUs, on Windows, and of cuDNN and cuBLAS."""
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory gave out, of a device or of the CPU; for the latter torch has no class of errors."""
+    """Whether a device or the CPU ran out of memory; torch has no class of errors for the latter."""
     # torch's own class would have to be imported to be named.
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
@@ -63,16 +102,16 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 @contextmanager
 def deterministic_algorithms(wanted: bool) -> Iterator[None]:
-    """Inside, torch computes the same bits from the same input on CUDA too, or says that it cannot.
+    """Inside, torch's results are the same bit for bit on CUDA as well, or it raises an error.
 
     Args:
-        wanted: whether to; otherwise all stays as it is.
+        wanted: False changes nothing.
     """
     import torch
 
     before = torch.are_deterministic_algorithms_enabled()
     if wanted:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read by cuBLAS when it is first used
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when it is first used
         torch.use_deterministic_algorithms(True)
     try:
         yield
@@ -81,7 +120,7 @@ def deterministic_algorithms(wanted: bool) -> Iterator[None]:
 
 
 def versions() -> dict[str, str]:
-    """Of the software that decides a result."""
+    """Versions of the software that results depend on."""
     import torch
     import torchaudio
 

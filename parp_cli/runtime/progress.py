@@ -1,14 +1,21 @@
-"""How long work tells its caller where it is. Stages call it, `console.py` draws it, and nothing else need care."""
+"""How long-running work reports progress: stages call `Notify`, and `console.py` draws it."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
+
+Kind = Literal["training", "recognition", "other"]
 
 
 @dataclass(frozen=True)
 class Progress:
-    """`done` of `total` steps of `task` are behind us; `note` says how it goes.
+    """`done` of `total` steps of `task` are done.
 
-    Where `news` or `warning` is given, the report is of that alone: a line that stays, and one to be looked at.
+    Attributes:
+        task: what is being done, for people.
+        note: a short description of the current state, such as the loss.
+        warning, news: if given, the report is this message alone, on a line that stays.
+        kind: what the steps are; of "training" they are updates of a training run.
     """
 
     task: str
@@ -17,10 +24,11 @@ class Progress:
     note: str = ""
     warning: str = ""
     news: str = ""
+    kind: Kind = "other"
 
     @property
     def is_line(self) -> bool:
-        """Whether it is a line of its own, and says nothing of how far the work is."""
+        """Whether it is a message, which says nothing about `done` and `total`."""
         return bool(self.warning or self.news)
 
 
@@ -28,4 +36,4 @@ Notify = Callable[[Progress], None]
 
 
 def silent(_: Progress) -> None:
-    """Tell nobody."""
+    """Ignore the report."""

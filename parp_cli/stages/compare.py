@@ -1,4 +1,4 @@
-"""Compare: how much the masks of several checkpoints have in common. Weights are not loaded."""
+"""Compare: the overlap of the masks of several checkpoints. Weights are not loaded."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -8,6 +8,7 @@ from pathlib import Path
 from torch import Tensor
 
 from parp_cli.errors import MaskError, UsageError
+from parp_cli.models.sources.names import check_same_model
 from parp_cli.models.speech.prunable import KINDS, kind_of, layers_of
 from parp_cli.pruning.masks import count_all, count_pruned
 from parp_cli.pruning.overlap import Pair, by_group, overlaps, together
@@ -21,9 +22,9 @@ class MaskFile:
     """One of the files compared.
 
     Attributes:
-        label: short, and of this file alone.
-        stage: that wrote it.
-        pruned, total: over all of its mask.
+        label: short and unique among the files.
+        stage: the stage that wrote it.
+        pruned, total: number of weights, over its whole mask.
     """
 
     path: Path
@@ -39,11 +40,11 @@ class MaskFile:
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """All files, each against each.
+    """All files, in pairs.
 
     Attributes:
-        left_out: names of weights that the masks of some files cover and those of others don't: they were made with
-            another scope or pattern, or without biases. Overlaps are over the weights that all masks cover.
+        left_out: names of weights that only some of the masks cover, as those were made with another scope or pattern,
+            or without biases. Overlaps are computed over the weights that all masks cover.
     """
 
     files: tuple[MaskFile, ...]
@@ -62,7 +63,8 @@ def compare(paths: Sequence[Path]) -> Comparison:
     if len(paths) < 2:
         raise UsageError("one checkpoint cannot be compared", hint="name two or more: `parp compare A B`")
     metadata = [checkpoint.read_metadata(path) for path in paths]
-    _check_same_model(paths, metadata)
+    for path, known in zip(paths, metadata, strict=True):
+        check_same_model(str(paths[0]), metadata[0].architecture, str(path), known.architecture)
     masks = [_masks(path, known) for path, known in zip(paths, metadata, strict=True)]
     everywhere = [name for name in masks[0] if all(name in other for other in masks)]
     if not everywhere:
@@ -87,21 +89,6 @@ def compare(paths: Sequence[Path]) -> Comparison:
         ),
         left_out=tuple(dict.fromkeys(name for mask in masks for name in mask if name not in shared[0])),
     )
-
-
-def _check_same_model(paths: Sequence[Path], metadata: Sequence[Metadata]) -> None:
-    # The builder's arguments decide which weights there are; models of several names share them.
-    builders = [known.architecture.get("builder") for known in metadata]
-    for path, known, builder in zip(paths, metadata, builders, strict=True):
-        if builder != builders[0]:
-            raise MaskError(
-                f"{path} has the mask of another model than {paths[0]}",
-                details=[
-                    f"{paths[0]}: {metadata[0].architecture.get('name')}",
-                    f"{path}: {known.architecture.get('name')}",
-                ],
-                hint="only masks of one architecture can be compared",
-            )
 
 
 def _masks(path: Path, metadata: Metadata) -> dict[str, Tensor]:

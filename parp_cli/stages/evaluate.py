@@ -26,7 +26,7 @@ from parp_cli.models.recognizer import rebuild
 from parp_cli.models.speech.config import Architecture, frames
 from parp_cli.models.speech.prunable import touches_front_end
 from parp_cli.pruning.masks import Masks, apply_, check_fit, sparsity
-from parp_cli.runtime.device import versions
+from parp_cli.runtime.device import tensor_cores, versions
 from parp_cli.runtime.processes import SINGLE, World
 from parp_cli.runtime.progress import Notify, Progress, silent
 from parp_cli.scoring.comparison import check_comparable
@@ -186,7 +186,8 @@ def evaluate(
             none of its utterances, or other references.
     """
     evaluator = _Evaluator(source, out, data, options or Options(), device or torch.device("cpu"), world, notify)
-    return evaluator.result()
+    with tensor_cores(evaluator.precision):
+        return evaluator.result()
 
 
 def recorded_recipe(metadata: Metadata, overrides: Sequence[str] = ()) -> Recipe:
@@ -217,6 +218,7 @@ class _Evaluator:
     ) -> None:
         self._source, self._options, self._device = source, options, device
         self._world, self._notify = world, notify
+        self.precision = options.precision
         self._content = checkpoint.read(source)
         metadata = self._content.metadata
         require_head(source, metadata)
@@ -316,7 +318,7 @@ class _Evaluator:
         return Recognizer(
             model=model,
             features=features,
-            precision=self._options.precision,
+            precision=self.precision,
             batch_seconds=self._options.batch_seconds,
             workers=self._options.workers,
             world=self._world,

@@ -12,14 +12,14 @@ import torch
 from parp_cli.config.finetune import Recipe
 from parp_cli.models.speech.prunable import layers_of
 from parp_cli.pruning.pruner import Repruning
-from parp_cli.runtime.device import deterministic_algorithms, resolve_precision
+from parp_cli.runtime.device import deterministic_algorithms, tensor_cores, with_resolved_precision
 from parp_cli.runtime.interrupts import Stop, stopping
 from parp_cli.runtime.processes import SINGLE, World
 from parp_cli.runtime.progress import Notify, Progress, silent
 from parp_cli.storage import checkpoint
 from parp_cli.storage.checkpoint import Sparsity, lineage
 from parp_cli.storage.lock import only_one
-from parp_cli.storage.run_files import LAST, finished, state_path, tidy
+from parp_cli.storage.run_folder import LAST, ROUNDS, finished, state_path, tidy
 from parp_cli.training import preparation as preparing
 from parp_cli.training.journal import require_tensorboard
 from parp_cli.training.preparation import Plan, Preparation, prepare, prepare_round
@@ -105,14 +105,13 @@ def finetune(
     if tensorboard:
         require_tensorboard()
     device = device or torch.device("cpu")
-    precision = resolve_precision(recipe.training.precision, device)
-    recipe = replace(recipe, training=replace(recipe.training, precision=precision))
+    recipe = replace(recipe, training=with_resolved_precision(recipe.training, device))
     rounds = rounds_of(recipe, init)
     recipe = rounds[-1].recipe
     with world.main_first():
         whole = prepare(recipe, init, notify)
     start = start_key(recipe, init)
-    folders = [(rounds_folder or run / "rounds") / round_key(rounds[:count], start) for count in range(1, len(rounds))]
+    folders = [(rounds_folder or run / ROUNDS) / round_key(rounds[:count], start) for count in range(1, len(rounds))]
     if resume and not any(folder.exists() for folder in (*folders, state_path(run))) and finished(run, out) is None:
         notify(Progress("fine-tuning", 0, 1, warning=f"nothing to resume in {run}: beginning"))
 
@@ -121,7 +120,8 @@ def finetune(
 
     before: Path | None = None
     cost = own = Cost()
-    with deterministic_algorithms(recipe.training.deterministic), held(run), stopping() as stop:
+    computing = tensor_cores(recipe.training.precision)
+    with computing, deterministic_algorithms(recipe.training.deterministic), held(run), stopping() as stop:
         for this, folder in zip(rounds, (*folders, run), strict=True):
             last = folder == run
             found = None if last else _agreed_cost(world, folder)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from parp_cli.errors import MaskError, UsageError
 from parp_cli.models.sources.load import load_encoder
-from parp_cli.models.sources.names import Encoder
+from parp_cli.models.sources.names import Encoder, check_same_model
 from parp_cli.models.speech.config import build
 from parp_cli.models.speech.prunable import layers_of, prunable_parameters
 from parp_cli.pruning.limits import check_sparsity
@@ -153,10 +153,10 @@ def combine(
     found = {path: checkpoint.read_metadata(path) for path in (source, *unions, *intersections, *minuses)}
     metadata = found[source]
     for path, other in found.items():
-        _check_same_model(source, metadata, str(path), other.architecture)
+        check_same_model(str(source), metadata.architecture, str(path), other.architecture)
     model = str(source) if apply is None else apply
     encoder = load_encoder(model, architecture=architecture, notify=notify)
-    _check_same_model(source, metadata, model, encoder.architecture.to_json())
+    check_same_model(str(source), metadata.architecture, model, encoder.architecture.to_json())
     masked = {name for other in found.values() for name in other.prunable}
     names = [name for name, _ in _network(encoder).named_parameters() if name in masked]
     operations = ((unions, union), (intersections, intersection), (minuses, difference))
@@ -227,18 +227,6 @@ def _widest_scope(files: Iterable[Metadata], masked: set[str]) -> str | None:
     """The scope of a file that masks all that any of them does, or None."""
     scopes = [recorded_setting(file.recipe, "scope") for file in files if masked <= set(file.prunable)]
     return scopes[0] if scopes else None
-
-
-def _check_same_model(source: Path, metadata: Metadata, other: str, theirs: Mapping[str, Any]) -> None:
-    """Refuse a model that a mask fits by accident, such as a deeper one of equal width."""
-    ours = metadata.architecture
-    # The builder's arguments decide which weights there are; models of several names share them.
-    if ours.get("builder") != theirs.get("builder"):
-        raise MaskError(
-            f"the mask of {source} is that of another model than {other}",
-            details=[f"{source}: {ours.get('name')}", f"{other}: {theirs.get('name')}"],
-            hint="masks go together, and over models, of one architecture",
-        )
 
 
 def _write(

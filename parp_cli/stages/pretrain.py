@@ -4,7 +4,7 @@ import json
 import random
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from parp_cli.models.sources.names import MASK_EMBEDDING, without
 from parp_cli.models.speech.config import ARCHITECTURES, Architecture, build
 from parp_cli.models.speech.prunable import prunable_parameters
 from parp_cli.models.speech.waveform import normalize
-from parp_cli.runtime.device import resolve_precision, versions
+from parp_cli.runtime.device import tensor_cores, versions, with_resolved_precision
 from parp_cli.runtime.interrupts import Stop, stopping
 from parp_cli.runtime.progress import Notify, Progress, silent
 from parp_cli.storage import checkpoint
@@ -85,13 +85,13 @@ def pretrain(
     """
     began = time.monotonic()
     device = device or torch.device("cpu")
-    recipe = replace(recipe, precision=resolve_precision(recipe.precision, device))
+    recipe = with_resolved_precision(recipe, device)
     architecture = _architecture(recipe)
     # Each source by itself: speakers of two corpora may have the same number.
     streams = [stream for source in recipe.data for stream in read_streams(_utterances(source, notify), notify)]
     crops = Crops(streams, _crop_frames(recipe))
     hours = seconds_of(crops.streams) / 3600
-    with stopping() as stop:
+    with tensor_cores(recipe.precision), stopping() as stop:
         training = _Run(recipe, architecture, crops, run / "state", device, stop, notify)
         encoder = training.train(resume)
     metadata = Metadata(

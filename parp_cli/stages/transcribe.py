@@ -22,6 +22,7 @@ from parp_cli.errors import DataError, UsageError
 from parp_cli.models.recognizer import rebuild
 from parp_cli.models.speech.config import Architecture, frames
 from parp_cli.models.speech.moments import frame_samples
+from parp_cli.runtime.device import tensor_cores
 from parp_cli.runtime.progress import Notify, Progress, silent
 from parp_cli.storage import checkpoint
 from parp_cli.storage.atomic import refuse_same, write_error, write_text
@@ -175,7 +176,7 @@ def transcribe(
         work.hand_over(ready)
 
     began = time.monotonic()
-    with ExitStack() as stack:
+    with ExitStack() as stack, tensor_cores("float32"):
         opened: list[_Open] = []
         recordings = work.recordings(_paths(files, stream, stack), opened, finish)
         pieces = logits_in_chunks(

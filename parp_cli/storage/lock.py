@@ -11,6 +11,7 @@ from parp_cli.errors import UsageError
 from parp_cli.storage.atomic import write_error
 
 LOCK = ".lock"
+"""Name of the lock in the folder."""
 
 
 @contextmanager

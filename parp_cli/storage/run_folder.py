@@ -1,34 +1,94 @@
-"""The run folder: where stages leave their files and look for the newest one.
+"""The run folder: where stages leave their files and look for the newest one. Every name in it is written here, once.
 
 mask.safetensors           after `parp mask`
+pretrain.safetensors       after `parp pretrain`
 finetune.safetensors       the best checkpoint of `parp finetune` on the validation split
-finetune-last.safetensors  its last one
-finetune.jsonl             its log
-finetune-finished.json     what it noted at its end
+finetune-last.safetensors  the checkpoint after the last update
+finetune.jsonl             the log
+finetune-finished.json     what the run recorded when it finished
 reprune.safetensors        after `parp reprune`
-state/                     what an interrupted run needs to go on
+state/                     what an interrupted run needs to resume
 rounds/                    the runs that found a method's mask, each a folder like this one
+features/                  features of a frozen feature encoder, which the cells of a sweep share
 .lock                      held while a run trains here
 """
 
+import json
 from collections.abc import Collection, Sequence
 from pathlib import Path
+from typing import Any
 
 from parp_cli.errors import CheckpointError
+from parp_cli.storage.atomic import forget_temporaries
 from parp_cli.storage.checkpoint import Metadata, read_metadata
 
 _LAST = "-last.safetensors"
 
+MASK, PRETRAINED, REPRUNED = "mask.safetensors", "pretrain.safetensors", "reprune.safetensors"
+"""What `parp mask`, `parp pretrain` and `parp reprune` write."""
+
+BEST, LAST = "finetune.safetensors", f"finetune{_LAST}"
+"""Checkpoints of `parp finetune`: the best one on the validation split, and the one after the last update."""
+
+JOURNAL, FINISHED = "finetune.jsonl", "finetune-finished.json"
+"""The log of a run, and what it recorded when it finished."""
+
+STATE, ROUNDS, FEATURES = "state", "rounds", "features"
+"""Folders: of interrupted runs, of the runs that found a mask, and of cached features."""
+
+
+def state_path(run: Path) -> Path:
+    """The state that an interrupted run resumes from."""
+    return run / STATE / BEST
+
+
+def round_folder(run: Path, key: str) -> Path:
+    """The folder of one of the runs that found a mask, by its key (a hash of its content)."""
+    return run / ROUNDS / key
+
+
+def last_beside(best: Path) -> Path:
+    """The path of the checkpoint after the last update, next to that of the best one."""
+    return best.with_name(best.stem + _LAST)
+
+
+def finished(run: Path, best: Path | None = None) -> dict[str, Any] | None:
+    """What the run in this folder recorded when it finished; None if none did, or its checkpoints are gone.
+
+    Args:
+        run: the run folder.
+        best: path of its best checkpoint, where that is outside the run folder.
+    """
+    best = best or run / BEST
+    if not all(path.exists() for path in (best, last_beside(best), run / FINISHED)):
+        return None
+    record: dict[str, Any] = json.loads((run / FINISHED).read_text(encoding="utf-8"))
+    return record
+
+
+def tidy(run: Path, best: Path | None = None) -> None:
+    """Remove what killed runs left behind: half-written files, and the state of a run that had just finished.
+
+    Args:
+        run: the run folder, in which no run may be training.
+        best: path of the best checkpoint, where that is outside the run folder.
+    """
+    best = best or run / BEST
+    for path in (best, last_beside(best), state_path(run), run / JOURNAL, run / FINISHED):
+        forget_temporaries(path.parent, path.name)
+    if finished(run, best) is not None:
+        state_path(run).unlink(missing_ok=True)
+
 
 def newest_checkpoint(run: Path, *, but_not_by: Collection[str] = ()) -> Path | None:
-    """The checkpoint of the run folder that was written last, or None.
+    """The checkpoint in the run folder that was written last, or None.
 
     Args:
         run: the folder; need not exist.
-        but_not_by: stages whose files do not count.
+        but_not_by: stages whose files are ignored.
 
     Raises:
-        CheckpointError: a file there is broken or foreign.
+        CheckpointError: a file there is damaged or was not written by parp.
     """
     files = [path for path in run.glob("*.safetensors") if not path.name.endswith(_LAST)]
     for path in sorted(files, key=lambda path: path.stat().st_mtime_ns, reverse=True):
@@ -38,27 +98,25 @@ def newest_checkpoint(run: Path, *, but_not_by: Collection[str] = ()) -> Path | 
 
 
 def checkpoint_or_newest(named: Path | None, run: Path) -> Path:
-    """The checkpoint that was named, else the newest of the run folder.
+    """The named checkpoint, by default the newest of the run folder.
 
     Raises:
         CheckpointError: there is none.
     """
-    if named is not None:
-        return named
-    found = newest_checkpoint(run)
-    if found is None:
+    path = named or newest_checkpoint(run)
+    if path is None:
         raise CheckpointError(
             f"no checkpoint in run folder {run}",
             hint="make one with `parp mask` and `parp finetune`, name one, or name its folder with --run",
         )
-    return found
+    return path
 
 
 def require_head(path: Path, metadata: Metadata) -> None:
-    """Refuse a checkpoint that cannot recognise anything yet.
+    """Refuse a checkpoint without an output head, which cannot recognise anything yet.
 
     Raises:
-        CheckpointError: it has no output head.
+        CheckpointError: it has none.
     """
     if metadata.task is None:
         raise CheckpointError(

@@ -89,7 +89,7 @@ class Meter:
                 self._tell(f"{cell.name}: {step.note}")
                 return
             _heed(stop)
-            if step.task != "transcribing":  # short, and again and again
+            if step.kind != "recognition":  # short, and repeated for each cell
                 self._notify(step)
 
         return notify

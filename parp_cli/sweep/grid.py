@@ -29,7 +29,7 @@ from parp_cli.config.finetune import Recipe
 from parp_cli.config.load import load_recipe, raise_problems, read, recipe_to_dict
 from parp_cli.config.values import FilePath, Section
 from parp_cli.errors import ParpError, RecipeError
-from parp_cli.runtime.device import resolve_precision
+from parp_cli.runtime.device import with_resolved_precision
 from parp_cli.training.rounds import Round, round_key, rounds_of, start_key, target_sparsity
 
 METHOD, SPARSITY, SEED = "pruning.method", "pruning.sparsity", "seed"
@@ -177,8 +177,7 @@ def _cell(
 ) -> Cell:
     """The cell of a recipe; `starts` keeps what cells begin from, which is hashed once for all of them."""
     # As finetune does it, so that keys are the same there.
-    precision = resolve_precision(recipe.training.precision, device)
-    recipe = replace(recipe, training=replace(recipe.training, precision=precision))
+    recipe = replace(recipe, training=with_resolved_precision(recipe.training, device))
     rounds = rounds_of(recipe)
     asked, settled = recipe_to_dict(recipe), recipe_to_dict(rounds[-1].recipe)
     recipe = rounds[-1].recipe

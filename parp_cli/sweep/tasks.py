@@ -32,6 +32,7 @@ from parp_cli.stages.evaluate import Options, evaluate
 from parp_cli.stages.finetune import finetune, finished_cost
 from parp_cli.storage import checkpoint
 from parp_cli.storage.atomic import forget_temporaries, write_text
+from parp_cli.storage.run_folder import BEST, FEATURES, LAST, ROUNDS, STATE, round_folder, state_path
 from parp_cli.sweep.grid import Cell
 from parp_cli.training.records import Cost
 from parp_cli.training.rounds import target_sparsity
@@ -105,7 +106,7 @@ def run_task(task: Task, notify: Notify = silent) -> Failure | None:
                 _train(task, listen)
         for split in cell.splits:
             if _read_json(_figures(folder, split)) is None:
-                best, out = folder / "finetune.safetensors", folder / f"eval-{split}.jsonl"
+                best, out = folder / BEST, folder / f"eval-{split}.jsonl"
                 judged = evaluate(
                     best,
                     out=out,
@@ -136,9 +137,9 @@ def _train(task: Task, notify: Notify) -> None:
         task.cell.recipe,
         run=folder,
         device=torch.device(task.device),
-        resume=_state(folder).exists(),  # runs before the last one go on by themselves
+        resume=state_path(folder).exists(),  # runs before the last one go on by themselves
         rounds_folder=folder.parent,
-        features_folder=task.run / "features",
+        features_folder=task.run / FEATURES,
         notify=notify,
     )
 
@@ -151,7 +152,7 @@ def _forget_foreign_states(run: Path, cell: Cell) -> bool:
     """
     found = False
     for before, key in pairwise(cell.keys):
-        state, last = _state(round_folder(run, key)), round_folder(run, before) / "finetune-last.safetensors"
+        state, last = state_path(round_folder(run, key)), round_folder(run, before) / LAST
         if state.exists() and last.exists():
             parents = [parent["sha256"] for parent in read_position(state)["parents"]]
             if checkpoint.file_hash(last) not in parents:
@@ -162,7 +163,7 @@ def _forget_foreign_states(run: Path, cell: Cell) -> bool:
 
 def is_training(step: Progress) -> bool:
     """Whether a cell tells that an update is done."""
-    return step.task.startswith("fine-tuning") and not step.is_line
+    return step.kind == "training" and not step.is_line
 
 
 def run_remote_task(task: Task) -> Failure | None:
@@ -203,14 +204,9 @@ def remote_progress(run: Path, cell: Cell) -> tuple[str, int] | None:
     return None if told is None else (told["round"], told["update"])
 
 
-def round_folder(run: Path, key: str) -> Path:
-    """Where a training run lies."""
-    return run / "rounds" / key
-
-
 def tidy(run: Path) -> None:
     """Remove what killed processes were writing in a sweep's folder. Nothing may be running there."""
-    for folder in (run, *run.glob("rounds/*"), *run.glob("rounds/*/state"), *run.glob("features/*")):
+    for folder in (run, *run.glob(f"{ROUNDS}/*"), *run.glob(f"{ROUNDS}/*/{STATE}"), *run.glob(f"{FEATURES}/*")):
         forget_temporaries(folder)
 
 
@@ -260,7 +256,7 @@ def trained(run: Path, cell: Cell) -> Trained | None:
     costs = [cost for key in cell.keys if (cost := finished_cost(round_folder(run, key))) is not None]
     if len(costs) < len(cell.keys):
         return None
-    measured = checkpoint.read_metadata(folder / "finetune.safetensors").sparsity
+    measured = checkpoint.read_metadata(folder / BEST).sparsity
     return Trained(cost=sum(costs, Cost()), sparsity=0.0 if measured is None else measured.exact)
 
 
@@ -280,7 +276,7 @@ def updates_done(run: Path, cell: Cell) -> dict[str, int]:
     for key in cell.keys:
         folder = round_folder(run, key)
         cost = finished_cost(folder)
-        done[key] = cost.updates if cost is not None else _saved_update(_state(folder))
+        done[key] = cost.updates if cost is not None else _saved_update(state_path(folder))
     return done
 
 
@@ -375,7 +371,7 @@ def outcomes(run: Path, cell: Cell) -> list[Outcome]:
         "updates": training.cost.updates,
         "audio_seconds": training.cost.audio_seconds,
         "wall_seconds": training.cost.seconds,
-        "checkpoint": str((folder / "finetune.safetensors").relative_to(run)),
+        "checkpoint": str((folder / BEST).relative_to(run)),
     }
     rows = []
     for split in cell.splits:
@@ -404,10 +400,6 @@ def _failure(broken_off: str | None, error: BaseException) -> Failure:
 
 def _kept(folder: Path) -> Path:
     return folder / "training.json"
-
-
-def _state(folder: Path) -> Path:
-    return folder / "state" / "finetune.safetensors"
 
 
 def _failed(folder: Path) -> Path:

@@ -29,7 +29,7 @@ from parp_cli.runtime.progress import Notify, Progress, silent
 from parp_cli.storage import checkpoint
 from parp_cli.storage.atomic import write_text
 from parp_cli.storage.checkpoint import Checkpoint, Sparsity
-from parp_cli.storage.run_files import BEST, FINISHED, JOURNAL, last_beside, state_path
+from parp_cli.storage.run_folder import BEST, FEATURES, FINISHED, JOURNAL, last_beside, state_path
 from parp_cli.tasks.ctc.advise import blank_diagnosis, divergence, validation_news
 from parp_cli.tasks.ctc.objective import UpdateBatches, UpdateLoss
 from parp_cli.tasks.ctc.validate import validate
@@ -106,7 +106,7 @@ class TrainingRun:
             divide(self._encoder, world, device)
         group = world.group if self._divided else None
         self._pruner = pruner(recipe, preparation, self._model, masks, group)
-        self._scratch = self._state_path.parent / "features"
+        self._scratch = self._state_path.parent / FEATURES
         self._features = front_end_features(
             recipe, preparation, self._model, world, frozen=frozen, folder=features_folder, scratch=self._scratch
         )
@@ -409,6 +409,7 @@ class TrainingRun:
                 train_loss=sum(self._losses) / len(self._losses) if self._losses else None,
                 sample=len(self.validations),
                 encoder=self._encoder,
+                precision=self._recipe.training.precision,
                 world=self._world,
             )
             self._losses.clear()
@@ -469,7 +470,7 @@ class TrainingRun:
 
     def _tell(self, *, note: str = "", warning: str = "", news: str = "") -> None:
         task = f"fine-tuning ({self._name})"
-        self._notify(Progress(task, self._update, self._recipe.training.updates, note, warning, news))
+        self._notify(Progress(task, self._update, self._recipe.training.updates, note, warning, news, kind="training"))
 
     def _save_state(self) -> None:
         if self._world.is_main:

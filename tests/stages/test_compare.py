@@ -123,7 +123,7 @@ def test_what_cannot_be_compared(masked: Path, world: World, tmp_path: Path) -> 
     deeper = replace(TINY, name="deeper", builder={**TINY.builder, "encoder_num_layers": 3})
     write_encoder(tmp_path / "deeper.safetensors", deeper)
     other = mask(str(tmp_path / "deeper.safetensors"), out=tmp_path / "m.safetensors").path
-    with pytest.raises(MaskError, match="mask of another model") as caught:
+    with pytest.raises(MaskError, match="is that of another model than") as caught:
         compare([masked, other])
     assert [detail.split(": ")[1] for detail in caught.value.details] == ["tiny", "deeper"]
     halves = [mask(str(world.encoder), scope=s, out=tmp_path / s).path for s in ("attention", "feed-forward")]

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
-from parp_cli.errors import CheckpointError, first_few
+from parp_cli.errors import CheckpointError, MaskError, first_few
 from parp_cli.models.speech.config import Architecture, build
 from parp_cli.storage.checkpoint import Parent
 
@@ -54,6 +54,24 @@ MASK_EMBEDDING = "mask_embedding"
 recognises has no use for it, so it may be absent."""
 
 _MOST_DETAILS = 20
+
+
+def check_same_model(mask_of: str, ours: Mapping[str, Any], other: str, theirs: Mapping[str, Any]) -> None:
+    """Refuse a model that a mask fits by accident, such as a deeper one of equal width.
+
+    Args:
+        mask_of, ours: the file with the mask, and its architecture as JSON.
+        other, theirs: the model or file it is to go with, and its architecture as JSON.
+
+    Raises:
+        MaskError: the architectures differ in sizes; those of several names may have the same.
+    """
+    if Architecture.from_json(ours).builder != Architecture.from_json(theirs).builder:
+        raise MaskError(
+            f"the mask of {mask_of} is that of another model than {other}",
+            details=[f"{mask_of}: {ours.get('name')}", f"{other}: {theirs.get('name')}"],
+            hint="masks can be combined, compared and applied to weights only within one architecture",
+        )
 
 
 def without(weights: Mapping[str, Tensor], prefixes: Iterable[str]) -> dict[str, Tensor]:

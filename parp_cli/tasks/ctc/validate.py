@@ -9,6 +9,7 @@ from parp_cli.data.labels import BLANK_ID, Vocabulary
 from parp_cli.data.utterances import Utterance
 from parp_cli.decoding.logits import Encoder, logits_of
 from parp_cli.decoding.search import collapse
+from parp_cli.runtime.device import autocast, validation_precision
 from parp_cli.runtime.processes import World
 from parp_cli.scoring.metrics import character_errors, word_errors
 from parp_cli.tasks.ctc.features import FrontEndFeatures
@@ -31,6 +32,7 @@ def validate(
     train_loss: float | None,
     sample: int,
     encoder: Encoder,
+    precision: str,
     world: World,
 ) -> tuple[Validation, dict[str, str]]:
     """Recognise the validation split with the weights as they are.
@@ -39,14 +41,20 @@ def validate(
         update, train_loss: recorded with the error rates.
         sample: the number of the utterance to give an example of; beyond the last one it begins anew.
         encoder, world: as for `logits_of`.
+        precision: of the run, in which the encoder computes here too on CUDA; on CPUs it is float32 here.
 
     Returns:
         The error rates; and an utterance's reference and hypothesis.
     """
+
+    def computed(padded: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+        with autocast(validation_precision(precision, padded.device), padded.device):
+            return encoder(padded, lengths)
+
     paths = {
         index: logits.argmax(-1).tolist()
         for index, logits in logits_of(
-            model, features, utterances, batch_seconds=_BATCH_SECONDS, encoder=encoder, world=world
+            model, features, utterances, batch_seconds=_BATCH_SECONDS, encoder=computed, world=world
         )
     }
     for found in world.gather(list(paths.items())):
