@@ -1,4 +1,4 @@
-"""Everything that people see: results on stdout; progress, notes and errors on stderr.
+"""All output: results on stdout; progress, notes and errors on stderr.
 
 With `json` a command's result is one JSON object on stdout. Progress is a bar on a terminal, and otherwise one plain
 line now and then.
@@ -53,7 +53,7 @@ class Output:
         return self._out.width
 
     def note(self, text: str) -> None:
-        """A line on stderr for whoever watches."""
+        """A line on stderr, not part of the result."""
         if not self.quiet:
             self._err.print(escape(text), soft_wrap=True)
 
@@ -152,7 +152,7 @@ class Output:
 
 
 def show_error(error: ParpError) -> None:
-    """An error as the user sees it, on stderr; its table is drawn on a terminal alone, as others read lines."""
+    """Print an error on stderr; its table is drawn only on a terminal, elsewhere its rows are plain lines."""
     _show_all(sys.stderr)
     console = Console(stderr=True, highlight=False)
     console.print(f"[bold red]parp: error:[/] {escape(error.message)}", soft_wrap=True)
@@ -172,13 +172,13 @@ def show_error(error: ParpError) -> None:
 
 
 def _show_all(stream: TextIO) -> None:
-    """Have a stream show as escapes what it cannot encode, such as names of files that are no text."""
+    """Let a stream escape what it cannot encode, such as file names that are not valid text."""
     if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
         stream.reconfigure(errors="backslashreplace")
 
 
 def _json_line(value: Any) -> str:
-    """With letters as they are where stdout can take them all, and escaped as JSON has it where not."""
+    """One line of JSON; non-ASCII letters are escaped only if stdout cannot encode them."""
     line = json.dumps(value, ensure_ascii=False, sort_keys=True)
     try:
         line.encode(sys.stdout.encoding or "utf-8")
@@ -188,7 +188,7 @@ def _json_line(value: Any) -> str:
 
 
 def jsonable(value: Any) -> Any:
-    """Dataclasses (with what their properties say), paths and tuples as plain values."""
+    """Dataclasses (with their properties), paths and tuples as plain values."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         names = [field.name for field in dataclasses.fields(value)]
         names += [name for name, member in vars(type(value)).items() if isinstance(member, property)]
@@ -201,7 +201,7 @@ def jsonable(value: Any) -> Any:
 
 
 def duration(seconds: float) -> str:
-    """A length of time for people: 45 s, 3 min 20 s, 2 h 5 min."""
+    """A duration as text: 45 s, 3 min 20 s, 2 h 5 min."""
     total = round(seconds)
     if total < 60:
         return f"{total} s"
@@ -211,7 +211,7 @@ def duration(seconds: float) -> str:
 
 
 def size(count: int) -> str:
-    """A number of bytes for people."""
+    """A number of bytes as text, with its unit."""
     value = float(count)
     for unit in ("B", "kB", "MB"):
         if value < 1000:
@@ -221,5 +221,5 @@ def size(count: int) -> str:
 
 
 def percent(share: float | None) -> str:
-    """A share for people, or a dash."""
+    """A share in percent, or a dash."""
     return "–" if share is None else f"{share:.1%}"

@@ -33,20 +33,20 @@ Each stage reads and writes one file that holds weights and mask, in a run folde
 """
 
 
-_TOGETHER = ("finetune", "eval")
-"""Commands that `torchrun` may start in several processes."""
+_DISTRIBUTED = ("finetune", "eval")
+"""Commands that run under `torchrun`."""
 
 
 class _Group(typer.core.TyperGroup):
-    """Typer answers Ctrl-C and a closed pipe itself, and says nothing: here they become what `main` knows."""
+    """Typer handles Ctrl-C and a closed pipe silently: here they become what `main` handles."""
 
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt as error:
             raise Interrupted("interrupted") from error
-        except BrokenPipeError:  # the reader of a pipe has gone, as in `parp inspect FILE | head`
-            # Whatever is left in the buffer goes nowhere, or Python would complain about it at its end.
+        except BrokenPipeError:  # the reader of the pipe has exited, as in `parp inspect FILE | head`
+            # Discard the rest of the buffer, or Python would report it at exit.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(0)
 
@@ -72,16 +72,16 @@ def _print_version(asked: bool) -> None:
 @app.callback()
 def root(
     context: typer.Context,
-    # With a callback of its own it is answered before a command is missed.
+    # Its own callback runs before a missing command is reported.
     version: Annotated[
         bool, typer.Option("--version", help="Print the version.", is_eager=True, callback=_print_version)
     ] = False,
 ) -> None:
     del version
-    if launched() and context.invoked_subcommand not in _TOGETHER:
+    if launched() and context.invoked_subcommand not in _DISTRIBUTED:
         raise UsageError(
-            f"parp {context.invoked_subcommand} is nothing for several processes",
-            hint=f"run it without torchrun, which {' and '.join(_TOGETHER)} can be run with",
+            f"parp {context.invoked_subcommand} does not run under torchrun",
+            hint=f"run it without torchrun; only parp {' and parp '.join(_DISTRIBUTED)} run under it",
         )
 
 
@@ -104,7 +104,7 @@ def main() -> None:
     if not launched():
         _run(lambda _: True)
         return
-    # DDP warns in each process that a run without layer drop could do without what one with it needs.
+    # On every rank DDP warns that runs without layer drop need not look for unused parameters.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     from parp_cli.runtime.processes import joined
 
@@ -116,12 +116,12 @@ def main() -> None:
         code = end.code
     sys.stdout.flush()
     sys.stderr.flush()
-    # Not by way of Python's own end, which aborts where a thread of gloo's still lets go of a tensor.
+    # Not through Python's own exit, which aborts if a gloo thread is still releasing a tensor.
     os._exit(code if isinstance(code, int) else int(code is not None))
 
 
 def _run(says_first: Callable[[str], bool]) -> None:
-    """Run the command line; what several processes find wrong together one of them says."""
+    """Run the command line; an error that several ranks raise is printed by one of them."""
 
     def end(error: ParpError, *, lines: str = "", says: bool = True) -> NoReturn:
         if says and says_first(error.message):
@@ -139,12 +139,12 @@ def _run(says_first: Callable[[str], bool]) -> None:
         if (known := _out_of_resources(error)) is not None:
             end(known)
         if (lost := _lost_contact(error)) is not None:
-            end(lost, says=says_first(""))  # mostly the other has said why
+            end(lost, says=says_first(""))  # usually the other rank has printed the reason
         end(ParpError("this is a bug in parp", hint="report it with the lines above"), lines=traceback.format_exc())
 
 
 def _lost_contact(error: Exception) -> ParpError | None:
-    """What to say where another process has ended in the middle of the common work."""
+    """The error for a collective that failed because another process exited; None if the error is another."""
     if not launched():
         return None
     from parp_cli.runtime.processes import lost_contact
@@ -152,14 +152,14 @@ def _lost_contact(error: Exception) -> ParpError | None:
     if not lost_contact(error):
         return None
     return ResourceError(
-        "another of the processes has ended without a word",
+        "another process exited without reporting an error",
         details=str(error).splitlines()[:1],
-        hint="the system may have ended it for the memory it took",
+        hint="the system may have killed it for using too much memory",
     )
 
 
 def _out_of_resources(error: Exception) -> ResourceError | None:
-    """What gave out, if that is what the error is about."""
+    """The error for a full disk or for memory that ran out; None if the error is another."""
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return ResourceError(f"no space left to write {error.filename or 'a file'}", hint="free some space")
     if is_out_of_memory(error):

@@ -1,4 +1,4 @@
-"""Options that commands share, spelt once."""
+"""Options that several commands share."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -17,7 +17,7 @@ OutOption = Annotated[
 DeviceOption = Annotated[Device, typer.Option("--device", help="Where to compute; auto takes CUDA where there is one.")]
 SeedOption = Annotated[
     int | None,
-    typer.Option("--seed", min=0, max=2**32 - 1, help="Of everything random.", show_default="0, or the recipe's"),
+    typer.Option("--seed", min=0, max=2**32 - 1, help="Seed of everything random.", show_default="0, or the recipe's"),
 ]
 PlotOption = Annotated[
     Path | None,

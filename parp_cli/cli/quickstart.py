@@ -1,4 +1,4 @@
-"""`parp quickstart`: the whole way in one command, on a budget of minutes."""
+"""`parp quickstart`: every stage in one command, within minutes."""
 
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -24,7 +24,7 @@ _METHODS: tuple[tuple[str, Literal["dense", "mpi", "parp"]], ...] = (
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One method's result; `size` is of the checkpoint, in bytes."""
+    """Result of one method; `size` is that of the checkpoint, in bytes."""
 
     method: str
     word: float
@@ -42,7 +42,7 @@ def quickstart(
     ),
     sparsity: Annotated[float, typer.Option("--sparsity", "-s", help="Share of weights to prune, in [0, 1).")] = 0.5,
     updates: Annotated[int, typer.Option("--updates", min=1, help="Updates of each of the three runs.")] = _UPDATES,
-    seed: Annotated[int, typer.Option("--seed", min=0, max=2**32 - 1, help="Of everything random.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", min=0, max=2**32 - 1, help="Seed of everything random.")] = 0,
     device: DeviceOption = "auto",
     as_json: JsonOption = False,
     quiet: QuietOption = False,
@@ -79,10 +79,10 @@ def quickstart(
                 device=where,
                 notify=notify,
             )
-            judged = evaluate(
+            result = evaluate(
                 tuned.path, out=run / method / "eval-test-clean.jsonl", device=where, notify=notify
             ).as_it_is
-            words, characters = judged.errors("words"), judged.errors("characters")
+            words, characters = result.errors("words"), result.errors("characters")
             assert words is not None
             assert characters is not None
             rows.append(
@@ -90,11 +90,11 @@ def quickstart(
                     method=name,
                     word=words.rate,
                     character=characters.rate,
-                    sparsity=judged.sparsity,
+                    sparsity=result.sparsity,
                     size=tuned.path.stat().st_size,
                     seconds=tuned.cost.seconds,
                     checkpoint=tuned.path,
-                    hypotheses=judged.outputs.hypotheses,
+                    hypotheses=result.outputs.hypotheses,
                 )
             )
     _show(output, rows, masked.path, time.monotonic() - began)

@@ -37,7 +37,7 @@ def recipe_keys(output: Output, kind: Any) -> None:
 
 
 def plan(output: Output, plan: "Plan") -> None:
-    """The figures of a run that has not begun."""
+    """What a run will do, before it starts."""
     repruning = "none"
     if plan.reprunings:
         repruning = f"{plan.reprunings}, every {plan.repruning_interval} updates"
@@ -54,7 +54,7 @@ def plan(output: Output, plan: "Plan") -> None:
         ("train", f"{plan.train_utterances:,} utterances, {duration(plan.train_seconds)}{skipped}"),
         ("valid", f"{plan.valid_utterances:,} utterances, {duration(plan.valid_seconds)}"),
         ("updates", updates),
-        ("audio an update", f"{plan.seconds_per_update:.1f} s, forward passes: {plan.micro_batches_per_update}"),
+        ("audio per update", f"{plan.seconds_per_update:.1f} s, forward passes: {plan.micro_batches_per_update}"),
         ("epochs", f"{plan.epochs:.1f}"),
     ]
     output.table("The run", ("", ""), rows)
@@ -69,7 +69,7 @@ def _rounds(rounds: Sequence[tuple[str, int]]) -> str:
 
 
 def finetune(output: Output, result: "FinetuneResult") -> None:
-    """How a run went."""
+    """The result of a run."""
     phones = result.best.character is None
     columns = ("update", "loss", "PER" if phones else "WER", *(() if phones else ("CER",)), "blank")
     rows = []

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM at a place where nothing is half done."""
+"""Ctrl-C and SIGTERM, answered between two steps, where nothing is half done."""
 
 import signal
 import threading
@@ -8,20 +8,20 @@ from types import FrameType
 
 
 class Stop:
-    """Whether the user asked the run to stop. It is the signal handler that notes it, and tells an outer one too."""
+    """Whether the user asked the run to stop: a signal handler that passes the request on to an outer one."""
 
     def __init__(self, outer: "Stop | None" = None) -> None:
         self.requested: bool = outer is not None and outer.requested
         self._outer = outer
 
     def __call__(self, _number: int, _frame: FrameType | None) -> None:
-        """Note a signal; the second one interrupts."""
+        """Record a signal; the second one interrupts."""
         if self.requested:
             raise KeyboardInterrupt
         self.request()
 
     def request(self) -> None:
-        """Ask the run to stop, and whatever it is part of."""
+        """Ask the run to stop, and the one that it is part of."""
         self.requested = True
         if self._outer is not None:
             self._outer.request()
@@ -31,9 +31,8 @@ class Stop:
 def stopping() -> Iterator[Stop]:
     """Turn the first SIGINT or SIGTERM into a request that the loop inside can answer between two steps.
 
-    A second signal interrupts at once. Of two such blocks, one in the other, a request is for both: the outer one stops
-    even where the inner one came to its end meanwhile. Outside the main thread signals cannot be caught, and nothing
-    changes.
+    A second signal interrupts at once. For nested blocks a request is for both: the outer one stops even if the inner
+    one has finished meanwhile. Outside the main thread signals cannot be caught, and nothing changes.
     """
     around = signal.getsignal(signal.SIGINT)
     stop = Stop(around if isinstance(around, Stop) else None)

@@ -1,4 +1,4 @@
-"""What a checkpoint holds, from its header and masks alone; weights are hashed with the file, never loaded."""
+"""Inspect: what a checkpoint holds, from its header and masks; weights are hashed with the file, not loaded."""
 
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ K = TypeVar("K", bound=Hashable)
 
 @dataclass(frozen=True, kw_only=True)
 class Group:
-    """Masks of one layer or kind of module, taken together."""
+    """The masks of one layer or kind of module together."""
 
     name: str
     pruned: int
@@ -37,8 +37,7 @@ class Inspection:
         size: of the file, in bytes.
         by_layer, by_kind: sparsity of the masks; empty without any.
         by_layer_and_kind: the same, crossed.
-        reprunings: of the run that wrote it, oldest first; empty where it had none. Those of files of the first
-            version say nothing of layers.
+        reprunings: of the run that wrote it, oldest first. Those of the first files have no counts by layer.
     """
 
     path: Path
@@ -56,7 +55,7 @@ def inspect(path: Path) -> Inspection:
     """Summarise a checkpoint.
 
     Raises:
-        CheckpointError: missing, truncated or foreign.
+        CheckpointError: missing, truncated, damaged or not written by parp.
     """
     metadata = checkpoint.read_metadata(path)
     masks = checkpoint.read_masks(path)

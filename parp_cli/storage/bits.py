@@ -1,4 +1,4 @@
-"""Boolean tensors as bits: how masks are kept in files."""
+"""Boolean tensors as bits: how masks are stored in files."""
 
 import numpy as np
 import torch

@@ -1,4 +1,4 @@
-"""Writing safetensors files whole or not at all, with the errors of every other file."""
+"""Writing safetensors files atomically, with the same errors as other files."""
 
 import errno
 import re
@@ -13,10 +13,10 @@ from parp_cli.storage.atomic import replacing
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
-    """Write tensors by name, and metadata, which is best one key: safetensors keeps several in no stable order.
+    """Write tensors by name, and metadata, preferably one key: safetensors writes several in no stable order.
 
     Args:
-        path: the file; one that was there stays as it was until the new one is whole.
+        path: the file; an existing one is unchanged until the new one is complete.
         tensors: on the CPU, contiguous, none sharing memory with another.
         metadata: text by key, or None.
 
@@ -32,6 +32,6 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
 
 
 def _as_os_error(error: SafetensorError) -> OSError:
-    """safetensors reports a full disk as text: give it back its number."""
+    """The error with its number, which safetensors gives as text."""
     code = re.search(r"os error (\d+)", str(error))
     return OSError(int(code[1]) if code else errno.EIO, str(error))

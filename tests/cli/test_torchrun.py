@@ -140,7 +140,7 @@ class TestSlow:
             ("raise", "1", "the device is on fire\n  hint: put it out", "exitcode  : 5"),
             ("raise", "0", "the device is on fire\n  hint: put it out", "exitcode  : 5"),
             ("raise", "all", "all devices are on fire", "exitcode  : 5"),
-            ("end", "1", "another of the processes has ended without a word", "exitcode  : 9"),
+            ("end", "1", "another process exited without reporting an error", "exitcode  : 9"),
         ],
     )
     def test_one_fails_and_all_end(
@@ -157,7 +157,7 @@ class TestSlow:
     def test_what_is_for_one_process(self, tmp_path: Path) -> None:
         ended = torchrun(*PARP, "sweep", "sweep.yaml", "--run", str(tmp_path))
         assert ended.returncode == 1
-        assert ended.stderr.count("parp sweep is nothing for several processes") == 1
+        assert ended.stderr.count("parp sweep does not run under torchrun") == 1
 
     def test_a_mistake_is_told_once(self, tmp_path: Path) -> None:
         ended = torchrun(*PARP, "finetune", "--set", "training.updatez=1", "--run", str(tmp_path / "run"))
