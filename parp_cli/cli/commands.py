@@ -81,7 +81,7 @@ def finetune(
     from parp_cli.stages.finetune import finetune as stage
     from parp_cli.stages.finetune import plan
     from parp_cli.storage.run_folder import newest_checkpoint
-    from parp_cli.training.rounds import settle
+    from parp_cli.training.plan import settle
 
     world = current()
     output = Output(as_json=as_json, quiet=quiet, mute=not world.is_main)

@@ -1,7 +1,8 @@
 """`parp mask`: a mask over a model, new or made from other checkpoints' masks."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -15,13 +16,14 @@ from parp_cli.cli.options import (
 )
 from parp_cli.console import Output, percent
 from parp_cli.errors import UsageError
-from parp_cli.pruning.limits import check_setting
+from parp_cli.pruning.limits import DEFAULT_PATTERN, DEFAULT_SCOPE, check_setting
+from parp_cli.pruning.methods.spec import FirstMask
 
 if TYPE_CHECKING:
     from parp_cli.stages.mask import MaskResult
 
 _NEW = "A new mask"
-_MADE = "A mask made from others"
+_COMBINED = "A mask combined from others"
 
 _Sparsity = Annotated[
     float | None,
@@ -48,10 +50,10 @@ _Architecture = Annotated[
     typer.Option("--architecture", help="What the model is, where its file does not tell.", show_default=False),
 ]
 _Method = Annotated[
-    Literal["magnitude", "random", "random-weights"] | None,
+    FirstMask | None,
     typer.Option(
         "--method",
-        help="The smallest weights, random ones, or where a network that has learnt nothing has its smallest.",
+        help="Prune the smallest weights, random ones, or those at the places of an untrained network's smallest.",
         show_default="magnitude",
         rich_help_panel=_NEW,
     ),
@@ -67,7 +69,7 @@ _Scope = Annotated[
     typer.Option(
         "--scope",
         help="transformer, attention, feed-forward, front-end, everything, or names such as '*.layers.[0-5].*'.",
-        show_default="transformer",
+        show_default=DEFAULT_SCOPE,
         rich_help_panel=_NEW,
     ),
 ]
@@ -75,8 +77,8 @@ _Pattern = Annotated[
     str | None,
     typer.Option(
         "--pattern",
-        help="Which weights compete: global, layer, tensor, N:M such as 2:4, blocks such as 16x16.",
-        show_default="global",
+        help="Which weights compete: global, layer, tensor, row, N:M such as 2:4, blocks such as 16x16.",
+        show_default=DEFAULT_PATTERN,
         rich_help_panel=_NEW,
     ),
 ]
@@ -87,24 +89,30 @@ _Seed = Annotated[
 _From = Annotated[
     Path | None,
     typer.Option(
-        "--from", metavar="A", help="Begin with this checkpoint's mask.", show_default=False, rich_help_panel=_MADE
+        "--from", metavar="A", help="Begin with this checkpoint's mask.", show_default=False, rich_help_panel=_COMBINED
     ),
 ]
 _Union = Annotated[
     list[Path] | None,
     typer.Option(
-        "--union", metavar="B", help="Keep what this one keeps too.", show_default=False, rich_help_panel=_MADE
+        "--union", metavar="B", help="Also keep what this mask keeps.", show_default=False, rich_help_panel=_COMBINED
     ),
 ]
 _Intersect = Annotated[
     list[Path] | None,
     typer.Option(
-        "--intersect", metavar="B", help="Keep only what this one keeps.", show_default=False, rich_help_panel=_MADE
+        "--intersect",
+        metavar="B",
+        help="Keep only what this mask keeps too.",
+        show_default=False,
+        rich_help_panel=_COMBINED,
     ),
 ]
 _Minus = Annotated[
     list[Path] | None,
-    typer.Option("--minus", metavar="B", help="Prune what this one keeps.", show_default=False, rich_help_panel=_MADE),
+    typer.Option(
+        "--minus", metavar="B", help="Prune what this mask keeps.", show_default=False, rich_help_panel=_COMBINED
+    ),
 ]
 _Apply = Annotated[
     str | None,
@@ -113,7 +121,7 @@ _Apply = Annotated[
         metavar="MODEL",
         help="Lay the mask over this model's or checkpoint's weights, not A's.",
         show_default=False,
-        rich_help_panel=_MADE,
+        rich_help_panel=_COMBINED,
     ),
 ]
 
@@ -140,11 +148,11 @@ def mask(
 ) -> None:
     """Prune a model: write its weights and a mask.
 
-    With --from it is made from other checkpoints' masks: first all --union, then all --intersect, then all --minus.
+    With --from the mask is combined from other checkpoints' masks: all --union first, then --intersect, then --minus.
 
-    What one of these does not mask, it keeps: --minus prunes that.
+    A checkpoint keeps the weights that it has no mask for, so --minus prunes them.
 
-    A's pruned weights are zero, also where the mask made from it keeps them; --apply mini gets them back.
+    A's pruned weights are zero, even where the combined mask keeps them; --apply mini brings their values back.
 
     [bold]Examples:[/]
 
@@ -156,11 +164,12 @@ def mask(
     """
     output = Output(as_json=as_json, quiet=quiet)
     new = {"sparsity": sparsity, "model": model, "method": method, "biases": biases, "scope": scope, "pattern": pattern}
-    made = {"union": union, "intersect": intersect, "minus": minus, "apply": apply}
-    _refuse_mixture(source, new | {"seed": seed}, made)
+    combined = {"union": union, "intersect": intersect, "minus": minus, "apply": apply}
+    _refuse_mixture(source, new | {"seed": seed}, combined)
     check_setting(sparsity, pattern)
 
     # Only now, as they load torch.
+    from parp_cli.config.finetune import DEFAULT_MODEL
     from parp_cli.runtime.device import select_device
     from parp_cli.stages.mask import combine
     from parp_cli.stages.mask import mask as stage
@@ -169,9 +178,19 @@ def mask(
     path = out or run / MASK
     with output.progress() as notify:
         if source is None:
-            chosen: dict[str, Any] = {"model": "mini"} | {k: value for k, value in new.items() if value is not None}
-            where = select_device(device)
-            result = stage(**chosen, out=path, seed=seed or 0, architecture=architecture, device=where, notify=notify)
+            result = stage(
+                model or DEFAULT_MODEL,
+                sparsity=sparsity,
+                out=path,
+                method=method or "magnitude",
+                biases=biases is not False,
+                scope=scope or DEFAULT_SCOPE,
+                pattern=pattern or DEFAULT_PATTERN,
+                seed=seed or 0,
+                architecture=architecture,
+                device=select_device(device),
+                notify=notify,
+            )
         else:
             result = combine(
                 source,
@@ -191,22 +210,22 @@ def mask(
 
 
 def _notes(output: Output, result: "MaskResult", pattern: str | None) -> None:
-    """What somebody may not expect of the mask."""
+    """Say what may be unexpected about the mask."""
     if unfit := result.cannot_hold:
         where = "biases" if all(name.endswith("bias") for name in unfit) else f"tensors such as {next(iter(unfit))}"
         output.note(f"{sum(unfit.values()):,} weights in {where} cannot hold {pattern} and are not pruned")
     for file, names in result.completed.items():
         tensors = "1 tensor" if len(names) == 1 else f"{len(names)} tensors"
-        output.note(f"{file} does not mask {tensors} that others do, such as {names[0]}: it keeps them whole")
+        output.note(f"{file} has no mask for {tensors} that others mask, such as {names[0]}: it keeps them whole")
 
 
-def _refuse_mixture(source: Path | None, new: dict[str, Any], made: dict[str, Any]) -> None:
-    """Refuse options of a new mask together with those of one made from others."""
+def _refuse_mixture(source: Path | None, new: Mapping[str, object], combined: Mapping[str, object]) -> None:
+    """Refuse options of a new mask together with those of one combined from others."""
     if source is not None and (given := [name for name, value in new.items() if value is not None]):
         options = ", ".join(f"--{name}" for name in given)
         raise UsageError(
-            f"--from takes a mask that is there, {options} would choose a new one",
-            hint="leave one of them away; for other weights under the mask there is --apply",
+            f"--from takes an existing mask, {options} would choose a new one",
+            hint="drop one of them; to put the mask on other weights use --apply",
         )
-    if source is None and (given := [name for name, value in made.items() if value]):
+    if source is None and (given := [name for name, value in combined.items() if value]):
         raise UsageError(f"--{given[0]} needs a mask to begin with", hint="name its checkpoint with --from")

@@ -2,7 +2,7 @@
 
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -15,11 +15,7 @@ if TYPE_CHECKING:
 _UPDATES = 300
 """Updates of each of the three runs."""
 
-_METHODS: tuple[tuple[str, Literal["dense", "mpi", "parp"]], ...] = (
-    ("dense", "dense"),
-    ("MPI (fixed mask)", "mpi"),
-    ("PARP", "parp"),
-)
+_METHODS = (("dense", "dense"), ("MPI (fixed mask)", "mpi"), ("PARP", "parp"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +53,7 @@ def quickstart(
     """
     import time
 
+    from parp_cli.pruning.methods import spec_of
     from parp_cli.runtime.device import select_device
     from parp_cli.stages.evaluate import evaluate
     from parp_cli.stages.finetune import finetune
@@ -74,7 +71,7 @@ def quickstart(
             tuned = finetune(
                 _recipe(method, updates, seed),
                 run=run / method,
-                init=None if method == "dense" else masked.path,
+                init=masked.path if spec_of(method).accepts("magnitude") else None,
                 resume=state_path(run / method).exists(),
                 device=where,
                 notify=notify,
@@ -100,7 +97,7 @@ def quickstart(
     _show(output, rows, masked.path, time.monotonic() - began)
 
 
-def _recipe(method: Literal["dense", "mpi", "parp"], updates: int, seed: int) -> "Recipe":
+def _recipe(method: str, updates: int, seed: int) -> "Recipe":
     """The bundled ten-minute recipe, shortened."""
     from parp_cli.config.finetune import Recipe
 

@@ -13,6 +13,7 @@ from parp_cli.config.values import (
     CountOrZero,
     FilePath,
     Flag,
+    MethodName,
     NameOrPath,
     Positive,
     PositiveOrZero,
@@ -24,16 +25,12 @@ from parp_cli.config.values import (
     ShareBelowOne,
     ShareUpToHalf,
 )
-from parp_cli.errors import UsageError
-from parp_cli.pruning.limits import read_pattern
+from parp_cli.pruning.methods import spec_of
 
 Corpus = Literal["generated", "librispeech", "librilight", "manifest"]
 
 DEFAULT_MODEL: Final = "mini"
 """The encoder of a run that names none."""
-
-DEFAULT_SCOPE: Final = "transformer"
-"""What is pruned where neither the recipe nor the mask that a run starts from says so."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,11 +102,8 @@ class SearchRounds(Section):
 class Pruning(Section):
     """Which weights are pruned, and whether they may come back. Keys that the method does not read are ignored."""
 
-    method: Literal["dense", "fixed", "mpi", "rp", "omp", "imp", "parp", "parp-p", "pap", "rigl"] = "parp"
-    """dense: no pruning. parp: pruned weights train too, and the mask is chosen again at intervals; parp-p: the same
-    at a growing sparsity. fixed: weights pruned by the first mask stay zero; mpi, rp: the same from a magnitude or a
-    random mask; omp: from magnitudes after dense fine-tuning; imp: from rounds of that; pap: from parp's last mask.
-    omp, imp and pap train again from the pre-trained weights. rigl: a share of the mask is swapped at intervals."""
+    method: MethodName = "parp"
+    """What happens to the mask while the network trains."""
 
     sparsity: ShareBelowOne | None = None
     """Share of the prunable weights that is zero at the end. Null is the sparsity of the mask the run starts from or of
@@ -130,9 +124,10 @@ class Pruning(Section):
     """Whether the biases of prunable layers are prunable. Null is as in the mask the run starts from, else true."""
 
     pattern: str | None = None
-    """Which weights compete with each other: global, layer, tensor, N:M (2:4 keeps the 2 largest of every 4 in a row),
-    or blocks RxC (16x16). Parameters that cannot hold N:M or blocks, such as biases, stay dense. Null is the pattern of
-    the mask the run starts from, else global."""
+    """Which weights compete with each other: global, layer, tensor, row (those of one output), N:M (2:4 keeps the 2
+    largest of every 4 in a row), or blocks RxC (16x16). Parameters that cannot hold rows, N:M or blocks, such as
+    biases, stay dense. Null is the pattern of the mask the run starts from, else global, or the method's own (row for
+    wanda)."""
 
     interval: Positive | None = None
     """Time between re-prunings, in `interval_unit`. Null is the interval published for the split and the size of the
@@ -145,13 +140,15 @@ class Pruning(Section):
     """Update from which intervals count."""
 
     end: Count | None = None
-    """Last update at which to re-prune. Null is the end of the run, for rigl three quarters of it."""
+    """Last update at which to re-prune. Null is the end of the run, for rigl and taylor three quarters of it."""
 
     final: Flag = True
-    """Whether parp and parp-p re-prune at the end of the run; if not, the mask stays fixed after the last interval."""
+    """Whether parp, parp-p and movement re-prune at the end of the run; if not, the mask stays fixed after the last
+    interval."""
 
     start_sparsity: ShareBelowOne | None = None
-    """First sparsity of parp-p. Null is that of the mask the run starts from, else half of `sparsity`."""
+    """First sparsity of parp-p and movement. Null is that of the mask the run starts from, else half of `sparsity` for
+    parp-p and 0 for movement."""
 
     growth: Literal["linear", "cubic"] = "linear"
     """How the sparsity of parp-p grows from one re-pruning to the next."""
@@ -172,20 +169,7 @@ class Pruning(Section):
             yield "end", f"{self.end} is before start, {self.start}"
         if self.start_sparsity is not None and self.sparsity is not None and self.start_sparsity > self.sparsity:
             yield "start_sparsity", f"{self.start_sparsity:g} is more than sparsity, {self.sparsity:g}"
-        pattern = self.pattern or "global"
-        try:
-            read_pattern(pattern)
-        except UsageError as error:
-            yield "pattern", f"{error.message}: {error.hint}"
-        if self.method in ("imp", "parp-p") and ":" in pattern:
-            yield "pattern", f"{pattern} has one sparsity, and that of method {self.method} grows"
-        if self.method == "rigl" and any(sign in pattern for sign in ":x"):
-            yield "pattern", f"rigl swaps single weights, which {pattern} does not allow"
-        if self.method in ("omp", "imp", "pap", "dense") and self.initial is not None:
-            yield "initial", f"method {self.method} does not start from a mask; remove it"
-        own = {"mpi": "magnitude", "rp": "random"}.get(self.method)
-        if own and self.initial in ("magnitude", "random", "random-weights") and not self.initial.startswith(own):
-            yield "initial", f"method {self.method} has a {own} mask, and {self.initial} is none; remove it"
+        yield from spec_of(self.method).conflicts(self.pattern, self.initial)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -30,9 +30,10 @@ def keys_of(kind: Any) -> Iterator[Key]:
     schema = schema_of(kind)
     for name, field in schema.fields.items():
         if "properties" not in schema.bare(field):
+            meanings = schema.bare(field).get("meanings", {}).items()
             yield Key(
                 name=name,
                 expected=schema.expected(name.split(".")),
                 default=json.dumps(field["default"]) if "default" in field else None,
-                meaning=" ".join(field.get("description", "").split()),
+                meaning=" ".join([*field.get("description", "").split(), *(f"{n}: {m}." for n, m in meanings)]),
             )

@@ -11,8 +11,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError
+
+from parp_cli.pruning.methods import all_specs
 
 CONFLICT = "conflict"
 """The type of pydantic's error for values that do not go together."""
@@ -79,6 +81,24 @@ def _truth(text: Text) -> bool:
 def _path(text: Text) -> str:
     return text if text.folder is None else os.path.abspath(text.folder / os.path.expanduser(text))
 
+
+def _method_name(value: str) -> str:
+    if value not in all_specs():
+        raise ValueError(value)
+    return value
+
+
+class _MethodNames:
+    """The JSON schema of `MethodName`: methods may be registered until it is asked for."""
+
+    @staticmethod
+    def __get_pydantic_json_schema__(schema: Any, handler: Any) -> dict[str, Any]:
+        meanings = {name: spec.description for name, spec in all_specs().items()}
+        return {**handler(schema), "enum": list(meanings), "meanings": meanings}
+
+
+MethodName = Annotated[str, AfterValidator(_method_name), _MethodNames]
+"""Of a method in `pruning.methods`."""
 
 Flag = Annotated[bool, _from_text(_truth)]
 Seed = Annotated[int, Field(ge=0, le=2**32 - 1), _number(int)]

@@ -1,17 +1,16 @@
-"""The masks of a network while it trains: what is done to weights, gradients and moments around each update."""
+"""The masks of a network while it trains: what is done to weights, gradients and the optimizer at each update."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, distributed
-from torch.distributed import ProcessGroup
 
 from parp_cli.errors import MaskError
 from parp_cli.pruning.masks import Masks, apply_, check_fit, count_all, count_pruned, revived_and_dropped
-from parp_cli.pruning.methods import Method, Moment
+from parp_cli.pruning.methods import Method, Snapshot
 from parp_cli.pruning.sharded import full_tensor_like, local_shard, shard_like
 
 
@@ -42,39 +41,26 @@ class Pruner:
     """Keeps the masks of the prunable weights through one training run.
 
     Args:
-        weights: the prunable parameters by name; changed in place.
+        weights: the prunable parameters by name; changed in place. Where they are sharded (FSDP2), the settings of the
+            method have the group.
         masks: where the run starts, by the same names; empty for a dense run.
-        method: when masks change, and how.
-        layers: a label for each name, by which re-prunings are recorded.
-        group: processes over which the weights are sharded, if they are (FSDP2's parameters); None where they are
-            whole.
+        method: when masks change, and how. Its settings have the labels of layers by which re-prunings are recorded.
 
     Attributes:
         weights: as given.
-        masks: of the last pruning, on the weights' device; empty when dense. Of the rows that this process holds, where
-            weights are sharded.
+        masks: of the last pruning, on the weights' device; empty when dense. Where weights are sharded, of this
+            process's shards.
         history: all re-prunings so far.
 
     Raises:
         MaskError: the masks do not fit the weights.
     """
 
-    def __init__(
-        self,
-        weights: Mapping[str, Tensor],
-        masks: Masks,
-        *,
-        method: Method,
-        layers: Mapping[str, str] | None = None,
-        group: ProcessGroup | None = None,
-    ) -> None:
+    def __init__(self, weights: Mapping[str, Tensor], masks: Masks, *, method: Method) -> None:
         self.history: list[Repruning] = []
         self.update = 0
         self._method = method
         self.weights = dict(weights)
-        self._layers = layers or {}
-        self._group = group
-        self._gradients: dict[str, Tensor] = {}
         self.masks: dict[str, Tensor] = {}
         if masks:
             check_fit(masks, self.weights, what="the model to fine-tune")
@@ -84,31 +70,70 @@ class Pruner:
 
     def take(self, masks: Masks) -> None:
         """Go on with these masks, of whole weights, and leave the weights as they are."""
-        self.masks = {name: local_shard(shard_like(masks[name], self.weights[name])) for name in masks}
+        # Files have names in another order; that of the weights decides between equal scores.
+        self.masks = {n: local_shard(shard_like(masks[n], weight)) for n, weight in self.weights.items() if n in masks}
 
     def whole(self, masks: Masks) -> dict[str, Tensor]:
-        """Masks such as this process has, of all rows, on the CPU. All processes must ask at once."""
+        """The full masks, on the CPU, of this process's shards. All processes must ask at once."""
         return {name: full_tensor_like(mask, self.weights[name]) for name, mask in masks.items()}
+
+    def state(self) -> dict[str, Tensor]:
+        """What a resumed run needs: the full masks, and what the method observed. All processes must ask at once."""
+        observed = {
+            f"{what}/{name}": full_tensor_like(value, self.weights[name])
+            for what, values in self._method.state().items()
+            for name, value in values.items()
+        }
+        return self.whole(self.masks) | observed
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Go on from what `state` gave, and leave the weights as they are."""
+        self.take({name: value for name, value in state.items() if "/" not in name})
+        observed: dict[str, dict[str, Tensor]] = {}
+        for key, value in state.items():
+            what, slash, name = key.partition("/")
+            if slash:
+                observed.setdefault(what, {})[name] = local_shard(shard_like(value, self.weights[name]))
+        self._method.load_state(observed)
 
     def counts(self, masks: Masks) -> tuple[int, int]:
         """How many weights such masks prune, and how many they cover, in all processes."""
         pruned, covered = self._sum([count_pruned(masks), count_all(masks)])
         return pruned, covered
 
-    def start(self) -> None:
-        """Prune: set the weights outside the first mask to zero."""
-        apply_(self.masks, self._rows())
+    def start(self, forward: Callable[[], None] | None = None) -> None:
+        """Prune: set the weights outside the first mask to zero.
 
-    def before_step(self, update: int) -> None:
+        Args:
+            forward: as of `Method.begin`, for a method that chooses its first mask by examples.
+        """
+        if self.masks and forward is not None:
+            self.masks = dict(self._method.begin(self._snapshot(), forward) or self.masks)
+        apply_(self.masks, self._shards())
+
+    def before_step(self, update: int, *, learning_rate: float = 0.0) -> None:
         """Between the backward pass and the optimizer's step of the update with this number, from 1.
 
         Where pruned weights are to stay zero their gradients are zeroed, so that their moments stay zero too.
+
+        Args:
+            update: its number.
+            learning_rate: of the encoder's weights in this update.
         """
+        if not self.masks:
+            return
         # Weights that are frozen for now have no gradient.
         gradients = {name: local_shard(w.grad) for name, w in self.weights.items() if w.grad is not None}
-        if self._method.scores_gradients and self._method.reprunes(update):
-            self._gradients = {name: gradient.clone() for name, gradient in gradients.items()}
-        if self.masks and not self._method.adjusts(self.update):
+        self._method.observe(
+            Snapshot(
+                update=update,
+                weights=self._shards(),
+                masks=self.masks,
+                gradients=gradients,
+                learning_rate=learning_rate,
+            )
+        )
+        if not self._method.adjusts(self.update):
             apply_({name: self.masks[name] for name in gradients}, gradients)
 
     def after_step(self, update: int, optimizer: torch.optim.Optimizer | None = None) -> Repruning | None:
@@ -122,69 +147,73 @@ class Pruner:
         if not self.masks:
             return None
         if not self._method.adjusts(update - 1):
-            apply_(self.masks, self._rows())  # weight decay and the like must not move them either
-        if not self._method.reprunes(update):
+            apply_(self.masks, self._shards())  # weight decay and the like must not move them either
+        if not self._method.settings.schedule.due(update):
             return None
-        masks = dict(self._method.masks(self._moment()))
+        masks = self._method.masks(self._snapshot())
+        if masks is None:
+            return None
         self.history.append(self.compare(masks))
-        self.masks, self._gradients = masks, {}
-        apply_(self.masks, self._rows())
+        self.masks = dict(masks)
+        apply_(self.masks, self._shards())
         if optimizer is not None and not self._method.adjusts(update):
             self._forget_moments(optimizer)
         return self.history[-1]
 
     @contextmanager
-    def pruned_view(self) -> Iterator[Masks]:
-        """The weights as they would be shipped now, pruned to the target, and their masks; afterwards all is as it was.
+    def pruned_view(self) -> Iterator[tuple[Masks, bool]]:
+        """The weights as they would be shipped now, pruned to the target; afterwards all is as it was.
 
         Between two re-prunings the weights of a PARP run are dense: to validate or save those would be to judge a
         model that nobody will have.
-        """
-        masks = self._method.final_masks(self._moment()) if self.masks else self.masks
-        if masks is self.masks:
-            yield self.masks
-            return
-        unpruned = {name: rows.clone() for name, rows in self._rows().items()}
-        apply_(masks, self._rows())
-        try:
-            yield masks
-        finally:
-            for name, rows in self._rows().items():
-                rows.copy_(unpruned[name])
 
-    def _rows(self) -> dict[str, Tensor]:
+        Yields:
+            Their masks, and whether these are other than the current ones.
+        """
+        masks = self._method.final_masks(self._snapshot()) if self.masks else None
+        if masks is None:
+            yield self.masks, False
+            return
+        unpruned = {name: shard.clone() for name, shard in self._shards().items()}
+        apply_(masks, self._shards())
+        try:
+            yield masks, True
+        finally:
+            for name, shard in self._shards().items():
+                shard.copy_(unpruned[name])
+
+    def _snapshot(self) -> Snapshot:
+        return Snapshot(update=self.update, weights=self._shards(), masks=self.masks)
+
+    def _shards(self) -> dict[str, Tensor]:
         """What this process holds of the weights, to be changed in place."""
         return {name: local_shard(weight) for name, weight in self.weights.items()}
 
     def _sum(self, numbers: list[int]) -> list[int]:
-        if self._group is None:
+        group = self._method.settings.group
+        if group is None:
             return numbers
         device = next(iter(self.weights.values())).device
         summed = torch.tensor(numbers, dtype=torch.int64, device=device)
-        distributed.all_reduce(summed, group=self._group)
+        distributed.all_reduce(summed, group=group)
         return [int(number) for number in summed.tolist()]
-
-    def _moment(self) -> Moment:
-        return Moment(update=self.update, weights=self._rows(), gradients=self._gradients, masks=self.masks)
 
     def compare(self, masks: Masks) -> Repruning:
         """What a re-pruning from the current masks to these does, after the last update."""
-        labels = list(dict.fromkeys(self._layers.get(name, "other") for name in masks))
-        numbers = [0, 0] * len(labels)  # revived and dropped of each
+        labels = self._method.settings.layers
+        numbers: dict[str, list[int]] = {}  # revived and dropped, by layer
         for name, after in masks.items():
-            place = 2 * labels.index(self._layers.get(name, "other"))
-            revived, dropped = revived_and_dropped({name: self.masks[name]}, {name: after})
-            numbers[place] += revived
-            numbers[place + 1] += dropped
-        numbers = self._sum(numbers)
-        layers = {label: (numbers[2 * i], numbers[2 * i + 1]) for i, label in enumerate(labels)}
+            changed = revived_and_dropped({name: self.masks[name]}, {name: after})
+            label = labels.get(name, "other")
+            numbers[label] = [a + b for a, b in zip(numbers.get(label, [0, 0]), changed, strict=True)]
+        summed = self._sum([number for pair in numbers.values() for number in pair])
         pruned, covered = self.counts(masks)
         return Repruning(
             update=self.update,
             sparsity=pruned / covered,
-            revived=sum(revived for revived, _ in layers.values()),
-            dropped=sum(dropped for _, dropped in layers.values()),
-            layers=layers,
+            revived=sum(summed[::2]),
+            dropped=sum(summed[1::2]),
+            layers=dict(zip(numbers, zip(summed[::2], summed[1::2], strict=True), strict=True)),
         )
 
     def _forget_moments(self, optimizer: torch.optim.Optimizer) -> None:

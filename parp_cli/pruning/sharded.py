@@ -4,9 +4,12 @@ Plain tensors pass through every function unchanged, so that callers need not di
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
-from torch import Tensor
+from torch import Tensor, distributed
+from torch.distributed import ProcessGroup
+
+T = TypeVar("T")
 
 
 def is_sharded(tensor: Tensor) -> bool:
@@ -40,7 +43,7 @@ def full_tensors(tensors: Mapping[str, Tensor], *, keep: bool) -> dict[str, Tens
 
 
 def shard_like(full: Tensor, example: Tensor) -> Tensor:
-    """A tensor that every rank holds in full, sharded like `example`, which has its shape, and on that device."""
+    """A tensor that every rank holds in full, sharded like `example`, which has as many rows, and on that device."""
     if not is_sharded(example):
         return full.to(example.device)
     mesh = _mesh(example)
@@ -55,13 +58,22 @@ def full_tensor_like(shard: Tensor, example: Tensor) -> Tensor:
     return full_tensor(_joined(shard, example)) if is_sharded(example) else shard.cpu()
 
 
+def from_all_ranks(value: T, group: ProcessGroup | None) -> tuple[list[T], int]:
+    """The value of each rank of a group, without one that of this process alone, and the own rank. Collective."""
+    if group is None:
+        return [value], 0
+    values: list[Any] = [None] * distributed.get_world_size(group)
+    distributed.all_gather_object(values, value, group=group)
+    return values, distributed.get_rank(group)
+
+
 def _joined(shard: Tensor, example: Any) -> Tensor:
-    """A sharded tensor of the shape of `example`, of which each rank gives its rows."""
+    """A sharded tensor with the rows of `example`, of which each rank gives those that it holds of that."""
+    import torch
     from torch.distributed.tensor import DTensor
 
-    return DTensor.from_local(
-        shard, _mesh(example), example.placements, shape=example.shape, stride=tuple(example.stride())
-    )
+    full = torch.empty((example.shape[0], *shard.shape[1:]), device="meta")
+    return DTensor.from_local(shard, _mesh(example), example.placements, shape=full.shape, stride=full.stride())
 
 
 def _mesh(sharded: Any) -> Any:

@@ -10,23 +10,21 @@ from typing import Any
 import torch
 
 from parp_cli.config.finetune import Recipe
-from parp_cli.models.speech.prunable import layers_of
 from parp_cli.pruning.pruner import Repruning
 from parp_cli.runtime.device import deterministic_algorithms, tensor_cores, with_resolved_precision
 from parp_cli.runtime.interrupts import Stop, stopping
 from parp_cli.runtime.processes import SINGLE, World
 from parp_cli.runtime.progress import Notify, Progress, silent
 from parp_cli.storage import checkpoint
-from parp_cli.storage.checkpoint import Sparsity, lineage
+from parp_cli.storage.checkpoint import Sparsity
 from parp_cli.storage.lock import only_one
 from parp_cli.storage.run_folder import LAST, ROUNDS, finished, state_path, tidy
 from parp_cli.training import preparation as preparing
 from parp_cli.training.journal import require_tensorboard
-from parp_cli.training.preparation import Plan, Preparation, prepare, prepare_round
+from parp_cli.training.plan import round_key, round_start, rounds_of, start_key
+from parp_cli.training.preparation import Plan, prepare, prepare_round
 from parp_cli.training.records import Cost, Validation
-from parp_cli.training.rounds import Round, pattern_in, round_key, rounds_of, start_key
 from parp_cli.training.run import TrainingRun
-from parp_cli.training.starts import Start, rewound
 
 _WHAT = "fine-tuning"
 
@@ -89,7 +87,7 @@ def finetune(
         out: where the best checkpoint goes; the last one goes beside it.
         device: by default the CPU.
         resume: go on from what the run folder holds: nothing, the state of a stopped run, or a finished one.
-        rounds_folder: where the runs are kept that find a method's mask (`training.rounds`), each in a folder named
+        rounds_folder: where the runs are kept that find a method's mask (`training.plan`), each in a folder named
             by its content; finished ones are not run again. By default in the run folder.
         features_folder: where front-end features are kept between runs; by default they are not.
         tensorboard: log to the folder `tensorboard` of each run folder too.
@@ -110,7 +108,7 @@ def finetune(
     recipe = rounds[-1].recipe
     with world.main_first():
         whole = prepare(recipe, init, notify)
-    start = start_key(recipe, init)
+    start = start_key(recipe, init, device=device)
     folders = [(rounds_folder or run / ROUNDS) / round_key(rounds[:count], start) for count in range(1, len(rounds))]
     if resume and not any(folder.exists() for folder in (*folders, state_path(run))) and finished(run, out) is None:
         notify(Progress("fine-tuning", 0, 1, warning=f"nothing to resume in {run}: beginning"))
@@ -131,7 +129,7 @@ def finetune(
                         tidy(folder, out if last else None)
                     begins = whole
                     if len(rounds) > 1:
-                        begins = prepare_round(whole, this, _round_start(whole, this, before))
+                        begins = prepare_round(whole, this, round_start(whole.start, this, before))
                     training = TrainingRun(
                         this,
                         begins,
@@ -199,20 +197,3 @@ def _agreed_cost(world: World, run: Path, best: Path | None = None) -> Cost | No
     """As `finished_cost`, seen by the first process: what one sees the others may not see yet."""
     noted = world.from_main(finished(run, best))
     return None if noted is None else Cost(**noted["cost"])
-
-
-def _round_start(whole: Preparation, this: Round, before: Path | None) -> Start:
-    """What a run begins from: the first one from the method's start, later ones from rewound weights and a new mask."""
-    start = whole.start
-    if before is None:
-        return start
-    found = checkpoint.read(before)
-    masks = found.masks
-    if this.take is not None:
-        weights = {name: found.weights[name] for name in found.metadata.prunable}
-        pattern = pattern_in(this.recipe.pruning)
-        masks = dict(pattern.masks(weights, this.take, layers_of(weights)))
-    if this.recipe.pruning.rewind is not None:
-        start = rewound(start, Path(this.recipe.pruning.rewind))
-    parents = tuple(dict.fromkeys((*start.parents, *lineage(before, found.metadata))))
-    return replace(start, masks=masks, target=this.take, parents=parents)

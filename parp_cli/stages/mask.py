@@ -1,19 +1,19 @@
-"""Prune: lay a first mask over a model (PARP, step 1): a new one, or one made from other checkpoints' masks."""
+"""Prune a model with a first mask (PARP, step 1): a new one, or one combined from other checkpoints' masks."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from parp_cli.errors import MaskError, UsageError
-from parp_cli.models.sources.load import load_encoder
+from parp_cli.errors import MaskError
+from parp_cli.models.sources.load import load_encoder, random_encoder
 from parp_cli.models.sources.names import Encoder, check_same_model
 from parp_cli.models.speech.config import build
 from parp_cli.models.speech.prunable import layers_of, prunable_parameters
-from parp_cli.pruning.limits import check_sparsity
+from parp_cli.pruning.limits import DEFAULT_PATTERN, DEFAULT_SCOPE, DEFAULT_SPARSITY, check_sparsity
 from parp_cli.pruning.masks import (
     Masks,
     apply_,
@@ -26,15 +26,13 @@ from parp_cli.pruning.masks import (
     recorded_setting,
     union,
 )
+from parp_cli.pruning.methods.spec import FirstMask
 from parp_cli.pruning.patterns import Pattern
+from parp_cli.pruning.scores import first_scores
 from parp_cli.runtime.device import versions
 from parp_cli.runtime.progress import Notify, silent
 from parp_cli.storage import checkpoint
 from parp_cli.storage.checkpoint import Checkpoint, Metadata, Parent, Sparsity, file_hash
-from parp_cli.training.rounds import DEFAULT_SPARSITY
-from parp_cli.training.starts import first_scores
-
-Method = Literal["magnitude", "random", "random-weights"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,10 +60,10 @@ def mask(
     *,
     sparsity: float | None = None,
     out: Path,
-    method: Method = "magnitude",
+    method: FirstMask = "magnitude",
     biases: bool = True,
-    scope: str = "transformer",
-    pattern: str = "global",
+    scope: str = DEFAULT_SCOPE,
+    pattern: str = DEFAULT_PATTERN,
     seed: int = 0,
     architecture: str | None = None,
     device: torch.device | None = None,
@@ -78,13 +76,12 @@ def mask(
         sparsity: share to prune in [0, 1); globally exactly round(sparsity · n) of n weights are. Without one, that
             of the pattern where it has one, else 0.5.
         out: the checkpoint to write.
-        method: the smallest magnitudes; a uniform random choice; or the smallest magnitudes of a network of the same
-            architecture that has learnt nothing (as random pruning in the authors' release).
+        method: how the weights to prune are chosen.
         biases: whether biases count as prunable.
         scope: which layers do, as `models.prunable.prunable_parameters` takes it.
         pattern: which weights compete with which, as `pruning.patterns.Pattern.parse` takes it. Tensors that cannot
             hold it are not pruned.
-        seed: of the random choice, or of the random network.
+        seed: of the random choice, or of the untrained network.
         architecture: where `model` does not tell what it is.
         device: to select on; by default the CPU. The result is the same.
 
@@ -97,15 +94,11 @@ def mask(
         sparsity = DEFAULT_SPARSITY if parsed.sparsity is None else parsed.sparsity
     check_sparsity(sparsity)
     encoder = load_encoder(model, architecture=architecture, notify=notify)
-    found = prunable_parameters(_network(encoder), biases=biases, scope=scope)
-    weights = {name: encoder.weights[name] for name, weight in found.items() if parsed.carries(tuple(weight.shape))}
-    if not weights:
-        raise UsageError(
-            f"no weight of scope {scope} can hold pattern {parsed}",
-            details=[f"{name}: {tuple(weight.shape)}" for name, weight in list(found.items())[:3]],
-            hint="its sides must be multiples of the pattern's; choose another --pattern or --scope",
-        )
-    scores = first_scores(method, weights, encoder.architecture, seed=seed)
+    scoped = prunable_parameters(_network(encoder), biases=biases, scope=scope)
+    weights = {name: encoder.weights[name] for name in parsed.among(scoped, where=f"scope {scope}")}
+    scores = first_scores(
+        method, weights, seed=seed, untrained=lambda seed: random_encoder(encoder.architecture, seed=seed).weights
+    )
     masks = parsed.masks({name: score.to(device) for name, score in scores.items()}, sparsity, layers_of(scores))
     recipe = {"model": model, "method": method, "sparsity": sparsity, "biases": biases, "scope": scope}
     result = _write(
@@ -118,7 +111,7 @@ def mask(
         parents=encoder.parents,
         seed=seed,
     )
-    return replace(result, cannot_hold={name: w.numel() for name, w in found.items() if name not in weights})
+    return replace(result, cannot_hold={name: w.numel() for name, w in scoped.items() if name not in weights})
 
 
 def combine(
@@ -134,30 +127,31 @@ def combine(
 ) -> MaskResult:
     """Write a mask that is made from those of checkpoints, over the weights of `source` or of another model.
 
-    What a file does not mask it keeps, as its model does; so masks of different scope or pattern can be combined.
+    A file keeps the weights it has no mask for, so masks of different scope or pattern can be combined. Unions are made
+    first, then intersections, then differences.
 
     Args:
-        source: the checkpoint whose mask is begun with.
+        source: the checkpoint with the mask to begin from.
         out: the checkpoint to write.
-        unions: then what one of these keeps is kept too,
-        intersections: then only what these keep too is kept,
-        minuses: and last what these keep is pruned.
-        apply: whose weights the mask is laid over, as `models.sources.load_encoder` takes it; by default those of
-            `source`, which are zero where its own mask prunes.
+        unions: checkpoints whose kept weights are kept too.
+        intersections: checkpoints of which only the kept weights are kept.
+        minuses: checkpoints whose kept weights are pruned.
+        apply: the model or checkpoint whose weights the mask is laid over, as `models.sources.load_encoder` takes it;
+            by default those of `source`, which are zero where its own mask prunes.
         architecture: where `apply` does not tell what it is.
 
     Raises:
         CheckpointError: a file cannot be read.
         MaskError: a file has no mask, or one for another model.
     """
-    found = {path: checkpoint.read_metadata(path) for path in (source, *unions, *intersections, *minuses)}
-    metadata = found[source]
-    for path, other in found.items():
+    files = {path: checkpoint.read_metadata(path) for path in (source, *unions, *intersections, *minuses)}
+    metadata = files[source]
+    for path, other in files.items():
         check_same_model(str(source), metadata.architecture, str(path), other.architecture)
     model = str(source) if apply is None else apply
     encoder = load_encoder(model, architecture=architecture, notify=notify)
     check_same_model(str(source), metadata.architecture, model, encoder.architecture.to_json())
-    masked = {name for other in found.values() for name in other.prunable}
+    masked = {name for other in files.values() for name in other.prunable}
     names = [name for name, _ in _network(encoder).named_parameters() if name in masked]
     operations = ((unions, union), (intersections, intersection), (minuses, difference))
     masks = _combined(source, operations, names, encoder.weights)
@@ -171,13 +165,13 @@ def combine(
         "intersect": [str(path) for path in intersections],
         "minus": [str(path) for path in minuses],
         "apply": apply,
-        "scope": _widest_scope(found.values(), masked),
+        "scope": _widest_scope(files.values(), masked),
         "biases": any(name.endswith("bias") for name in names),
         # A combination of masks of a pattern need not have it.
-        "pattern": "global" if changed else pattern_of(metadata.recipe),
+        "pattern": DEFAULT_PATTERN if changed else pattern_of(metadata.recipe),
     }
     unchanged = None if changed or metadata.sparsity is None else metadata.sparsity.target
-    parents = (*(p for path, other in found.items() for p in checkpoint.lineage(path, other)), *encoder.parents)
+    parents = (*(p for path, other in files.items() for p in checkpoint.lineage(path, other)), *encoder.parents)
     result = _write(
         encoder,
         masks,
@@ -188,7 +182,7 @@ def combine(
         parents=tuple(dict.fromkeys(parents)),
         seed=metadata.seed,
     )
-    absent = {str(path): tuple(n for n in names if n not in other.prunable) for path, other in found.items()}
+    absent = {str(path): tuple(n for n in names if n not in other.prunable) for path, other in files.items()}
     return replace(result, completed={path: some for path, some in absent.items() if some})
 
 

@@ -1,4 +1,4 @@
-"""Re-prune: a new magnitude mask from a checkpoint's current weights (PARP, step 3, alone)."""
+"""Re-prune: a new magnitude mask from a checkpoint's current weights (PARP, step 3, by itself)."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from parp_cli.errors import CheckpointError, UsageError
+from parp_cli.errors import CheckpointError
 from parp_cli.models.speech.prunable import layers_of
 from parp_cli.pruning.limits import check_sparsity
 from parp_cli.pruning.masks import apply_, count_all, count_pruned, pattern_of, revived_and_dropped
@@ -25,8 +25,8 @@ class RepruneResult:
         pattern: which weights competed with which.
         revived: weights that the old mask pruned and the new one keeps; without an old mask, 0.
         dropped: weights that the old mask (or no mask) kept and the new one prunes.
-        kept_zeros: weights that the new mask keeps and whose value is zero all the same: in a finished file all that
-            were pruned are, and which of them come back is then decided by position alone.
+        kept_zeros: weights that the new mask keeps although they are zero. In a finished file all pruned weights are,
+            and which of them come back is then decided by their position alone.
     """
 
     path: Path
@@ -47,14 +47,14 @@ def reprune(
     pattern: str | None = None,
     device: torch.device | None = None,
 ) -> RepruneResult:
-    """Prune a checkpoint anew, whatever its mask was. The scope stays: what could be pruned, can be.
+    """Prune a checkpoint anew, whatever its mask was, with the same prunable weights.
 
     Args:
         source: the checkpoint to start from; it is not changed.
         out: the checkpoint to write.
         sparsity: share to prune; by default that of the pattern where it has one, else the checkpoint's own target.
         pattern: which weights compete with which, as `pruning.patterns.Pattern.parse` takes it; by default the
-            checkpoint's own. Tensors that cannot hold it keep all of their weights from now on.
+            checkpoint's own. Tensors that cannot hold it keep all of their weights from then on.
         device: to select on; by default the CPU. The result is the same.
 
     Raises:
@@ -69,17 +69,13 @@ def reprune(
     parsed = Pattern.parse(pattern or pattern_of(old.metadata.recipe))
     if sparsity is None:
         sparsity = parsed.sparsity if parsed.sparsity is not None else _recorded_sparsity(source, old.metadata)
-    weights = {
-        n: old.weights[n].to(device) for n in old.metadata.prunable if parsed.carries(tuple(old.weights[n].shape))
-    }
-    if not weights:
-        raise UsageError(f"no prunable weight of {source} can hold pattern {parsed}", hint="choose another --pattern")
+    weights = parsed.among({name: old.weights[name].to(device) for name in old.metadata.prunable}, where=str(source))
     masks = parsed.masks(weights, sparsity, layers_of(weights))
     before = {n: old.masks[n].to(device) if n in old.masks else torch.ones_like(mask) for n, mask in masks.items()}
     revived, dropped = revived_and_dropped(before, masks)
     apply_(masks, old.weights)
     amount = Sparsity(target=sparsity, pruned=count_pruned(masks), total=count_all(masks))
-    # What is pruned is zero now, so that all others are kept.
+    # Pruned weights are zero now, so all non-zero weights are kept ones.
     nonzero = sum(int(torch.count_nonzero(old.weights[name])) for name in masks)
     metadata = replace(
         old.metadata,
@@ -115,5 +111,5 @@ def _repruned(recipe: Mapping[str, Any] | None, sparsity: float, pattern: str) -
     new = {"sparsity": sparsity, "pattern": pattern}
     if recipe is not None and "pruning" in recipe:
         return {**recipe, "pruning": {**recipe["pruning"], **new}}
-    # How the first mask was chosen says nothing of this one.
+    # How the first mask was chosen says nothing about this one.
     return {**{key: value for key, value in (recipe or {}).items() if key != "method"}, **new}

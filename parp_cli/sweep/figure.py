@@ -8,6 +8,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from parp_cli.pruning.methods import spec_of
 from parp_cli.pruning.plots import FORMATS, save_figure
 from parp_cli.sweep.report import Mean, Panel
 
@@ -57,7 +58,7 @@ def _panel(axes: Any, panel: Panel, methods: Sequence[str]) -> None:
         points = [(sparsity, mean) for (name, sparsity), mean in sorted(panel.means.items()) if name == method]
         if not points:
             continue
-        if method == "dense":
+        if not spec_of(method).prunes:
             _level(axes, points[0][1])
             continue
         axes.errorbar(

@@ -30,7 +30,7 @@ from parp_cli.config.load import load_recipe, raise_problems, read, recipe_to_di
 from parp_cli.config.values import FilePath, Section
 from parp_cli.errors import ParpError, RecipeError
 from parp_cli.runtime.device import with_resolved_precision
-from parp_cli.training.rounds import Round, round_key, rounds_of, start_key, target_sparsity
+from parp_cli.training.plan import Round, round_key, rounds_of, start_key, target_sparsity
 
 METHOD, SPARSITY, SEED = "pruning.method", "pruning.sparsity", "seed"
 """Keys that tables and figures know: lines, columns, and what means are taken over."""
@@ -181,11 +181,10 @@ def _cell(
     rounds = rounds_of(recipe)
     asked, settled = recipe_to_dict(recipe), recipe_to_dict(rounds[-1].recipe)
     recipe = rounds[-1].recipe
-    if recipe.pruning.method != "dense":
-        target_sparsity(recipe.pruning)  # which raises where that does not go with the pattern
+    target_sparsity(recipe.pruning)  # which raises where that does not go with the pattern
     sources = (recipe.model, recipe.pruning.initial, recipe.data.manifest)
     if sources not in starts:
-        starts[sources] = start_key(recipe)
+        starts[sources] = start_key(recipe, device=device)
     return Cell(
         values={key: _value(settled, key) for key in axes if _makes_a_difference(key, asked, settled)},
         recipe=recipe,

@@ -34,8 +34,8 @@ from parp_cli.storage import checkpoint
 from parp_cli.storage.atomic import forget_temporaries, write_text
 from parp_cli.storage.run_folder import BEST, FEATURES, LAST, ROUNDS, STATE, round_folder, state_path
 from parp_cli.sweep.grid import Cell
+from parp_cli.training.plan import target_sparsity
 from parp_cli.training.records import Cost
-from parp_cli.training.rounds import target_sparsity
 from parp_cli.training.state import read_position
 
 _TELL_SECONDS = 2.0
@@ -351,7 +351,7 @@ class Outcome:
 def outcomes(run: Path, cell: Cell) -> list[Outcome]:
     """What a cell came to, on each of its splits."""
     pruning = cell.recipe.pruning
-    target = 0.0 if pruning.method == "dense" else target_sparsity(pruning)
+    target = target_sparsity(pruning)
     known: dict[str, Any] = {
         "cell": cell.name,
         "key": cell.key,

@@ -12,18 +12,23 @@ from parp_cli.data.check import Problem, check_utterances, notes_of, read_sounds
 from parp_cli.data.corpora import load
 from parp_cli.data.labels import Vocabulary, letters_vocabulary, phones_vocabulary
 from parp_cli.data.utterances import Utterance
-from parp_cli.errors import DataError, UsageError, first_few
+from parp_cli.errors import DataError, first_few
 from parp_cli.models.speech.config import Architecture, frames
-from parp_cli.pruning.methods import METHODS, Fixed, Schedule, Settings
+from parp_cli.pruning.methods import Settings
 from parp_cli.runtime.progress import Notify, Progress
-from parp_cli.training.rounds import Round, rounds_of
-from parp_cli.training.starts import Start, check_weights, read_start, rewound, sparsities
-
-_PUBLISHED_INTERVALS = {"10min": (50, 10), "1h": (150, 25), "10h": (115, 48)}
-"""Updates between re-prunings by split, for base and for large: the epochs of the paper's release in its updates."""
-
-_DEFAULT_INTERVAL = 50
-_LARGE_LAYERS = 24
+from parp_cli.training.plan import (
+    Round,
+    Start,
+    check_weights,
+    first_epoch,
+    read_start,
+    reprunings_of,
+    rewound,
+    round_sparsities,
+    rounds_of,
+    settings_of,
+    sparsities_of,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,8 +66,7 @@ class Preparation:
     """A run that can begin.
 
     Attributes:
-        sparsity: to prune to in the end.
-        start_sparsity: of the first mask.
+        settings: of the method: how much is pruned, and when.
         skipped: why each utterance that is left out cannot be trained on.
         notes: what there is to say of the data that is no reason to refuse it.
     """
@@ -71,9 +75,7 @@ class Preparation:
     train: tuple[Utterance, ...]
     valid: tuple[Utterance, ...]
     vocabulary: Vocabulary
-    sparsity: float
-    start_sparsity: float
-    schedule: Schedule
+    settings: Settings
     skipped: tuple[Problem, ...]
     notes: tuple[str, ...]
 
@@ -98,7 +100,7 @@ def prepare(recipe: Recipe, init: Path | None, notify: Notify) -> Preparation:
     start = read_start(recipe, init, notify)
     if recipe.pruning.rewind is not None:
         rewound(start, Path(recipe.pruning.rewind))  # what is wrong with it is said now, not after the first run
-    sparsity, start_sparsity = sparsities(recipe, start)
+    sparsities = sparsities_of(recipe.pruning, start)
     check_weights(recipe, start)
     train = load(recipe.data, recipe.data.train, notify, lenient=True)
     valid = load(recipe.data, recipe.data.valid, notify, lenient=True)[: recipe.data.max_valid_utterances]
@@ -106,16 +108,12 @@ def prepare(recipe: Recipe, init: Path | None, notify: Notify) -> Preparation:
     splits = (recipe.data.train, train), (recipe.data.valid, valid)
     skipped, notes = _check(splits, vocabulary, start.architecture, recipe.data, notify)
     train, valid = (_without(skipped, utterances, split) for split, utterances in splits)
-    schedule = _schedule(recipe, start.architecture, [utterance.seconds for utterance in train])
-    _check_due(recipe, schedule)
     return Preparation(
         start=start,
         train=tuple(train),
         valid=tuple(valid),
         vocabulary=vocabulary,
-        sparsity=sparsity,
-        start_sparsity=start_sparsity,
-        schedule=schedule,
+        settings=settings_of(recipe, start, sparsities, [utterance.seconds for utterance in train]),
         skipped=tuple(skipped),
         notes=tuple(notes),
     )
@@ -129,18 +127,9 @@ def prepare_round(whole: Preparation, this: Round, start: Start) -> Preparation:
         this: the run.
         start: what it begins from, with its masks.
     """
-    asked = this.recipe.pruning.sparsity
-    sparsity = whole.sparsity if asked is None else asked
-    if this.recipe.pruning.method == "dense":
-        sparsity = 0.0
+    sparsities = round_sparsities(whole.settings, this.recipe)
     lengths = [utterance.seconds for utterance in whole.train]
-    return replace(
-        whole,
-        start=start,
-        sparsity=sparsity,
-        start_sparsity=sparsity,
-        schedule=_schedule(this.recipe, start.architecture, lengths),
-    )
+    return replace(whole, start=start, settings=settings_of(this.recipe, start, sparsities, lengths))
 
 
 def _check(
@@ -196,15 +185,15 @@ def plan(recipe: Recipe, preparation: Preparation) -> Plan:
     """The run in figures."""
     training = recipe.training
     lengths = [utterance.seconds for utterance in preparation.train]
-    first, seconds = _updates(recipe, lengths)
+    first, seconds = first_epoch(recipe, lengths)
     rounds = rounds_of(recipe)
     architecture = preparation.start.architecture
     return Plan(
         start=preparation.start.source,
         architecture=preparation.start.architecture.name,
         method=recipe.pruning.method,
-        sparsity=preparation.sparsity,
-        start_sparsity=preparation.start_sparsity,
+        sparsity=preparation.settings.sparsity,
+        start_sparsity=preparation.settings.sparsity_at_start,
         rounds=tuple((this.name, this.recipe.training.updates) for this in rounds),
         labels=len(preparation.vocabulary),
         train_utterances=len(lengths),
@@ -216,61 +205,6 @@ def plan(recipe: Recipe, preparation: Preparation) -> Plan:
         seconds_per_update=seconds,
         micro_batches_per_update=len(sorted_batches([lengths[i] for i in first], training.micro_batch_seconds)),
         epochs=training.updates * seconds / sum(lengths),
-        repruning_interval=preparation.schedule.interval,
-        reprunings=sum(_due(this.recipe, _schedule(this.recipe, architecture, lengths)) for this in rounds),
-    )
-
-
-def _due(recipe: Recipe, schedule: Schedule) -> int:
-    """How often a training run re-prunes."""
-    method = METHODS[recipe.pruning.method](Settings(sparsity=0.5, schedule=schedule))  # whatever to
-    return sum(method.reprunes(update) for update in range(1, recipe.training.updates + 1))
-
-
-def _check_due(recipe: Recipe, schedule: Schedule) -> None:
-    method = recipe.pruning.method
-    if METHODS[method] is not Fixed and not _due(recipe, schedule):
-        raise UsageError(
-            f"method {method} would not re-prune once: every {schedule.interval} updates, of {schedule.updates}",
-            hint="make pruning.interval smaller, or look at pruning.start, end and final",
-        )
-
-
-def _updates(recipe: Recipe, lengths: list[float]) -> tuple[list[int], float]:
-    """The first update's utterances, and the mean seconds of audio in the updates of the first epoch."""
-    from parp_cli.tasks.ctc.objective import UpdateBatches
-
-    training = recipe.training
-    batches = UpdateBatches(
-        lengths,
-        batch_seconds=training.batch_seconds,
-        micro_batch_seconds=training.micro_batch_seconds,
-        seed=recipe.seed,
-    )
-    first = batches.take()
-    seen, passes = sum(lengths[i] for i in first), 1
-    while batches.epoch == 0 and passes < training.updates:
-        seen += sum(lengths[i] for i in batches.take())
-        passes += 1
-    return first, seen / passes
-
-
-def _schedule(recipe: Recipe, architecture: Architecture, lengths: list[float]) -> Schedule:
-    """When to re-prune, in updates."""
-    pruning = recipe.pruning
-    if pruning.interval is None:
-        split = recipe.data.train.removeprefix("train-").split("/")[0]
-        base, large = _PUBLISHED_INTERVALS.get(split, (_DEFAULT_INTERVAL, _DEFAULT_INTERVAL))
-        interval: float = large if architecture.builder["encoder_num_layers"] >= _LARGE_LAYERS else base
-    elif pruning.interval_unit == "updates":
-        interval = pruning.interval
-    else:
-        seconds = pruning.interval * (sum(lengths) if pruning.interval_unit == "epochs" else 1.0)
-        interval = seconds / _updates(recipe, lengths)[1]
-    return Schedule(
-        interval=max(1, round(interval)),
-        updates=recipe.training.updates,
-        start=pruning.start,
-        end=pruning.end,
-        final=pruning.final,
+        repruning_interval=preparation.settings.schedule.interval,
+        reprunings=sum(reprunings_of(this, architecture, lengths) for this in rounds),
     )

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,19 +37,17 @@ from parp_cli.tasks.ctc.validate import validate
 from parp_cli.training.distributed import Encoder, averaging, check_divisible, divide
 from parp_cli.training.journal import Journal
 from parp_cli.training.memory import try_largest
+from parp_cli.training.plan import Round, calibration_examples, first_masks, pruner, trained_on
 from parp_cli.training.preparation import Preparation
 from parp_cli.training.records import Cost, Validation
-from parp_cli.training.rounds import Round, trained_on
 from parp_cli.training.schedule import tri_stage
 from parp_cli.training.setup import (
     build_model,
     checkpoint_metadata,
-    first_masks,
     freeze,
     front_end_features,
     objective,
     optimizer,
-    pruner,
 )
 from parp_cli.training.state import check_same_run, load_state, read_position, save_state
 
@@ -98,14 +97,14 @@ class TrainingRun:
         self._divided = recipe.training.shard_weights and world.world_size > 1
         if not self._divided:
             self._model.to(device)
-        masks = first_masks(recipe, preparation, self._model)
+        masks = first_masks(recipe, preparation.start, preparation.settings, self._model)
         frozen = not recipe.training.train_front_end and not touches_front_end(masks)
         self._encoder = Encoder(self._model)
         if self._divided:
             check_divisible(train_front_end=recipe.training.train_front_end, prunes_front_end=not frozen)
             divide(self._encoder, world, device)
         group = world.group if self._divided else None
-        self._pruner = pruner(recipe, preparation, self._model, masks, group)
+        self._pruner = pruner(recipe, preparation.settings, self._model, masks, group)
         self._scratch = self._state_path.parent / FEATURES
         self._features = front_end_features(
             recipe, preparation, self._model, world, frozen=frozen, folder=features_folder, scratch=self._scratch
@@ -160,7 +159,8 @@ class TrainingRun:
             UsageError: it is this very run, stopped before its end.
         """
         self._check_not_stopped()
-        self._pruner.start()
+        examples = calibration_examples(self._recipe, self._preparation.train)
+        self._pruner.start(partial(self._objective.forward, examples) if examples else None)
         if not self._world.is_main:
             return
         # What a resumed run would take for its own goes first, and the log only after it.
@@ -183,7 +183,7 @@ class TrainingRun:
             CheckpointError: it is of a run with another recipe or beginning, or no state; or the best checkpoint so far
                 is not where it should be.
         """
-        position, masks = load_state(self._state_path, self._model, self._optimizer)
+        position, pruning = load_state(self._state_path, self._model, self._optimizer)
         check_same_run(position, self._identity, self._state_path)
         self._take(position)
         if self.validations and not self.best_path.exists():
@@ -191,7 +191,7 @@ class TrainingRun:
                 f"{self.best_path} is not there, where this run wrote its best checkpoint so far",
                 hint="resume with the --out the run began with, or start anew without --resume",
             )
-        self._pruner.take(masks)
+        self._pruner.load_state(pruning)
         if self._world.is_main:
             self._journal.go_on_after(self._update)
         self._check_alike()
@@ -337,7 +337,7 @@ class TrainingRun:
         if math.isfinite(loss.mean) and math.isfinite(norm):
             self._skipped_in_a_row = 0
             self._losses.append(loss.mean)
-            self._pruner.before_step(self._update)
+            self._pruner.before_step(self._update, learning_rate=training.learning_rate * share)
             if training.gradient_clip is not None:
                 nn.utils.clip_grad_norm_(self._model.parameters(), training.gradient_clip)
             self._optimizer.step()
@@ -399,7 +399,7 @@ class TrainingRun:
 
     def _validate(self) -> None:
         """Judge the model as it would be shipped, and keep it if it is the best so far."""
-        with self._pruner.pruned_view() as masks:
+        with self._pruner.pruned_view() as (masks, changed):
             validation, example = validate(
                 self._model,
                 self._features,
@@ -429,7 +429,7 @@ class TrainingRun:
                 self._tell(warning=str(kept))
             self._tell(news=validation_news(figures))
             if self.best is validation:
-                self._write(self.best_path, masks, validation)
+                self._write(self.best_path, masks, validation, changed=changed)
         training = self._recipe.training
         advice = blank_diagnosis(
             self.validations,
@@ -443,15 +443,15 @@ class TrainingRun:
 
     # --------------------------------------------------------------------------------------------------- writing
 
-    def _write(self, path: Path, masks: Mapping[str, Tensor], validation: Validation) -> None:
+    def _write(self, path: Path, masks: Mapping[str, Tensor], validation: Validation, *, changed: bool = False) -> None:
         """Write a checkpoint, whole however its weights are sharded: all put it together, the first writes."""
         reprunings = self._pruner.history
-        if masks is not self._pruner.masks:  # between two re-prunings: pruned for this file
+        if changed:  # between two re-prunings: pruned for this file
             reprunings = [*reprunings, self._pruner.compare(masks)]
         amount = None
         if masks:
             pruned, covered = self._pruner.counts(masks)
-            amount = Sparsity(target=self._preparation.sparsity, pruned=pruned, total=covered)
+            amount = Sparsity(target=self._preparation.settings.sparsity, pruned=pruned, total=covered)
         metadata = checkpoint_metadata(
             self._recipe,
             self._preparation,
@@ -475,9 +475,9 @@ class TrainingRun:
     def _save_state(self) -> None:
         if self._world.is_main:
             self._journal.flush()
-        masks = self._pruner.whole(self._pruner.masks)
+        pruning = self._pruner.state()
         writes = self._world.is_main
-        save_state(self._state_path, self._model, self._optimizer, self._position(), masks, writes=writes)
+        save_state(self._state_path, self._model, self._optimizer, self._position(), pruning, writes=writes)
         self._saved_at = time.monotonic()
 
     def _position(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""A fine-tuning run's parts, as its recipe asks for them: model, first masks, objective, optimizer."""
+"""A fine-tuning run's parts, as its recipe asks for them: model, objective, optimizer."""
 
 from collections.abc import Mapping
 from functools import partial
@@ -6,8 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.distributed import ProcessGroup
+from torch import nn
 
 from parp_cli.config.finetune import Recipe
 from parp_cli.config.load import recipe_to_dict
@@ -15,9 +14,6 @@ from parp_cli.data.labels import frames_needed
 from parp_cli.errors import CheckpointError
 from parp_cli.models.sources.names import MASK_EMBEDDING
 from parp_cli.models.speech.config import build, frames
-from parp_cli.models.speech.prunable import layers_of
-from parp_cli.pruning.methods import METHODS, Settings
-from parp_cli.pruning.pruner import Pruner
 from parp_cli.runtime.device import versions
 from parp_cli.runtime.processes import World
 from parp_cli.storage.checkpoint import Metadata, Sparsity
@@ -26,8 +22,6 @@ from parp_cli.tasks.ctc.features import DISK_BYTES, MEMORY_BYTES, FrontEndFeatur
 from parp_cli.tasks.ctc.masking import LatentMasking
 from parp_cli.tasks.ctc.objective import CtcObjective
 from parp_cli.training.preparation import Preparation
-from parp_cli.training.rounds import pattern_in
-from parp_cli.training.starts import first_scores, prunable_weights
 
 
 def build_model(recipe: Recipe, preparation: Preparation) -> Any:
@@ -53,53 +47,6 @@ def build_model(recipe: Recipe, preparation: Preparation) -> Any:
         )
     model.load_state_dict({**fresh, **weights})
     return model
-
-
-def pruner(
-    recipe: Recipe,
-    preparation: Preparation,
-    model: Any,
-    masks: Mapping[str, Tensor],
-    group: ProcessGroup | None = None,
-) -> Pruner:
-    """The run's masks and method, over the model's prunable weights.
-
-    Args:
-        recipe: of the run.
-        preparation: of the run.
-        model: that trains.
-        masks: from `first_masks`.
-        group: processes among which the model's weights are divided; None where they are whole.
-
-    Raises:
-        MaskError: the masks are of other weights than the recipe prunes.
-    """
-    weights = prunable_weights(recipe, model)
-    pruning, layers = recipe.pruning, layers_of(weights)
-    settings = Settings(
-        sparsity=preparation.sparsity,
-        schedule=preparation.schedule,
-        pattern=pattern_in(pruning),
-        layers=layers,
-        start_sparsity=preparation.start_sparsity,
-        growth=pruning.growth,
-        drop_fraction=pruning.drop_fraction,
-        group=group,
-    )
-    return Pruner(weights, masks, method=METHODS[pruning.method](settings), layers=layers, group=group)
-
-
-def first_masks(recipe: Recipe, preparation: Preparation, model: Any) -> Mapping[str, Tensor]:
-    """The start's masks; without any, new ones, as `parp mask` makes them from the model's weights, which are whole."""
-    start, pruning = preparation.start, recipe.pruning
-    if pruning.method == "dense":
-        return {}
-    if start.masks:
-        return start.masks
-    weights = prunable_weights(recipe, model)
-    initial = pruning.initial or ("random" if pruning.method == "rp" else "magnitude")
-    scores = first_scores(initial, weights, start.architecture, seed=recipe.seed)
-    return pattern_in(pruning).masks(scores, preparation.start_sparsity, layers_of(weights))
 
 
 def front_end_features(

@@ -18,7 +18,7 @@ from torch import Tensor
 from parp_cli.models.speech.config import ARCHITECTURES, build
 from parp_cli.models.speech.forward import encode
 from parp_cli.models.speech.prunable import layers_of, prunable_parameters
-from parp_cli.pruning.methods import METHODS, Schedule, Settings
+from parp_cli.pruning.methods import Schedule, Settings, spec_of
 from parp_cli.pruning.patterns import GLOBAL
 from parp_cli.pruning.pruner import Pruner
 
@@ -34,12 +34,11 @@ def measure(name: str, rounds: int) -> tuple[float, float]:
     model = build(architecture, vocabulary_size=_LABELS)
     model.feature_extractor.requires_grad_(False)  # its features are kept, as in a run
     weights: dict[str, Tensor] = dict(prunable_parameters(model))
-    settings = Settings(sparsity=0.5, schedule=Schedule(interval=1, updates=rounds))
+    settings = Settings(sparsity=0.5, schedule=Schedule(interval=1, updates=rounds), layers=layers_of(weights))
     pruner = Pruner(
         weights,
         GLOBAL.masks(weights, 0.5, {}),
-        method=METHODS["parp"](settings),
-        layers=layers_of(weights),
+        method=spec_of("parp").build(settings),
     )
     pruner.start()
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]

@@ -40,7 +40,7 @@ from parp_cli.models.speech.config import ARCHITECTURES, build, frames
 from parp_cli.models.speech.forward import encode, front_end, pad
 from parp_cli.models.speech.prunable import prunable_parameters
 from parp_cli.models.speech.waveform import normalize
-from parp_cli.pruning.methods import METHODS, Schedule, Settings
+from parp_cli.pruning.methods import Method, Schedule, Settings
 from parp_cli.pruning.patterns import GLOBAL
 from parp_cli.pruning.pruner import Pruner
 
@@ -106,7 +106,7 @@ class Ours(Side):
         self.model = build(architecture, vocabulary_size=VOCABULARY, **options).to(device).train()
         self.model.feature_extractor.requires_grad_(False)
         weights: dict[str, Tensor] = dict(prunable_parameters(self.model))
-        method = METHODS["fixed"](Settings(sparsity=SPARSITY, schedule=Schedule(interval=1, updates=1, final=False)))
+        method = Method(Settings(sparsity=SPARSITY, schedule=Schedule(interval=1, updates=1, final=False)))
         self.pruner = Pruner(weights, GLOBAL.masks(weights, SPARSITY, {}), method=method)
         self.pruner.start()
         self.optimize()

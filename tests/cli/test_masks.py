@@ -52,7 +52,7 @@ def test_from_excludes_what_makes_a_new_mask(parp: Any, masked: Path, option: tu
     """Even where it is the default that is given."""
     answer = parp("mask", "--from", masked, *option)
     assert (answer.code, answer.out) == (2, "")
-    assert answer.err.startswith("parp: error: --from takes a mask that is there, --")
+    assert answer.err.startswith("parp: error: --from takes an existing mask, --")
 
 
 def test_what_is_not_expected_of_a_mask_is_noted(parp: Any, world: World, masked: Path) -> None:
@@ -65,7 +65,8 @@ def test_what_is_not_expected_of_a_mask_is_noted(parp: Any, world: World, masked
     answer = parp(*arguments)
     first = "encoder.transformer.layers.0.attention.k_proj.bias"
     assert (
-        answer.err == f"24.safetensors does not mask 12 tensors that others do, such as {first}: it keeps them whole\n"
+        answer.err
+        == f"24.safetensors has no mask for 12 tensors that others mask, such as {first}: it keeps them whole\n"
     )
     result = json.loads(parp(*arguments, "--json").out)
     assert result["method"] == "combined"

@@ -18,6 +18,7 @@ from parp_cli.config.load import load_recipe, recipe_from_dict, recipe_to_dict
 from parp_cli.config.pretrain import PretrainRecipe, Source, Stage
 from parp_cli.config.values import FilePath, Section
 from parp_cli.errors import RecipeError
+from parp_cli.pruning.methods import all_specs
 
 ROOT = Path(__file__).parents[2]
 KEYS = [field.name for field in dataclasses.fields(Data)]
@@ -133,7 +134,7 @@ def test_the_message_counts_and_the_exit_code_is_of_usage(write: Any) -> None:
         ),
         (
             "pruning: {method: prap}\n",
-            "r.yaml:1: pruning.method = prap: expected one of dense, fixed, mpi, rp, omp, imp, parp, parp-p, pap, rigl",
+            f"r.yaml:1: pruning.method = prap: expected one of {', '.join(all_specs())}",
         ),
         (
             "pruning: {mode: fixed}\n",
@@ -147,15 +148,15 @@ def test_the_message_counts_and_the_exit_code_is_of_usage(write: Any) -> None:
         ),
         (
             "pruning: {method: parp-p, pattern: '2:4'}\n",
-            "r.yaml:1: pruning.pattern: 2:4 has one sparsity, and that of method parp-p grows",
+            "r.yaml:1: pruning.pattern: method parp-p takes no 2:4, but global, layer, tensor, row, block",
         ),
         (
             "pruning: {method: imp, pattern: '2:4'}\n",
-            "r.yaml:1: pruning.pattern: 2:4 has one sparsity, and that of method imp grows",
+            "r.yaml:1: pruning.pattern: method imp takes no 2:4, but global, layer, tensor, row, block",
         ),
         (
             "pruning: {method: rigl, pattern: 16x16}\n",
-            "r.yaml:1: pruning.pattern: rigl swaps single weights, which 16x16 does not allow",
+            "r.yaml:1: pruning.pattern: method rigl takes no 16x16, but global, layer, tensor",
         ),
         *(
             (

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from parp_cli.errors import MaskError
 from parp_cli.pruning.masks import count_pruned
-from parp_cli.pruning.methods import METHODS, Schedule, Settings
+from parp_cli.pruning.methods import Schedule, Settings, spec_of
 from parp_cli.pruning.pruner import Pruner, Repruning
 from parp_cli.pruning.scores import random_scores
 from parp_cli.pruning.select import magnitude_masks
@@ -47,12 +47,15 @@ class Run:
         else:
             masks = magnitude_masks(random_scores({n: tuple(w.shape) for n, w in self.weights.items()}, seed=0), COUNT)
         self.first = masks
+        spec = spec_of(method)
+        schedule = {"final": "final" in spec.reads, "end": int(spec.end_share * updates), **schedule}
         settings = Settings(
-            sparsity=SPARSITY, schedule=Schedule(interval=interval, updates=updates, **schedule), drop_fraction=0.4
+            sparsity=SPARSITY,
+            schedule=Schedule(interval=interval, updates=updates, **schedule),
+            drop_fraction=0.4,
+            layers=LAYERS,
         )
-        self.pruner = Pruner(
-            self.weights, {} if method == "dense" else masks, method=METHODS[method](settings), layers=LAYERS
-        )
+        self.pruner = Pruner(self.weights, masks if spec.prunes else {}, method=spec.build(settings))
         self.optimizer = OPTIMIZERS[optimizer](self.model.parameters())
         self.input, self.target = torch.randn(16, 8), torch.randn(16, 8)
         self.pruner.start()
@@ -144,7 +147,7 @@ class TestParp:
             assert run.update(number) is None
             assert run.zeros() == COUNT
             assert moments_where_pruned(run) == 0
-            with run.pruner.pruned_view() as view:
+            with run.pruner.pruned_view() as (view, _):
                 assert all(view[name] is mask for name, mask in masks.items())
         assert any((run.weights[name][masks[name]] != weight).any() for name, weight in kept.items())
 
@@ -265,7 +268,7 @@ class TestDense:
             optimizer.step()
         assert all(torch.equal(run.weights[name], weight) for name, weight in free.named_parameters())
         assert run.pruner.masks == {}
-        with run.pruner.pruned_view() as masks:
+        with run.pruner.pruned_view() as (masks, _):
             assert masks == {}
             assert all(torch.equal(run.weights[name], weight) for name, weight in free.named_parameters())
 
@@ -276,7 +279,7 @@ class TestPrunedView:
         for number in range(1, 5):
             run.update(number)
         before, masks = run.copy(), dict(run.pruner.masks)
-        with run.pruner.pruned_view() as view:
+        with run.pruner.pruned_view() as (view, _):
             assert run.zeros() == COUNT == count_pruned(view)
             assert all((run.weights[name][~mask] == 0).all() for name, mask in view.items())
         self.assert_untouched(run, before, masks)
@@ -298,7 +301,7 @@ class TestPrunedView:
         with torch.no_grad():
             for weight in run.weights.values():
                 weight += torch.randn(weight.shape)
-        with run.pruner.pruned_view() as view:
+        with run.pruner.pruned_view() as (view, _):
             inside = run.copy()
         run.pruner.after_step(1)
         assert all(torch.equal(run.weights[name], weight) for name, weight in inside.items())
@@ -309,7 +312,7 @@ class TestPrunedView:
         run = Run("fixed")
         run.update(1)
         before = run.copy()
-        with run.pruner.pruned_view() as view:
+        with run.pruner.pruned_view() as (view, _):
             assert all(torch.equal(view[name], mask) for name, mask in run.first.items())
             assert all(torch.equal(run.weights[name], weight) for name, weight in before.items())
 
@@ -320,7 +323,7 @@ class TestPrunedView:
         assert run.pruner.history == []
 
 
-METHOD = METHODS["parp"](Settings(sparsity=0.5, schedule=Schedule(interval=1, updates=1)))
+METHOD = spec_of("parp").build(Settings(sparsity=0.5, schedule=Schedule(interval=1, updates=1)))
 
 
 def test_masks_of_another_model_are_refused() -> None:

@@ -67,9 +67,11 @@ def test_published_intervals(world: World, deep: Path, tmp_path: Path, split: st
         row["split"] = split if row["split"] == "train" else row["split"]
     manifest = write_manifest(tmp_path / "manifest.jsonl", rows)
     settings = (f"data.manifest={manifest}", f"data.train={split}", "pruning.interval=null", "training.updates=500")
-    assert prepared(world, *settings).schedule.interval == base
-    assert prepared(world, *settings, f"model={deep}").schedule.interval == large
-    assert prepared(world, *settings, "pruning.interval=7").schedule.interval == 7, "what the recipe says comes first"
+    assert prepared(world, *settings).settings.schedule.interval == base
+    assert prepared(world, *settings, f"model={deep}").settings.schedule.interval == large
+    assert prepared(world, *settings, "pruning.interval=7").settings.schedule.interval == 7, (
+        "what the recipe says comes first"
+    )
 
 
 @pytest.mark.parametrize(
@@ -84,7 +86,7 @@ def test_intervals_in_epochs_and_seconds(world: World, unit: str, share: float, 
     recipe = world.recipe(*one_each, f"pruning.interval={amount}", f"pruning.interval_unit={unit}")
     preparation = prepare(recipe, None, silent)
     shown = plan(recipe, preparation)
-    assert (preparation.schedule.interval, shown.repruning_interval) == (interval, interval)
+    assert (preparation.settings.schedule.interval, shown.repruning_interval) == (interval, interval)
     assert shown.reprunings == len([update for update in range(1, 32) if update % interval == 0 or update == 31])
 
 
@@ -160,12 +162,12 @@ def test_methods_that_find_their_mask_do_not_start_from_one(world: World, masks:
 
 def test_growing_sparsity(world: World, masks: Path) -> None:
     grown = prepared(world, "pruning.method=parp-p", "pruning.sparsity=0.8")
-    assert (grown.start_sparsity, grown.sparsity) == (0.4, 0.8)
+    assert (grown.settings.start_sparsity, grown.settings.sparsity) == (0.4, 0.8)
     grown = prepared(world, "pruning.method=parp-p", "pruning.sparsity=0.8", "pruning.start_sparsity=0.1")
-    assert (grown.start_sparsity, grown.sparsity) == (0.1, 0.8)
+    assert (grown.settings.start_sparsity, grown.settings.sparsity) == (0.1, 0.8)
     half = masks / "magnitude.safetensors"
     grown = prepared(world, "pruning.method=parp-p", "pruning.sparsity=0.8", init=half)
-    assert (grown.start_sparsity, grown.sparsity) == (0.5, 0.8)
+    assert (grown.settings.start_sparsity, grown.settings.sparsity) == (0.5, 0.8)
     for wrong in ("pruning.sparsity=0.3", "pruning.start_sparsity=0.1"):
         with pytest.raises(UsageError, match=r"grows from .*magnitude.safetensors is pruned to 0\.5") as caught:
             prepared(world, "pruning.method=parp-p", "pruning.sparsity=0.8", wrong, init=half)

@@ -257,7 +257,7 @@ class TestTwo:
     def test_every_pattern_selects_as_in_one(self, found: list[dict[str, Any]]) -> None:
         for seen in found:
             assert seen["patterns"] == dict.fromkeys(PATTERNS, True)
-            assert "divided among processes as it is, cannot hold the pattern 16x8" in seen["cut block"]
+            assert "sharded over the processes as it is, cannot hold the pattern 16x8" in seen["cut block"]
 
     def test_masks_that_part_are_noticed(self, world: TinyWorld, found: list[dict[str, Any]]) -> None:
         assert all("processes differ in their masks after update 2" in seen["flipped"] for seen in found)

@@ -2,7 +2,6 @@
 
 from dataclasses import fields
 from pathlib import Path
-from typing import get_args, get_type_hints
 
 import pytest
 import torch
@@ -10,11 +9,10 @@ import torch
 from parp_cli.config.finetune import Pruning, Recipe
 from parp_cli.config.load import load_recipe
 from parp_cli.errors import UsageError
-from parp_cli.pruning.methods import METHODS
+from parp_cli.pruning.methods import all_specs
 from parp_cli.storage import checkpoint
 from parp_cli.storage.checkpoint import Checkpoint, Metadata
-from parp_cli.training import rounds
-from parp_cli.training.rounds import Round, round_key, rounds_of, settle, start_key, target_sparsity
+from parp_cli.training.plan import Round, round_key, rounds_of, settle, start_key, target_sparsity
 
 
 def recipe(*settings: str) -> Recipe:
@@ -27,7 +25,7 @@ def keys(wanted: Recipe, start: str = "start") -> list[str]:
 
 
 def shown(runs: tuple[Round, ...]) -> list[tuple[str, float | None, int]]:
-    return [(this.recipe.pruning.method, this.take, this.recipe.training.updates) for this in runs]
+    return [(each.recipe.pruning.method, each.prune_to, each.recipe.training.updates) for each in runs]
 
 
 @pytest.mark.parametrize("method", ["fixed", "mpi", "rp", "parp", "parp-p", "rigl"])
@@ -62,7 +60,7 @@ def test_omp_and_pap_are_two() -> None:
 def test_imp_prunes_a_share_a_round(sparsity: str, step: str, expected: list[float | None]) -> None:
     asked = recipe("pruning.method=imp", f"pruning.sparsity={sparsity}", f"pruning.rounds.step={step}")
     runs = rounds_of(asked)
-    assert [this.take for this in runs] == expected
+    assert [each.prune_to for each in runs] == expected
     assert [this.recipe.pruning.method for this in runs] == ["dense", *["fixed"] * (len(expected) - 2), "imp"]
     assert runs[-1].recipe == settle(asked)
 
@@ -140,9 +138,7 @@ def test_what_a_method_does_not_read_makes_no_difference() -> None:
 
 
 def test_every_method_says_what_it_reads() -> None:
-    named = get_args(get_type_hints(Pruning)["method"])
-    assert set(named) == set(METHODS) == set(rounds._READ)
-    read = {"method", *rounds._DEFAULTS, *(key for keys in rounds._READ.values() for key in keys)}
+    read = {"method", "scope", "biases", "pattern", *(key for spec in all_specs().values() for key in spec.reads)}
     assert read == {field.name for field in fields(Pruning)}
 
 

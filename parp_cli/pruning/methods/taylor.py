@@ -1,0 +1,63 @@
+"""Taylor: whole units, output rows with their biases, are pruned by what the loss would change without them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from parp_cli.pruning.limits import WHOLE
+from parp_cli.pruning.methods.spec import TIMES, Method, MethodSpec, Settings, Snapshot
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from parp_cli.pruning.masks import Masks
+
+
+class Taylor(Method):
+    """Scores (Σ w · ∂L/∂w)² of a unit, summed over updates (Molchanov et al. 2019, equation 8 for a set of weights).
+
+    The lowest are pruned for good, more at each re-pruning: so many units that their weights come nearest to the
+    target. The sparsity that is recorded as exact says what came of it.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        super().__init__(settings)
+        self._scores: dict[str, Tensor] = {}
+
+    def observe(self, snapshot: Snapshot) -> None:
+        from parp_cli.pruning.units import unit_sums
+
+        for unit, change in unit_sums({n: snapshot.weights[n] * g for n, g in snapshot.gradients.items()}).items():
+            self._scores[unit] = change.square() + self._scores.get(unit, 0.0)
+
+    def masks(self, snapshot: Snapshot, sparsity: float | None = None) -> Masks:
+        from parp_cli.pruning.units import keep_units
+
+        settings = self.settings
+        kind = "global" if settings.pattern is None else settings.pattern.kind
+        rivals = settings.layers if kind == "layer" else {n: n if kind == "tensor" else "" for n in snapshot.masks}
+        sparsity = settings.sparsity_after(snapshot.update) if sparsity is None else sparsity
+        return keep_units(self._scores, snapshot.masks, sparsity, rivals=rivals, group=settings.group)
+
+    def final_masks(self, snapshot: Snapshot) -> Masks | None:
+        ended = snapshot.update >= max(self.settings.schedule.times, default=0)
+        return None if ended else self.masks(snapshot, self.settings.sparsity)
+
+    def state(self) -> Mapping[str, Mapping[str, Tensor]]:
+        return {"taylor": self._scores}
+
+    def load_state(self, state: Mapping[str, Mapping[str, Tensor]]) -> None:
+        self._scores = dict(state.get("taylor", {}))
+
+
+TAYLOR = MethodSpec(
+    name="taylor",
+    description="units (output rows) whose removal changes the loss least are pruned at intervals, for good",
+    build=Taylor,
+    reads=("sparsity", *TIMES),
+    starts_from="nothing",
+    start_share=0.0,
+    end_share=0.75,
+    patterns=WHOLE,
+)
