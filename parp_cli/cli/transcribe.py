@@ -1,5 +1,6 @@
-"""`parp transcribe`: text of sound files."""
+"""`parp transcribe`: text of audio files."""
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -12,8 +13,8 @@ from parp_cli.errors import UsageError
 if TYPE_CHECKING:
     from parp_cli.stages.transcribe import Transcription
 
-_SMALLEST_CHUNK, _CONTEXT, _CONTEXT_SHARE = 2.0, 5.0, 0.25
-"""Seconds, seconds, and the most of a chunk that is context at one end."""
+_MIN_CHUNK, _CONTEXT, _CONTEXT_SHARE = 2.0, 5.0, 0.25
+"""Seconds, seconds, and the maximum share of a chunk that is context at one end."""
 
 
 def transcribe(
@@ -31,26 +32,27 @@ def transcribe(
     out: Annotated[
         Path | None,
         typer.Option(
-            "--out", metavar="DIR", help="Write a file for each here instead of printing.", show_default=False
+            "--out", metavar="DIR", help="Write one file per audio file here instead of printing.", show_default=False
         ),
     ] = None,
     times: Annotated[
-        bool, typer.Option("--times", help="Of each word too: one a line as text, or in the JSON.")
+        bool, typer.Option("--times", help="Of each word too: one per line as text, or in the JSON.")
     ] = False,
     chunk_seconds: Annotated[
-        float, typer.Option("--chunk-seconds", min=_SMALLEST_CHUNK, help="Of sound that the model hears at once.")
+        float,
+        typer.Option("--chunk-seconds", min=_MIN_CHUNK, help="Of audio that the model sees at once; inf: do not cut."),
     ] = 45.0,
     batch_seconds: Annotated[
-        float, typer.Option("--batch-seconds", min=1.0, help="Most audio in one forward pass, in seconds.")
+        float, typer.Option("--batch-seconds", min=1.0, help="Maximum of audio in one forward pass, in seconds.")
     ] = 60.0,
     run: RunOption = DEFAULT_RUN,
     device: DeviceOption = "auto",
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Turn sound files of any length into text, or subtitles.
+    """Turn audio files of any length into text, or subtitles.
 
-    What cannot be read gets a line, the rest is transcribed, and the exit code is 3.
+    Files that cannot be read are reported, the others are transcribed, and the exit code is 3.
 
     [bold]Examples:[/]
 
@@ -62,6 +64,9 @@ def transcribe(
     """
     if layout in ("srt", "vtt") and out is None and len(files) > 1 and not as_json:
         raise UsageError("several subtitle files cannot be printed as one", hint="name a folder for them: --out DIR")
+    for option, value in ("--chunk-seconds", chunk_seconds), ("--batch-seconds", batch_seconds):
+        if math.isnan(value):
+            raise UsageError(f"{option} is not a number", hint="give seconds")
 
     from parp_cli.decoding.chunks import Chunking
     from parp_cli.runtime.device import select_device
@@ -92,7 +97,7 @@ def transcribe(
             notify=notify,
         )
     if result.transcriptions:
-        output.note(f"{duration(result.audio_seconds)} of sound in {duration(result.seconds)}")
+        output.note(f"{duration(result.audio_seconds)} of audio in {duration(result.seconds)}")
     output.json(result)
     if (error := result.error()) is not None:
         raise error

@@ -1,7 +1,12 @@
-"""Sound files in, waveforms out: any rate and channel count becomes 16 kHz mono."""
+"""Audio files in, waveforms out: any rate and channel count becomes 16 kHz mono, at once or a block at a time.
+
+S samples.
+"""
 
 import math
+import os
 import re
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,58 +19,72 @@ import torchaudio
 from numpy.typing import NDArray
 from torch import Tensor
 
-from parp_cli.data.containers import Foreign, foreign
 from parp_cli.errors import DataError
 
 SAMPLE_RATE = 16_000
 """Hz of every waveform inside parp."""
 
 AUDIO_SUFFIXES = frozenset({".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3"})
-"""Endings, in lower case, by which sound files are found in a folder."""
-
-# Weights of the filter that resamples; those of 44,100 Hz are 71,000, and of 44,101 Hz 706 million, which take minutes.
-_LARGEST_FILTER = 20_000_000
+"""Lower-case suffixes of the files that are taken for audio when a folder is searched."""
 
 MUCH_CLIPPED = 1e-3
 """A share of clipped samples beyond which accuracy suffers."""
 
+# Weights of the filter that resamples; those of 44,100 Hz are 71,000, and of 44,101 Hz 706 million, which take minutes.
+_MAX_FILTER = 20_000_000
+
+# Of torchaudio's resampling: zero crossings of its filter on each side, and its cut-off relative to the lower rate.
+_ZERO_CROSSINGS, _ROLLOFF = 6, 0.99
+
 _CLIPPED = 0.999
-"""Of full scale. Two neighbours alike and as large as this are taken for a flattened peak."""
+"""Of full scale. Two equal neighbours as large as this are taken for a flattened peak."""
 
-_REPLACE = "replace the file, or convert it anew to 16-bit FLAC"
+_BLOCK_SECONDS = 10
 
-UNKNOWN_FRAMES = 1 << 48
-"""Beyond it a count of samples means that the header leaves it open (FLAC from a pipe): libsndfile has the largest."""
+# A header says more than there is: up to here that is a note, beyond it the file is damaged.
+_MISSING_SHARE, _MISSING_SECONDS, _NOTED_SECONDS = 0.05, 0.05, 0.01
+
+# Counts of samples beyond it mean that the header leaves the length open (FLAC from a pipe).
+_OPEN_FRAMES = 1 << 48
 
 # What writers that could not seek back put as the size of a WAV's data; everything up to the file's end is meant.
 _OPEN_WAV_SIZE = 0x7FFF0000
 
+# Where libsndfile silently takes fewer bytes or samples than declared, only its log has the number.
+_LOGGED_BYTES = re.compile(r"^\s*(?:data|SSND|BODY|Data Size|riff)\s*: (\d+) \(should be (\d+)\)", re.MULTILINE)
+_LOGGED_FRAMES = re.compile(r"'ds64' chunk of (\d+)")
+
 # One MPEG frame: encoder delay and padding may be counted or not.
 _MP3_SLACK_SAMPLES = 1152
 
+_REENCODE = "replace the file, or re-encode it as 16-bit FLAC"
 
-@dataclass(frozen=True, kw_only=True)
-class Sound:
-    """A sound file that was read to its end.
+
+@dataclass(kw_only=True)
+class AudioInfo:
+    """What was found in an audio file; complete once the file was read to its end.
 
     Attributes:
-        samples: of each channel, at the file's own rate.
         rate: Hz.
         channels: how many.
-        silent: whether all samples are the same, once the channels are averaged.
+        samples: of each channel, at the file's own rate.
+        declared: samples of each channel by the header; 0 where it does not say.
+        lowest, highest: sample, the channels averaged; full scale is 1.
         clipped: samples of all channels that are in a flattened peak.
     """
 
-    samples: int
-    rate: int
-    channels: int
-    silent: bool
+    rate: int = 0
+    channels: int = 0
+    samples: int = 0
+    declared: int = 0
+    lowest: float = math.inf
+    highest: float = -math.inf
     clipped: int = 0
 
     @property
     def seconds(self) -> float:
-        """Its length."""
-        return self.samples / self.rate
+        """Length of the audio."""
+        return self.samples / self.rate if self.rate else 0.0
 
     @property
     def resampled(self) -> int:
@@ -73,9 +92,37 @@ class Sound:
         return -(-self.samples * SAMPLE_RATE // self.rate)
 
     @property
+    def missing_seconds(self) -> float:
+        """By how much the audio is shorter than its header says; below 0 where it is longer."""
+        return (self.declared - self.samples) / self.rate if self.declared else 0.0
+
+    @property
+    def differs_from_header(self) -> bool:
+        """Whether the audio is noticeably shorter or longer than its header says."""
+        return abs(self.missing_seconds) >= _NOTED_SECONDS
+
+    @property
+    def silent(self) -> bool:
+        """Whether all samples are the same."""
+        return self.lowest >= self.highest
+
+    @property
+    def peak_to_peak(self) -> float:
+        """Between the lowest sample and the highest; 2 at full scale."""
+        return max(0.0, self.highest - self.lowest)
+
+    @property
     def clipped_share(self) -> float:
         """Of all samples."""
         return self.clipped / max(1, self.samples * self.channels)
+
+    def add(self, block: NDArray[np.float32], mono: NDArray[np.float32]) -> None:
+        """Take in the next samples (S, channels), and their average (S,)."""
+        self.samples += len(block)
+        self.lowest = min(self.lowest, float(mono.min()))
+        self.highest = max(self.highest, float(mono.max()))
+        flat = (np.abs(block[1:]) >= _CLIPPED) & (block[1:] == block[:-1])
+        self.clipped += int(np.count_nonzero(flat))
 
 
 def read_audio(path: Path) -> Tensor:
@@ -88,7 +135,7 @@ def read_audio(path: Path) -> Tensor:
         Samples (S,), float32 at `SAMPLE_RATE`; full scale is 1.
 
     Raises:
-        DataError: the file is missing, unreadable, empty, cut short, has samples that are not finite, or a sampling
+        DataError: the file is missing, unreadable, empty, damaged, has samples that are not finite, or a sampling
             rate that cannot well be changed.
     """
     return resample(*decode_audio(path))
@@ -99,10 +146,55 @@ def decode_audio(path: Path) -> tuple[Tensor, int]:
 
     There is no arithmetic of torch in it, whose threads would take turns with those of the caller's other threads.
     """
-    channels, rate = _decoded(path)
-    if not can_resample(rate):
-        raise unreadable(path, f"{rate:,} Hz have no simple ratio to {SAMPLE_RATE:,} Hz")
-    return torch.from_numpy(_mono(channels)), rate
+    info = AudioInfo()
+    blocks = list(_mono_blocks(path, info))
+    _require_resampling(path, info.rate)
+    return torch.from_numpy(blocks[0] if len(blocks) == 1 else np.concatenate(blocks)), info.rate
+
+
+def waveform_blocks(path: Path, info: AudioInfo | None = None) -> Iterator[Tensor]:
+    """What `read_audio` returns, to rounding, in consecutive blocks (S,): there are no seams.
+
+    Args:
+        path: of a file of any length.
+        info: is filled in on the way.
+
+    Raises:
+        DataError: as `read_audio`; that a file is damaged, only when it comes to it.
+    """
+    info = info or AudioInfo()
+    blocks = map(torch.from_numpy, _mono_blocks(path, info))
+    first = next(blocks)
+    _require_resampling(path, info.rate)
+    if info.rate == SAMPLE_RATE:
+        yield first
+        yield from blocks
+    else:
+        yield from _resampled(first, blocks, info.rate)
+
+
+def inspect_audio(path: Path) -> AudioInfo:
+    """Read an audio file to its end for what can be known of it; without torch, so that threads may do it.
+
+    Raises:
+        DataError: as `read_audio`, but for its rate.
+    """
+    info = AudioInfo()
+    for _ in _mono_blocks(path, info):
+        pass
+    return info
+
+
+def audio_seconds(path: Path) -> float:
+    """Length of an audio file in seconds, from its header alone.
+
+    Raises:
+        DataError: the file is missing, unreadable or empty.
+    """
+    with _opened(path) as file:
+        if (declared := _declared(path, file)) == 0:
+            raise _unreadable(path, "its header does not give its length")
+        return declared / int(file.samplerate)
 
 
 def resample(samples: Tensor, rate: int) -> Tensor:
@@ -115,115 +207,129 @@ def resample(samples: Tensor, rate: int) -> Tensor:
 
 def can_resample(rate: int) -> bool:
     """Whether a sampling rate in Hz has a ratio to `SAMPLE_RATE` that is simple enough."""
-    return rate * SAMPLE_RATE // math.gcd(rate, SAMPLE_RATE) ** 2 <= _LARGEST_FILTER
+    return rate * SAMPLE_RATE // math.gcd(rate, SAMPLE_RATE) ** 2 <= _MAX_FILTER
 
 
-def inspect_audio(path: Path) -> Sound:
-    """Read a sound file to its end for what can be known of it; without torch, so that threads may do it.
-
-    Raises:
-        DataError: as `read_audio`, but for its rate.
-    """
-    channels, rate = _decoded(path)
-    return Sound(
-        samples=len(channels),
-        rate=rate,
-        channels=channels.shape[1],
-        silent=bool(np.ptp(_mono(channels)) == 0),
-        clipped=clipped_samples(channels),
-    )
+def _require_resampling(path: Path, rate: int) -> None:
+    if not can_resample(rate):
+        raise _unreadable(path, f"{rate:,} Hz have no simple ratio to {SAMPLE_RATE:,} Hz")
 
 
-def clipped_samples(channels: NDArray[np.float32]) -> int:
-    """How many of the samples (S, channels) are in a flattened peak."""
-    flat = (np.abs(channels[1:]) >= _CLIPPED) & (channels[1:] == channels[:-1])
-    return int(np.count_nonzero(flat))
+def _mono_blocks(path: Path, info: AudioInfo) -> Iterator[NDArray[np.float32]]:
+    """Samples (S,) at the file's own rate, to the end of what decodes; at least one block."""
+    with _opened(path) as file:
+        info.rate, info.channels, info.declared = int(file.samplerate), int(file.channels), _declared(path, file)
+        for block in _blocks(path, file, info):
+            finite = np.isfinite(block).all(axis=1)
+            if not finite.all():
+                seconds = (info.samples + int(finite.argmin())) / info.rate
+                raise _unreadable(path, f"a sample at {seconds:.3f} s is not a finite number")
+            mono: NDArray[np.float32] = block[:, 0].copy() if block.shape[1] == 1 else block.mean(axis=1)
+            info.add(block, mono)
+            yield mono
+        if info.samples == 0:
+            raise _unreadable(path, "it holds no samples")
+        _require_whole(path, file.format, info)
 
 
-def _decoded(path: Path) -> tuple[NDArray[np.float32], int]:
-    """Samples (S, channels) as a float32 array, and their rate in Hz; errors are those of `read_audio`."""
-    with opened(path) as file:
-        declared = _frames(path, file)
-        samples = file.read(dtype="float32", always_2d=True)
-        rate = int(file.samplerate)
-        if is_cut_short(path, file, declared=declared, read=len(samples)):
-            raise unreadable(path, f"it is cut short: {len(samples) / rate:.2f} s are left")
-    if len(samples) == 0:
-        raise unreadable(path, "it holds no samples")
-    finite = np.isfinite(samples).all(axis=1)
-    if not finite.all():
-        raise unreadable(path, f"a sample at {int(finite.argmin()) / rate:.3f} s is not a finite number")
-    return samples, rate
+def _blocks(path: Path, file: "_AudioFile", info: AudioInfo) -> Iterator[NDArray[np.float32]]:
+    """Samples (S, channels); where a file breaks off in the middle of a block, what there is of it."""
+    while True:
+        # A NaN that stays is a sample that was not decoded.
+        block = np.full((_BLOCK_SECONDS * info.rate, info.channels), np.nan, dtype=np.float32)
+        try:
+            block = block[: len(file.read(out=block))]
+        except soundfile.LibsndfileError as error:
+            block = block[: int(np.count_nonzero(~np.isnan(block[:, -1])))]
+            if not info.declared:
+                raise
+            if _is_damaged(info.declared - info.samples - len(block), info):
+                left = (info.samples + len(block)) / info.rate
+                raise _unreadable(path, f"it is cut short or damaged: {left:.2f} s can be read") from error
+            if len(block):
+                yield block
+            return
+        if len(block) == 0:
+            return
+        yield block
 
 
-def _mono(channels: NDArray[np.float32]) -> NDArray[np.float32]:
-    mono: NDArray[np.float32] = channels.reshape(-1) if channels.shape[1] == 1 else channels.mean(axis=1)
-    return mono
+def _is_damaged(missing: int, info: AudioInfo) -> bool:
+    """Whether too many samples of what the header declares are missing."""
+    return missing > max(_MISSING_SHARE * info.declared, _MISSING_SECONDS * info.rate)
 
 
-def audio_seconds(path: Path) -> float:
-    """Length of a sound file in seconds, from its header alone.
+def _require_whole(path: Path, kind: str, info: AudioInfo) -> None:
+    if kind == "OGG" and not _ogg_ends_whole(path):  # its declared length is that of the last page that there is
+        raise _unreadable(path, f"it is cut short: {info.seconds:.2f} s are left")
+    if kind == "MP3":
+        if not _mp3_declares(path):
+            info.declared = 0
+        elif 0 < info.declared - info.samples <= _MP3_SLACK_SAMPLES:
+            info.declared = info.samples
+    if _is_damaged(info.declared - info.samples, info):
+        raise _unreadable(path, f"it is cut short: {info.seconds:.2f} s are left")
 
-    Raises:
-        DataError: the file is missing, unreadable or empty.
-    """
-    with opened(path) as file:
-        return _frames(path, file) / int(file.samplerate)
+
+class _AudioFile(soundfile.SoundFile):  # type: ignore[misc]  # soundfile has no types
+    """A file that is read once from the beginning; soundfile would seek after each block, which not all files allow."""
+
+    def seekable(self) -> bool:
+        """No."""
+        return False
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[soundfile.SoundFile]:
+def _opened(path: Path) -> Iterator[_AudioFile]:
     """The open file; libsndfile's errors become ours, those while decoding included."""
-    if not path.is_file():
-        what = "it is a folder" if path.is_dir() else "there is no such file"
-        raise DataError(f"cannot read audio {path}", details=[what], hint="check the path")
     try:
+        if not path.is_file():
+            what = "it is a folder" if path.is_dir() else "there is no such file"
+            raise DataError(f"cannot read audio {path}", details=[what], hint="check the path")
         if path.stat().st_size == 0:
-            raise unreadable(path, "it is empty: 0 bytes")
-        with soundfile.SoundFile(path) as file:
+            raise _unreadable(path, "it is empty: 0 bytes")
+        with _AudioFile(os.fsencode(path)) as file:
             yield file
-    except soundfile.SoundFileError as error:
-        # LibsndfileError's own text repeats the path.
-        raise unreadable(path, str(getattr(error, "error_string", error)).strip(), foreign(path)) from error
+    except soundfile.LibsndfileError as error:
+        # Its own text repeats the path.
+        reason = error.error_string.strip() or "it cannot be decoded"
+        raise _unreadable(path, reason, f"convert it: {conversion(path)}") from error
+    except TypeError as error:  # soundfile's for files that end in .raw
+        raise _unreadable(path, "its name says that it has no header", f"convert it: {conversion(path)}") from error
     except OSError as error:
-        raise unreadable(path, error.strerror or str(error)) from error
-    except UnicodeEncodeError as error:  # soundfile opens no other names
-        raise DataError(f"cannot read audio {path}", details=["its name is not UTF-8"], hint="rename it") from error
+        raise _unreadable(path, error.strerror or str(error)) from error
 
 
-def _frames(path: Path, file: soundfile.SoundFile) -> int:
+def conversion(path: Path) -> str:
+    """The command line that writes a file's audio, also that of a video, beside it as 16 kHz mono FLAC."""
+    target = path.with_suffix(".flac")
+    if path.suffix.lower() == ".flac":  # some file systems do not tell cases apart
+        target = path.with_name(f"{path.stem}-audio.flac")
+    return shlex.join(["ffmpeg", "-i", str(path), "-vn", "-ac", "1", "-ar", "16000", str(target)])
+
+
+def _declared(path: Path, file: soundfile.SoundFile) -> int:
+    """Samples of each channel by the header; 0 where it does not say."""
     frames = int(file.frames)
-    if frames > UNKNOWN_FRAMES:
-        raise unreadable(path, "its header does not give its length")
+    if frames > _OPEN_FRAMES:
+        return 0
     if frames == 0:
-        raise unreadable(path, "it holds no samples")
-    return frames
+        raise _unreadable(path, "it holds no samples")
+    log = file.extra_info
+    if (size := _LOGGED_BYTES.search(log)) is not None and int(size[2]):
+        declared, there = int(size[1]), int(size[2])
+        return round(frames * declared / there) if there < declared < _OPEN_WAV_SIZE else frames
+    return int(logged[1]) if (logged := _LOGGED_FRAMES.search(log)) is not None else frames
 
 
-def is_cut_short(path: Path, file: soundfile.SoundFile, *, declared: int, read: int) -> bool:
-    """Whether the file ends before its header says so.
-
-    A cut FLAC does not decode as a whole; read in blocks, it ends early.
-
-    Args:
-        declared: samples of each channel by the header.
-        read: those that there were.
-    """
-    if file.format in ("WAV", "WAVEX"):
-        # libsndfile quietly takes what is there; only its log tells the size that was declared.
-        size = re.search(r"^data : (\d+) \(should be (\d+)\)", file.extra_info, re.MULTILINE)
-        return size is not None and int(size[2]) < int(size[1]) < _OPEN_WAV_SIZE
-    if file.format == "MP3":
-        # Without the encoder's Xing or Info frame the declared length is an estimate.
-        with path.open("rb") as raw:
-            head = raw.read(1 << 16)
-        return (b"Xing" in head or b"Info" in head) and read < declared - _MP3_SLACK_SAMPLES
-    if file.format == "OGG":
-        return not _ogg_is_closed(path)
-    return read < declared < UNKNOWN_FRAMES
+def _mp3_declares(path: Path) -> bool:
+    """Whether an MP3's first frame gives its length; without that libsndfile estimates it."""
+    with path.open("rb") as raw:
+        head = raw.read(1 << 16)
+    return b"Xing" in head or b"Info" in head
 
 
-def _ogg_is_closed(path: Path) -> bool:
+def _ogg_ends_whole(path: Path) -> bool:
     """Whether the last page is whole and marked as the end of the stream (RFC 3533, section 6)."""
     with path.open("rb") as raw:
         size = path.stat().st_size
@@ -237,8 +343,30 @@ def _ogg_is_closed(path: Path) -> bool:
     return bool(end_of_stream) and start + 27 + segments + sum(lengths) <= len(tail)
 
 
-def unreadable(path: Path, reason: str, container: Foreign | None = None) -> DataError:
-    """The error of a file that is no sound, or no whole one; `container` is of which sound can be made."""
-    if container is not None:
-        return DataError(f"cannot read audio {path}", details=[container.what], hint=container.remedy)
-    return DataError(f"cannot read audio {path}", details=[reason], hint=_REPLACE)
+def _resampled(first: Tensor, blocks: Iterator[Tensor], rate: int) -> Iterator[Tensor]:
+    """Blocks (S,) of `rate` Hz at `SAMPLE_RATE`.
+
+    The filter makes `made` samples of every `group`, and reaches some samples further on both sides: so each block is
+    resampled with `context` samples around it, which are whole groups, and what came of those is dropped.
+    """
+    common = math.gcd(rate, SAMPLE_RATE)
+    group, made = rate // common, SAMPLE_RATE // common
+    reach = math.ceil(_ZERO_CROSSINGS * group / (_ROLLOFF * min(group, made)))
+    context = (math.ceil(reach / group) + 1) * group
+    pending, left = first, 0  # samples not yet done with, and how many of them are context
+    while True:
+        whole = (len(pending) - left - context) // group * group
+        if whole > 0:
+            done = left + whole
+            yield resample(pending[: done + context], rate)[left // group * made : done // group * made]
+            left = min(context, done)
+            pending = pending[done - left :]
+        block = next(blocks, None)
+        if block is None:
+            break
+        pending = torch.cat([pending, block])
+    yield resample(pending, rate)[left // group * made :]
+
+
+def _unreadable(path: Path, reason: str, hint: str = _REENCODE) -> DataError:
+    return DataError(f"cannot read audio {path}", details=[reason], hint=hint)

@@ -1,34 +1,22 @@
-"""Every utterance looked at once before anything is trained: its audio, its length, its labels."""
+"""What is wrong with utterances, found before anything is trained: their audio, length and labels."""
 
-import hashlib
-import os
-import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, get_args
 
-from parp_cli.data.audio import MUCH_CLIPPED, SAMPLE_RATE, Sound, can_resample, inspect_audio
-from parp_cli.data.known_sounds import KnownSounds, Note, Unreadable, stamp
+from parp_cli.data.audio import MUCH_CLIPPED, SAMPLE_RATE, AudioInfo, can_resample
+from parp_cli.data.inspection import Inspected, Unreadable
 from parp_cli.data.labels import Vocabulary, frames_needed, visible
 from parp_cli.data.utterances import Utterance
 from parp_cli.errors import MAX_DETAILS, DataError, Table, first_few
-from parp_cli.runtime.progress import Notify, Progress, silent
 
 LOWEST_RATE = 8000
-"""Hz of the telephone; below it most consonants are lost."""
+"""Hz of the telephone; below that most consonants are lost."""
 
 _LENGTH_SECONDS, _LENGTH_SHARE = 0.1, 0.01
-"""A length is as given within the larger of these: lossy formats add some samples, and manifests round."""
-
-_SYSTEM_ERROR = 2
-"""libsndfile's code where the operating system is to blame rather than the file."""
-
-_MOST_READERS = 8
-_NOTING_SECONDS = 2.0
-"""Between two writings of what was read: all that a kill can lose."""
+"""A length differs from the given one beyond the larger of these: lossy formats add samples, and manifests round."""
 
 ProblemKind = Literal[
     "missing audio",
@@ -43,14 +31,13 @@ ProblemKind = Literal[
     "repeated id",
 ]
 
-
 OF_TRAINING_ALONE: frozenset[ProblemKind] = frozenset(["more labels than frames", "outside vocabulary"])
-"""Of a model that is judged they are errors like others."""
+"""No problems in evaluation: there they count as recognition errors."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Problem:
-    """Why an utterance cannot be trained on, or judged by."""
+    """Why an utterance cannot be trained on, or evaluated."""
 
     utterance_id: str
     split: str
@@ -60,113 +47,103 @@ class Problem:
 
     @property
     def message(self) -> str:
-        """All but the kind in a line."""
+        """All but the kind, in one line."""
         return f"{self.utterance_id}: {self.what} ({self.split}, {self.audio})"
 
 
-def read_sounds(
-    paths: Iterable[Path], *, cache: Path | None = None, notify: Notify = silent
-) -> dict[Path, Sound | Unreadable]:
-    """Decode each sound file to its end, unless one of that content was read before.
+def with_lengths(utterances: Iterable[Utterance], infos: Mapping[Path, Inspected]) -> list[Utterance]:
+    """The utterances with the lengths of their audio, where none was given.
 
     Args:
-        paths: of the files, in any order; repeated ones are read once.
-        cache: the folder that keeps what was found; by default the user's cache folder.
-        notify: is told of the files that have to be opened.
+        utterances: from a corpus.
+        infos: what is in their audio, from `inspect_files`.
     """
-    found: dict[Path, Sound | Unreadable] = {}
-    unread: dict[Path, str] = {}
-    with KnownSounds(cache) as known:
-        for path in dict.fromkeys(paths):
-            if not path.is_file():
-                what = "it is a folder" if path.is_dir() else "there is no such file"
-                found[path] = Unreadable(what, missing=not path.is_dir())
-                continue
-            try:
-                now = stamp(path)
-            except OSError as error:
-                found[path] = Unreadable(error.strerror or str(error))
-                continue
-            sound = known.of_file(path, now)
-            if sound is None:
-                unread[path] = now
-            else:
-                found[path] = sound
-        found |= _read(unread, known, notify)
-    return found
+    return [
+        replace(utterance, seconds=info.seconds)
+        if utterance.seconds == 0 and isinstance(info := infos[utterance.audio], AudioInfo)
+        else utterance
+        for utterance in utterances
+    ]
 
 
 def check_utterances(
     utterances: Iterable[Utterance],
     split: str,
-    sounds: Mapping[Path, Sound | Unreadable],
+    infos: Mapping[Path, Inspected],
     vocabulary: Vocabulary,
     frames: Callable[[int], int],
 ) -> list[Problem]:
     """Everything that keeps utterances from being trained on, in their order; the caller skips them or refuses.
 
     Args:
-        utterances: to look at.
+        utterances: to check.
         split: they belong to.
-        sounds: what is in their audio, from `read_sounds`.
+        infos: what is in their audio, from `inspect_files`.
         vocabulary: of the head to be trained.
-        frames: how many frames the model makes of so many samples at 16 kHz.
+        frames: of the model, by samples at 16 kHz.
     """
     problems: list[Problem] = []
     utterances = list(utterances)
     count = Counter(utterance.id for utterance in utterances)
     for utterance in utterances:
-        sound = sounds[utterance.audio]
-        found = [*_wrong_sound(utterance, sound, frames), *_wrong_labels(utterance, sound, vocabulary, frames)]
+        info = infos[utterance.audio]
+        wrong = [*_wrong_audio(utterance, info, frames), *_wrong_labels(utterance, info, vocabulary, frames)]
         if count[utterance.id] > 1:
-            found.append(("repeated id", f"{count[utterance.id]} utterances have this id"))
+            wrong.append(("repeated id", f"{count[utterance.id]} utterances have this id"))
         problems += [
             Problem(utterance_id=utterance.id, split=split, kind=kind, what=what, audio=utterance.audio)
-            for kind, what in found
+            for kind, what in wrong
         ]
     return problems
 
 
-def notes_of(splits: Sequence[tuple[str, Sequence[Utterance]]], sounds: Mapping[Path, Sound | Unreadable]) -> list[str]:
+def notes_of(splits: Sequence[tuple[str, Sequence[Utterance]]], infos: Mapping[Path, Inspected]) -> list[str]:
     """What is unusual in the audio of splits and yet can be used, a line for each kind and split.
 
     Args:
         splits: names and utterances.
-        sounds: what is in their audio, from `read_sounds`.
+        infos: what is in their audio, from `inspect_files`.
     """
-    by_split: dict[str, list[tuple[str, Sound]]] = {}
+    by_split: dict[str, list[tuple[str, AudioInfo]]] = {}
     for split, utterances in splits:
-        if split not in by_split:  # one may be there twice, to train and to validate on
-            heard = [(utterance.id, sounds[utterance.audio]) for utterance in utterances]
-            # Rates that are problems anyway are not told again.
-            by_split[split] = [(id_, it) for id_, it in heard if isinstance(it, Sound) and _is_fit(it.rate)]
-    rates = Counter(sound.rate for some in by_split.values() for _, sound in some)
+        if split in by_split:  # to train and to validate on
+            continue
+        pairs = [(utterance.id, infos[utterance.audio]) for utterance in utterances]
+        # Rates that are problems anyway are not reported again.
+        by_split[split] = [(id_, info) for id_, info in pairs if isinstance(info, AudioInfo) and _is_fit(info.rate)]
+    rates = Counter(info.rate for some in by_split.values() for _, info in some)
     usual = max(rates, key=lambda rate: (rates[rate], rate), default=SAMPLE_RATE)
-    lines = []
-    for split, some in by_split.items():
-        others = sorted({sound.rate for _, sound in some} - {usual})
-        if others:
-            apart = "; ".join(
-                f"{_few(id_ for id_, sound in some if sound.rate == rate)} at {rate:,} Hz" for rate in others
+    return [f"{split}: {note}" for split, some in by_split.items() for note in _notes(some, usual)]
+
+
+def _notes(infos: Sequence[tuple[str, AudioInfo]], usual_rate: int) -> Iterable[str]:
+    """Notes on the audio of one split, by utterance."""
+    if others := sorted({info.rate for _, info in infos} - {usual_rate}):
+        apart = "; ".join(f"{_few(id_ for id_, info in infos if info.rate == r)} at {r:,} Hz" for r in others)
+        lacking = ", and lower rates lack high frequencies" if others[0] < SAMPLE_RATE else ""
+        yield (
+            f"most audio is sampled at {usual_rate:,} Hz, but {apart} (all is resampled to {SAMPLE_RATE:,} Hz{lacking})"
+        )
+    for channels in sorted({info.channels for _, info in infos} - {1}):
+        yield (
+            f"{_few(id_ for id_, info in infos if info.channels == channels)} with {channels} channels "
+            "(they are averaged: if each has a speaker of its own, separate them)"
+        )
+    if clipped := {id_: info.clipped_share for id_, info in infos if info.clipped_share > MUCH_CLIPPED}:
+        yield (
+            f"{_few(clipped)} clipped, up to {max(clipped.values()):.1%} of the samples "
+            "(recorded too loud, which costs accuracy)"
+        )
+    differing = {id_: info.missing_seconds for id_, info in infos if info.differs_from_header}
+    for word, some in (
+        ("shorter", {id_: seconds for id_, seconds in differing.items() if seconds > 0}),
+        ("longer", {id_: -seconds for id_, seconds in differing.items() if seconds < 0}),
+    ):
+        if some:
+            yield (
+                f"{_few(some)} {word} than the file's header says, by up to {max(some.values()):.2f} s "
+                "(everything that can be decoded is used)"
             )
-            lacking = ", and lower rates hold no high sounds" if others[0] < SAMPLE_RATE else ""
-            lines.append(
-                f"{split}: most audio is sampled at {usual:,} Hz, but {apart} "
-                f"(all is resampled to {SAMPLE_RATE:,} Hz{lacking})"
-            )
-        for channels in sorted({sound.channels for _, sound in some} - {1}):
-            lines.append(
-                f"{split}: {_few(id_ for id_, sound in some if sound.channels == channels)} with {channels} channels "
-                "(they are averaged: if each has a speaker of its own, take them apart)"
-            )
-        clipped = [(id_, sound.clipped_share) for id_, sound in some if sound.clipped_share > MUCH_CLIPPED]
-        if clipped:
-            most = max(share for _, share in clipped)
-            lines.append(
-                f"{split}: {_few(id_ for id_, _ in clipped)} clipped, up to {most:.1%} of the samples "
-                "(recorded too loud, which costs accuracy)"
-            )
-    return lines
 
 
 def _few(ids: Iterable[str]) -> str:
@@ -205,74 +182,34 @@ def refusal(problems: Sequence[Problem], notes: Iterable[str], *, left_out: bool
     )
 
 
-def _read(unread: Mapping[Path, str], known: KnownSounds, notify: Notify) -> dict[Path, Sound | Unreadable]:
-    """Open files, whose stamps are given, several at a time."""
-    found: dict[Path, Sound | Unreadable] = {}
-    fresh: list[Note] = []
-    noted = time.monotonic()
-    pool = ThreadPoolExecutor(min(_MOST_READERS, os.cpu_count() or 1))
-    try:
-        readings = {pool.submit(_read_one, path, known): path for path in unread}
-        for done, reading in enumerate(as_completed(readings), start=1):
-            path = readings[reading]
-            content, found[path] = reading.result()
-            if content is not None:
-                fresh.append(Note(path, unread[path], content, found[path]))
-            if time.monotonic() - noted > _NOTING_SECONDS:
-                known.add(fresh)
-                fresh, noted = [], time.monotonic()
-            notify(Progress("checking audio", done, len(unread)))
-    finally:
-        pool.shutdown(cancel_futures=True)  # Ctrl-C waits for the few files that are open, not for those that are left
-        if fresh:
-            known.add(fresh)
-    return found
-
-
-def _read_one(path: Path, known: KnownSounds) -> tuple[str | None, Sound | Unreadable]:
-    """SHA-256 and content of a file; no SHA-256 where it might be read another time."""
-    try:
-        with path.open("rb") as file:
-            content = hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        return None, Unreadable(error.strerror or str(error))
-    sound = known.of_content(content, path)
-    if sound is not None:
-        return content, sound
-    try:
-        return content, inspect_audio(path)
-    except DataError as error:
-        of_the_system = isinstance(error.__cause__, OSError) or getattr(error.__cause__, "code", 0) == _SYSTEM_ERROR
-        return None if of_the_system else content, Unreadable("; ".join(error.details))
-
-
-def _wrong_sound(
-    utterance: Utterance, sound: Sound | Unreadable, frames: Callable[[int], int]
+def _wrong_audio(
+    utterance: Utterance, info: Inspected, frames: Callable[[int], int]
 ) -> Iterable[tuple[ProblemKind, str]]:
-    if isinstance(sound, Unreadable):
-        yield ("missing audio" if sound.missing else "unreadable audio"), sound.reason
+    if isinstance(info, Unreadable):
+        yield ("missing audio" if info.missing else "unreadable audio"), info.reason
         return
-    if sound.silent:
+    if info.silent:
         yield "silence", "all of its samples are the same"
-    if sound.rate < LOWEST_RATE:
-        yield "sampling rate", f"{sound.rate:,} Hz: speech needs {LOWEST_RATE:,} Hz at the least"
-    elif not can_resample(sound.rate):
-        yield "sampling rate", f"{sound.rate:,} Hz have no simple ratio to {SAMPLE_RATE:,} Hz: convert it"
-    if abs(sound.seconds - utterance.seconds) > max(_LENGTH_SECONDS, _LENGTH_SHARE * sound.seconds):
-        yield "wrong length", f"{sound.seconds:.2f} s, but {utterance.seconds:.2f} s are given for it"
-    if frames(sound.resampled) == 0:
-        yield "too short", f"{sound.seconds:.3f} s make no frame"
+    if info.rate < LOWEST_RATE:
+        yield "sampling rate", f"{info.rate:,} Hz: speech needs at least {LOWEST_RATE:,} Hz"
+    elif not can_resample(info.rate):
+        yield "sampling rate", f"{info.rate:,} Hz have no simple ratio to {SAMPLE_RATE:,} Hz: convert it"
+    given = utterance.seconds
+    if given and abs(info.seconds - given) > max(_LENGTH_SECONDS, _LENGTH_SHARE * info.seconds):
+        yield "wrong length", f"{info.seconds:.2f} s, but the corpus says {given:.2f} s"
+    if frames(info.resampled) == 0:
+        yield "too short", f"{info.seconds:.3f} s make no frame"
 
 
 def _wrong_labels(
-    utterance: Utterance, sound: Sound | Unreadable, vocabulary: Vocabulary, frames: Callable[[int], int]
+    utterance: Utterance, info: Inspected, vocabulary: Vocabulary, frames: Callable[[int], int]
 ) -> Iterable[tuple[ProblemKind, str]]:
     foreign = vocabulary.outside(utterance)
     if not vocabulary.reference(utterance):
         yield "no label", f"no {vocabulary.labels}"
     elif foreign:
         yield "outside vocabulary", f"{vocabulary.labels} outside the vocabulary: {' '.join(map(visible, foreign))}"
-    elif isinstance(sound, Sound) and (available := frames(sound.resampled)):
+    elif isinstance(info, AudioInfo) and (available := frames(info.resampled)):
         ids = vocabulary.encode(utterance)
         needed = frames_needed(ids)
         if needed > available:

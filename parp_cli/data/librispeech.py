@@ -63,7 +63,7 @@ def load_librispeech(root: Path, split: str, *, lenient: bool = False) -> list[U
     Args:
         root: the folder named LibriSpeech, or the one it lies in.
         split: a folder under it, such as "train-clean-100".
-        lenient: leave it to the caller to find audio that is missing or cannot be opened; its length is 0 then.
+        lenient: open no audio, which may be missing: that is left to `inspect_files`. All lengths are 0.
 
     Raises:
         DataError: there is no such split, audio cannot be read, or a transcript has no audio.
@@ -147,12 +147,10 @@ def _load_chapter(chapter: Path, split: str, problems: list[str], lenient: bool)
     utterances = []
     for name, path in audio.items():
         try:
-            seconds = audio_seconds(path)
+            seconds = 0.0 if lenient else audio_seconds(path)
         except DataError as error:
-            if not lenient:
-                problems.append(f"{path}: {'; '.join(error.details)}")
-                continue
-            seconds = 0.0
+            problems.append(f"{path}: {'; '.join(error.details)}")
+            continue
         utterances.append(
             Utterance(
                 id=name,

@@ -26,8 +26,8 @@ def read_manifest(path: Path, *, lenient: bool = False) -> list[Utterance]:
 
     Args:
         path: of the manifest.
-        lenient: leave it to the caller to find utterances with the id of another one or without audio; a length that
-            has to be read from a header, and cannot be, is 0 then.
+        lenient: allow repeated ids, and open no audio, which may be missing: that is left to `inspect_files`. A
+            length that the manifest does not give is 0.
 
     Raises:
         DataError: the file cannot be read, or lines of it are wrong: all of them are listed with their numbers.
@@ -137,10 +137,8 @@ def _seconds(fields: dict[str, Any], audio: Path, where: str, problems: list[str
         return None
     if "seconds" not in fields:
         try:
-            return audio_seconds(audio)
+            return 0.0 if lenient else audio_seconds(audio)
         except DataError as error:
-            if lenient:
-                return 0.0
             problems.append(f"{where}: {error.message}: {'; '.join(error.details)}")
             return None
     value = fields["seconds"]

@@ -23,7 +23,7 @@ class Utterance:
     """The split it belongs to, such as "test-clean"; "" where there are no splits."""
 
     seconds: float
-    """Length in seconds; 0 where it is not known because the file cannot be read."""
+    """Length in seconds; 0 where the corpus does not give it, until the audio is decoded."""
 
     text: str | None = None
     """Transcript in Unicode's NFC, words separated by single spaces; in the case that it has in its corpus."""

@@ -1,11 +1,11 @@
 """Logits of recordings of any length, in chunks that overlap and are joined where both neighbours know the context.
 
-The front end is computed once for each frame, as if it had the whole recording (`models.slices`). The Transformer sees
-chunks of its frames. Of each chunk only the middle is kept, so that every kept frame has heard what came before and
-after it; a recording that fits into one chunk is computed as `logits.logits_of` does it. What is kept at one time is
-some batches' features, whatever the length.
+The feature encoder computes each frame once, as if it had the whole recording (`models.speech.slices`). The Transformer
+sees chunks of its frames, of which only the middle is kept: so every kept frame has context on both sides. A recording
+that fits into one chunk is computed as `logits.logits_of` does. Memory holds some batches' features, whatever the
+length.
 
-T frames, C front-end channels, V tokens.
+T frames, C feature channels, V tokens.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -17,9 +17,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from parp_cli.data.audio import SAMPLE_RATE
+from parp_cli.data.audio import SAMPLE_RATE, AudioInfo, waveform_blocks
 from parp_cli.data.batching import sorted_batches
-from parp_cli.data.blocks import SoundReport, waveform_blocks
 from parp_cli.errors import CheckpointError, DataError
 from parp_cli.models.speech.config import Architecture
 from parp_cli.models.speech.forward import encode, pad
@@ -30,10 +29,13 @@ if TYPE_CHECKING:
     from parp_cli.models.speech.encoder import SpeechNetwork
 
 _SLICE_SECONDS = 5.0
-"""Of the front end's input: base's first layer makes 6.5 MB of a second."""
+"""Of the feature encoder's input: the first layer of base takes 6.5 MB per second."""
+
+_MAX_SECONDS = 1e9
+"""Of a chunk: longer than any recording."""
 
 _BATCHES_AHEAD = 4
-"""Batches' worth of chunks that are gathered, so that those of similar length can go together."""
+"""Batches of chunks that are gathered before the first is computed, so that those of similar length go together."""
 
 
 @dataclass(frozen=True)
@@ -41,8 +43,8 @@ class Chunking:
     """How recordings are cut.
 
     Attributes:
-        seconds: of a chunk.
-        context: seconds at each end of a chunk that are heard and not kept.
+        seconds: of a chunk; infinite for recordings as a whole.
+        context: seconds at each end of a chunk whose logits are not kept.
 
     Raises:
         ValueError: nothing of a chunk would be kept.
@@ -58,17 +60,17 @@ class Chunking:
 
 @dataclass(frozen=True)
 class Recording:
-    """A sound file that was read once.
+    """An audio file that was read once.
 
     Attributes:
         path: of the file.
         moments: of its waveform.
-        report: what was seen of it.
+        info: what was found in it.
     """
 
     path: Path
     moments: Moments
-    report: SoundReport
+    info: AudioInfo
 
 
 @dataclass(frozen=True)
@@ -99,15 +101,15 @@ class _Chunk:
 
 
 def measure(path: Path, architecture: Architecture) -> Recording:
-    """Read a sound file to its end.
+    """Read an audio file to its end.
 
     Raises:
         DataError: it cannot be read.
     """
-    report, counter = SoundReport(), MomentCounter(architecture)
-    for block in waveform_blocks(path, report):
+    info, counter = AudioInfo(), MomentCounter(architecture)
+    for block in waveform_blocks(path, info):
         counter.add(block)
-    return Recording(path, counter.moments, report)
+    return Recording(path, counter.moments, info)
 
 
 def logits_in_chunks(
@@ -124,15 +126,15 @@ def logits_in_chunks(
     Args:
         model: in evaluation mode, with a CTC head.
         recordings: are asked for as they are needed.
-        batch_seconds: padded sound in one forward pass of the Transformer. Changes no transcript.
+        batch_seconds: padded audio in one forward pass of the Transformer. Does not change transcripts.
         encoder: as in `logits.logits_of`.
 
     Raises:
-        CheckpointError: the model's output is no number.
+        CheckpointError: the model's output is not finite.
     """
     encoder = encoder or partial(encode, model)
     frame_seconds = frame_samples(architecture) / SAMPLE_RATE
-    step = max(1, round((chunking.seconds - 2 * chunking.context) / frame_seconds))
+    step = max(1, round(min(chunking.seconds - 2 * chunking.context, _MAX_SECONDS) / frame_seconds))
     context = round(chunking.context / frame_seconds)
     pool: list[_Chunk | Piece] = []
     waiting = 0.0
@@ -196,7 +198,7 @@ def _encoded(
             kept = row[chunk.keep].clone()
             if not bool(torch.isfinite(kept).all()):
                 raise CheckpointError(
-                    "the model's output is no finite number",
+                    "the model produced non-finite logits",
                     hint="its training diverged: lower training.learning_rate, or set training.gradient_clip",
                 )
             pieces[place] = Piece(chunk.recording, kept, chunk.last)

@@ -1,7 +1,7 @@
-"""When each word was said: from the frames of CTC's labels to words, and from words to subtitles.
+"""When each word is spoken: from the frames of CTC's labels to words, and from words to subtitles.
 
-A label's time is its peak: the frames in which it is the likeliest. For a greedy transcript that is the forced
-alignment too: the best path is the likeliest of all paths, so that of those which spell its text none is likelier.
+A label's time is its peak: the frames in which it is the likeliest. For a greedy transcript that is also the forced
+alignment: the best path is the likeliest of all, so also of those that spell its text.
 
 T frames.
 """
@@ -10,7 +10,7 @@ import math
 import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -37,7 +37,7 @@ class Word:
     """A word, or a phone where the labels are phones.
 
     Attributes:
-        text: as spelt.
+        text: as written.
         start, end: seconds.
     """
 
@@ -48,21 +48,24 @@ class Word:
 
 @dataclass(frozen=True)
 class Segment:
-    """Words that are read together.
-
-    Attributes:
-        words: one at least.
-        start, end: seconds; the end may be later than the last word's, to leave time to read.
-    """
+    """Words that are shown together; at least one."""
 
     words: tuple[Word, ...]
-    start: float
-    end: float
+
+    @property
+    def start(self) -> float:
+        """Of the first word, in seconds."""
+        return self.words[0].start
+
+    @property
+    def end(self) -> float:
+        """Of the last word, in seconds."""
+        return self.words[-1].end
 
     @property
     def text(self) -> str:
-        """The words, divided by spaces."""
-        return _text(self.words)
+        """The words, separated by spaces."""
+        return " ".join(word.text for word in self.words)
 
 
 class SpanReader:
@@ -98,117 +101,76 @@ def words_of(spans: Iterable[Span], vocabulary: Vocabulary, frame_seconds: float
         spans: in order.
         frame_seconds: from one frame to the next.
     """
-    letters = vocabulary.labels == "letters"
-    words: list[Word] = []
-    spelt: list[tuple[str, Span]] = []
-
-    def end_word() -> None:
-        if spelt:
-            text = "".join(symbol for symbol, _ in spelt)
-            words.append(
-                Word(text, _seconds(spelt[0][1].start, frame_seconds), _seconds(spelt[-1][1].end, frame_seconds))
-            )
-            spelt.clear()
-
+    groups: list[list[Span]] = [[]]
     for span in spans:
-        symbol = vocabulary.decode([span.label])  # "" for a boundary, and for what stands for no sound
-        if symbol:
-            spelt.append((symbol, span))
-        if not letters or vocabulary.symbols[span.label] == BOUNDARY:
-            end_word()
-    end_word()
-    return words
-
-
-def _seconds(frame: int, frame_seconds: float) -> float:
-    return round(frame * frame_seconds, 3)
+        if vocabulary.labels == "phones" or vocabulary.symbols[span.label] == BOUNDARY:
+            groups.append([])
+        if vocabulary.decode([span.label]):  # not a boundary or a special symbol
+            groups[-1].append(span)
+    return [
+        Word(
+            vocabulary.decode(span.label for span in group),
+            round(group[0].start * frame_seconds, 3),
+            round(group[-1].end * frame_seconds, 3),
+        )
+        for group in groups
+        if group
+    ]
 
 
 LINE_CHARACTERS = 42
-"""Most in a line of a subtitle, by the usual guidelines; a longer word has a line of its own."""
+"""Maximum per line of a subtitle, by the usual guidelines; a longer word has a line of its own."""
 
-_LINES = 2
-"""Most that are shown at a time."""
+_MAX_LINES = 2
+"""Shown at a time."""
 
+PAUSE_SECONDS = 0.8
+"""Without a word; ends a segment."""
 
-@dataclass(frozen=True, kw_only=True)
-class SubtitleRules:
-    """What can be read in time; the usual figures of subtitling guidelines.
-
-    Attributes:
-        pause: seconds without a word that end a segment.
-        longest, shortest: seconds that a segment is shown; the latter where the next one leaves the time.
-        reading_speed: characters a second; a segment is shown longer for it where the next one leaves the time.
-        gap: seconds between a segment that is shown longer and the next.
-    """
-
-    pause: float = 0.8
-    longest: float = 7.0
-    shortest: float = 1.0
-    reading_speed: float = 17.0
-    gap: float = 0.08
+MAX_SEGMENT_SECONDS = 7.0
+"""Of a segment of several words."""
 
 
 def wrapped(text: str, characters: int = LINE_CHARACTERS) -> list[str]:
-    """Text in as few lines of so many characters as it takes; words stay whole."""
+    """Text in as few lines of so many characters as possible; words stay whole."""
     return textwrap.wrap(text, characters, break_long_words=False, break_on_hyphens=False)
 
 
-def segments_of(words: Sequence[Word], rules: SubtitleRules, *, seconds: float = math.inf) -> list[Segment]:
-    """Cut words into segments: at pauses, and where one is too long at its longest pause near the middle.
+def segments_of(words: Sequence[Word]) -> list[Segment]:
+    """Words as subtitles: cut at pauses, and where a segment is too long, at its longest pause near the middle.
 
-    A segment is too long where it takes more than two lines, or more than `rules.longest` seconds.
-
-    Args:
-        seconds: length of the recording, beyond which nothing is shown.
+    A segment of several words is too long if it takes more than two lines, or more than `MAX_SEGMENT_SECONDS`.
     """
     groups: list[list[Word]] = []
     for word in words:
-        if not groups or word.start - groups[-1][-1].end >= rules.pause:
+        if not groups or word.start - groups[-1][-1].end >= PAUSE_SECONDS:
             groups.append([])
         groups[-1].append(word)
-    parts = [part for group in groups for part in _divided(group, rules)]
     segments = []
-    limits = [*(part[0].start - rules.gap for part in parts[1:]), seconds]
-    for part, limit in zip(parts, limits, strict=False):  # without parts there is a limit all the same
-        start, end = part[0].start, part[-1].end
-        wanted = max(rules.shortest, len(_text(part)) / rules.reading_speed)
-        end = max(end, min(start + min(wanted, rules.longest), limit))
-        segments.append(Segment(tuple(part), start, round(end, 3)))
+    while groups:
+        group = groups.pop(0)
+        if len(group) == 1 or _fits(group):
+            segments.append(Segment(tuple(group)))
+        else:
+            place = _longest_pause(group)
+            groups[:0] = [group[:place], group[place:]]
     return segments
 
 
-def _divided(words: Sequence[Word], rules: SubtitleRules) -> list[Sequence[Word]]:
-    """Parts of words without a pause between them that are each short enough to be shown."""
-    written = [0, *accumulate(len(word.text) + 1 for word in words)]  # characters before each word, spaces included
-
-    def fits(begin: int, end: int) -> bool:
-        return (
-            words[end - 1].end - words[begin].start <= rules.longest
-            and written[end] - written[begin] <= _LINES * (LINE_CHARACTERS + 1)
-            and len(wrapped(_text(words[begin:end]))) <= _LINES
-        )
-
-    def cut(begin: int, end: int) -> int:
-        total = written[end] - written[begin] - 1
-
-        def worth(place: int) -> float:
-            # A pause of half the longest there can be outweighs a cut at the very edge.
-            off_centre = abs((written[place] - written[begin] - 1) / total - 0.5)
-            return words[place].start - words[place - 1].end - rules.pause * off_centre
-
-        return max(range(begin + 1, end), key=worth)
-
-    parts, left = [], [(0, len(words))]
-    while left:
-        begin, end = left.pop()
-        if end - begin == 1 or fits(begin, end):
-            parts.append(words[begin:end])
-        else:
-            place = cut(begin, end)
-            left += [(place, end), (begin, place)]  # what comes first is taken first
-    return parts
+def _fits(words: Sequence[Word]) -> bool:
+    return (
+        words[-1].end - words[0].start <= MAX_SEGMENT_SECONDS
+        and len(wrapped(" ".join(word.text for word in words))) <= _MAX_LINES
+    )
 
 
-def _text(words: Iterable[Word]) -> str:
-    return " ".join(word.text for word in words)
+def _longest_pause(words: Sequence[Word]) -> int:
+    """The number of the word before which to cut."""
+    total = sum(len(word.text) for word in words)
+    written, best = 0, (-math.inf, 0)
+    for place, (before, word) in enumerate(pairwise(words), start=1):
+        written += len(before.text)
+        # A pause of half the longest there can be outweighs a cut at the very edge.
+        worth = word.start - before.end - PAUSE_SECONDS * abs(written / total - 0.5)
+        best = max(best, (worth, -place))
+    return -best[1]

@@ -2,8 +2,10 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
-from parp_cli.data.check import OF_TRAINING_ALONE, Problem, check_utterances, notes_of, read_sounds, refusal
+from parp_cli.data.check import OF_TRAINING_ALONE, Problem, check_utterances, notes_of, refusal, with_lengths
+from parp_cli.data.inspection import Inspected, inspect_files
 from parp_cli.data.labels import Vocabulary
 from parp_cli.data.utterances import Utterance
 from parp_cli.errors import first_few
@@ -62,13 +64,16 @@ def evaluation_set(
     Raises:
         DataError: nothing is left.
     """
-    sounds = read_sounds((utterance.audio for _, some in splits for utterance in some), notify=notify)
+    infos: dict[Path, Inspected] = {}
+    for _, some in splits:
+        infos |= inspect_files((utterance.audio for utterance in some), notify=notify)
+    splits = [(split, with_lengths(some, infos)) for split, some in splits]
     left_out: list[Problem] = []
-    notes = notes_of(splits, sounds)
+    notes = notes_of(splits, infos)
     usable: list[Utterance] = []
     recognitions: list[Recognition] = []
     for split, some in splits:
-        found = check_utterances(some, split, sounds, vocabulary, frames)
+        found = check_utterances(some, split, infos, vocabulary, frames)
         problems = [problem for problem in found if problem.kind not in OF_TRAINING_ALONE]
         bad = {problem.utterance_id for problem in problems}
         good = [utterance for utterance in some if utterance.id not in bad]

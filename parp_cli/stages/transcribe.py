@@ -1,23 +1,22 @@
-"""Turn sound files of any length into text, with the time of each word."""
+"""Turn audio files of any length into text, with the time of each word."""
 
 import shutil
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 import torch
 
-from parp_cli.data.audio import MUCH_CLIPPED, SAMPLE_RATE, audio_seconds
-from parp_cli.data.blocks import SoundReport
+from parp_cli.data.audio import MUCH_CLIPPED, SAMPLE_RATE, AudioInfo, audio_seconds
 from parp_cli.data.labels import Vocabulary, vocabulary_of
 from parp_cli.decoding.chunks import Chunking, Piece, Recording, logits_in_chunks, measure
 from parp_cli.decoding.subtitles import SUFFIXES, Format, json_text, srt, vtt, word_lines
-from parp_cli.decoding.timing import Segment, SpanReader, SubtitleRules, Word, segments_of, words_of
+from parp_cli.decoding.timing import Segment, SpanReader, Word, segments_of, words_of
 from parp_cli.errors import DataError, UsageError
 from parp_cli.models.recognizer import rebuild
 from parp_cli.models.speech.config import Architecture, frames
@@ -38,7 +37,7 @@ _STANDARD_INPUT_HINT = (
 )
 
 _QUIET = 2e-3
-"""Between the lowest sample and the highest, of full scale: 60 dB below what there is room for."""
+"""Between the lowest sample and the highest; 2 is full scale, so this is 60 dB below it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,10 +47,10 @@ class Transcription:
     Attributes:
         file: as it was named.
         seconds: its length.
-        text: words, or phones, divided by spaces.
+        text: words, or phones, separated by spaces.
         words: with their times.
-        warnings: what may be wrong with it: silence, clipping.
-        path: where it was written; None where nowhere.
+        warnings: what may be wrong with it: silence, clipping, a header that says another length.
+        path: where it was written, if anywhere.
     """
 
     file: str
@@ -64,14 +63,14 @@ class Transcription:
     @property
     def segments(self) -> tuple[Segment, ...]:
         """The words as subtitles show them."""
-        return tuple(segments_of(self.words, SubtitleRules(), seconds=self.seconds))
+        return tuple(segments_of(self.words))
 
     def rendered(self, layout: Format, *, times: bool = False) -> str:
         """The content of a file.
 
         Args:
             layout: of the file.
-            times: of each word too, where the layout has a place for them: "text" has one word a line then.
+            times: of each word too, where the layout has a place for them: "text" then has one word per line.
         """
         if layout == "srt":
             return srt(self.segments)
@@ -88,7 +87,7 @@ class Failure:
 
     Attributes:
         file: as it was named.
-        reason: a line.
+        reason: in one line.
         hint: what to do about it.
     """
 
@@ -99,13 +98,13 @@ class Failure:
 
 @dataclass(frozen=True, kw_only=True)
 class TranscribeResult:
-    """Of all files.
+    """Results of all files.
 
     Attributes:
         transcriptions: in the order in which the files were named.
-        failures: of the others.
+        failures: of the other files.
         audio_seconds: transcribed.
-        seconds: it took, reading included.
+        seconds: of work, reading included.
     """
 
     checkpoint: Path
@@ -115,7 +114,7 @@ class TranscribeResult:
     seconds: float
 
     def error(self) -> DataError | None:
-        """What to raise once all results are shown; None where all went well."""
+        """What to raise once all results are shown, if anything."""
         if not self.failures:
             return None
         count, total = len(self.failures), len(self.failures) + len(self.transcriptions)
@@ -147,14 +146,14 @@ def transcribe(
 
     Args:
         source: a checkpoint with an output head.
-        files: paths, or "-" for the bytes of a sound file from standard input.
-        out: a folder to write a file for each to, under its name with another ending; by default nothing is written.
+        files: paths, or "-" for the bytes of an audio file from standard input.
+        out: a folder to write one file per audio file to; by default nothing is written.
         layout: of what is written.
         times: of each word too, where the layout has a place for them.
         chunking: of long files.
-        batch_seconds: padded sound in one forward pass. Changes no transcript.
+        batch_seconds: padded audio in one forward pass. Does not change transcripts.
         standard_input: where "-" is read from; by default this process's.
-        ready: is called with each transcription once it is done (and written).
+        ready: is called with each transcription once it is done (and written), in the order of the files.
 
     Raises:
         CheckpointError: the checkpoint cannot be read, or has no head.
@@ -165,34 +164,26 @@ def transcribe(
     architecture, model, vocabulary = _load(source, device or torch.device("cpu"))
     if out is not None:
         _make_folder(out)
-    work = _Work(files, architecture, vocabulary, notify)
 
-    def finish(done: "_Open") -> None:
-        made = done.transcription(work)
+    def finish(made: Transcription) -> Transcription:
         if (target := targets[made.file]) is not None:
             write_text(target, made.rendered(layout, times=times))
             made = replace(made, path=target)
-        work.transcriptions[made.file] = made
-        work.hand_over(ready)
+        return made
 
     began = time.monotonic()
     with ExitStack() as stack, tensor_cores("float32"):
-        opened: list[_Open] = []
-        recordings = work.recordings(_paths(files, stream, stack), opened, finish)
-        pieces = logits_in_chunks(
-            model, architecture, recordings, chunking=chunking or Chunking(), batch_seconds=batch_seconds
-        )
-        for piece in pieces:
-            entry = opened[piece.recording]
-            work.take(entry, piece)
-            if piece.last and piece.error is None:
-                finish(entry)
-    work.hand_over(ready)
-    made = tuple(work.transcriptions[name] for name in files if name in work.transcriptions)
+        work = _Work(files, stream, stack, architecture, vocabulary, finish, ready, notify)
+        for piece in logits_in_chunks(
+            model, architecture, work.recordings(), chunking=chunking or Chunking(), batch_seconds=batch_seconds
+        ):
+            work.take(piece)
+    results = [work.results[file] for file in files]
+    made = tuple(result for result in results if isinstance(result, Transcription))
     return TranscribeResult(
         checkpoint=source,
         transcriptions=made,
-        failures=tuple(work.failures),
+        failures=tuple(result for result in results if isinstance(result, Failure)),
         audio_seconds=sum(item.seconds for item in made),
         seconds=time.monotonic() - began,
     )
@@ -210,95 +201,126 @@ class _Open:
     """A file whose logits are coming."""
 
     file: str
-    report: SoundReport
-    reader: SpanReader
-
-    def transcription(self, work: "_Work") -> Transcription:
-        words = words_of(self.reader.spans, work.vocabulary, frame_samples(work.architecture) / SAMPLE_RATE)
-        return Transcription(
-            file=self.file,
-            seconds=self.report.seconds,
-            text=" ".join(word.text for word in words),
-            words=tuple(words),
-            warnings=tuple(_warnings(self.report)),
-        )
+    info: AudioInfo
+    reader: SpanReader = field(default_factory=SpanReader)
 
 
 class _Work:
-    """What has become of the files so far."""
+    """Files on their way to results."""
 
     def __init__(
-        self, files: Sequence[str], architecture: Architecture, vocabulary: Vocabulary, notify: Notify
+        self,
+        files: Sequence[str],
+        stream: BinaryIO | None,
+        stack: ExitStack,
+        architecture: Architecture,
+        vocabulary: Vocabulary,
+        finish: Callable[[Transcription], Transcription],
+        ready: Callable[[Transcription], None] | None,
+        notify: Notify,
     ) -> None:
-        self.architecture, self.vocabulary = architecture, vocabulary
-        self._waiting = list(files)  # whose results nobody has had yet
-        self.transcriptions: dict[str, Transcription] = {}
-        self.failures: list[Failure] = []
-        self._notify = notify
-        self._total, self._read, self._heard = sum(map(_declared_seconds, files)), 0.0, 0.0
+        self._files, self._stream, self._stack = files, stream, stack
+        self._architecture, self._vocabulary = architecture, vocabulary
+        self._frame_seconds = frame_samples(architecture) / SAMPLE_RATE
+        self._finish, self._ready, self._notify = finish, ready, notify
+        self._opened: list[_Open] = []  # by the number of the recording
+        self._waiting = list(files)  # those whose results were not handed over
+        self._total, self._read, self._done = sum(map(_declared_seconds, files)), 0.0, 0.0
+        self.results: dict[str, Transcription | Failure] = {}
 
-    def recordings(
-        self, paths: Iterator[tuple[str, Path]], opened: list[_Open], finish: Callable[[_Open], None]
-    ) -> Iterator[Recording]:
-        """Files read once, those that the model need not hear left out; each that it is to hear is put in `opened`."""
-        for file, path in paths:
+    def recordings(self) -> Iterator[Recording]:
+        """Files, read once, that are to be transcribed: not those that are silent."""
+        for file in self._files:
             try:
-                recording = measure(path, self.architecture)
-                self._require_frame(recording)
+                recording = measure(self._path(file), self._architecture)
+                if frames(self._architecture, recording.moments.samples) == 0:
+                    raise DataError(
+                        "too short",
+                        details=[f"{1000 * recording.info.seconds:.0f} ms of audio are too short for the model"],
+                        hint="leave it out",
+                    )
             except DataError as error:
-                self.fail(file, error)
+                self._fail(file, error)
                 continue
-            entry = _Open(file, recording.report, SpanReader())
-            for warning in _warnings(recording.report):
-                self._notify(Progress("transcribing", 0, 0, warning=f"{_named(file)}: {warning}"))
-            if recording.report.silent:
-                finish(entry)
+            entry = _Open(file, recording.info)
+            for warning in _warnings(recording.info):
+                self._warn(file, warning)
+            if recording.info.silent:
+                self._complete(entry)
                 continue
-            self._read += recording.report.seconds
-            opened.append(entry)
+            self._read += recording.info.seconds
+            self._opened.append(entry)
             yield recording
 
-    def take(self, entry: _Open, piece: Piece) -> None:
+    def take(self, piece: Piece) -> None:
         """The next frames of a file."""
+        entry = self._opened[piece.recording]
         if piece.error is not None:
-            self.fail(entry.file, piece.error)
+            self._fail(entry.file, piece.error)
             return
         entry.reader.add(piece.logits.argmax(-1))
-        self._heard += len(piece.logits) * frame_samples(self.architecture) / SAMPLE_RATE
-        total = max(1, round(self._total or self._read))  # of standard input no header told it
-        self._notify(Progress("seconds transcribed", min(round(self._heard), total), total))
+        self._done += len(piece.logits) * self._frame_seconds
+        total = max(1, round(max(self._total, self._read)))  # not every file's header has its length
+        self._notify(Progress("seconds transcribed", min(round(self._done), total), total))
+        if piece.last:
+            self._complete(entry)
 
-    def fail(self, file: str, error: DataError) -> None:
-        """Note that a file cannot be transcribed."""
+    def _path(self, file: str) -> Path:
+        """A path that can be read twice: standard input and other pipes are copied to a temporary file."""
+        path = Path(file)
+        if file != STANDARD_INPUT and (path.is_file() or path.is_dir() or not path.exists()):
+            return path
+        copy = self._stack.enter_context(tempfile.NamedTemporaryFile(prefix="parp-stdin-"))  # noqa: SIM115
+        try:
+            if file == STANDARD_INPUT:
+                assert self._stream is not None
+                shutil.copyfileobj(self._stream, copy)
+            else:
+                with path.open("rb") as pipe:
+                    shutil.copyfileobj(pipe, copy)
+            copy.flush()
+        except OSError as error:
+            raise DataError(f"cannot read {file}", details=[error.strerror or str(error)]) from error
+        return Path(copy.name)
+
+    def _complete(self, entry: _Open) -> None:
+        words = words_of(entry.reader.spans, self._vocabulary, self._frame_seconds)
+        made = Transcription(
+            file=entry.file,
+            seconds=entry.info.seconds,
+            text=" ".join(word.text for word in words),
+            words=tuple(words),
+            warnings=tuple(_warnings(entry.info)),
+        )
+        self._hand_over(entry.file, self._finish(made))
+
+    def _fail(self, file: str, error: DataError) -> None:
         hint = _STANDARD_INPUT_HINT if file == STANDARD_INPUT else error.hint
         failure = Failure(file=file, reason="; ".join(error.details) or error.message, hint=hint)
-        self.failures.append(failure)
-        self._notify(Progress("transcribing", 0, 0, warning=f"{_named(file)}: {failure.reason}"))
+        self._warn(file, failure.reason)
+        self._hand_over(file, failure)
 
-    def hand_over(self, ready: Callable[[Transcription], None] | None) -> None:
-        """Give away what is done, in the order of the files: one that has nothing to be heard is done before others."""
-        failed = {failure.file for failure in self.failures}
-        while self._waiting and (self._waiting[0] in self.transcriptions or self._waiting[0] in failed):
-            made = self.transcriptions.get(self._waiting.pop(0))
-            if made is not None and ready is not None:
-                ready(made)
+    def _warn(self, file: str, warning: str) -> None:
+        self._notify(Progress("transcribing", 0, 0, warning=f"{_named(file)}: {warning}"))
 
-    def _require_frame(self, recording: Recording) -> None:
-        if frames(self.architecture, recording.moments.samples) == 0:
-            raise DataError(
-                "too short",
-                details=[f"{1000 * recording.report.seconds:.0f} ms of sound are too short for the model to hear any"],
-                hint="leave it out",
-            )
+    def _hand_over(self, file: str, result: Transcription | Failure) -> None:
+        """Keep a result, and hand over those that no earlier file is missing before: silent files are done at once."""
+        self.results[file] = result
+        while self._waiting and self._waiting[0] in self.results:
+            next_ = self.results[self._waiting.pop(0)]
+            if isinstance(next_, Transcription) and self._ready is not None:
+                self._ready(next_)
 
 
-def _warnings(report: SoundReport) -> Iterator[str]:
-    if report.silent:
-        yield "it is silent: nothing was said"
-    elif report.swing < _QUIET:
+def _warnings(info: AudioInfo) -> Iterator[str]:
+    if info.silent:
+        yield "it is silent"
+    elif info.peak_to_peak < _QUIET:
         yield "it is hardly louder than silence"
-    if report.clipped_share > MUCH_CLIPPED:
-        yield f"{report.clipped_share:.1%} of its samples are clipped: it was recorded too loud, which costs accuracy"
+    if info.clipped_share > MUCH_CLIPPED:
+        yield f"{info.clipped_share:.1%} of its samples are clipped: it was recorded too loud, which costs accuracy"
+    if info.differs_from_header:
+        yield f"its header says {info.declared / info.rate:.2f} s, but {info.seconds:.2f} s can be decoded: all is used"
 
 
 def _targets(files: Sequence[str], out: Path | None, layout: Format) -> dict[str, Path | None]:
@@ -323,12 +345,12 @@ def _targets(files: Sequence[str], out: Path | None, layout: Format) -> dict[str
                 hint="transcribe them to different folders",
             )
         taken[target], targets[file] = file, target
-    refuse_same({"the transcript": list(taken)}, {"the sound file": [Path(file) for file in files]})
+    refuse_same({"the transcript": list(taken)}, {"the audio file": [Path(file) for file in files]})
     return targets
 
 
 def _make_folder(folder: Path) -> None:
-    """Before anything is computed: what cannot be written is better known now."""
+    """Before anything is computed, so that an unwritable folder is reported at once."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -336,7 +358,7 @@ def _make_folder(folder: Path) -> None:
 
 
 def _declared_seconds(file: str) -> float:
-    """By its header; 0 where that tells nothing."""
+    """By its header; 0 where that does not say."""
     try:
         return 0.0 if file == STANDARD_INPUT else audio_seconds(Path(file))
     except DataError:
@@ -358,21 +380,3 @@ def _stream(files: Sequence[str], given: BinaryIO | None) -> BinaryIO | None:
     if sys.stdin is None:
         raise UsageError("standard input is closed", hint=_STANDARD_INPUT_HINT)
     return sys.stdin.buffer
-
-
-def _paths(files: Sequence[str], stream: BinaryIO | None, stack: ExitStack) -> Iterator[tuple[str, Path]]:
-    """Each file with a path to open; standard input is written to a temporary file, as it has to be read twice."""
-    for file in files:
-        if file == STANDARD_INPUT:
-            assert stream is not None
-            yield file, stack.enter_context(_spooled(stream))
-        else:
-            yield file, Path(file)
-
-
-@contextmanager
-def _spooled(stream: BinaryIO) -> Iterator[Path]:
-    with tempfile.NamedTemporaryFile(prefix="parp-stdin-") as file:
-        shutil.copyfileobj(stream, file)
-        file.flush()
-        yield Path(file.name)

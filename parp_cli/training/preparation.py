@@ -8,8 +8,9 @@ from pathlib import Path
 
 from parp_cli.config.finetune import Data, Recipe
 from parp_cli.data.batching import sorted_batches
-from parp_cli.data.check import Problem, check_utterances, notes_of, read_sounds, refusal
+from parp_cli.data.check import Problem, check_utterances, notes_of, refusal, with_lengths
 from parp_cli.data.corpora import load
+from parp_cli.data.inspection import Inspected, inspect_files
 from parp_cli.data.labels import Vocabulary, letters_vocabulary, phones_vocabulary
 from parp_cli.data.utterances import Utterance
 from parp_cli.errors import DataError, first_few
@@ -105,8 +106,8 @@ def prepare(recipe: Recipe, init: Path | None, notify: Notify) -> Preparation:
     train = load(recipe.data, recipe.data.train, notify, lenient=True)
     valid = load(recipe.data, recipe.data.valid, notify, lenient=True)[: recipe.data.max_valid_utterances]
     vocabulary = _vocabulary(recipe.data, start, train)
-    splits = (recipe.data.train, train), (recipe.data.valid, valid)
-    skipped, notes = _check(splits, vocabulary, start.architecture, recipe.data, notify)
+    splits: Sequence[tuple[str, list[Utterance]]] = [(recipe.data.train, train), (recipe.data.valid, valid)]
+    splits, skipped, notes = _check(splits, vocabulary, start.architecture, recipe.data, notify)
     train, valid = (_without(skipped, utterances, split) for split, utterances in splits)
     return Preparation(
         start=start,
@@ -138,23 +139,26 @@ def _check(
     architecture: Architecture,
     data: Data,
     notify: Notify,
-) -> tuple[list[Problem], list[str]]:
-    """Read all audio, and say why some utterances cannot be trained on, and what else was found.
+) -> tuple[Sequence[tuple[str, list[Utterance]]], list[Problem], list[str]]:
+    """Decode all audio: the splits with all lengths, why utterances cannot be trained on, and what else is unusual.
 
     Raises:
         DataError: there are such utterances and the recipe refuses them: all of them are shown at once.
     """
-    sounds = read_sounds((utterance.audio for _, some in splits for utterance in some), notify=notify)
+    infos: dict[Path, Inspected] = {}
+    for _, some in splits:
+        infos |= inspect_files((utterance.audio for utterance in some), notify=notify)
+    splits = [(split, with_lengths(some, infos)) for split, some in splits]
     problems: dict[Problem, None] = {}  # in order, once where a split is both trained and validated on
     for split, utterances in splits:
-        found = check_utterances(utterances, split, sounds, vocabulary, lambda samples: frames(architecture, samples))
+        found = check_utterances(utterances, split, infos, vocabulary, lambda samples: frames(architecture, samples))
         problems |= dict.fromkeys(found)
-    notes = notes_of(splits, sounds)
+    notes = notes_of(splits, infos)
     if problems and data.unusable == "refuse":
         raise refusal(list(problems), notes)
     for note in notes:
-        notify(Progress("checking audio", len(sounds), len(sounds), warning=note))
-    return list(problems), notes
+        notify(Progress("checking audio", len(infos), len(infos), warning=note))
+    return splits, list(problems), notes
 
 
 def _without(problems: Iterable[Problem], utterances: list[Utterance], split: str) -> list[Utterance]:

@@ -1,8 +1,6 @@
 """Each fault has its line, and what was read once is not read again."""
 
 import os
-import shutil
-import sqlite3
 import subprocess
 import sys
 import threading
@@ -15,10 +13,10 @@ import numpy
 import pytest
 import soundfile
 
-from parp_cli.data import check, known_sounds
-from parp_cli.data.audio import Sound, inspect_audio, read_audio
-from parp_cli.data.check import check_utterances, notes_of, read_sounds, refusal
-from parp_cli.data.known_sounds import Unreadable
+from parp_cli.data import audio, inspection
+from parp_cli.data.audio import AudioInfo, inspect_audio, read_audio
+from parp_cli.data.check import check_utterances, notes_of, refusal
+from parp_cli.data.inspection import Unreadable, inspect_files
 from parp_cli.data.labels import letters_vocabulary
 from parp_cli.data.utterances import Utterance
 from parp_cli.runtime.progress import Progress
@@ -35,11 +33,11 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Names of the files that were decoded."""
     names: list[str] = []
 
-    def counted(path: Path) -> Sound:
+    def counted(path: Path) -> AudioInfo:
         names.append(path.name)
         return inspect_audio(path)
 
-    monkeypatch.setattr(check, "inspect_audio", counted)
+    monkeypatch.setattr(inspection, "inspect_audio", counted)
     return names
 
 
@@ -89,9 +87,9 @@ FAULTS: dict[str, tuple[Callable[[Path], object], dict[str, Any], str, str]] = {
         lambda path: soundfile.write(path, numpy.random.default_rng(0).standard_normal(2000) / 9, 4000),
         {},
         "sampling rate",
-        "4,000 Hz: speech needs 8,000 Hz at the least",
+        "4,000 Hz: speech needs at least 8,000 Hz",
     ),
-    "off": (None, {"seconds": 0.7}, "wrong length", "0.50 s, but 0.70 s are given for it"),
+    "off": (None, {"seconds": 0.7}, "wrong length", "0.50 s, but the corpus says 0.70 s"),
     "short": (
         lambda path: soundfile.write(path, numpy.arange(300) / 999, 16_000),
         {"seconds": 0.01875},
@@ -127,7 +125,7 @@ def make(name: str, tmp_path: Path, noise: Callable[..., Path]) -> Utterance:
 def test_each_fault_has_its_line(name: str, tmp_path: Path, folder: Path, noise: Callable[..., Path]) -> None:
     good = Utterance(id="good", audio=noise("good.wav"), split="train", seconds=0.5, text="ALL")
     bad = make(name, tmp_path, noise)
-    sounds = read_sounds([good.audio, bad.audio], cache=folder)
+    sounds = inspect_files([good.audio, bad.audio], cache=folder)
     problems = check_utterances([good, bad], "train", sounds, letters_vocabulary(), frames)
     _, _, kind, what = FAULTS[name]
     assert [(problem.utterance_id, problem.kind, problem.what) for problem in problems] == [(name, kind, what)]
@@ -136,7 +134,7 @@ def test_each_fault_has_its_line(name: str, tmp_path: Path, folder: Path, noise:
 
 def test_all_faults_of_all_splits_are_in_one_table(tmp_path: Path, folder: Path, noise: Callable[..., Path]) -> None:
     bad = [make(name, tmp_path, noise) for name in FAULTS]
-    sounds = read_sounds([utterance.audio for utterance in bad], cache=folder)
+    sounds = inspect_files([utterance.audio for utterance in bad], cache=folder)
     problems = [
         problem
         for split, some in (("train", bad[::-2]), ("dev", bad[-2::-2]))
@@ -164,7 +162,7 @@ def test_many_problems_are_counted_rather_than_shown(tmp_path: Path, folder: Pat
         Utterance(id=f"u{number:03}", audio=tmp_path / f"{number}.wav", split="train", seconds=1, text="A")
         for number in range(1234)
     ]
-    sounds = read_sounds([utterance.audio for utterance in many], cache=folder)
+    sounds = inspect_files([utterance.audio for utterance in many], cache=folder)
     error = refusal(check_utterances(many, "train", sounds, letters_vocabulary(), frames), [])
     assert error.message == "1,234 problems with the utterances of train (missing audio 1,234)"
     assert error.table is not None
@@ -175,7 +173,7 @@ def test_many_problems_are_counted_rather_than_shown(tmp_path: Path, folder: Pat
 def test_lengths_and_loud_sounds_that_can_be_trained_on(tmp_path: Path, folder: Path) -> None:
     square = numpy.sign(numpy.sin(numpy.arange(64_000) / 20))  # as clipped as can be
     soundfile.write(tmp_path / "a.wav", square, 16_000)
-    sounds = read_sounds([tmp_path / "a.wav"], cache=folder)
+    sounds = inspect_files([tmp_path / "a.wav"], cache=folder)
     for seconds in (3.91, 4.0, 4.09):
         utterance = Utterance(id="u", audio=tmp_path / "a.wav", split="train", seconds=seconds, text="A")
         assert not check_utterances([utterance], "train", sounds, letters_vocabulary(), frames)
@@ -206,10 +204,10 @@ def test_unusual_sampling_rates(folder: Path, noise: Callable[..., Path]) -> Non
 
     train = utterances("train", 16_000, 16_000, 16_000, 44_100, 8_000, 8_000)
     dev, test = utterances("dev", 48_000), utterances("test", 16_000)
-    sounds = read_sounds([utterance.audio for utterance in (*train, *dev, *test)], cache=folder)
+    sounds = inspect_files([utterance.audio for utterance in (*train, *dev, *test)], cache=folder)
     assert notes_of([("train", train), ("dev", dev), ("test", test)], sounds) == [
         "train: most audio is sampled at 16,000 Hz, but train4, train5 at 8,000 Hz; train3 at 44,100 Hz "
-        "(all is resampled to 16,000 Hz, and lower rates hold no high sounds)",
+        "(all is resampled to 16,000 Hz, and lower rates lack high frequencies)",
         "dev: most audio is sampled at 16,000 Hz, but dev0 at 48,000 Hz (all is resampled to 16,000 Hz)",
     ]
     assert not check_utterances(train, "train", sounds, letters_vocabulary(), frames)
@@ -229,46 +227,33 @@ def age(path: Path, seconds: float = 100.0) -> None:
 @pytest.fixture
 def settled(monkeypatch: pytest.MonkeyPatch) -> None:
     """Files count as old enough to be known by their time at once."""
-    monkeypatch.setattr(known_sounds, "_SETTLED_SECONDS", -10.0)
+    monkeypatch.setattr(inspection, "_SETTLED_SECONDS", -10.0)
 
 
 @pytest.mark.usefixtures("settled")
 def test_the_second_time_nothing_is_opened(
-    folder: Path, noise: Callable[..., Path], opened: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    folder: Path, noise: Callable[..., Path], opened: list[str], tmp_path: Path
 ) -> None:
     (tmp_path / "bad.wav").write_bytes(b"no sound")
     paths = [noise("a.wav"), noise("b.flac", rate=8000), tmp_path / "bad.wav", tmp_path / "gone.wav"]
-    first = read_sounds([*paths, *paths], cache=folder)
+    first = inspect_files([*paths, *paths], cache=folder)
     assert sorted(opened) == ["a.wav", "b.flac", "bad.wav"]
     opened.clear()
     steps: list[Progress] = []
-    with monkeypatch.context() as patch:
-        patch.setattr(Path, "open", None)  # not even to be hashed
-        assert read_sounds(paths, cache=folder, notify=steps.append) == first
+    assert inspect_files(paths, cache=folder, notify=steps.append) == first
     assert (opened, steps) == ([], [])
     assert first[tmp_path / "gone.wav"] == Unreadable("there is no such file", missing=True)
-
-
-@pytest.mark.usefixtures("settled")
-def test_content_decides_rather_than_the_name(folder: Path, noise: Callable[..., Path], opened: list[str]) -> None:
-    path = noise("a.wav")
-    known = read_sounds([path], cache=folder)[path]
-    copy = path.with_name("copy.wav")
-    shutil.copy(path, copy)
-    os.utime(path)
-    assert read_sounds([path, copy], cache=folder) == {path: known, copy: known}
-    assert opened == ["a.wav"]
 
 
 def test_changed_content_is_seen(folder: Path, noise: Callable[..., Path], opened: list[str]) -> None:
     path = noise("a.wav")
     size = path.stat().st_size
     age(path)
-    read_sounds([path], cache=folder)
+    inspect_files([path], cache=folder)
     soundfile.write(path, numpy.zeros(8000), 16_000)  # of the same size
     assert path.stat().st_size == size
-    sound = read_sounds([path], cache=folder)[path]
-    assert isinstance(sound, Sound)
+    sound = inspect_files([path], cache=folder)[path]
+    assert isinstance(sound, AudioInfo)
     assert sound.silent
     assert opened == ["a.wav", "a.wav"]
 
@@ -277,8 +262,8 @@ def test_a_file_of_just_now_is_not_known_by_its_time(folder: Path, noise: Callab
     """It may change again with the same size and time."""
     path = noise("a.wav")
     for silent in (False, True):
-        sound = read_sounds([path], cache=folder)[path]
-        assert isinstance(sound, Sound)
+        sound = inspect_files([path], cache=folder)[path]
+        assert isinstance(sound, AudioInfo)
         assert sound.silent == silent
         before = path.stat()
         soundfile.write(path, numpy.zeros(8000), 16_000)
@@ -286,34 +271,30 @@ def test_a_file_of_just_now_is_not_known_by_its_time(folder: Path, noise: Callab
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"not SQLite", None, "other tables"], ids=["empty", "foreign", "cut", "other"]
+    "content",
+    [b"", b"\xff", b"[1, 2]", b'{"version": "0, libsndfile 0", "files": {}}', None],
+    ids=["empty", "foreign", "list", "version", "cut"],
 )
 @pytest.mark.usefixtures("settled")
 def test_a_broken_cache_is_begun_anew(
-    folder: Path, noise: Callable[..., Path], opened: list[str], content: bytes | str | None
+    folder: Path, noise: Callable[..., Path], opened: list[str], content: bytes | None
 ) -> None:
     paths = [noise(f"{number}.wav") for number in range(40)]
-    first = read_sounds(paths, cache=folder)
-    (file,) = folder.iterdir()
-    if isinstance(content, str):
-        file.unlink()
-        with sqlite3.connect(file) as connection:
-            connection.execute("CREATE TABLE sounds (something)")
-        connection.close()
-    else:
-        whole = file.read_bytes()
-        file.write_bytes(whole[: len(whole) // 3] if content is None else content)
+    first = inspect_files(paths, cache=folder)
+    (file,) = (folder / "audio").iterdir()
+    whole = file.read_bytes()
+    file.write_bytes(whole[: len(whole) // 3] if content is None else content)
     opened.clear()
-    assert read_sounds(paths, cache=folder) == first
+    assert inspect_files(paths, cache=folder) == first
     assert len(opened) == len(paths)
-    assert read_sounds(paths, cache=folder) == first
+    assert inspect_files(paths, cache=folder) == first
     assert len(opened) == len(paths)
 
 
 def test_a_folder_that_cannot_be_written_to(tmp_path: Path, noise: Callable[..., Path]) -> None:
     path = noise("a.wav")
     (tmp_path / "file").write_text("")
-    assert isinstance(read_sounds([path], cache=tmp_path / "file" / "cache")[path], Sound)
+    assert isinstance(inspect_files([path], cache=tmp_path / "file" / "cache")[path], AudioInfo)
 
 
 @pytest.mark.usefixtures("settled")
@@ -327,9 +308,9 @@ def test_what_was_read_before_an_interruption_is_kept(
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        read_sounds(paths, cache=folder, notify=interrupt)
+        inspect_files(paths, cache=folder, notify=interrupt)
     opened.clear()
-    read_sounds(paths, cache=folder)
+    inspect_files(paths, cache=folder)
     assert len(opened) <= len(paths) - 10
 
 
@@ -337,13 +318,13 @@ def test_what_was_read_before_an_interruption_is_kept(
 def test_several_may_use_the_cache_at_once(folder: Path, noise: Callable[..., Path], opened: list[str]) -> None:
     paths = [noise(f"{number}.wav") for number in range(20)]
     found: list[Any] = []
-    threads = [threading.Thread(target=lambda: found.append(read_sounds(paths, cache=folder))) for _ in range(4)]
+    threads = [threading.Thread(target=lambda: found.append(inspect_files(paths, cache=folder))) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
     opened.clear()
-    assert found == [read_sounds(paths, cache=folder)] * 4
+    assert found == [inspect_files(paths, cache=folder)] * 4
     assert opened == []
 
 
@@ -357,15 +338,15 @@ def test_what_may_pass_is_not_kept(
         raise OSError(5, "Input/output error")
 
     with monkeypatch.context() as patch:
-        patch.setattr(soundfile, "SoundFile", failing)
-        assert read_sounds([path], cache=folder)[path] == Unreadable("Input/output error")
-    assert isinstance(read_sounds([path], cache=folder)[path], Sound)
+        patch.setattr(audio, "_AudioFile", failing)
+        assert inspect_files([path], cache=folder)[path] == Unreadable("Input/output error")
+    assert isinstance(inspect_files([path], cache=folder)[path], AudioInfo)
     assert len(opened) == 2
 
 
 def test_files_are_counted_as_they_are_read(folder: Path, noise: Callable[..., Path]) -> None:
     steps: list[Progress] = []
-    read_sounds([noise("a.wav"), noise("b.wav")], cache=folder, notify=steps.append)
+    inspect_files([noise("a.wav"), noise("b.wav")], cache=folder, notify=steps.append)
     assert steps == [Progress("checking audio", 1, 2), Progress("checking audio", 2, 2)]
 
 
@@ -376,11 +357,11 @@ def test_processes_that_are_killed_leave_a_whole_cache(
 ) -> None:
     paths = [noise(f"{number}.wav", seconds=0.05) for number in range(200)]
     code = (
-        "import sys; from pathlib import Path; from parp_cli.data import check, known_sounds\n"
-        "check._NOTING_SECONDS, known_sounds._SETTLED_SECONDS = 0.0, -10.0\n"
+        "import sys; from pathlib import Path; from parp_cli.data import inspection\n"
+        "inspection._SAVE_SECONDS, inspection._SETTLED_SECONDS = 0.0, -10.0\n"
         f"paths = sorted(Path({str(tmp_path)!r}).glob('*.wav'))\n"
         "print('ready', flush=True)\n"
-        f"while True: check.read_sounds(paths, cache=Path({str(folder)!r})); [path.touch() for path in paths]\n"
+        f"while True: inspection.inspect_files(paths, cache=Path({str(folder)!r})); [path.touch() for path in paths]\n"
     )
     processes = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) for _ in range(2)]
     try:
@@ -392,9 +373,9 @@ def test_processes_that_are_killed_leave_a_whole_cache(
         for process in processes:
             process.kill()
             process.communicate()
-    found = read_sounds(paths, cache=folder)
+    found = inspect_files(paths, cache=folder)
     assert len(opened) < len(paths), "what they noted is known"
     assert found == {path: inspect_audio(path) for path in paths}
     opened.clear()
-    assert read_sounds(paths, cache=folder) == found
+    assert inspect_files(paths, cache=folder) == found
     assert opened == []

@@ -1,5 +1,7 @@
 import pytest
 
+from parp_cli.data.check import with_lengths
+from parp_cli.data.inspection import inspect_files
 from parp_cli.data.librispeech import (
     LIBRILIGHT_SPLITS,
     librispeech_splits,
@@ -65,7 +67,9 @@ def test_all_broken_and_missing_files_are_reported_at_once(tmp_path, write_chapt
     assert "1-1-0000.flac: missing" in caught.value.details[0]
     assert "1-1-0002.flac" in caught.value.details[1]
     kept = load_librispeech(tmp_path, "dev-clean", lenient=True)
-    assert [(u.audio.name, u.seconds > 0) for u in kept] == [
+    assert {utterance.seconds for utterance in kept} == {0.0}, "no audio is opened"
+    infos = inspect_files((utterance.audio for utterance in kept), cache=tmp_path / "cache")
+    assert [(u.audio.name, u.seconds > 0) for u in with_lengths(kept, infos)] == [
         ("1-1-0000.flac", False),
         ("1-1-0001.flac", True),
         ("1-1-0002.flac", False),

@@ -133,7 +133,7 @@ def test_a_diverged_model_is_refused(tmp_path: Path) -> None:
     def encoder(features: Tensor, lengths: Tensor) -> Tensor:
         return torch.full((*features.shape[:2], 5), torch.nan)
 
-    with pytest.raises(CheckpointError, match="no finite number"):
+    with pytest.raises(CheckpointError, match="non-finite logits"):
         joined(recordings, chunking=Chunking(), batch_seconds=60, encoder=encoder)
 
 

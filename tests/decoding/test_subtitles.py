@@ -7,13 +7,13 @@ from parp_cli.decoding.subtitles import json_text, srt, vtt, word_lines
 from parp_cli.decoding.timing import Segment, Word
 
 WORDS = (Word("HELLO", 0.0, 0.4204), Word("R&B", 59.9996, 60.5), Word("A<B-->C", 3661.0, 3662.25))
-SEGMENTS = (Segment(WORDS[:1], 0.0, 1.0), Segment(WORDS[1:2], 59.9996, 61.0), Segment(WORDS[2:], 3661.0, 3662.25))
+SEGMENTS = (Segment(WORDS[:1]), Segment(WORDS[1:2]), Segment(WORDS[2:]))
 
 
 def test_srt() -> None:
     assert srt(SEGMENTS) == (
-        "1\n00:00:00,000 --> 00:00:01,000\nHELLO\n\n"
-        "2\n00:01:00,000 --> 00:01:01,000\nR&B\n\n"
+        "1\n00:00:00,000 --> 00:00:00,420\nHELLO\n\n"
+        "2\n00:01:00,000 --> 00:01:00,500\nR&B\n\n"
         "3\n01:01:01,000 --> 01:01:02,250\nA<B-->C\n\n"
     )
     assert srt([]) == ""
@@ -22,8 +22,8 @@ def test_srt() -> None:
 def test_vtt() -> None:
     assert vtt(SEGMENTS) == (
         "WEBVTT\n\n"
-        "00:00:00.000 --> 00:00:01.000\nHELLO\n\n"
-        "00:01:00.000 --> 00:01:01.000\nR&amp;B\n\n"
+        "00:00:00.000 --> 00:00:00.420\nHELLO\n\n"
+        "00:01:00.000 --> 00:01:00.500\nR&amp;B\n\n"
         "01:01:01.000 --> 01:01:02.250\nA&lt;B--&gt;C\n"
     )
     assert vtt([]) == "WEBVTT\n"
@@ -37,7 +37,7 @@ def test_json() -> None:
     line = json_text("a/é.wav", 2.00049, "HELLO", SEGMENTS[:1])
     assert line == (
         '{"file": "a/é.wav", "seconds": 2.0, "text": "HELLO", '
-        '"segments": [{"start": 0.0, "end": 1.0, "text": "HELLO"}]}\n'
+        '"segments": [{"start": 0.0, "end": 0.4204, "text": "HELLO"}]}\n'
     )
     words = json.loads(json_text("a", 2, "HELLO", SEGMENTS[:1], [Word("HELLO", 0.0, 0.42)]))["words"]
     assert words == [{"start": 0.0, "end": 0.42, "word": "HELLO"}]
@@ -54,10 +54,10 @@ def test_names_that_are_no_text() -> None:
 def test_long_segments_have_lines_of_like_length() -> None:
     text = "THE TEACHER OF THE VILLAGE LIVES IN A HOUSE BY THE SEA"
     words = tuple(Word(word, 0.0, 1.0) for word in text.split())
-    assert srt([Segment(words, 0.0, 1.0)]).splitlines()[2:] == [
+    assert srt([Segment(words)]).splitlines()[2:] == [
         "THE TEACHER OF THE VILLAGE",
         "LIVES IN A HOUSE BY THE SEA",
         "",
     ]
     one = (Word("X" * 50, 0.0, 1.0),)
-    assert srt([Segment(one, 0.0, 1.0)]).splitlines()[2] == "X" * 50
+    assert srt([Segment(one)]).splitlines()[2] == "X" * 50

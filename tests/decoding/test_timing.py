@@ -8,7 +8,16 @@ from torch import Tensor
 
 from parp_cli.data.labels import Vocabulary
 from parp_cli.decoding.search import collapse
-from parp_cli.decoding.timing import Segment, Span, SpanReader, SubtitleRules, Word, segments_of, words_of
+from parp_cli.decoding.timing import (
+    MAX_SEGMENT_SECONDS,
+    PAUSE_SECONDS,
+    Segment,
+    Span,
+    SpanReader,
+    Word,
+    segments_of,
+    words_of,
+)
 
 LETTERS = Vocabulary(("<blank>", "|", "A", "B", "<unk>"), "letters")
 PHONES = Vocabulary(("<blank>", "AH", "B"), "phones")
@@ -47,38 +56,31 @@ def said(*starts: float, text: str = "WORD", length: float = 0.3) -> list[Word]:
     return [Word(text, start, round(start + length, 3)) for start in starts]
 
 
-def test_a_pause_ends_a_segment_which_is_shown_long_enough_to_read() -> None:
+def test_a_pause_ends_a_segment() -> None:
     words = said(1.0, 1.4, 4.0, 5.3)
-    assert segments_of(words, SubtitleRules(), seconds=5.8) == [
-        Segment(tuple(words[:2]), 1.0, 2.0),  # a second, although the words end at 1.7
-        Segment((words[2],), 4.0, 5.0),
-        Segment((words[3],), 5.3, 5.8),  # but not beyond the recording's end
-    ]
-
-
-def test_the_next_segment_limits_the_time() -> None:
-    words = [Word("A" * 40, 0.0, 0.5), Word("B", 1.5, 1.6)]
-    first, second = segments_of(words, SubtitleRules())
-    assert (first.end, second.start) == (1.42, 1.5)
+    segments = segments_of(words)
+    assert segments == [Segment(tuple(words[:2])), Segment((words[2],)), Segment((words[3],))]
+    assert [(segment.start, segment.end) for segment in segments] == [(1.0, 1.7), (4.0, 4.3), (5.3, 5.6)]
 
 
 def test_long_speech_is_cut_at_its_longest_pause_near_the_middle() -> None:
     starts = (0.0, 0.4, 0.8, 1.2, 1.9, 2.3, 2.7, 3.1)  # 0.4 s without a word before the fifth
-    assert [len(segment.words) for segment in segments_of(said(*starts), SubtitleRules())] == [8]
+    assert [len(segment.words) for segment in segments_of(said(*starts))] == [8]
     long = said(*starts, text="A-LONGER-WORD")  # in all 111 characters
-    assert [len(segment.words) for segment in segments_of(long, SubtitleRules())] == [4, 4]
-    assert [len(segment.words) for segment in segments_of(said(*starts), SubtitleRules(longest=3.0))] == [4, 4]
+    assert [len(segment.words) for segment in segments_of(long)] == [4, 4]
+    slow = said(*(3 * start for start in starts), length=1.1)  # 10.4 s
+    assert [len(segment.words) for segment in segments_of(slow)] == [4, 4]
 
 
 def test_what_is_shown_takes_two_lines() -> None:
     """Few characters can take three, where words are long."""
     words = [Word("x" * 22, start, start + 0.3) for start in (0.0, 0.4, 0.8)]
     assert len(" ".join(word.text for word in words)) == 68
-    assert [len(segment.words) for segment in segments_of(words, SubtitleRules())] in ([1, 2], [2, 1])
+    assert [len(segment.words) for segment in segments_of(words)] in ([1, 2], [2, 1])
     full = [Word("x" * 20 + "y", start, start + 0.3) for start in (0.0, 0.4, 0.8)] + [Word("z" * 20, 1.2, 1.5)]
-    assert [len(segment.words) for segment in segments_of(full, SubtitleRules())] == [2, 2], "43 and 42 characters"
+    assert [len(segment.words) for segment in segments_of(full)] == [2, 2], "43 and 42 characters"
     full[0], full[2] = Word("x" * 20, 0.0, 0.3), Word("x" * 21, 0.8, 1.1)
-    assert [len(segment.words) for segment in segments_of(full, SubtitleRules())] == [4], "42 and 42"
+    assert [len(segment.words) for segment in segments_of(full)] == [4], "42 and 42"
 
 
 class Counted(Word):
@@ -96,7 +98,7 @@ def test_speech_without_pauses_costs_no_more_the_longer_it_is() -> None:
     looks = []
     for count in (250, 1000):
         Counted.looks = 0
-        segments = segments_of([Counted("WORD", 0.4 * n, 0.4 * n + 0.3) for n in range(count)], SubtitleRules())
+        segments = segments_of([Counted("WORD", 0.4 * n, 0.4 * n + 0.3) for n in range(count)])
         assert len(segments) > count / 20
         looks.append(Counted.looks / count)
     # Each further halving looks at each word some times more.
@@ -105,26 +107,25 @@ def test_speech_without_pauses_costs_no_more_the_longer_it_is() -> None:
 
 def test_rules_hold_for_any_speech() -> None:
     generator = torch.Generator().manual_seed(3)
-    rules = SubtitleRules()
     for _ in range(50):
         time, words = 0.0, []
         for gap, length, letters in torch.rand(60, 3, generator=generator).tolist():
             time += gap**4 * 1.2
             words.append(Word("x" * (1 + int(12 * letters)), round(time, 3), round(time + 0.1 + length / 2, 3)))
             time += 0.1 + length / 2
-        segments = segments_of(words, rules, seconds=time)
+        segments = segments_of(words)
         assert [word for segment in segments for word in segment.words] == words
         for segment in segments:
             assert len(textwrap.wrap(segment.text, 42)) <= 2
-            assert segment.end - segment.start <= rules.longest + 1e-9
-            assert segment.end >= segment.words[-1].end
+            assert segment.end - segment.start <= MAX_SEGMENT_SECONDS
+            assert (segment.start, segment.end) == (segment.words[0].start, segment.words[-1].end)
             pauses = [right.start - left.end for left, right in pairwise(segment.words)]
-            assert max(pauses, default=0.0) < rules.pause
+            assert max(pauses, default=0.0) < PAUSE_SECONDS
         for left, right in pairwise(segments):
             assert left.end <= right.start + 1e-9
 
 
 def test_a_word_longer_than_a_segment_stays_whole() -> None:
     word = Word("x" * 100, 0.0, 9.0)
-    assert segments_of([word], SubtitleRules()) == [Segment((word,), 0.0, 9.0)]
-    assert segments_of([], SubtitleRules()) == []
+    assert segments_of([word]) == [Segment((word,))]
+    assert segments_of([]) == []

@@ -115,9 +115,9 @@ def bad_files(world: World, folder: Path) -> dict[str, str]:
         "silence.wav": "it is silent",
         "clipped.wav": "samples are clipped",
         "faint.wav": "hardly louder than silence",
-        "10ms.wav": "10 ms of sound are too short",
+        "10ms.wav": "10 ms of audio are too short",
         "stereo.flac": "",
-        "film.mp4": "MPEG-4 video, which libsndfile does not read",
+        "film.mp4": "Format not recognised",
         "broken.wav": ".",
         "cut.wav": "cut short",
         "empty.wav": "0 bytes",
@@ -240,7 +240,7 @@ def test_two_files_of_one_name_are_refused(trained: Path, tmp_path: Path) -> Non
 def test_no_sound_file_is_overwritten(world: World, trained: Path, tmp_path: Path) -> None:
     sound = tmp_path / "a.txt"  # libsndfile does not look at endings
     sound.write_bytes((world.folder / "test-0.wav").read_bytes())
-    with pytest.raises(UsageError, match=r"the transcript .*a\.txt would overwrite the sound file .*a\.txt"):
+    with pytest.raises(UsageError, match=r"the transcript .*a\.txt would overwrite the audio file .*a\.txt"):
         transcribe(trained, [str(sound)], out=tmp_path)
     assert sound.read_bytes() == (world.folder / "test-0.wav").read_bytes()
 
