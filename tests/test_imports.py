@@ -33,7 +33,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "exporters": {"errors", "storage", "runtime", "models"},
     # What was recognised, however it was.
     "scoring": {"errors", "storage", "runtime", "data"},
-    "decoding": {"errors", "runtime", "data", "models", "scoring"},
+    "decoding": {"errors", "storage", "runtime", "data", "models", "scoring"},
     "tasks": GROUND | {"data", "models", "decoding", "scoring", "training"},
     "training": GROUND | {"", "data", "models", "pruning", "tasks"},
     "stages": GROUND | PARTS,

@@ -5,7 +5,7 @@ from typing import get_args
 
 from parp_cli.config.finetune import Corpus, Data
 from parp_cli.data.audio import AUDIO_SUFFIXES, audio_seconds
-from parp_cli.data.downloads import ByteProgress, download_librilight, download_librispeech
+from parp_cli.data.downloads import download_librilight, download_librispeech
 from parp_cli.data.librispeech import (
     LIBRISPEECH_SPLITS,
     librilight_base,
@@ -17,6 +17,7 @@ from parp_cli.data.manifest import read_manifest
 from parp_cli.data.utterances import Utterance
 from parp_cli.errors import DataError, first_few
 from parp_cli.runtime.progress import Notify, Progress
+from parp_cli.storage.download import ByteProgress
 
 CORPORA: tuple[Corpus, ...] = get_args(Corpus)
 

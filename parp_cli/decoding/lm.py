@@ -16,11 +16,11 @@ from typing import IO, Any, Literal
 
 import torch
 
-from parp_cli.data.downloads import download
 from parp_cli.data.text import in_case
 from parp_cli.decoding.kneser_ney import SPECIAL_WORDS
 from parp_cli.errors import DataError, UsageError
 from parp_cli.runtime.progress import Notify, Progress, silent
+from parp_cli.storage.download import download
 
 Scorer = Callable[[Sequence[str]], list[float]]
 """log10 probabilities of texts, end of sentence included; such as `NGramScorer` and `TransformerScorer`."""
@@ -249,7 +249,7 @@ def _published(name: str, notify: Notify) -> LanguageModel:
     try:
         for file in ("lexicon.txt", "lm.bin"):
             if not (folder / file).exists():
-                download(f"{BASE_URL}/{PUBLISHED[name]}/{file}", folder / file, sha256=None, progress=progress)
+                download(f"{BASE_URL}/{PUBLISHED[name]}/{file}", folder / file, progress=progress)
     except DataError as error:
         raise DataError(
             f"cannot download the language model {name}",

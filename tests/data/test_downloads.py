@@ -3,16 +3,18 @@ import io
 import random
 import tarfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
 from parp_cli.data import downloads
-from parp_cli.data.downloads import download, download_librilight, download_librispeech, fetch, unpack
+from parp_cli.data.downloads import download_librilight, download_librispeech, fetch, unpack
 from parp_cli.data.librispeech import LIBRISPEECH_SPLITS
 from parp_cli.errors import DataError, ResourceError
+from parp_cli.storage.download import check_sha256, download
 
 
 class Server:
@@ -58,6 +60,10 @@ def server() -> Iterator[Server]:
     running.close()
 
 
+def expecting(digest: str) -> Callable[[Path], None]:
+    return partial(check_sha256, sha256=digest)
+
+
 def sha256(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
@@ -76,7 +82,12 @@ def test_a_file_arrives_with_progress(tmp_path, server):
     server.content = bytes(range(256)) * 10_000
     seen: list[tuple[int, int]] = []
     path = tmp_path / "new" / "a.bin"
-    download(server.url, path, sha256=sha256(server.content), progress=lambda done, total: seen.append((done, total)))
+    download(
+        server.url,
+        path,
+        verify=expecting(sha256(server.content)),
+        progress=lambda done, total: seen.append((done, total)),
+    )
     assert path.read_bytes() == server.content
     assert seen[-1] == (len(server.content), len(server.content))
     assert seen == sorted(seen)
@@ -91,13 +102,18 @@ def test_a_broken_download_goes_on_where_it_stopped(tmp_path, server, knows_rang
     server.break_after = 1000
     path = tmp_path / "a.bin"
     with pytest.raises(DataError, match="cannot download") as caught:
-        download(server.url, path, sha256=sha256(server.content))
+        download(server.url, path, verify=expecting(sha256(server.content)))
     assert "try again" in (caught.value.hint or "")
     assert not path.exists()
     assert (tmp_path / "a.bin.part").stat().st_size == 1000
     server.break_after = None
     seen: list[tuple[int, int]] = []
-    download(server.url, path, sha256=sha256(server.content), progress=lambda done, total: seen.append((done, total)))
+    download(
+        server.url,
+        path,
+        verify=expecting(sha256(server.content)),
+        progress=lambda done, total: seen.append((done, total)),
+    )
     assert server.ranges == [None, "bytes=1000-"]
     assert path.read_bytes() == server.content
     assert seen[-1] == (10_240, 10_240)
@@ -106,14 +122,14 @@ def test_a_broken_download_goes_on_where_it_stopped(tmp_path, server, knows_rang
 def test_a_part_that_is_whole_is_only_checked(tmp_path, server):
     server.content = b"whole"
     (tmp_path / "a.bin.part").write_bytes(b"whole")
-    download(server.url, tmp_path / "a.bin", sha256=sha256(b"whole"))
+    download(server.url, tmp_path / "a.bin", verify=expecting(sha256(b"whole")))
     assert (tmp_path / "a.bin").read_bytes() == b"whole"
 
 
 def test_a_wrong_checksum_is_refused_and_forgotten(tmp_path, server):
     server.content = b"something else"
     with pytest.raises(DataError, match="not the file expected") as caught:
-        download(server.url, tmp_path / "a.bin", sha256=sha256(b"the corpus"))
+        download(server.url, tmp_path / "a.bin", verify=expecting(sha256(b"the corpus")))
     assert sha256(b"something else") in caught.value.details[0]
     assert list(tmp_path.iterdir()) == []
 
@@ -121,10 +137,10 @@ def test_a_wrong_checksum_is_refused_and_forgotten(tmp_path, server):
 def test_nobody_there(tmp_path, server):
     server.close()
     with pytest.raises(DataError, match=r"cannot download http://127\.0\.0\.1") as caught:
-        download(server.url, tmp_path / "a.bin", sha256="")
+        download(server.url, tmp_path / "a.bin", verify=expecting(""))
     assert "connection" in (caught.value.hint or "")
     with pytest.raises(DataError, match="cannot download"):
-        download((tmp_path / "none").as_uri(), tmp_path / "a.bin", sha256="")
+        download((tmp_path / "none").as_uri(), tmp_path / "a.bin", verify=expecting(""))
 
 
 def test_no_space_left(tmp_path, server, monkeypatch):
@@ -133,9 +149,9 @@ def test_no_space_left(tmp_path, server, monkeypatch):
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(downloads, "_download_rest", full)
+    monkeypatch.setattr("parp_cli.storage.download._download_rest", full)
     with pytest.raises(ResourceError, match="no space left"):
-        download(server.url, tmp_path / "a.bin", sha256="")
+        download(server.url, tmp_path / "a.bin", verify=expecting(""))
 
 
 def test_a_fetched_archive_is_unpacked_beside_what_is_there(tmp_path):

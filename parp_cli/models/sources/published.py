@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import http.client
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
-from urllib.error import HTTPError
-from urllib.request import Request, urlopen
 
 import torch
 
-from parp_cli.errors import CheckpointError
+from parp_cli.errors import CheckpointError, DataError
 from parp_cli.models.sources import torch_files
 from parp_cli.models.sources.names import Encoder, fit
 from parp_cli.models.speech.config import ARCHITECTURES
 from parp_cli.runtime.progress import Notify, Progress, silent
-from parp_cli.storage.atomic import replacing
+from parp_cli.storage.download import download
 
 # Where torchaudio.pipelines' bundles have theirs from.
 BASE_URL = "https://download.pytorch.org/torchaudio/models"
@@ -38,9 +34,6 @@ FILES = {
 }
 """Every published pre-trained encoder, by architecture."""
 
-_TIMEOUT_S = 60
-_CHUNK_BYTES = 1 << 20
-
 
 def load(name: str, notify: Notify = silent) -> Encoder:
     """The published encoder of an architecture, downloaded first if it is not in torch's hub folder.
@@ -60,48 +53,26 @@ def load(name: str, notify: Notify = silent) -> Encoder:
 
 
 def _download(url: str, path: Path, notify: Notify) -> None:
-    with replacing(path) as temporary:
-        with temporary.open("wb") as file:
-            done = 0
-            for chunk, total in _chunks(url, hint=f"check the network, or put the file at {path} by hand"):
-                file.write(chunk)
-                done += len(chunk)
-                notify(Progress(f"downloading {path.name}", done, total, "bytes"))
-        _verify(temporary, url)
+    def progress(done: int, total: int) -> None:
+        notify(Progress(f"downloading {path.name}", done, total, "bytes"))
 
-
-def _chunks(url: str, *, hint: str) -> Iterator[tuple[bytes, int]]:
-    """What is at an address, piece by piece, each with the length of the whole in bytes (0 where it is not told).
-
-    Raises:
-        CheckpointError: it cannot be reached, or ends too early.
-    """
     try:
-        with urlopen(Request(url, headers={"User-Agent": "parp"}), timeout=_TIMEOUT_S) as response:
-            total = left = int(response.headers.get("Content-Length", 0))
-            while chunk := response.read(_CHUNK_BYTES):
-                left -= len(chunk)
-                yield chunk, total
-            if total and left:
-                raise http.client.IncompleteRead(b"", left)
-    except (OSError, http.client.HTTPException) as error:
-        if isinstance(error, HTTPError):
-            error.close()  # it is also the response
-        raise CheckpointError(
-            f"{url} cannot be downloaded", details=[torch_files.one_line(error)], hint=hint
-        ) from error
+        download(url, path, verify=_verify, progress=progress)
+    except DataError as error:
+        hint = f"try again later, or put the file at {path} by hand"
+        raise CheckpointError(error.message, details=error.details, hint=hint) from error
 
 
-def _verify(path: Path, url: str) -> None:
+def _verify(path: Path) -> None:
     """Check the CRC-32 of every record; torch's own reader does not, and the publisher gives no other checksum.
 
     Raises:
-        CheckpointError: a record differs, or the file is no zip archive of records.
+        DataError: a record differs, or the file is no zip archive of records.
     """
     try:
         with zipfile.ZipFile(path) as archive:
             broken = archive.testzip()
     except zipfile.BadZipFile as error:
-        raise CheckpointError(f"{url} is no PyTorch file", details=[str(error)], hint="try again later") from error
+        raise DataError(f"{path} is no PyTorch file", details=[str(error)]) from error
     if broken is not None:
-        raise CheckpointError(f"{url} came broken", details=[f"{broken}: wrong checksum"], hint="try again")
+        raise DataError(f"{path} came broken", details=[f"{broken}: wrong checksum"])
