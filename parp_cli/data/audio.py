@@ -8,7 +8,7 @@ import os
 import re
 import shlex
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +19,7 @@ import torchaudio
 from numpy.typing import NDArray
 from torch import Tensor
 
+from parp_cli.data.containers import ogg_is_cut, parts
 from parp_cli.errors import DataError
 
 SAMPLE_RATE = 16_000
@@ -191,10 +192,11 @@ def audio_seconds(path: Path) -> float:
     Raises:
         DataError: the file is missing, unreadable or empty.
     """
-    with _opened(path) as file:
-        if (declared := _declared(path, file)) == 0:
-            raise _unreadable(path, "its header does not give its length")
-        return declared / int(file.samplerate)
+    with _opened(path) as files:
+        lengths = [(_declared(file), int(file.samplerate)) for file in files]
+    if not all(declared for declared, _ in lengths):
+        raise _unreadable(path, "its header does not give its length, or no samples")
+    return sum(declared / rate for declared, rate in lengths)
 
 
 def resample(samples: Tensor, rate: int) -> Tensor:
@@ -217,23 +219,27 @@ def _require_resampling(path: Path, rate: int) -> None:
 
 def _mono_blocks(path: Path, info: AudioInfo) -> Iterator[NDArray[np.float32]]:
     """Samples (S,) at the file's own rate, to the end of what decodes; at least one block."""
-    with _opened(path) as file:
-        info.rate, info.channels, info.declared = int(file.samplerate), int(file.channels), _declared(path, file)
-        for block in _blocks(path, file, info):
-            finite = np.isfinite(block).all(axis=1)
-            if not finite.all():
-                seconds = (info.samples + int(finite.argmin())) / info.rate
-                raise _unreadable(path, f"a sample at {seconds:.3f} s is not a finite number")
-            mono: NDArray[np.float32] = block[:, 0].copy() if block.shape[1] == 1 else block.mean(axis=1)
-            info.add(block, mono)
-            yield mono
+    with _opened(path) as files:
+        for number, file in enumerate(files):
+            if number == 0:
+                info.rate, info.channels, info.declared = int(file.samplerate), int(file.channels), _declared(file)
+            elif (info.rate, info.channels) != (file.samplerate, file.channels):
+                raise _unreadable(path, "it is several recordings of different sampling rates or channels")
+            for block in _blocks(path, file, info):
+                finite = np.isfinite(block).all(axis=1)
+                if not finite.all():
+                    seconds = (info.samples + int(finite.argmin())) / info.rate
+                    raise _unreadable(path, f"a sample at {seconds:.3f} s is not a finite number")
+                mono: NDArray[np.float32] = block[:, 0].copy() if block.shape[1] == 1 else block.mean(axis=1)
+                info.add(block, mono)
+                yield mono
         if info.samples == 0:
             raise _unreadable(path, "it holds no samples")
         _require_whole(path, file.format, info)
 
 
 def _blocks(path: Path, file: "_AudioFile", info: AudioInfo) -> Iterator[NDArray[np.float32]]:
-    """Samples (S, channels); where a file breaks off in the middle of a block, what there is of it."""
+    """Samples (S, channels) of one part; where it breaks off in the middle of a block, what there is of it."""
     while True:
         # A NaN that stays is a sample that was not decoded.
         block = np.full((_BLOCK_SECONDS * info.rate, info.channels), np.nan, dtype=np.float32)
@@ -260,13 +266,10 @@ def _is_damaged(missing: int, info: AudioInfo) -> bool:
 
 
 def _require_whole(path: Path, kind: str, info: AudioInfo) -> None:
-    if kind == "OGG" and not _ogg_ends_whole(path):  # its declared length is that of the last page that there is
+    if kind == "OGG" and ogg_is_cut(path):  # its declared length is that of the last page that there is
         raise _unreadable(path, f"it is cut short: {info.seconds:.2f} s are left")
-    if kind == "MP3":
-        if not _mp3_declares(path):
-            info.declared = 0
-        elif 0 < info.declared - info.samples <= _MP3_SLACK_SAMPLES:
-            info.declared = info.samples
+    if kind == "MP3" and 0 < info.declared - info.samples <= _MP3_SLACK_SAMPLES:
+        info.declared = info.samples
     if _is_damaged(info.declared - info.samples, info):
         raise _unreadable(path, f"it is cut short: {info.seconds:.2f} s are left")
 
@@ -280,16 +283,20 @@ class _AudioFile(soundfile.SoundFile):  # type: ignore[misc]  # soundfile has no
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[_AudioFile]:
-    """The open file; libsndfile's errors become ours, those while decoding included."""
+def _opened(path: Path) -> Iterator[Iterator[_AudioFile]]:
+    """The parts of a file, usually one, each open; libsndfile's errors become ours, those while decoding included."""
     try:
         if not path.is_file():
             what = "it is a folder" if path.is_dir() else "there is no such file"
             raise DataError(f"cannot read audio {path}", details=[what], hint="check the path")
         if path.stat().st_size == 0:
             raise _unreadable(path, "it is empty: 0 bytes")
-        with _AudioFile(os.fsencode(path)) as file:
-            yield file
+        with ExitStack() as stack:
+            sources = parts(path, stack)
+            yield (
+                stack.enter_context(_AudioFile(os.fsencode(source) if isinstance(source, Path) else source))
+                for source in sources
+            )
     except soundfile.LibsndfileError as error:
         # Its own text repeats the path.
         reason = error.error_string.strip() or "it cannot be decoded"
@@ -308,39 +315,16 @@ def conversion(path: Path) -> str:
     return shlex.join(["ffmpeg", "-i", str(path), "-vn", "-ac", "1", "-ar", "16000", str(target)])
 
 
-def _declared(path: Path, file: soundfile.SoundFile) -> int:
+def _declared(file: soundfile.SoundFile) -> int:
     """Samples of each channel by the header; 0 where it does not say."""
     frames = int(file.frames)
     if frames > _OPEN_FRAMES:
         return 0
-    if frames == 0:
-        raise _unreadable(path, "it holds no samples")
     log = file.extra_info
     if (size := _LOGGED_BYTES.search(log)) is not None and int(size[2]):
         declared, there = int(size[1]), int(size[2])
         return round(frames * declared / there) if there < declared < _OPEN_WAV_SIZE else frames
     return int(logged[1]) if (logged := _LOGGED_FRAMES.search(log)) is not None else frames
-
-
-def _mp3_declares(path: Path) -> bool:
-    """Whether an MP3's first frame gives its length; without that libsndfile estimates it."""
-    with path.open("rb") as raw:
-        head = raw.read(1 << 16)
-    return b"Xing" in head or b"Info" in head
-
-
-def _ogg_ends_whole(path: Path) -> bool:
-    """Whether the last page is whole and marked as the end of the stream (RFC 3533, section 6)."""
-    with path.open("rb") as raw:
-        size = path.stat().st_size
-        raw.seek(max(0, size - (1 << 17)))  # a page is at most 65,307 bytes
-        tail = raw.read()
-    start = tail.rfind(b"OggS")
-    if start < 0 or start + 27 > len(tail):
-        return False
-    end_of_stream, segments = tail[start + 5] & 0x04, tail[start + 26]
-    lengths = tail[start + 27 : start + 27 + segments]
-    return bool(end_of_stream) and start + 27 + segments + sum(lengths) <= len(tail)
 
 
 def _resampled(first: Tensor, blocks: Iterator[Tensor], rate: int) -> Iterator[Tensor]:
