@@ -1,4 +1,4 @@
-"""`parp sweep`: a grid of recipes, run and compared."""
+"""`parp sweep`: run and compare a grid of recipes."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -16,20 +16,22 @@ if TYPE_CHECKING:
 def sweep(
     file: Annotated[Path, typer.Argument(help="A YAML file such as recipes/sweeps/mini.yaml.", show_default=False)],
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show the cells and what is left to do; train nothing.")
+        bool, typer.Option("--dry-run", help="Show the cells and what is left to do, without training.")
     ] = False,
     workers: Annotated[
         int | None,
         typer.Option(
             "--workers",
             min=1,
-            help="Processes that run cells at the same time on this machine.",
-            show_default="one a GPU; none on the CPU, where cells run one by one",
+            help="Processes on this machine that run cells at the same time.",
+            show_default="one per GPU; none on the CPU, where cells run one by one",
         ),
     ] = None,
     cluster: Annotated[
         bool,
-        typer.Option("--cluster", help="Hand cells to Ray, whose machines all see the run folder (extra cluster)."),
+        typer.Option(
+            "--cluster", help="Run cells on a Ray cluster; its machines all see the run folder (extra cluster)."
+        ),
     ] = False,
     settings: SetOption = None,
     run: RunOption = DEFAULT_RUN,
@@ -39,7 +41,7 @@ def sweep(
 ) -> None:
     """Run every combination of a grid of settings: methods, sparsities, seeds, anything.
 
-    What is done is not done again: after an interruption the same command goes on.
+    Finished work is not repeated: after an interruption the same command continues.
 
     Training that several cells need, such as the dense run of omp, runs once.
 
@@ -90,7 +92,7 @@ def _show_plan(output: Output, plan: "SweepPlan") -> None:
     shared: dict[str, tuple[str, int, int, int]] = {}
     for cell in plan.cells:
         for name, key, updates, done, needed in cell.rounds:
-            # A deleted run is to be done again for those whose training is not over.
+            # A deleted run has to be repeated for cells whose training is not finished.
             shared[key] = (name, updates, min(done, shared[key][2] if key in shared else done), needed)
     rows = [
         [key[:8], name, f"{needed}", f"{updates:,}", "done" if done == updates else f"{updates - done:,}"]
@@ -99,15 +101,15 @@ def _show_plan(output: Output, plan: "SweepPlan") -> None:
     ]
     if rows:
         output.table("Training that several cells need", ("", "run", "cells", "updates", "left"), rows)
-    over = sum(cell.done for cell in plan.cells)
-    output.text(f"cells: {len(plan.cells)}, {over} of them done; training runs: {plan.runs}")
+    done = sum(cell.done for cell in plan.cells)
+    output.text(f"cells: {len(plan.cells)}, {done} of them done; training runs: {plan.runs}")
     output.text(
         f"{plan.updates_left:,} of {plan.updates:,} updates left ({plan.updates_alone:,} if cells shared nothing)"
     )
 
 
 def _shortened(names: list[str]) -> str:
-    """The runs before the last one, in a line."""
+    """The runs before the last one, in one line."""
     if len(names) > 2:
         return f"after {names[0]} … {names[-1]}"
     return f"after {', '.join(names)}" if names else ""

@@ -1,15 +1,15 @@
-"""How much two masks have in common, and how much two random masks that keep as many would have.
+"""Overlap of two masks, and the overlap of random masks that keep as many weights.
 
 n weights, of which the first mask keeps a, the second b, and both keep c:
 
     intersection over union   c / (a + b - c)       of the kept weights; of the pruned ones likewise
-    agreement                 1 - (a + b - 2c) / n    share of the weights on which the masks say the same
+    agreement                 1 - (a + b - 2c) / n    share of the weights that both keep or both prune
 
 Two independent random masks that keep exactly a and b of n weights both keep a·b/n on average (the mean of the
-hypergeometric distribution). Methods prune some tensors more than others, and masks that share no more than this
-habit overlap by more than a·b/n of all weights. The levels by chance are therefore those of masks that are random
-within each tensor, at the tensor's own two sparsities: c is the sum over tensors of a·b/n. The pooled levels, at one
-a·b/n of all the weights together, are given beside them.
+hypergeometric distribution). Methods prune some tensors more than others, and masks that have only this in common
+overlap by more than a·b/n of all weights. The levels of chance are therefore those of masks that are random within each
+tensor, at the tensor's own two sparsities: c is the sum over tensors of a·b/n. The pooled levels, with a single a·b/n
+over all weights, are reported too.
 """
 
 from collections.abc import Hashable, Iterable, Mapping
@@ -26,13 +26,13 @@ Label = TypeVar("Label", bound=Hashable)
 
 @dataclass(frozen=True, kw_only=True)
 class Overlap:
-    """Two masks over the same weights, as counts of weights.
+    """Two masks over the same weights, as counts of weights. All properties are part of the JSON of `parp compare`.
 
     Attributes:
-        total: n, all of them.
-        kept_first, kept_second: a and b, what each mask keeps.
-        kept_both: c, what both keep.
-        kept_both_by_chance: what masks that are random within each tensor both keep on average.
+        total: n, all weights.
+        kept_first, kept_second: a and b, kept by each mask.
+        kept_both: c, kept by both.
+        kept_both_by_chance: c expected of masks that are random within each tensor.
     """
 
     total: int
@@ -52,12 +52,12 @@ class Overlap:
 
     @property
     def iou_by_chance_pooled(self) -> float:
-        """At the sparsities of all these weights together, whatever those of the tensors are."""
+        """For masks that are random over all these weights, whatever the sparsities of single tensors are."""
         return self._iou(self.kept_both_by_chance_pooled)
 
     @property
     def iou_above_chance(self) -> float:
-        """How far from chance (0) to equal masks (1) the IoU is, below 0 for less than chance; 0 where all is kept."""
+        """The IoU on a scale from chance (0) to equal masks (1); negative below chance, 0 where everything is kept."""
         chance = self.iou_by_chance
         return (self.iou - chance) / (1 - chance) if chance < 1 else 0.0
 
@@ -76,7 +76,7 @@ class Overlap:
 
     @property
     def agreement(self) -> float:
-        """Share of the weights that both keep or both prune; 1 of no weights."""
+        """Share of the weights that both keep or both prune; 1 where there are no weights."""
         return self._agreement(self.kept_both)
 
     @property
@@ -112,8 +112,8 @@ class Pair:
     Attributes:
         first, second: their names.
         overall: over all weights.
-        by_layer, by_kind: in groups of weights, by the groups' labels, in reading order.
-        by_layer_and_kind: both, crossed.
+        by_layer, by_kind: of groups of weights, by label, in reading order.
+        by_layer_and_kind: of groups by both labels.
     """
 
     first: str

@@ -1,22 +1,22 @@
-"""A pool of workers on a Ray cluster (extra `cluster`). Machines have parp installed, and all see the run folder."""
+"""A pool of workers on a Ray cluster (extra `cluster`): machines with parp, which all see the run folder."""
 
 from typing import Any
 
 from parp_cli.errors import UsageError
-from parp_cli.sweep.tasks import Failure, Task, lost_worker, run_remote_task
+from parp_cli.sweep.tasks import Failure, Task, lost_worker, run_task
 
 _STOP_SECONDS = 30.0
-"""Time to save what is being done, when all is to end."""
+"""For tasks to save their state when they are asked to stop."""
 
 
 class RayPool:
     """As many tasks at a time as the cluster has GPUs, or CPU cores.
 
     The cluster is the one that this process already uses, else that of RAY_ADDRESS, else one that runs on this machine,
-    else a new one here. A task whose machine is lost is begun again by Ray, and goes on from what is in the run folder.
+    else a new one here. Ray restarts a task whose machine is lost, and the task continues from the run folder.
 
     Args:
-        device: `cuda` for a GPU a task, `cpu` for a core a task.
+        device: `cuda` for one GPU per task, `cpu` for one core per task.
 
     Raises:
         UsageError: ray is not installed, or there is no such cluster.
@@ -36,11 +36,11 @@ class RayPool:
             raise UsageError("no Ray cluster can be reached", details=str(error).splitlines()[:1], hint=hint) from error
         self._resource = "GPU" if device == "cuda" else "CPU"
         needs = {"num_gpus": 1} if device == "cuda" else {"num_cpus": 1}
-        self._work = self._ray.remote(**needs)(run_remote_task)
+        self._work = self._ray.remote(**needs)(run_task)
         self._tasks: dict[Any, Task] = {}
 
     def has_room(self) -> bool:
-        """Whether the cluster, as it is now, has more places than tasks."""
+        """Whether the cluster, in its present size, has more places than tasks."""
         return len(self._tasks) < max(1, int(self._ray.cluster_resources().get(self._resource, 0)))
 
     def start(self, task: Task) -> None:
@@ -48,7 +48,7 @@ class RayPool:
         self._tasks[self._work.remote(task)] = task
 
     def ended(self, seconds: float) -> list[tuple[str, Failure | None]]:
-        """Wait at most so long for a task to end.
+        """Wait at most this long for a task to end.
 
         Raises:
             ray.exceptions.RayTaskError: an exception ended one.
@@ -58,7 +58,7 @@ class RayPool:
         return [(task.cell.key, self._failure(reference, task)) for reference, task in tasks.items()]
 
     def stop(self) -> None:
-        """Ask all tasks to save what they have and end, and leave the cluster."""
+        """Ask all tasks to save their state and end, and leave the cluster."""
         for reference in self._tasks:
             self._ray.cancel(reference)
         if self._tasks:
@@ -67,7 +67,7 @@ class RayPool:
             self._ray.shutdown()
 
     def _failure(self, reference: Any, task: Task) -> Failure | None:
-        """Why a task did not finish, if it did not."""
+        """Why a task failed, if it did."""
         exceptions = self._ray.exceptions
         try:
             answer: Failure | None = self._ray.get(reference)

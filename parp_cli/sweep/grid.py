@@ -6,12 +6,12 @@
       pruning.method: [dense, mpi, parp]
       pruning.sparsity: [0.5, 0.7]
       seed: [0, 1]
-    except:                             # combinations to leave out: all cells with one of the values of every key
+    except:                             # combinations to leave out: cells that match every key of an entry
       - {pruning.method: mpi, pruning.sparsity: [0.7], seed: 1}
-    splits: [test-clean]                # to judge each cell on; null is the recipe's data.test
+    splits: [test-clean]                # to evaluate each cell on; null is the recipe's data.test
 
-All cells are checked whole before the first one runs. Cells that come to the same thing are one: there is one dense
-cell a seed here, since a dense run has no sparsity.
+All cells are checked completely before the first one runs. Cells with the same training are one cell: there is one
+dense cell per seed here, since a dense run has no sparsity.
 """
 
 import itertools
@@ -33,7 +33,7 @@ from parp_cli.runtime.device import with_resolved_precision
 from parp_cli.training.plan import Round, round_key, rounds_of, start_key, target_sparsity
 
 METHOD, SPARSITY, SEED = "pruning.method", "pruning.sparsity", "seed"
-"""Keys that tables and figures know: lines, columns, and what means are taken over."""
+"""Keys with a meaning in tables and figures: rows, columns, and what means are taken over."""
 
 _EXCEPT = "except"
 """The key of combinations to leave out; no field of a dataclass can have that name."""
@@ -52,16 +52,16 @@ class SweepFile(Section):
     """Values of recipe keys, dotted or nested, for all cells."""
 
     grid: dict[str, Any]
-    """Lists of values of recipe keys: a cell for every combination."""
+    """Lists of values of recipe keys: one cell per combination."""
 
     except_: Annotated[Any, Field(alias=_EXCEPT)] = None
     """Combinations of the grid's values to leave out: lists of mappings."""
 
     splits: tuple[str, ...] | None = None
-    """What each cell is judged on; null is its recipe's data.test."""
+    """What each cell is evaluated on; null is its recipe's data.test."""
 
     def conflicts(self) -> Iterator[tuple[str, str]]:
-        """Values that cannot be."""
+        """Invalid values."""
         if self.splits is not None and not self.splits:
             yield "splits", "names none; write null for the recipe's data.test"
 
@@ -71,11 +71,11 @@ class Cell:
     """One recipe of a sweep.
 
     Attributes:
-        values: of the grid's keys, as the recipe has them. Keys that make no difference to it are not there.
+        values: by grid key, as in the recipe, without keys that make no difference to it.
         recipe: to run, with its precision resolved.
-        rounds: the training runs it is made of; the last one is the run proper.
-        keys: of each round, from its content.
-        splits: to judge it on.
+        rounds: its training runs; the last one is the run proper.
+        keys: of the rounds, from their content.
+        splits: to evaluate it on.
     """
 
     values: Mapping[str, Any]
@@ -86,12 +86,12 @@ class Cell:
 
     @property
     def key(self) -> str:
-        """Of the cell: that of its last round."""
+        """The key of the last round."""
         return self.keys[-1]
 
     @property
     def name(self) -> str:
-        """For people: `parp, 0.5 sparse, seed 1`."""
+        """A readable name such as `parp, 0.5 sparse, seed 1`."""
         words: list[str] = [self.recipe.pruning.method]
         for key, value in self.values.items():
             if key == METHOD:
@@ -106,7 +106,7 @@ class Sweep:
     """All cells, in the order of the file: the first key's values change slowest.
 
     Attributes:
-        file: it was read from.
+        file: that it was read from.
         axes: the grid's keys.
     """
 
@@ -116,7 +116,7 @@ class Sweep:
 
 
 def shown(value: Any) -> str:
-    """A grid value for people, as YAML has it: `null`, `true`, `[0.9, 0.98]`, and text without quotes."""
+    """A grid value as YAML writes it: `null`, `true`, `[0.9, 0.98]`, text without quotes."""
     return value if isinstance(value, str) else json.dumps(value)
 
 
@@ -124,12 +124,12 @@ def load_sweep(path: Path, overrides: Sequence[str] = (), *, device: Any) -> Swe
     """Read a sweep file and check every cell.
 
     Args:
-        path: the YAML file, to whose folder its relative paths belong.
+        path: the YAML file; its relative paths start at its folder.
         overrides: `section.key=value` for all cells, as `--set` takes them; the grid's own keys cannot be set.
         device: a torch.device, which resolves the precision `auto`.
 
     Raises:
-        RecipeError: no such file, not YAML, or with everything that is wrong in it and in its cells as details.
+        RecipeError: no such file, not YAML, or with all problems of the file and its cells as details.
     """
     root = nodes.read_file(path)
     file = read(root, path, kind=SweepFile, hint=_HINT)
@@ -175,13 +175,13 @@ def _cell(
     device: Any,
     starts: dict[tuple[str | None, ...], str],
 ) -> Cell:
-    """The cell of a recipe; `starts` keeps what cells begin from, which is hashed once for all of them."""
+    """The cell of a recipe; `starts` caches hashes of the files that cells start from."""
     # As finetune does it, so that keys are the same there.
     recipe = replace(recipe, training=with_resolved_precision(recipe.training, device))
     rounds = rounds_of(recipe)
     asked, settled = recipe_to_dict(recipe), recipe_to_dict(rounds[-1].recipe)
     recipe = rounds[-1].recipe
-    target_sparsity(recipe.pruning)  # which raises where that does not go with the pattern
+    target_sparsity(recipe.pruning)  # which raises if it contradicts the pattern
     sources = (recipe.model, recipe.pruning.initial, recipe.data.manifest)
     if sources not in starts:
         starts[sources] = start_key(recipe, device=device)
@@ -195,13 +195,13 @@ def _cell(
 
 
 def _makes_a_difference(key: str, asked: Mapping[str, Any], settled: Mapping[str, Any]) -> bool:
-    """Whether the value of a key was kept: what a method does not read is put back to its default."""
+    """Whether the value of a key was kept: keys that a method does not read are reset to their defaults."""
     value = _value(settled, key)
     return bool(value == _value(asked, key) or value != _value(recipe_to_dict(Recipe()), key))
 
 
 def _merged(one: Cell, other: Cell) -> Cell:
-    """Two cells that come to the same thing: where their values differ, the key makes no difference."""
+    """Two cells with the same training as one: a key whose values differ makes no difference."""
     values = {key: value for key, value in one.values.items() if (key, value) in other.values.items()}
     return replace(one, values=values, splits=tuple(dict.fromkeys((*one.splits, *other.splits))))
 
@@ -218,7 +218,7 @@ _Entry = tuple[str, Any, Any]
 
 
 def _flat(node: Any, problems: list[str], path: Path, prefix: str = "") -> list[_Entry]:
-    """The entries of a mapping node, those of nested mappings under dotted keys."""
+    """The entries of a mapping node; those of nested mappings have dotted keys."""
     if node is None or nodes.is_null(node):
         return []
     if not isinstance(node, yaml.MappingNode):
@@ -255,7 +255,7 @@ def _axes(node: Any, problems: list[str], path: Path) -> list[tuple[str, Any, li
 def _exceptions(
     node: Any, axes: Sequence[tuple[str, Any, list[Any]]], problems: list[str], path: Path
 ) -> list[dict[str, list[Any]]]:
-    """Combinations to leave out: for each, values of some of the grid's keys."""
+    """Combinations to leave out, each as lists of values by grid key."""
     if node is None or nodes.is_null(node):
         return []
     if not isinstance(node, yaml.SequenceNode):
@@ -282,7 +282,7 @@ def _exceptions(
 
 
 def _plain(node: Any) -> Any:
-    """What a node says, so that 0.5 and 5e-1 are the same."""
+    """The value of a node; 0.5 and 5e-1 are equal."""
     if nodes.is_null(node):
         return None
     if isinstance(node, yaml.SequenceNode):

@@ -1,4 +1,4 @@
-"""A whole sweep: plan it, run it, report it."""
+"""A whole sweep: plan, run and report it."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -29,7 +29,7 @@ class CellPlan:
     """What is left of a cell.
 
     Attributes:
-        rounds: the training runs it is made of: name, key, updates, updates done, how many cells need it.
+        rounds: its training runs: name, key, updates, updates done, number of cells that need it.
         done: whether nothing is left.
     """
 
@@ -41,13 +41,13 @@ class CellPlan:
 
 @dataclass(frozen=True, kw_only=True)
 class SweepPlan:
-    """A sweep in figures, as `--dry-run` shows it.
+    """Size of a sweep, as `--dry-run` shows it.
 
     Attributes:
-        runs: different training runs; what several cells need counts once.
-        updates: of all of them.
-        updates_left: to do still.
-        updates_alone: what the cells would take if they shared nothing.
+        runs: training runs; one that several cells need counts once.
+        updates: of all runs.
+        updates_left: not yet done.
+        updates_alone: if the cells shared nothing.
     """
 
     cells: tuple[CellPlan, ...]
@@ -59,10 +59,11 @@ class SweepPlan:
 
 @dataclass(frozen=True, kw_only=True)
 class SweepResult:
-    """What `parp sweep` wrote and what came out.
+    """Results of `parp sweep`, and the files that it wrote.
 
     Attributes:
-        failed: name and message of each cell that could not be finished, and `exit_code` that of the first one.
+        failed: name and message of each cell that failed.
+        exit_code: of the first failure; 0 without one.
         figures: PNG and SVG; empty without matplotlib.
     """
 
@@ -81,13 +82,13 @@ def plan_sweep(sweep: Sweep, run: Path) -> SweepPlan:
     done: dict[str, int] = {}
     cells = []
     for cell in sweep.cells:
-        mine = updates_done(run, cell)
+        own = updates_done(run, cell)
         rounds = []
-        for this, key in zip(cell.rounds, cell.keys, strict=True):
-            lengths[key] = this.recipe.training.updates
-            # A deleted run is no more needed by a cell that was trained, but perhaps by another.
-            done[key] = min(mine[key], done.get(key, mine[key]))
-            rounds.append((this.name, key, lengths[key], mine[key], needed.count(key)))
+        for training, key in zip(cell.rounds, cell.keys, strict=True):
+            lengths[key] = training.recipe.training.updates
+            # A deleted run is no longer needed by a cell that was trained, but perhaps by another.
+            done[key] = min(own[key], done.get(key, own[key]))
+            rounds.append((training.name, key, lengths[key], own[key], needed.count(key)))
         cells.append(CellPlan(name=cell.name, key=cell.key, rounds=tuple(rounds), done=is_done(run, cell)))
     return SweepPlan(
         cells=tuple(cells),
@@ -99,10 +100,10 @@ def plan_sweep(sweep: Sweep, run: Path) -> SweepPlan:
 
 
 def check_data(sweep: Sweep, run: Path, notify: Notify = silent) -> None:
-    """Read, and make or fetch, every split that a cell learns from or is judged on, before anything trains.
+    """Read, and generate or download, every split that a cell is trained, validated or evaluated on.
 
     Raises:
-        DataError: there is no such split, or its data is missing or broken.
+        DataError: a split does not exist, or its data is missing or broken.
     """
     checked = set()
     for cell in sweep.cells:
@@ -111,7 +112,7 @@ def check_data(sweep: Sweep, run: Path, notify: Notify = silent) -> None:
         data = cell.recipe.data
         for split in (data.train, data.valid, *cell.splits):
             if (data, split) not in checked:
-                # What cannot be trained on is for each run to say.
+                # Utterances that cannot be trained on are reported by each run.
                 load(data, split, notify, lenient=split not in cell.splits)
                 checked.add((data, split))
 
@@ -128,68 +129,56 @@ def run_sweep(
 ) -> SweepResult:
     """Run what is left of a sweep, and write its results.
 
-    Several sweeps may share a folder: results, and links to cells, bear the name of the sweep's file.
+    Several sweeps may share a folder: results and links to cells are named after the sweep's file.
 
     Args:
         sweep: from `grid.load_sweep`.
-        run: the sweep's folder; what an earlier call did there is not done again.
+        run: the sweep's folder; what an earlier call finished there is not run again.
         device: by default the CPU.
         workers: processes on this machine; None is one for each GPU where `device` is CUDA without a number, and none
             otherwise, so that cells run in this process.
         cluster: hand cells to a Ray cluster instead, whose machines all see `run`.
-        note: told what people might want to know.
+        note: called with remarks for the user.
 
     Raises:
         Interrupted: by the user; the same call goes on.
         ResourceError: the disk is full.
         UsageError: the folder cannot be written to or another sweep is running there, or ray is not installed.
     """
-    with only_one(run.absolute(), "sweep"):
-        return _run_sweep(sweep, run.absolute(), device or torch.device("cpu"), workers, cluster, note, notify)
-
-
-def _run_sweep(
-    sweep: Sweep,
-    run: Path,
-    device: torch.device,
-    workers: int | None,
-    cluster: bool,
-    note: Callable[[str], None],
-    notify: Notify,
-) -> SweepResult:
+    run, device = run.absolute(), device or torch.device("cpu")
     stem = run / sweep.file.stem
 
-    def found() -> tuple[Outcome, ...]:
+    def results_so_far() -> tuple[Outcome, ...]:
         return tuple(outcome for cell in sweep.cells for outcome in outcomes(run, cell))
 
     def report() -> tuple[Path, Path]:
         for cell in sweep.cells:
             keep_training(run, cell)
         name_folders(run, stem.name, [cell for cell in sweep.cells if is_done(run, cell)])
-        return write_results(stem, found())
+        return write_results(stem, results_so_far())
 
-    tidy(run)
-    check_data(sweep, run, notify)
-    pool = None
-    if not all(is_done(run, cell) for cell in sweep.cells):
-        pool = _pool(device, workers, cluster)
-    run_cells(
-        sweep.cells,
-        run=run,
-        device=str(device),
-        pool=pool,
-        notify=notify,
-        after_each=report,  # a long sweep can be looked at before its end
-    )
-    results, tables = report()
-    return SweepResult(
-        outcomes=found(),
-        failed=tuple((c.name, f.message) for c in sweep.cells if (f := read_failure(run, c)) is not None),
-        exit_code=next((f.exit_code for c in sweep.cells if (f := read_failure(run, c)) is not None), 0),
-        results=results,
-        tables=tables,
-        figures=_figures(stem, found(), note),
-    )
+    with only_one(run, "sweep"):
+        tidy(run)
+        check_data(sweep, run, notify)
+        finished = all(is_done(run, cell) for cell in sweep.cells)
+        run_cells(
+            sweep.cells,
+            run=run,
+            device=str(device),
+            pool=None if finished else _pool(device, workers, cluster),
+            notify=notify,
+            after_each=report,  # so that a long sweep has results before its end
+        )
+        results, tables = report()
+        failures = [(cell.name, failure) for cell in sweep.cells if (failure := read_failure(run, cell)) is not None]
+        return SweepResult(
+            outcomes=results_so_far(),
+            failed=tuple((name, failure.message) for name, failure in failures),
+            exit_code=failures[0][1].exit_code if failures else 0,
+            results=results,
+            tables=tables,
+            figures=_figures(stem, results_so_far(), note),
+        )
 
 
 def _pool(device: torch.device, workers: int | None, cluster: bool) -> Pool | None:

@@ -1,21 +1,19 @@
-"""One cell of a sweep: run what is left of it, and read what it came to.
+"""One cell of a sweep: run what is left of it, and read its results.
 
-    <run>/rounds/<key>/   one training run, named by its content: of a cell, or one that several cells need
+    <run>/rounds/<key>/   one training run, named by its content, whichever cells need it
         finetune.safetensors, finetune-last.safetensors, finetune.jsonl, finetune-finished.json, state/
         eval-<split>.jsonl, eval-<split>.json
-        training.json     what training the cell of this key took, with the runs before, which may then be deleted
-        failed.json       why the cell of this key could not be finished
-        progress.json     how far a worker elsewhere is with the cell of this key
-    <run>/cells/<sweep>/<name>    leads to a finished cell's folder
-    <run>/features/       what the frozen front end makes of each sound
+        training.json     cost of the cell of this key, with the runs before, which may then be deleted
+        failed.json       why the cell of this key failed
+    <run>/cells/<sweep>/<name>    link to the folder of a finished cell
+    <run>/features/       outputs of the frozen feature encoder
 
-Workers, here and on other machines, share nothing but this folder.
+Workers, on this machine and on others, share nothing but this folder.
 """
 
 import json
 import os
 import re
-import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -38,18 +36,15 @@ from parp_cli.training.plan import target_sparsity
 from parp_cli.training.records import Cost
 from parp_cli.training.state import read_position
 
-_TELL_SECONDS = 2.0
-"""Between two words from a worker elsewhere."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """A cell to run, wherever: all of it can be sent to another process.
+    """A cell to run, in this process or in another one: it can be pickled.
 
     Attributes:
         run: the sweep's folder.
-        device: as torch names it.
-        threads: of the CPU; None leaves them as they are.
+        device: its name in torch.
+        threads: of the CPU; None leaves their number unchanged.
     """
 
     cell: Cell
@@ -60,10 +55,10 @@ class Task:
 
 @dataclass(frozen=True, kw_only=True)
 class Failure:
-    """Why a cell could not be finished, as the error said it.
+    """Why a cell could not be finished: what its error said.
 
     Attributes:
-        round: the training run that broke off, which no other cell can have then; None if none was training.
+        round: the key of the training run that failed, and fails all cells that need it; None if none was training.
     """
 
     round: str | None
@@ -74,22 +69,22 @@ class Failure:
 
 
 def run_task(task: Task, notify: Notify = silent) -> Failure | None:
-    """Run what is left of a cell: training, then the judgement of each split. What was begun goes on.
+    """Run what is left of a cell: training, which is resumed if it had begun, then the evaluation of each split.
 
     Returns:
-        Why it could not be finished, which is in its folder too; or None.
+        Its failure, which is recorded in its folder too; or None.
 
     Raises:
-        Interrupted: by the user; everything goes on from here another time.
+        Interrupted: by the user; another call resumes.
     """
     cell, folder = task.cell, round_folder(task.run, task.cell.key)
     device = torch.device(task.device)
-    heard: str | None = None
+    training: str | None = None
 
     def listen(step: Progress) -> None:
-        nonlocal heard
+        nonlocal training
         if is_training(step):
-            heard = running_round(task.run, cell)
+            training = running_round(task.run, cell)
         notify(step)
 
     if task.threads is not None:
@@ -107,7 +102,7 @@ def run_task(task: Task, notify: Notify = silent) -> Failure | None:
         for split in cell.splits:
             if _read_json(_figures(folder, split)) is None:
                 best, out = folder / BEST, folder / f"eval-{split}.jsonl"
-                judged = evaluate(
+                evaluation = evaluate(
                     best,
                     out=out,
                     data=cell.recipe.data,
@@ -115,15 +110,15 @@ def run_task(task: Task, notify: Notify = silent) -> Failure | None:
                     device=device,
                     notify=notify,
                 )
-                if (error := judged.error()) is not None:
-                    judged.as_it_is.outputs.figures.unlink()  # of a part of the split, they are not to be compared
+                if (error := evaluation.error()) is not None:
+                    evaluation.as_it_is.outputs.figures.unlink()  # rates of a part of the split cannot be compared
                     raise error
     except Interrupted:
         raise
     except (ParpError, MemoryError, RuntimeError) as error:
         if not isinstance(error, ParpError) and not is_out_of_memory(error):
             raise
-        failure = _failure(heard if heard in unfinished_rounds(task.run, cell) else None, error)
+        failure = _failure(training if training in unfinished_rounds(task.run, cell) else None, error)
         record_failure(task.run, cell, failure)
         return failure
     _failed(folder).unlink(missing_ok=True)
@@ -137,7 +132,7 @@ def _train(task: Task, notify: Notify) -> None:
         task.cell.recipe,
         run=folder,
         device=torch.device(task.device),
-        resume=state_path(folder).exists(),  # runs before the last one go on by themselves
+        resume=state_path(folder).exists(),  # runs before the last one are resumed in any case
         rounds_folder=folder.parent,
         features_folder=task.run / FEATURES,
         notify=notify,
@@ -145,84 +140,48 @@ def _train(task: Task, notify: Notify) -> None:
 
 
 def _forget_foreign_states(run: Path, cell: Cell) -> bool:
-    """Remove states that training refuses for ever, since the run before was deleted and then came out otherwise.
+    """Remove states that can never be resumed: the run before was deleted, and made again with another result.
 
     Returns:
-        Whether there was one.
+        Whether there was such a state.
     """
-    found = False
+    removed = False
     for before, key in pairwise(cell.keys):
         state, last = state_path(round_folder(run, key)), round_folder(run, before) / LAST
         if state.exists() and last.exists():
             parents = [parent["sha256"] for parent in read_position(state)["parents"]]
             if checkpoint.file_hash(last) not in parents:
                 state.unlink()
-                found = True
-    return found
+                removed = True
+    return removed
 
 
 def is_training(step: Progress) -> bool:
-    """Whether a cell tells that an update is done."""
+    """Whether a cell reports an update of a training run."""
     return step.kind == "training" and not step.is_line
 
 
-def run_remote_task(task: Task) -> Failure | None:
-    """`run_task` for another process: now and then it leaves in the cell's folder how far it is."""
-    path = _progress(round_folder(task.run, task.cell.key))
-    path.unlink(missing_ok=True)  # of one that was killed
-    told = 0.0
-
-    def notify(step: Progress) -> None:
-        nonlocal told
-        if is_training(step) and time.monotonic() - told > _TELL_SECONDS:
-            told = time.monotonic()
-            write_text(path, json.dumps({"round": running_round(task.run, task.cell), "update": step.done}) + "\n")
-
-    try:
-        return run_task(task, notify)
-    finally:
-        path.unlink(missing_ok=True)
-
-
 def lost_worker(task: Task, message: str, *, details: Sequence[str] = (), hint: str | None = None) -> Failure:
-    """Note for a cell that what ran it elsewhere is gone."""
-    told = remote_progress(task.run, task.cell)
-    failure = Failure(
-        round=told[0] if told is not None and told[0] in unfinished_rounds(task.run, task.cell) else None,
-        message=message,
-        exit_code=ResourceError.exit_code,
-        details=tuple(details),
-        hint=hint,
-    )
+    """Record for a cell that the process that ran it is gone."""
+    exit_code = ResourceError.exit_code
+    failure = Failure(round=None, message=message, exit_code=exit_code, details=tuple(details), hint=hint)
     record_failure(task.run, task.cell, failure)
     return failure
 
 
-def remote_progress(run: Path, cell: Cell) -> tuple[str, int] | None:
-    """The training run that a worker elsewhere is at, and the update there, if it has told."""
-    told = _read_json(_progress(round_folder(run, cell.key)))
-    return None if told is None else (told["round"], told["update"])
-
-
 def tidy(run: Path) -> None:
-    """Remove what killed processes were writing in a sweep's folder. Nothing may be running there."""
+    """Remove temporary files of killed processes from a sweep's folder, where nothing may be running."""
     for folder in (run, *run.glob(f"{ROUNDS}/*"), *run.glob(f"{ROUNDS}/*/{STATE}"), *run.glob(f"{FEATURES}/*")):
         forget_temporaries(folder)
 
 
 def name_folders(run: Path, sweep: str, cells: Sequence[Cell]) -> None:
-    """Let `<run>/cells/<sweep>/<name>` lead to each of some cells' folders, which have keys for names, and to no other.
-
-    Args:
-        run: the sweep's folder.
-        sweep: its name.
-        cells: that are done.
-    """
+    """Make `<run>/cells/<sweep>/` hold links to the folders of cells that are done, and no others."""
     place = run / "cells" / sweep
     links = {
         re.sub(r"[^\w.=+-]+", "-", cell.name): os.path.relpath(round_folder(run, cell.key), place) for cell in cells
     }
-    with suppress(OSError):  # some file systems have no links, and results name the folder too
+    with suppress(OSError):  # some file systems have no links; results name the folders too
         place.mkdir(parents=True, exist_ok=True)
         for link in place.iterdir():
             if link.is_symlink() and links.get(link.name) != os.readlink(link):
@@ -234,7 +193,7 @@ def name_folders(run: Path, sweep: str, cells: Sequence[Cell]) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Trained:
-    """What the training of a cell came to.
+    """A cell whose training is finished.
 
     Attributes:
         cost: of all its training runs.
@@ -246,7 +205,7 @@ class Trained:
 
 
 def trained(run: Path, cell: Cell) -> Trained | None:
-    """What the training of a cell came to; None where it has not come to its end."""
+    """Cost and sparsity of a cell whose training is finished; None if it is not."""
     folder = round_folder(run, cell.key)
     if finished_cost(folder) is None:
         return None
@@ -261,7 +220,7 @@ def trained(run: Path, cell: Cell) -> Trained | None:
 
 
 def keep_training(run: Path, cell: Cell) -> None:
-    """Write down in a trained cell's folder what its training came to, so that the runs before can be deleted."""
+    """Record cost and sparsity in a trained cell's folder, so that the runs before can be deleted."""
     path = _kept(round_folder(run, cell.key))
     what = trained(run, cell)
     if what is not None and not path.exists():
@@ -269,9 +228,9 @@ def keep_training(run: Path, cell: Cell) -> None:
 
 
 def updates_done(run: Path, cell: Cell) -> dict[str, int]:
-    """Updates of each of a cell's training runs that need not be done again for it, by key."""
+    """By key, how many updates of each of a cell's training runs need not be done again for it."""
     if trained(run, cell) is not None:
-        return {key: this.recipe.training.updates for this, key in zip(cell.rounds, cell.keys, strict=True)}
+        return {key: training.recipe.training.updates for training, key in zip(cell.rounds, cell.keys, strict=True)}
     done = {}
     for key in cell.keys:
         folder = round_folder(run, key)
@@ -287,19 +246,19 @@ def is_done(run: Path, cell: Cell) -> bool:
 
 
 def unfinished_rounds(run: Path, cell: Cell) -> list[str]:
-    """The keys of a cell's training runs that have not come to their end and are needed, in order."""
+    """The keys of a cell's training runs that are needed and not finished, in order."""
     if trained(run, cell) is not None:
         return []
     return [key for key in cell.keys if finished_cost(round_folder(run, key)) is None]
 
 
 def running_round(run: Path, cell: Cell) -> str:
-    """The key of the training run a cell is at: the first that has not come to its end, or the last one."""
+    """The key of the training run that a cell is at: the first that is not finished, or the last one."""
     return (*unfinished_rounds(run, cell), cell.key)[0]
 
 
 def read_failure(run: Path, cell: Cell) -> Failure | None:
-    """Why the last attempt at a cell failed, if it did."""
+    """The failure of the last attempt at a cell, if it failed."""
     if is_done(run, cell):  # after another attempt, and a kill before the file was removed
         return None
     values = _read_json(_failed(round_folder(run, cell.key)))
@@ -307,22 +266,21 @@ def read_failure(run: Path, cell: Cell) -> Failure | None:
 
 
 def record_failure(run: Path, cell: Cell, failure: Failure) -> None:
-    """Note for a cell why it could not be finished."""
+    """Record the failure of a cell in its folder."""
     write_text(_failed(round_folder(run, cell.key)), json.dumps(asdict(failure)) + "\n")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """One line of the results: a cell on a split. What is not known (yet) is None.
+    """One line of the results: a cell on a split. Unknown values are None.
 
     Attributes:
-        values: of the grid's keys, None where the recipe has null; a key that makes no difference to the cell is
-            not there.
-        sparsity_target, sparsity: asked for, and exact; 0 for dense.
-        wer, cer, per: error rates; None where labels are of the other kind.
+        values: by grid key, None where the recipe has null; without keys that make no difference to the cell.
+        sparsity_target, sparsity: requested, and exact; 0 for dense.
+        wer, cer, per: error rates; None for labels of the other kind.
         updates, audio_seconds, wall_seconds: of training, with all runs that found the mask.
         checkpoint: relative to the sweep's folder.
-        failed: why there is no result; None where there is one, or the cell was not run yet.
+        failed: why there is no result; None if there is one, or if the cell was not run yet.
     """
 
     cell: str
@@ -349,7 +307,7 @@ class Outcome:
 
 
 def outcomes(run: Path, cell: Cell) -> list[Outcome]:
-    """What a cell came to, on each of its splits."""
+    """The results of a cell on each of its splits."""
     pruning = cell.recipe.pruning
     target = target_sparsity(pruning)
     known: dict[str, Any] = {
@@ -384,13 +342,13 @@ def outcomes(run: Path, cell: Cell) -> list[Outcome]:
     return rows
 
 
-def _failure(broken_off: str | None, error: BaseException) -> Failure:
+def _failure(training: str | None, error: BaseException) -> Failure:
     if not isinstance(error, ParpError):
         first = (str(error).splitlines() or [""])[0]
         hint = "make training.micro_batch_seconds smaller"
         error = ResourceError("out of memory", details=[first] if first else [], hint=hint)
     return Failure(
-        round=broken_off,
+        round=training,
         message=error.message,
         exit_code=error.exit_code,
         details=error.details,
@@ -406,10 +364,6 @@ def _failed(folder: Path) -> Path:
     return folder / "failed.json"
 
 
-def _progress(folder: Path) -> Path:
-    return folder / "progress.json"
-
-
 def _figures(folder: Path, split: str) -> Path:
     return folder / f"eval-{split}.json"
 
@@ -419,7 +373,7 @@ def _saved_update(state: Path) -> int:
         return 0
     try:
         return int(read_position(state)["update"])
-    except CheckpointError:  # it was just finished, and the state is gone
+    except CheckpointError:  # it was finished meanwhile, and the state is gone
         return 0
 
 

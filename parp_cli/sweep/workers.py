@@ -1,4 +1,4 @@
-"""A pool of worker processes on this machine, each on a device of its own. A task gets a fresh process."""
+"""A pool of worker processes on this machine, each on its own device. Every task gets a fresh process."""
 
 import multiprocessing
 import os
@@ -12,10 +12,10 @@ from multiprocessing.context import SpawnProcess
 import torch
 
 from parp_cli.errors import Interrupted
-from parp_cli.sweep.tasks import Failure, Task, lost_worker, run_remote_task
+from parp_cli.sweep.tasks import Failure, Task, lost_worker, run_task
 
 _STOP_SECONDS = 30.0
-"""Time to save what is being done, when all is to end."""
+"""For workers to save their state when they are asked to stop."""
 
 _BUG = 1
 """Python's exit code after an exception."""
@@ -29,7 +29,7 @@ class _Worker:
 
 
 class ProcessPool:
-    """One process for each of `devices` at a time (`cuda:0`, `cuda:1`, …; or `cpu` as often as wanted)."""
+    """At most one process per entry of `devices` at a time: `cuda:0`, `cuda:1`, …; `cpu` may be repeated."""
 
     def __init__(self, devices: Sequence[str]) -> None:
         self._context = multiprocessing.get_context("spawn")  # CUDA does not survive a fork
@@ -43,32 +43,32 @@ class ProcessPool:
         return bool(self._free)
 
     def start(self, task: Task) -> None:
-        """Begin a task on a free device."""
+        """Start a task on a free device."""
         task = replace(task, device=self._free.pop(0), threads=self._threads)
         answer, sender = self._context.Pipe(duplex=False)
         process = self._context.Process(target=_work, args=(task, sender), name=task.cell.name)
         process.start()
-        sender.close()  # so that a worker that dies is the end of the pipe
+        sender.close()  # so that the pipe ends where a worker dies
         self._workers[task.cell.key] = _Worker(task, process, answer)
 
     def ended(self, seconds: float) -> list[tuple[str, Failure | None]]:
-        """Wait at most so long for a worker to end.
+        """Wait at most this long for a worker to end.
 
         Raises:
-            RuntimeError: an exception ended one, whose traceback is on stderr.
+            RuntimeError: a worker ended with an exception, whose traceback is on stderr.
             Interrupted: a worker was asked to stop.
         """
         gone = wait([worker.process.sentinel for worker in self._workers.values()], timeout=seconds)
-        found = []
+        ended = []
         for key, worker in list(self._workers.items()):
             if worker.process.sentinel in gone:
                 del self._workers[key]
                 self._free.append(worker.task.device)
-                found.append((key, _failure(worker)))
-        return found
+                ended.append((key, _failure(worker)))
+        return ended
 
     def stop(self) -> None:
-        """Ask every worker to save what it has and end."""
+        """Ask every worker to save its state and end."""
         for worker in self._workers.values():
             worker.process.terminate()
         try:
@@ -81,18 +81,18 @@ class ProcessPool:
 
 
 def _work(task: Task, answer: Connection) -> None:
-    """What a worker process does."""
+    """The main function of a worker process."""
     if hasattr(os, "setsid"):
-        os.setsid()  # Ctrl-C is for the parent, which then asks each worker once
+        os.setsid()  # Ctrl-C reaches the parent alone, which then asks each worker once
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
-        answer.send(run_remote_task(task))
+        answer.send(run_task(task))
     except Interrupted as error:
         sys.exit(error.exit_code)
 
 
 def _end_with_parent() -> None:
-    """Two sweeps must not be at one folder: a worker whose parent was killed ends too."""
+    """End a worker whose parent was killed: another sweep may start in the folder."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()
@@ -100,7 +100,7 @@ def _end_with_parent() -> None:
 
 
 def _failure(worker: _Worker) -> Failure | None:
-    """Why a worker that ended did not finish its task, if it did not."""
+    """The failure of a worker that ended, if it failed."""
     worker.process.join()
     code = worker.process.exitcode
     if code == 0:
@@ -110,5 +110,5 @@ def _failure(worker: _Worker) -> Failure | None:
         raise Interrupted("a worker was asked to stop")
     if code is None or code >= _BUG:
         raise RuntimeError(f"the worker of {worker.task.cell.name} ended with an exception")
-    hint = "signal 9 is how a system ends what takes too much memory: try fewer --workers"
+    hint = "signal 9 is how a system ends processes that take too much memory: try fewer --workers"
     return lost_worker(worker.task, f"its process was killed by signal {-code}", hint=hint)

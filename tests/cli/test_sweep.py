@@ -54,7 +54,7 @@ def test_failed_cells_fail_the_command(parp: Any, sweep: Path) -> None:
     assert [o["wer"] for o in json.loads(answer.out)["outcomes"]] == [None] * 3
     lines = answer.err.splitlines()
     start = lines.index("parp: error: 3 of 3 cells failed")
-    assert lines[start + 1].startswith("  dense: the model's output for utterance ")
+    assert lines[start + 1].startswith("  dense: the model produced non-finite logits for utterance ")
     assert lines[-1] == "  hint: the same command tries them again"
 
 

@@ -256,7 +256,7 @@ def test_one_that_fails_leaves_the_others(write_sweep: Any, tmp_path: Path, trai
     result = run_sweep(sweep, run=run)
     bad_dense, bad_omp, dense, omp = result.outcomes
     assert (dense.failed, omp.failed) == (None, None)
-    assert (bad_dense.failed or "").startswith("the model's output for utterance")
+    assert (bad_dense.failed or "").startswith("the model produced non-finite logits for utterance")
     assert bad_omp.failed == f"needs what failed in {bad_dense.cell}: {bad_dense.failed}"
     assert (bad_dense.wer, bad_dense.checkpoint) == (None, None)
     assert result.failed == ((bad_dense.cell, bad_dense.failed), (bad_omp.cell, bad_omp.failed))
@@ -462,7 +462,7 @@ class InOrder:
     def ended(self, _seconds: float) -> list[tuple[str, tasks.Failure | None]]:
         self.together.append({task.cell.name for task in self.tasks})
         task = self.tasks.pop()
-        return [(task.cell.key, tasks.run_remote_task(task))]
+        return [(task.cell.key, tasks.run_task(task))]
 
     def stop(self) -> None:
         self.stopped = True
@@ -499,7 +499,7 @@ def test_workers_save_when_the_sweep_is_ended(write_sweep: Any, tmp_path: Path) 
     settings = (*LONG, "training.updates=100000", "training.validate_every=50000")
     path, run = write_sweep("grid: {seed: [0, 1]}\n", *settings), tmp_path / "run"
     process = start(path, run, "--workers", "2", "--quiet")
-    wait_for(lambda: len(list(run.glob("rounds/*/progress.json"))) == 2, process, seconds=60)
+    wait_for(lambda: sum("loss" in log.read_text() for log in run.glob("rounds/*/*.jsonl")) == 2, process, seconds=60)
     process.terminate()
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130
@@ -549,9 +549,6 @@ def test_a_worker_that_is_killed_fails_its_cell(write_sweep: Any, tmp_path: Path
     assert (failure.message, failure.exit_code) == (f"its process was killed by signal {int(signal.SIGABRT)}", 5)
     assert failure.round is None
     assert tasks.read_failure(tmp_path / "run", cell) == failure
-    told = tasks.round_folder(tmp_path / "run", cell.key) / "progress.json"
-    told.write_text(json.dumps({"round": cell.key, "update": 3}))
-    assert tasks.lost_worker(task, "it was training").round == cell.key
 
 
 @pytest.mark.slow
@@ -581,5 +578,5 @@ def test_a_failing_cell_on_ray(write_sweep: Any, tmp_path: Path) -> None:
         bad, good = run_sweep(load(path), run=tmp_path / "cluster", cluster=True).outcomes
     finally:
         ray.shutdown()
-    assert (bad.failed or "").startswith("the model's output for utterance")
+    assert (bad.failed or "").startswith("the model produced non-finite logits for utterance")
     assert good.failed is None
