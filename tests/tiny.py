@@ -10,25 +10,25 @@ import torch
 
 from parp_cli.config.finetune import Recipe
 from parp_cli.config.load import load_recipe
-from parp_cli.models.speech.config import Architecture, build, encoder_architecture
+from parp_cli.models.speech.config import Architecture, build
 from parp_cli.models.speech.prunable import prunable_parameters
 from parp_cli.storage import checkpoint
 from parp_cli.storage.checkpoint import Checkpoint, Metadata
 
-TINY = encoder_architecture(
+TINY = Architecture(
     name="tiny",
     family="hubert",
     normalize_waveform=True,
-    conv_layers=[(16, 10, 5), (16, 8, 8), (16, 8, 8)],  # 320 samples a frame, as in the real ones
-    extractor_mode="layer_norm",
+    conv_layers=((16, 10, 5), (16, 8, 8), (16, 8, 8)),  # 320 samples a frame, as in the real ones
+    conv_norm="layer",
     conv_bias=False,
-    embed=32,
+    width=32,
     layers=2,
     heads=2,
     feed_forward=64,
-    layer_norm_first=True,
-    pos_conv_kernel=8,
-    pos_conv_groups=4,
+    norm_first=True,
+    positional_kernel=8,
+    positional_groups=4,
 )
 
 TRAINING = (

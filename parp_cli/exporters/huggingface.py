@@ -97,7 +97,7 @@ def _preprocessor(architecture: Architecture, *, has_head: bool) -> dict[str, An
         "padding_value": 0.0,
         "do_normalize": architecture.normalize_waveform,
         # Group norm sees padding as sound, with or without a mask; models with it were trained without.
-        "return_attention_mask": architecture.builder["extractor_mode"] == "layer_norm",
+        "return_attention_mask": architecture.conv_norm == "layer",
     } | ({"processor_class": "Wav2Vec2Processor"} if has_head else {})
 
 

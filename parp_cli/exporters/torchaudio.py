@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from parp_cli.models.sources.names import MASK_EMBEDDING, fit, without
+from parp_cli.models.sources.names import MASK_EMBEDDING, check_equal_layers, fit, without
 from parp_cli.models.speech.config import Architecture
 from parp_cli.storage.atomic import replacing, write_error
 
@@ -19,15 +19,16 @@ if TYPE_CHECKING:
 def export_torchaudio(architecture: Architecture, weights: Mapping[str, Tensor], path: Path) -> None:
     """Write the weights to `path` for `torch.load(path, weights_only=True)`.
 
-    The model they fit is `torchaudio.models.wavlm_model` (family "wavlm") or `wav2vec2_model` of
-    `architecture.builder`, with `aux_num_out` rows of `aux.weight` where there is a head. It has no place for a
-    mask embedding, which is left out.
+    The model they fit is `torchaudio.models.wavlm_model` (family "wavlm") or `wav2vec2_model` of the architecture's
+    sizes, with `aux_num_out` rows of `aux.weight` where there is a head. It has no place for a mask embedding, which
+    is left out.
 
     Raises:
-        CheckpointError: the weights are not the architecture's.
+        CheckpointError: the weights are not the architecture's, or its sizes differ from layer to layer.
         ResourceError: no space is left on the disk.
         UsageError: the folder cannot be written to.
     """
+    check_equal_layers(architecture)
     size = len(weights["aux.weight"]) if "aux.weight" in weights else None
     state = without(fit(weights, architecture, source="the checkpoint", vocabulary_size=size), [MASK_EMBEDDING])
     # An open file, not a name: torch's own writer hides a full disk behind a RuntimeError.

@@ -205,7 +205,7 @@ class _Run:
         """A fresh head around the encoder as the last stage left it."""
         torch.manual_seed(self._recipe.seed + index)
         model = masked_prediction_model(
-            dict(self._architecture.builder),
+            self._architecture,
             clusters=self._recipe.stages[index].clusters,
             mask_probability=self._recipe.mask_probability,
             mask_length=self._recipe.mask_length,
@@ -339,7 +339,7 @@ def _architecture(recipe: PretrainRecipe) -> Architecture:
     architecture = ARCHITECTURES[recipe.architecture]
     if architecture.family == "wavlm":
         raise RecipeError(f"{architecture.name} cannot be pre-trained", hint="torchaudio pre-trains HuBERT's network")
-    layers = architecture.builder["encoder_num_layers"]
+    layers = architecture.layers
     details = [
         f"stages[{index}].targets: {stage.targets}, but it has {layers} layers"
         for index, stage in enumerate(recipe.stages)

@@ -468,7 +468,7 @@ def schedule_of(recipe: Recipe, architecture: Architecture, item_seconds: Sequen
     if pruning.interval is None:
         split = recipe.data.train.removeprefix("train-").split("/")[0]
         base, large = _PUBLISHED_INTERVALS.get(split, (_DEFAULT_INTERVAL, _DEFAULT_INTERVAL))
-        interval: float = large if architecture.builder["encoder_num_layers"] >= _LARGE_LAYERS else base
+        interval: float = large if architecture.layers >= _LARGE_LAYERS else base
     elif pruning.interval_unit == "updates":
         interval = pruning.interval
     else:

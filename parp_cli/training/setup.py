@@ -35,7 +35,7 @@ def build_model(recipe: Recipe, preparation: Preparation) -> Any:
         attention_dropout=training.attention_dropout,
         activation_dropout=training.activation_dropout,
     )
-    model.register_parameter(MASK_EMBEDDING, nn.Parameter(torch.rand(start.architecture.builder["encoder_embed_dim"])))
+    model.register_parameter(MASK_EMBEDDING, nn.Parameter(torch.rand(start.architecture.width)))
     fresh = model.state_dict()
     same_head = start.vocabulary == preparation.vocabulary
     weights = {n: w.float() for n, w in start.weights.items() if same_head or not n.startswith("aux.")}

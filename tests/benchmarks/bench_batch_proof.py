@@ -206,9 +206,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="a file for the rows")
     options = parser.parse_args()
     named = options.architectures or [
-        name
-        for name, architecture in ARCHITECTURES.items()
-        if architecture.builder["encoder_num_layers"] <= _MOST_LAYERS
+        name for name, architecture in ARCHITECTURES.items() if architecture.layers <= _MOST_LAYERS
     ]
     samples = random_samples(options.utterances, shortest=SHORTEST, longest=LONGEST, seed=options.seed)
     print(

@@ -267,7 +267,7 @@ def operations(architecture: Architecture, utterances: Sequence[Utterance]) -> i
 
 def matrix_rate(architecture: Architecture, precision: str) -> float:
     """Operations per second of the feed-forward layer's product for 60 s."""
-    width, inner = architecture.builder["encoder_embed_dim"], architecture.builder["encoder_ff_interm_features"]
+    width, (_, _, inner) = architecture.width, architecture.sizes_of_layer(0)
     dtype = getattr(torch, precision)
     values, weight = torch.randn(3000, width, dtype=dtype), torch.randn(inner, width, dtype=dtype)
     best = float("inf")

@@ -228,10 +228,15 @@ def operations(name: str) -> int:
     return products + 3 * 2 * UTTERANCES * length * weight.numel()
 
 
+def feed_forward_sizes(name: str) -> tuple[int, int]:
+    """Features of the Transformer, and inside its feed-forward blocks."""
+    architecture = ARCHITECTURES[name]
+    return architecture.width, architecture.sizes_of_layer(0)[2]
+
+
 def matrix_rate(name: str, device: str, precision: str) -> float:
     """Operations per second of the feed-forward layer's product."""
-    builder = ARCHITECTURES[name].builder
-    rows, width, inner = UTTERANCES * 499, builder["encoder_embed_dim"], builder["encoder_ff_interm_features"]
+    rows, width, inner = UTTERANCES * 499, *feed_forward_sizes(name)
     dtype = getattr(torch, precision)
     values = torch.randn(rows, width, dtype=dtype, device=device)
     weight = torch.randn(inner, width, dtype=dtype, device=device)

@@ -76,7 +76,7 @@ def test_there_and_back(name: str, vocabulary: list[str] | None, tmp_path: Path)
 @pytest.mark.parametrize("name", SMALL)
 def test_the_mask_embedding_goes_along(name: str, vocabulary: list[str] | None, tmp_path: Path) -> None:
     model = randomise(build(SMALL[name], vocabulary_size=len(vocabulary) if vocabulary else None))
-    mask_embedding = torch.rand(SMALL[name].builder["encoder_embed_dim"])
+    mask_embedding = torch.rand(SMALL[name].width)
     export_huggingface(SMALL[name], {**model.state_dict(), MASK_EMBEDDING: mask_embedding}, vocabulary, tmp_path)
     kind = transformers.AutoModelForCTC if vocabulary else transformers.AutoModel
     theirs, loading = kind.from_pretrained(tmp_path, output_loading_info=True)

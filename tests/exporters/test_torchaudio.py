@@ -12,6 +12,7 @@ from parp_cli.exporters.torchaudio import export_torchaudio
 from parp_cli.models.sources.names import MASK_EMBEDDING
 from parp_cli.models.speech.config import build
 from parp_cli.storage.atomic import write_error
+from tests.models.oracle import builder_of
 from tests.models.small import SMALL, randomise, waveform
 
 
@@ -19,11 +20,11 @@ from tests.models.small import SMALL, randomise, waveform
 @pytest.mark.parametrize("name", SMALL)
 def test_torchaudios_builder_loads_it(name: str, size: int | None, tmp_path: Path) -> None:
     ours = randomise(build(SMALL[name], vocabulary_size=size))
-    mask_embedding = torch.rand(SMALL[name].builder["encoder_embed_dim"])  # their models have no place for it
+    mask_embedding = torch.rand(SMALL[name].width)  # their models have no place for it
     weights = {**ours.state_dict(), MASK_EMBEDDING: mask_embedding}
     export_torchaudio(SMALL[name], weights, tmp_path / "deep" / "model.pt")
     builder = wavlm_model if SMALL[name].family == "wavlm" else wav2vec2_model
-    theirs = builder(**SMALL[name].builder, aux_num_out=size).eval()
+    theirs = builder(**builder_of(SMALL[name]), aux_num_out=size).eval()
     theirs.load_state_dict(torch.load(tmp_path / "deep" / "model.pt", weights_only=True))
     with torch.inference_mode():
         torch.testing.assert_close(theirs(waveform())[0], ours(waveform())[0], atol=1e-4, rtol=1e-4)

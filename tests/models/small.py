@@ -6,45 +6,46 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from parp_cli.models.speech.config import Architecture, Family, encoder_architecture
+from parp_cli.models.speech.config import Architecture, Family
 
 _SIZES: dict[str, Any] = {
     "conv_layers": [(16, 10, 5), (16, 3, 2), (16, 2, 2)],  # 20 samples a frame
-    "embed": 32,
+    "width": 32,
     "layers": 3,
     "heads": 4,
     "feed_forward": 48,
-    "pos_conv_kernel": 16,
-    "pos_conv_groups": 4,
-    # Few buckets, so that a short utterance reaches the logarithmic ones and the last.
-    "buckets": 32,
-    "max_distance": 64,
+    "positional_kernel": 16,
+    "positional_groups": 4,
 }
+# Few buckets, so that a short utterance reaches the logarithmic ones and the last.
+_RELATIVE: dict[str, Any] = {"buckets": 32, "max_distance": 64}
 _BASE: dict[str, Any] = {
-    "extractor_mode": "group_norm",
+    "conv_norm": "group",
     "conv_bias": False,
-    "layer_norm_first": False,
+    "norm_first": False,
     "normalize_waveform": False,
 }
 _LARGE: dict[str, Any] = {
-    "extractor_mode": "layer_norm",
+    "conv_norm": "layer",
     "conv_bias": True,
-    "layer_norm_first": True,
+    "norm_first": True,
     "normalize_waveform": True,
 }
 
 _KINDS: tuple[tuple[str, Family, dict[str, Any]], ...] = (
     ("wav2vec2-group-norm", "wav2vec2", _BASE),
     ("wav2vec2-layer-norm", "wav2vec2", _LARGE),
-    ("xls-r", "wav2vec2", _LARGE | {"embed": 40, "layers": 5, "heads": 2, "pos_conv_kernel": 15, "pos_conv_groups": 8}),
+    (
+        "xls-r",
+        "wav2vec2",
+        _LARGE | {"width": 40, "layers": 5, "heads": 2, "positional_kernel": 15, "positional_groups": 8},
+    ),
     ("hubert-base", "hubert", _BASE),
     ("hubert-large", "hubert", _LARGE | {"conv_bias": False}),
-    ("wavlm-base", "wavlm", _BASE),
-    ("wavlm-large", "wavlm", _LARGE | {"conv_bias": False}),
+    ("wavlm-base", "wavlm", _BASE | _RELATIVE),
+    ("wavlm-large", "wavlm", _LARGE | _RELATIVE | {"conv_bias": False}),
 )
-SMALL: dict[str, Architecture] = {
-    name: encoder_architecture(family=family, **_SIZES | sizes) for name, family, sizes in _KINDS
-}
+SMALL: dict[str, Architecture] = {name: Architecture(family=family, **_SIZES | sizes) for name, family, sizes in _KINDS}
 
 SAMPLES = 4_000  # 199 frames
 

@@ -96,7 +96,7 @@ def test_masks_that_share_only_how_much_of_each_tensor_they_prune_are_at_chance(
 
 
 def test_layers_are_in_order_beyond_ten(world: World, tmp_path: Path) -> None:
-    deep = replace(TINY, name="deep", builder={**TINY.builder, "encoder_num_layers": 11})
+    deep = replace(TINY, name="deep", layers=11)
     write_encoder(tmp_path / "deep.safetensors", deep)
     path = mask(str(tmp_path / "deep.safetensors"), scope="everything", out=tmp_path / "m.safetensors").path
     (pair,) = compare([path, path]).pairs
@@ -120,7 +120,7 @@ def test_what_cannot_be_compared(masked: Path, world: World, tmp_path: Path) -> 
         compare([masked, tmp_path / "absent.safetensors"])
     with pytest.raises(MaskError, match=r"encoder\.safetensors has no mask"):
         compare([masked, world.encoder])
-    deeper = replace(TINY, name="deeper", builder={**TINY.builder, "encoder_num_layers": 3})
+    deeper = replace(TINY, name="deeper", layers=3)
     write_encoder(tmp_path / "deeper.safetensors", deeper)
     other = mask(str(tmp_path / "deeper.safetensors"), out=tmp_path / "m.safetensors").path
     with pytest.raises(MaskError, match="is that of another model than") as caught:

@@ -288,7 +288,7 @@ class TestMasks:
         assert result.systems[1].sparsity == sparsity({name: own[name] & its[name] for name in own})
 
     def test_a_mask_of_another_model(self, trained: Path, tmp_path: Path) -> None:
-        wide = replace(TINY, builder={**TINY.builder, "encoder_ff_interm_features": 96})
+        wide = replace(TINY, feed_forward=96)
         write_encoder(tmp_path / "wide.safetensors", wide)
         other = mask(str(tmp_path / "wide.safetensors"), sparsity=0.5, out=tmp_path / "m.safetensors").path
         with pytest.raises(MaskError, match="mask does not fit"):

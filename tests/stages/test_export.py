@@ -14,6 +14,7 @@ from parp_cli.models.recognizer import rebuild
 from parp_cli.models.speech.waveform import normalize
 from parp_cli.stages.export import export
 from parp_cli.storage import checkpoint
+from tests.models.oracle import builder_of
 from tests.tiny import TINY, World
 
 
@@ -46,7 +47,7 @@ def test_torchaudio_loads_it(world: World, grown: Path, tmp_path: Path) -> None:
     assert all((state[name][kept] != 0).any() for name, kept in masks.items())
     assert result.zeros == sum(int((state[name] == 0).sum()) for name in masks) >= 8416
     assert result.size == result.path.stat().st_size
-    theirs = wav2vec2_model(**TINY.builder, aux_num_out=len(state["aux.weight"]))
+    theirs = wav2vec2_model(**builder_of(TINY), aux_num_out=len(state["aux.weight"]))
     theirs.load_state_dict(state)
     waveform = read_audio(world.folder / "test-0.wav")
     with torch.inference_mode():

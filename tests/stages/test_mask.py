@@ -249,7 +249,7 @@ def test_masks_that_cannot_be_combined(masks: dict[str, Path], world: World, tmp
     refused("encoder.safetensors has no mask", minuses=[world.encoder])
     refused("keeps no weight", minuses=[masks["a"]])
     # The first layers of a deeper model would have the right names and shapes.
-    deeper = replace(TINY, name="deeper", builder={**TINY.builder, "encoder_num_layers": 3})
+    deeper = replace(TINY, name="deeper", layers=3)
     write_encoder(tmp_path / "deeper.safetensors", deeper)
     error = refused("is that of another model than", apply=str(tmp_path / "deeper.safetensors"))
     assert error.details[0].endswith(": tiny")

@@ -8,7 +8,7 @@ import pytest
 import soundfile
 
 from parp_cli.errors import CheckpointError, DataError, ParpError, UsageError
-from parp_cli.models.speech.config import encoder_architecture
+from parp_cli.models.speech.config import Architecture
 from parp_cli.runtime.progress import Progress, silent
 from parp_cli.stages.mask import mask
 from parp_cli.storage import checkpoint
@@ -20,20 +20,20 @@ from tests.tiny import World, write_encoder, write_manifest
 def deep(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An encoder with as many layers as the large ones."""
     path = tmp_path_factory.mktemp("deep") / "deep.safetensors"
-    architecture = encoder_architecture(
+    architecture = Architecture(
         name="deep",
         family="hubert",
         normalize_waveform=True,
-        conv_layers=[(8, 10, 5), (8, 8, 8), (8, 8, 8)],
-        extractor_mode="layer_norm",
+        conv_layers=((8, 10, 5), (8, 8, 8), (8, 8, 8)),
+        conv_norm="layer",
         conv_bias=False,
-        embed=8,
+        width=8,
         layers=24,
         heads=2,
         feed_forward=8,
-        layer_norm_first=True,
-        pos_conv_kernel=8,
-        pos_conv_groups=4,
+        norm_first=True,
+        positional_kernel=8,
+        positional_groups=4,
     )
     write_encoder(path, architecture)
     return path

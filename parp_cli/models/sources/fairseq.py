@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from parp_cli.errors import CheckpointError
 from parp_cli.models.sources.names import MASK_EMBEDDING, Encoder, fit, pack_attention, renamed, without
 from parp_cli.models.sources.torch_files import Inert, tensors
-from parp_cli.models.speech.config import Architecture, Family, encoder_architecture
+from parp_cli.models.speech.config import Architecture, Family, with_known_name
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -50,7 +50,7 @@ _NAMES = (
     (r"encoder\.layers\.(\d+)\.final_layer_norm\.", _OURS + ".final_layer_norm."),
 )
 
-# Options that would make another network, and the one value (also the default) that torchaudio's has built in.
+# Options that would make another network, and the one value (also the default) that ours has built in.
 _SUPPORTED: dict[str, Any] = {
     "activation_fn": "gelu",
     "layer_type": "transformer",
@@ -101,24 +101,31 @@ def _architecture(config: Any, weights: Iterable[str], *, source: str) -> Archit
     if details:
         raise CheckpointError(f"{source} uses options that parp does not support", details=details)
     try:
-        return encoder_architecture(
-            family=_family(model, weights),
+        family = _family(model, weights)
+        relative: dict[str, Any] = {}
+        if family == "wavlm":
+            relative = {
+                "buckets": int(model.get("num_buckets", 320)),
+                "max_distance": int(model.get("max_distance", 800)),
+            }
+        architecture = Architecture(
+            family=family,
             normalize_waveform=bool(task.get("normalize", False)),
             conv_layers=_conv_layers(str(model.get("conv_feature_layers", _DEFAULT_CONV_LAYERS))),
-            extractor_mode="layer_norm" if model.get("extractor_mode") == "layer_norm" else "group_norm",
+            conv_norm="layer" if model.get("extractor_mode") == "layer_norm" else "group",
             conv_bias=bool(model.get("conv_bias", False)),
-            embed=int(model.get("encoder_embed_dim", 768)),
+            width=int(model.get("encoder_embed_dim", 768)),
             layers=int(model.get("encoder_layers", 12)),
             heads=int(model.get("encoder_attention_heads", 12)),
             feed_forward=int(model.get("encoder_ffn_embed_dim", 3072)),
-            layer_norm_first=bool(model.get("layer_norm_first", False)),
-            pos_conv_kernel=int(model.get("conv_pos", 128)),
-            pos_conv_groups=int(model.get("conv_pos_groups", 16)),
-            buckets=int(model.get("num_buckets", 320)),
-            max_distance=int(model.get("max_distance", 800)),
+            norm_first=bool(model.get("layer_norm_first", False)),
+            positional_kernel=int(model.get("conv_pos", 128)),
+            positional_groups=int(model.get("conv_pos_groups", 16)),
+            **relative,
         )
     except (TypeError, ValueError) as error:
         raise CheckpointError(f"the configuration in {source} cannot be read", details=[str(error)]) from error
+    return with_known_name(architecture)
 
 
 def _sections(config: Any) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -157,7 +164,7 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def _conv_layers(expression: str) -> list[tuple[int, ...]]:
+def _conv_layers(expression: str) -> tuple[Any, ...]:
     """Layers from a Python expression of tuples, lists, + and *, which fairseq evaluates and this reads.
 
     Raises:
@@ -169,7 +176,7 @@ def _conv_layers(expression: str) -> list[tuple[int, ...]]:
         raise ValueError(f"conv_feature_layers: {expression!r}") from error
     if not isinstance(value, list) or not all(isinstance(layer, tuple) for layer in value):
         raise ValueError(f"conv_feature_layers: {expression!r}")
-    return value
+    return tuple(value)
 
 
 def _value(node: ast.expr) -> Any:

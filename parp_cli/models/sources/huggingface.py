@@ -15,13 +15,14 @@ from parp_cli.models.sources.names import (
     MASK_EMBEDDING,
     WORD_BOUNDARY,
     Encoder,
+    check_equal_layers,
     fit,
     pack_attention,
     renamed,
     unpack_attention,
     without,
 )
-from parp_cli.models.speech.config import Architecture, Family, encoder_architecture
+from parp_cli.models.speech.config import Architecture, Family, with_known_name
 from parp_cli.models.speech.waveform import SAMPLE_RATE_HZ
 from parp_cli.storage.checkpoint import ctc_task
 
@@ -37,24 +38,23 @@ PREPROCESSOR = "preprocessor_config.json"
 # In order of preference; an index lists the parts of a model that is cut up.
 _WEIGHT_FILES = (WEIGHTS, f"{WEIGHTS}.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 
-# Our builder's arguments that transformers merely calls otherwise.
-_BUILDER_TO_CONFIG = {
-    "extractor_conv_bias": "conv_bias",
-    "encoder_embed_dim": "hidden_size",
-    "encoder_pos_conv_kernel": "num_conv_pos_embeddings",
-    "encoder_pos_conv_groups": "num_conv_pos_embedding_groups",
-    "encoder_num_layers": "num_hidden_layers",
-    "encoder_num_heads": "num_attention_heads",
-    "encoder_ff_interm_features": "intermediate_size",
-    "encoder_layer_norm_first": "do_stable_layer_norm",
-    "encoder_projection_dropout": "feat_proj_dropout",
-    "encoder_attention_dropout": "attention_dropout",
-    "encoder_ff_interm_dropout": "activation_dropout",
-    "encoder_dropout": "hidden_dropout",
-    "encoder_layer_drop": "layerdrop",
-    "encoder_num_buckets": "num_buckets",
-    "encoder_max_distance": "max_bucket_distance",
+# What transformers calls our sizes.
+_TO_CONFIG = {
+    "conv_bias": "conv_bias",
+    "width": "hidden_size",
+    "positional_kernel": "num_conv_pos_embeddings",
+    "positional_groups": "num_conv_pos_embedding_groups",
+    "layers": "num_hidden_layers",
+    "heads": "num_attention_heads",
+    "feed_forward": "intermediate_size",
+    "norm_first": "do_stable_layer_norm",
+    "buckets": "num_buckets",
+    "max_distance": "max_bucket_distance",
 }
+
+_NO_DROPOUT = dict.fromkeys(
+    ("feat_proj_dropout", "attention_dropout", "activation_dropout", "hidden_dropout", "layerdrop"), 0.0
+)
 
 # What a config that leaves a size out means by it.
 _CONFIG_DEFAULTS: dict[str, Any] = {
@@ -75,7 +75,7 @@ _CONFIG_DEFAULTS: dict[str, Any] = {
     "pad_token_id": 0,
 }
 
-# Options that would make another network, and the one value (also the default) that torchaudio's has built in.
+# Options that would make another network, and the one value (also the default) that ours has built in.
 _SUPPORTED: dict[str, Any] = {
     "hidden_act": "gelu",
     "feat_extract_activation": "gelu",
@@ -180,34 +180,40 @@ def architecture_of(config: Mapping[str, Any], preprocessor: Mapping[str, Any], 
         raise CheckpointError(f"{source} uses options that parp does not support", details=details)
     settings = _CONFIG_DEFAULTS | dict(config)
     try:
-        return encoder_architecture(
+        relative = {"buckets": settings["num_buckets"], "max_distance": settings["max_bucket_distance"]}
+        architecture = Architecture(
             family=cast("Family", family),
             # Released layer-norm front ends were all trained on normalised waveforms, the others on raw ones.
             normalize_waveform=bool(preprocessor.get("do_normalize", settings["feat_extract_norm"] == "layer")),
-            conv_layers=zip(settings["conv_dim"], settings["conv_kernel"], settings["conv_stride"], strict=True),
-            extractor_mode="layer_norm" if settings["feat_extract_norm"] == "layer" else "group_norm",
+            conv_layers=tuple(zip(settings["conv_dim"], settings["conv_kernel"], settings["conv_stride"], strict=True)),
+            conv_norm="layer" if settings["feat_extract_norm"] == "layer" else "group",
             conv_bias=settings["conv_bias"],
-            embed=settings["hidden_size"],
+            width=settings["hidden_size"],
             layers=settings["num_hidden_layers"],
             heads=settings["num_attention_heads"],
             feed_forward=settings["intermediate_size"],
-            layer_norm_first=settings["do_stable_layer_norm"],
-            pos_conv_kernel=settings["num_conv_pos_embeddings"],
-            pos_conv_groups=settings["num_conv_pos_embedding_groups"],
-            buckets=settings["num_buckets"],
-            max_distance=settings["max_bucket_distance"],
+            norm_first=settings["do_stable_layer_norm"],
+            positional_kernel=settings["num_conv_pos_embeddings"],
+            positional_groups=settings["num_conv_pos_embedding_groups"],
+            **relative if family == "wavlm" else {},
         )
     except (TypeError, ValueError) as error:
         raise CheckpointError(f"the sizes in {source}'s {CONFIG} cannot be read", details=[str(error)]) from error
+    return with_known_name(architecture)
 
 
 def config_of(architecture: Architecture) -> dict[str, Any]:
-    """The inverse of `architecture_of`: what describes the network in `config.json`."""
+    """The inverse of `architecture_of`: what describes the network in `config.json`.
+
+    Raises:
+        CheckpointError: sizes differ from layer to layer, which transformers' models cannot.
+    """
+    check_equal_layers(architecture)
     channels, kernels, strides = zip(*architecture.conv_layers, strict=True)
     sizes = {
-        config_key: architecture.builder[key]
-        for key, config_key in _BUILDER_TO_CONFIG.items()
-        if key in architecture.builder
+        config_key: getattr(architecture, key)
+        for key, config_key in _TO_CONFIG.items()
+        if getattr(architecture, key) is not None
     }
     options = {
         key: value
@@ -216,12 +222,13 @@ def config_of(architecture: Architecture) -> dict[str, Any]:
     }
     return {
         "model_type": architecture.family,
-        "feat_extract_norm": architecture.builder["extractor_mode"].removesuffix("_norm"),
+        "feat_extract_norm": architecture.conv_norm,
         "conv_dim": channels,
         "conv_kernel": kernels,
         "conv_stride": strides,
         "num_feat_extract_layers": len(channels),
         **sizes,
+        **_NO_DROPOUT,
         **options,
     }
 

@@ -50,13 +50,14 @@ def load_encoder(source: str, *, architecture: str | None = None, notify: Notify
     if named is None:
         return encoder
     found = encoder.architecture
-    if (found.family, found.builder) != (named.family, named.builder):
+    if not found.same_network(named):
+        ours, theirs = found.to_json(), named.to_json()
         raise CheckpointError(
             f"{source} is {found.name} ({found.family}), not {named.name}",
             details=[
-                f"{key}: {found.builder.get(key)} in the file, {named.builder.get(key)} in {named.name}"
-                for key in sorted({*found.builder, *named.builder})
-                if found.builder.get(key) != named.builder.get(key)
+                f"{key}: {ours.get(key)} in the file, {theirs.get(key)} in {named.name}"
+                for key in sorted({*ours, *theirs} - {"name", "normalize_waveform"})
+                if ours.get(key) != theirs.get(key)
             ],
         )
     return encoder._replace(architecture=replace(found, name=named.name))
@@ -130,7 +131,7 @@ def _recognise(weights: dict[str, Tensor], path: Path) -> Architecture:
     candidates = [
         known
         for known in ARCHITECTURES.values()
-        if known.builder["encoder_num_layers"] == layers and shapes(known) == found  # the first is the cheap one
+        if known.layers == layers and shapes(known) == found  # the first is the cheap one
     ]
     if len(candidates) == 1:
         return candidates[0]

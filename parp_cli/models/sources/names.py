@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 
 from parp_cli.errors import CheckpointError, MaskError, first_few
+from parp_cli.models.network import read_architecture
 from parp_cli.models.speech.config import Architecture, build
 from parp_cli.storage.checkpoint import Parent
 
@@ -66,7 +67,7 @@ def check_same_model(mask_of: str, ours: Mapping[str, Any], other: str, theirs: 
     Raises:
         MaskError: the architectures differ in sizes; those of several names may have the same.
     """
-    if Architecture.from_json(ours).builder != Architecture.from_json(theirs).builder:
+    if not read_architecture(ours).same_network(read_architecture(theirs)):
         raise MaskError(
             f"the mask of {mask_of} is that of another model than {other}",
             details=[f"{mask_of}: {ours.get('name')}", f"{other}: {theirs.get('name')}"],
@@ -127,7 +128,7 @@ def fit(
     found = with_current_names(weights)
     expected = shapes(architecture, vocabulary_size)
     if MASK_EMBEDDING in found:
-        expected[MASK_EMBEDDING] = (architecture.builder["encoder_embed_dim"],)
+        expected[MASK_EMBEDDING] = (architecture.width,)
     details = [f"{name}: missing" for name in expected if name not in found]
     details += [f"{name}: left over" for name in found if name not in expected]
     details += [
@@ -142,6 +143,20 @@ def fit(
             hint="the file is of another model, or holds layers that parp does not know",
         )
     return {name: found[name].detach().to(torch.float32).contiguous() for name in expected}
+
+
+def check_equal_layers(architecture: Architecture) -> None:
+    """Refuse an architecture that other projects' models cannot have.
+
+    Raises:
+        CheckpointError: sizes differ from layer to layer, or heads from what fills the width.
+    """
+    sizes = {key: getattr(architecture, key) for key in ("heads", "head_size", "feed_forward")}
+    if isinstance(architecture.feed_forward, tuple) or architecture.head_size is not None:
+        raise CheckpointError(
+            f"{architecture.name} has layers of sizes that other projects' models cannot have",
+            details=[f"{key}: {size}" for key, size in sizes.items()],
+        )
 
 
 _SEPARATE = re.compile(r"(.*\.attention)\.(q_proj|k_proj|v_proj|out_proj)\.(weight|bias)")

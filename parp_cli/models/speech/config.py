@@ -1,16 +1,17 @@
-"""The encoders `parp` knows, as arguments of torchaudio's builders.
+"""The speech encoders `parp` knows: their sizes, and how a network is built from them.
 
-Sizes follow the bundles of `torchaudio.pipelines`, and those follow the released checkpoints. They are
-written out here because importing this module must stay cheap: torch is imported when a model is built.
+Sizes follow the released checkpoints. Importing this module stays cheap: torch is imported when a model is built.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, cast, get_args
+from dataclasses import MISSING, asdict, dataclass, replace
+from dataclasses import fields as dataclass_fields
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
 from parp_cli.errors import CheckpointError
+from parp_cli.models.speech.prunable import KINDS, kind_of, layer_of
 
 if TYPE_CHECKING:
     from parp_cli.models.speech.encoder import SpeechNetwork
@@ -24,161 +25,188 @@ CUSTOM = "custom"
 _RELEASED_FRONT_END: tuple[ConvLayer, ...] = ((512, 10, 5), *[(512, 3, 2)] * 4, *[(512, 2, 2)] * 2)
 _MINI_FRONT_END: tuple[ConvLayer, ...] = ((64, 10, 5), *[(64, 3, 2)] * 4, *[(64, 2, 2)] * 2)
 
-# The builder's arguments that are positive whole numbers.
-_SIZES = (
-    "encoder_embed_dim",
-    "encoder_pos_conv_kernel",
-    "encoder_pos_conv_groups",
-    "encoder_num_layers",
-    "encoder_num_heads",
-    "encoder_ff_interm_features",
-    "encoder_num_buckets",
-    "encoder_max_distance",
-)
+_SIZES = ("width", "layers", "positional_kernel", "positional_groups", "buckets", "max_distance")
 
-# The builder's arguments that regularise training: no property of an architecture, so zero in every one.
-_REGULARISERS = (
+# What the encoder's builder of format 1 called the fields. Its dropouts, which were zero in every file, are ignored.
+_FORMAT_1 = {
+    "extractor_conv_layer_config": "conv_layers",
+    "extractor_conv_bias": "conv_bias",
+    "encoder_embed_dim": "width",
+    "encoder_num_layers": "layers",
+    "encoder_num_heads": "heads",
+    "encoder_ff_interm_features": "feed_forward",
+    "encoder_layer_norm_first": "norm_first",
+    "encoder_pos_conv_kernel": "positional_kernel",
+    "encoder_pos_conv_groups": "positional_groups",
+    "encoder_num_buckets": "buckets",
+    "encoder_max_distance": "max_distance",
+}
+_FORMAT_1_DROPOUTS = {
     "encoder_projection_dropout",
     "encoder_attention_dropout",
     "encoder_ff_interm_dropout",
     "encoder_dropout",
     "encoder_layer_drop",
-)
-
-
-_OTHERS = ("extractor_mode", "extractor_conv_layer_config", "extractor_conv_bias", "encoder_layer_norm_first")
+}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Architecture:
-    """An encoder without its weights.
+    """A speech encoder without its weights: wav2vec 2.0, HuBERT or WavLM.
 
     Attributes:
         name: a key of `ARCHITECTURES`, or "custom".
-        family: which paper's model it is; "wavlm" has another builder, the others share theirs.
-        builder: keyword arguments of `torchaudio.models.wavlm_model` (family "wavlm") or
-            `torchaudio.models.wav2vec2_model`, all but `aux_num_out`; every dropout and layer drop is 0.
+        family: which paper's model it is; "wavlm" has relative positions in its attention, the others are one network.
         normalize_waveform: whether an utterance is brought to zero mean and unit variance before the
-            front end (`parp_cli.models.speech.waveform.normalize`).
+            feature encoder (`parp_cli.models.speech.waveform.normalize`).
+        conv_layers: the feature encoder: channels, kernel, stride of each layer.
+        conv_norm: "group": a group norm after its first convolution; "layer": a layer norm after each.
+        conv_bias: whether its convolutions have biases.
+        width: features of the Transformer, D.
+        layers: Transformer layers.
+        heads: attention heads; a tuple where they differ from layer to layer.
+        head_size: features of a head; None for width / heads.
+        feed_forward: features inside the feed-forward blocks; a tuple where they differ from layer to layer.
+        norm_first: whether layer norm comes before attention and feed-forward, or after each.
+        positional_kernel: kernel of the positional convolution, in frames.
+        positional_groups: its groups.
+        buckets: relative positions told apart (family "wavlm" alone, otherwise None).
+        max_distance: frames beyond which all positions are one (likewise).
     """
 
-    name: str
+    kind: ClassVar[str] = "speech"
+    kinds: ClassVar[tuple[str, ...]] = KINDS
+
+    name: str = CUSTOM
     family: Family
-    builder: Mapping[str, Any]
     normalize_waveform: bool
+    conv_layers: tuple[ConvLayer, ...] = _RELEASED_FRONT_END
+    conv_norm: Literal["group", "layer"]
+    conv_bias: bool
+    width: int
+    layers: int
+    heads: int | tuple[int, ...]
+    head_size: int | None = None
+    feed_forward: int | tuple[int, ...]
+    norm_first: bool
+    positional_kernel: int = 128
+    positional_groups: int = 16
+    buckets: int | None = None
+    max_distance: int | None = None
 
     def __post_init__(self) -> None:
-        """Refuse what no builder could build.
+        """Bring equal architectures to the same form, and refuse what cannot be built.
 
         Raises:
-            ValueError: an unknown family, or sizes that are not positive or don't divide.
+            ValueError: an unknown family or norm, or sizes that are not positive or don't divide.
         """
-        if self.family not in get_args(Family):
-            raise ValueError(f"family: {self.family!r} is none of {', '.join(get_args(Family))}")
-        sizes = {key: value for key, value in self.builder.items() if key in _SIZES}
-        sizes |= {
-            f"extractor_conv_layer_config[{i}]": size for i, layer in enumerate(self.conv_layers) for size in layer
-        }
+        for key, known in (("family", get_args(Family)), ("conv_norm", ("group", "layer"))):
+            if getattr(self, key) not in known:
+                raise ValueError(f"{key}: {getattr(self, key)!r} is none of {', '.join(known)}")
+        for key in ("conv_bias", "norm_first", "normalize_waveform"):
+            if not isinstance(getattr(self, key), bool):
+                raise ValueError(f"{key}: {getattr(self, key)!r} is neither true nor false")
+        object.__setattr__(self, "conv_layers", _conv_layers(self.conv_layers))
+        for key in ("heads", "feed_forward"):
+            values = getattr(self, key)
+            if isinstance(values, tuple):
+                if len(values) != self.layers:
+                    raise ValueError(f"{key}: {len(values)} sizes for {self.layers} layers")
+                object.__setattr__(self, key, values[0] if len(set(values)) == 1 else values)
+        sizes: dict[str, Any] = {key: getattr(self, key) for key in _SIZES}
+        if self.family == "wavlm":
+            if isinstance(self.heads, tuple) or self.head_size is not None:
+                raise ValueError("heads: WavLM's layers share a position bias, so all have the same heads")
+        elif self.buckets is None and self.max_distance is None:
+            del sizes["buckets"], sizes["max_distance"]
+        else:
+            raise ValueError(f"buckets: a {self.family} has no relative positions")
+        for key in ("heads", "feed_forward"):
+            values = getattr(self, key)
+            sizes |= {f"{key}[{i}]": size for i, size in enumerate(values if isinstance(values, tuple) else [values])}
+        sizes |= {f"conv_layers[{i}]": size for i, layer in enumerate(self.conv_layers) for size in layer}
+        if self.head_size is not None:
+            sizes["head_size"] = self.head_size
         for key, value in sizes.items():
-            if not isinstance(value, int) or value < 1:
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise ValueError(f"{key}: {value!r} is no positive number")
-        for key in ("encoder_num_heads", "encoder_pos_conv_groups"):
-            if sizes.get("encoder_embed_dim", 0) % sizes.get(key, 1):
-                raise ValueError(f"{key}: {sizes[key]} does not divide encoder_embed_dim, {sizes['encoder_embed_dim']}")
+        if self.width % self.positional_groups:
+            raise ValueError(f"positional_groups: {self.positional_groups} does not divide the width, {self.width}")
+        if self.head_size is None and (isinstance(self.heads, tuple) or self.width % self.heads):
+            raise ValueError(f"heads: {self.heads} does not divide the width, {self.width}, and head_size is not given")
+        if isinstance(self.heads, int) and self.heads * (self.head_size or 0) == self.width:
+            object.__setattr__(self, "head_size", None)
 
-    @property
-    def conv_layers(self) -> tuple[ConvLayer, ...]:
-        """The convolutional front end: (channels, kernel, stride) of each layer."""
-        return cast("tuple[ConvLayer, ...]", self.builder["extractor_conv_layer_config"])
+    def sizes_of_layer(self, index: int) -> tuple[int, int, int]:
+        """Heads, features of a head, and features inside the feed-forward block of a Transformer layer."""
+        heads, inner = (size[index] if isinstance(size, tuple) else size for size in (self.heads, self.feed_forward))
+        return heads, self.head_size or self.width // heads, inner
+
+    def same_network(self, other: object) -> bool:
+        """Whether the other's weights are these: of a network of the same family and sizes, whatever its name."""
+        return isinstance(other, Architecture) and self._unnamed() == other._unnamed()
+
+    def _unnamed(self) -> Architecture:
+        return replace(self, name=CUSTOM, normalize_waveform=False)
+
+    def build(self, *, vocabulary_size: int | None = None, **regularisers: float) -> SpeechNetwork:
+        """As the function `build`."""
+        return build(self, vocabulary_size=vocabulary_size, **regularisers)
+
+    def layer_of(self, name: str) -> int | None:
+        """The Transformer layer that a parameter belongs to, from 0; None outside of them."""
+        return layer_of(name)
+
+    def kind_of(self, name: str) -> str:
+        """The kind of module that a prunable parameter belongs to."""
+        return kind_of(name)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values for JSON; `from_json` reads them back to an equal architecture."""
-        builder = dict(self.builder) | {"extractor_conv_layer_config": [list(layer) for layer in self.conv_layers]}
-        return {
-            "kind": "speech",
-            "name": self.name,
-            "family": self.family,
-            "builder": builder,
-            "normalize_waveform": self.normalize_waveform,
-        }
+        """Plain values for JSON, without what is None; `from_json` reads them back to an equal architecture."""
+        fields = {key: value for key, value in asdict(self).items() if value is not None}
+        fields["conv_layers"] = [list(layer) for layer in self.conv_layers]
+        for key in ("heads", "feed_forward"):
+            if isinstance(fields[key], tuple):
+                fields[key] = list(fields[key])
+        return {"kind": self.kind, **fields}
 
     @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> Architecture:
-        """Read what `to_json` wrote.
+        """Read what `to_json` wrote, today or in files of format 1.
 
         Raises:
             CheckpointError: keys are missing, unknown, or hold values of another kind.
         """
         try:
-            name, family, normalize = fields["name"], fields["family"], fields["normalize_waveform"]
-            builder = dict(fields["builder"])
-            conv_layers = builder["extractor_conv_layer_config"]
-            builder["extractor_conv_layer_config"] = _conv_layers(conv_layers)
-            return cls(name=str(name), family=family, builder=builder, normalize_waveform=bool(normalize))
-        except KeyError as error:
-            raise CheckpointError("an architecture lacks a part", details=[f"{error.args[0]}: missing"]) from error
+            values = dict(fields)
+            if values.pop("kind", cls.kind) != cls.kind:
+                raise ValueError(f"kind: {fields['kind']!r} is not {cls.kind!r}")
+            if "builder" in values:
+                values |= _of_format_1(values.pop("builder"))
+            known = {field.name: field.default for field in dataclass_fields(cls)}
+            details = [f"{key}: missing" for key, default in known.items() if key not in values and default is MISSING]
+            details += [f"{key}: unknown" for key in values if key not in known]
+            if details:
+                raise CheckpointError("an architecture cannot be read", details=details)
+            for key in ("heads", "feed_forward"):
+                if isinstance(values[key], list):
+                    values[key] = tuple(values[key])
+            return cls(**values)
         except (TypeError, ValueError) as error:
             raise CheckpointError("an architecture cannot be read", details=[str(error)]) from error
 
 
-def encoder_architecture(
-    *,
-    name: str | None = None,
-    family: Family,
-    normalize_waveform: bool,
-    conv_layers: Iterable[Iterable[int]] = _RELEASED_FRONT_END,
-    extractor_mode: Literal["group_norm", "layer_norm"],
-    conv_bias: bool,
-    embed: int,
-    layers: int,
-    heads: int,
-    feed_forward: int,
-    layer_norm_first: bool,
-    pos_conv_kernel: int = 128,
-    pos_conv_groups: int = 16,
-    buckets: int = 320,
-    max_distance: int = 800,
-) -> Architecture:
-    """An architecture of given sizes.
+def _of_format_1(builder: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields that a builder's arguments of format 1 stand for; unknown ones as they are."""
+    values = {_FORMAT_1.get(key, key): value for key, value in builder.items() if key not in _FORMAT_1_DROPOUTS}
+    mode = str(values.pop("extractor_mode", ""))
+    return values | {"conv_norm": mode.removesuffix("_norm")}
 
-    Args:
-        name: without one, the registered architecture of the same family and sizes lends its name, or it
-            is called "custom".
-        family: as in `Architecture`.
-        normalize_waveform: as in `Architecture`.
-        conv_layers: channels, kernel, stride of each layer of the front end.
-        extractor_mode: group norm after the first convolution only, or layer norm after each.
-        conv_bias: whether the front end's convolutions have biases.
-        embed: dimensions of the Transformer.
-        layers: Transformer layers.
-        heads: attention heads.
-        feed_forward: dimensions inside the feed-forward blocks.
-        layer_norm_first: whether layer norm comes before attention and feed-forward.
-        pos_conv_kernel: kernel of the positional convolution, in frames.
-        pos_conv_groups: its groups.
-        buckets: relative positions told apart (family "wavlm" alone).
-        max_distance: frames beyond which all positions are one (family "wavlm" alone).
-    """
-    builder: dict[str, Any] = {
-        "extractor_mode": extractor_mode,
-        "extractor_conv_layer_config": _conv_layers(conv_layers),
-        "extractor_conv_bias": conv_bias,
-        "encoder_embed_dim": embed,
-        "encoder_pos_conv_kernel": pos_conv_kernel,
-        "encoder_pos_conv_groups": pos_conv_groups,
-        "encoder_num_layers": layers,
-        "encoder_num_heads": heads,
-        "encoder_ff_interm_features": feed_forward,
-        "encoder_layer_norm_first": layer_norm_first,
-    } | dict.fromkeys(_REGULARISERS, 0.0)
-    if family == "wavlm":
-        builder |= {"encoder_num_buckets": buckets, "encoder_max_distance": max_distance}
-    if name is None:
-        name = next(
-            (known.name for known in ARCHITECTURES.values() if (known.family, known.builder) == (family, builder)),
-            CUSTOM,
-        )
-    return Architecture(name=name, family=family, builder=builder, normalize_waveform=normalize_waveform)
+
+def with_known_name(architecture: Architecture) -> Architecture:
+    """The architecture under the name of the registered one of the same family and sizes, or as it is."""
+    name = next((known.name for known in ARCHITECTURES.values() if known.same_network(architecture)), architecture.name)
+    return replace(architecture, name=name)
 
 
 def _conv_layers(layers: Iterable[Iterable[int]]) -> tuple[ConvLayer, ...]:
@@ -190,81 +218,59 @@ def _conv_layers(layers: Iterable[Iterable[int]]) -> tuple[ConvLayer, ...]:
 
 
 def _base(name: str, family: Family) -> Architecture:
-    return encoder_architecture(
+    return Architecture(
         name=name,
         family=family,
         normalize_waveform=False,
-        extractor_mode="group_norm",
+        conv_norm="group",
         conv_bias=False,
-        embed=768,
+        width=768,
         layers=12,
         heads=12,
         feed_forward=3072,
-        layer_norm_first=False,
+        norm_first=False,
+        **_RELATIVE if family == "wavlm" else {},
     )
 
 
-def _large(
-    name: str,
-    family: Family,
-    *,
-    conv_bias: bool,
-    embed: int = 1024,
-    layers: int = 24,
-) -> Architecture:
-    return encoder_architecture(
+def _large(name: str, family: Family, *, conv_bias: bool, width: int = 1024, layers: int = 24) -> Architecture:
+    return Architecture(
         name=name,
         family=family,
         normalize_waveform=True,
-        extractor_mode="layer_norm",
+        conv_norm="layer",
         conv_bias=conv_bias,
-        embed=embed,
+        width=width,
         layers=layers,
         heads=16,
-        feed_forward=4 * embed,
-        layer_norm_first=True,
+        feed_forward=4 * width,
+        norm_first=True,
+        **_RELATIVE if family == "wavlm" else {},
     )
 
+
+_RELATIVE: dict[str, Any] = {"buckets": 320, "max_distance": 800}
 
 _ALL = (
     _base("wav2vec2-base", "wav2vec2"),
     # The one large model that keeps base's group norm and its layer norm after each block.
-    encoder_architecture(
-        name="wav2vec2-large",
-        family="wav2vec2",
-        normalize_waveform=False,
-        extractor_mode="group_norm",
-        conv_bias=False,
-        embed=1024,
-        layers=24,
-        heads=16,
-        feed_forward=4096,
-        layer_norm_first=False,
-    ),
+    replace(_base("wav2vec2-large", "wav2vec2"), width=1024, layers=24, heads=16, feed_forward=4096),
     _large("wav2vec2-large-lv60k", "wav2vec2", conv_bias=True),
     _large("xlsr-53", "wav2vec2", conv_bias=True),
     _large("xls-r-300m", "wav2vec2", conv_bias=True),
-    _large("xls-r-1b", "wav2vec2", conv_bias=True, embed=1280, layers=48),
-    _large("xls-r-2b", "wav2vec2", conv_bias=True, embed=1920, layers=48),
+    _large("xls-r-1b", "wav2vec2", conv_bias=True, width=1280, layers=48),
+    _large("xls-r-2b", "wav2vec2", conv_bias=True, width=1920, layers=48),
     _base("hubert-base", "hubert"),
     _large("hubert-large", "hubert", conv_bias=False),
-    _large("hubert-xlarge", "hubert", conv_bias=False, embed=1280, layers=48),
+    _large("hubert-xlarge", "hubert", conv_bias=False, width=1280, layers=48),
     _base("wavlm-base", "wavlm"),
     _base("wavlm-base-plus", "wavlm"),
     _large("wavlm-large", "wavlm", conv_bias=False),
-    encoder_architecture(
-        name="mini",
-        family="hubert",
-        normalize_waveform=True,
+    replace(
+        _large("mini", "hubert", conv_bias=False, width=256, layers=6),
         conv_layers=_MINI_FRONT_END,
-        extractor_mode="layer_norm",
-        conv_bias=False,
-        embed=256,
-        layers=6,
         heads=4,
-        feed_forward=1024,
-        layer_norm_first=True,
-        pos_conv_kernel=64,
+        positional_kernel=64,
     ),
 )
 
@@ -293,52 +299,39 @@ def build(
 
     Returns:
         From waveforms (B, S) to logits (B, T, V), or to hidden states (B, T, D) without a head.
-
-    Raises:
-        CheckpointError: the architecture's arguments fit no builder.
     """
     from torch import nn
 
     from parp_cli.models.speech import encoder, wavlm
 
-    sizes = dict(architecture.builder)
-    expected = set(_SIZES if architecture.family == "wavlm" else _SIZES[:-2]) | {*_REGULARISERS, *_OTHERS}
-    wrong = sorted(expected.symmetric_difference(sizes))
-    if wrong:
-        details = [f"{key}: {'missing' if key in expected else 'unknown'}" for key in wrong]
-        raise CheckpointError(f"architecture {architecture.name} does not fit its builder", details=details)
-    features, heads = sizes["encoder_embed_dim"], sizes["encoder_num_heads"]
-    norm_first = sizes["encoder_layer_norm_first"]
+    width = architecture.width
     extractor = encoder.FeatureExtractor(
-        architecture.conv_layers,
-        bias=sizes["extractor_conv_bias"],
-        group_norm=sizes["extractor_mode"] == "group_norm",
+        architecture.conv_layers, bias=architecture.conv_bias, group_norm=architecture.conv_norm == "group"
     )
-    projection = encoder.FeatureProjection(architecture.conv_layers[-1][0], features, dropout)
-    positions = encoder.PositionalConvolution(
-        features, sizes["encoder_pos_conv_kernel"], sizes["encoder_pos_conv_groups"]
-    )
+    projection = encoder.FeatureProjection(architecture.conv_layers[-1][0], width, dropout)
+    positions = encoder.PositionalConvolution(width, architecture.positional_kernel, architecture.positional_groups)
     layers = []
-    for index in range(sizes["encoder_num_layers"]):
+    for index in range(architecture.layers):
+        heads, head_size, inner = architecture.sizes_of_layer(index)
         attention: nn.Module
-        if architecture.family == "wavlm":
+        if architecture.buckets is None or architecture.max_distance is None:
+            attention = encoder.SelfAttention(width, heads, head_size, attention_dropout)
+        else:
             attention = wavlm.RelativeAttention(
-                features,
+                width,
                 heads,
                 attention_dropout,
-                buckets=sizes["encoder_num_buckets"],
-                max_distance=sizes["encoder_max_distance"],
+                buckets=architecture.buckets,
+                max_distance=architecture.max_distance,
                 makes_position_bias=index == 0,
             )
-        else:
-            attention = encoder.SelfAttention(features, heads, features // heads, attention_dropout)
-        block = encoder.FeedForward(features, sizes["encoder_ff_interm_features"], activation_dropout, dropout)
-        layers.append(encoder.Layer(attention, block, dropout, norm_first=norm_first))
+        block = encoder.FeedForward(width, inner, activation_dropout, dropout)
+        layers.append(encoder.Layer(attention, block, dropout, norm_first=architecture.norm_first))
     transformer = encoder.Transformer(
-        positions, layers, features=features, dropout=dropout, layer_drop=layer_drop, norm_first=norm_first
+        positions, layers, features=width, dropout=dropout, layer_drop=layer_drop, norm_first=architecture.norm_first
     )
-    aux = None if vocabulary_size is None else nn.Linear(features, vocabulary_size)
-    return encoder.SpeechNetwork(extractor, encoder.Encoder(projection, transformer), aux)
+    aux = None if vocabulary_size is None else nn.Linear(width, vocabulary_size)
+    return encoder.SpeechNetwork(architecture, extractor, encoder.Encoder(projection, transformer), aux)
 
 
 def frames(architecture: Architecture, samples: int) -> int:

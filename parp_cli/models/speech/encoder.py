@@ -19,9 +19,10 @@ from torch.utils.checkpoint import checkpoint
 
 from parp_cli.models.speech.dropout import Dropout, dropped_again, nothing_recomputed, on_cpu, recomputed
 from parp_cli.models.speech.positional import frequency_convolution, pays
+from parp_cli.models.speech.prunable import is_head, prunable_parameters, touches_front_end
 
 if TYPE_CHECKING:
-    from parp_cli.models.speech.config import ConvLayer
+    from parp_cli.models.speech.config import Architecture, ConvLayer
 
 HIDDEN = -1e4
 """Added to the attention scores of padded frames. A number, so that a row of nothing else stays finite."""
@@ -327,19 +328,60 @@ def padding(lengths: Tensor, frames: int) -> Tensor:
 
 
 class SpeechNetwork(nn.Module):
-    """Feature encoder, encoder, and a linear CTC head `aux` if there is one.
+    """Feature encoder, encoder, and a linear CTC head `aux` if there is one: a `models.network.Network`.
 
     Attributes:
+        architecture: what it was built from.
         mask_embedding: (D,), which replaces masked frames in training; registered by whoever trains.
     """
 
     mask_embedding: nn.Parameter
 
-    def __init__(self, feature_extractor: FeatureExtractor, encoder: Encoder, aux: nn.Linear | None) -> None:
+    def __init__(
+        self,
+        architecture: "Architecture",
+        feature_extractor: FeatureExtractor,
+        encoder: Encoder,
+        aux: nn.Linear | None,
+    ) -> None:
         super().__init__()
+        self.architecture = architecture
         self.feature_extractor = feature_extractor
         self.encoder = encoder
         self.aux = aux
+
+    @property
+    def layers(self) -> nn.ModuleList:
+        """The Transformer layers."""
+        return self.encoder.transformer.layers
+
+    @property
+    def head(self) -> nn.Linear | None:
+        """The CTC head."""
+        return self.aux
+
+    @property
+    def feature_encoder(self) -> FeatureExtractor:
+        """The convolutions of the waveform, which PARP's protocol freezes."""
+        return self.feature_extractor
+
+    def is_head(self, name: str) -> bool:
+        """Whether a parameter of this name belongs to the head."""
+        return is_head(name)
+
+    def is_feature_encoder(self, name: str) -> bool:
+        """Whether a parameter of this name belongs to the feature encoder."""
+        return touches_front_end([name])
+
+    def prunable(self, scope: str = "transformer", *, biases: bool = True) -> dict[str, nn.Parameter]:
+        """As `prunable_parameters`."""
+        return prunable_parameters(self, scope=scope, biases=biases)
+
+    def encode(self, inputs: Tensor, lengths: Tensor, **options: Any) -> Tensor:
+        """As `forward.encode`."""
+        from parp_cli.models.speech.forward import encode
+
+        return encode(self, inputs, lengths, **options)
 
     @property
     def is_relative(self) -> bool:

@@ -80,7 +80,7 @@ def encode(
     if alter is not None:
         projected = alter(projected, lengths)
     padded = None
-    if bool((lengths < features.shape[1]).any()):
+    if min(lengths.tolist()) < features.shape[1]:
         padded = padding(lengths.to(features.device, non_blocking=True), features.shape[1])
     hidden = model.encoder.encode(projected, padded, skip=skip, checkpoint_activations=checkpoint_activations)
     result: Tensor = hidden if model.aux is None else model.aux(hidden)

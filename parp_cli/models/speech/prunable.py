@@ -156,6 +156,11 @@ def layers_of(names: Iterable[str]) -> dict[str, str]:
     return labels
 
 
+def is_head(name: str) -> bool:
+    """Whether a parameter belongs to the head of a network."""
+    return name.startswith("aux.")
+
+
 def touches_front_end(names: Iterable[str]) -> bool:
     """Whether any of the parameters changes what the convolutions make of a waveform, so that it can't be cached."""
     return any(re.search(r"\bfeature_extractor\.", name) for name in names)

@@ -72,10 +72,9 @@ class FeatureFiles:
     def _front_end_key(self) -> str:
         weights = self._model.feature_extractor.state_dict()
         first = next(iter(weights.values()))
-        builder = self._architecture.to_json()["builder"]
         settings = {
             "normalize_waveform": self._architecture.normalize_waveform,
-            "builder": {name: value for name, value in builder.items() if name.startswith("extractor_")},
+            "layers": [self._architecture.conv_layers, self._architecture.conv_norm],
             "device": first.device.type,
             "torch": torch.__version__,
             "weights": {name: [str(weight.dtype), list(weight.shape)] for name, weight in weights.items()},

@@ -7,17 +7,19 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from parp_cli.models.speech.config import Architecture
+
 _TEMPERATURE = 0.1
 """Divides the cosine similarities (HuBERT, section 3.3)."""
 
 
 def masked_prediction_model(
-    builder: dict[str, Any], *, clusters: int, mask_probability: float, mask_length: int, projection: int = 64
+    architecture: Architecture, *, clusters: int, mask_probability: float, mask_length: int, projection: int = 64
 ) -> Any:
-    """torchaudio's HuBERTPretrainModel around the encoder that `builder` describes.
+    """torchaudio's HuBERTPretrainModel around an encoder.
 
     Args:
-        builder: the keyword arguments of torchaudio.models.wav2vec2_model.
+        architecture: of the encoder.
         clusters: number of targets K.
         mask_probability: expected share of masked frames, before spans overlap.
         mask_length: frames in a masked span.
@@ -25,9 +27,22 @@ def masked_prediction_model(
     """
     from torchaudio.models import hubert_pretrain_model
 
-    arguments = {key: value for key, value in builder.items() if key != "aux_num_out"}
     return hubert_pretrain_model(
-        **arguments,
+        extractor_mode=f"{architecture.conv_norm}_norm",
+        extractor_conv_layer_config=architecture.conv_layers,
+        extractor_conv_bias=architecture.conv_bias,
+        encoder_embed_dim=architecture.width,
+        encoder_projection_dropout=0.0,
+        encoder_pos_conv_kernel=architecture.positional_kernel,
+        encoder_pos_conv_groups=architecture.positional_groups,
+        encoder_num_layers=architecture.layers,
+        encoder_num_heads=architecture.heads,
+        encoder_attention_dropout=0.0,
+        encoder_ff_interm_features=architecture.feed_forward,
+        encoder_ff_interm_dropout=0.0,
+        encoder_dropout=0.0,
+        encoder_layer_norm_first=architecture.norm_first,
+        encoder_layer_drop=0.0,
         mask_prob=mask_probability,
         mask_selection="static",
         mask_other=0.0,

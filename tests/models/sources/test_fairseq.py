@@ -47,8 +47,8 @@ class Mode(Enum):
 def fairseq_weights(architecture: Architecture) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Random weights under our names, and under fairseq's with what else a pre-training checkpoint has."""
     ours = randomise(build(architecture)).state_dict()
-    mask_embedding = torch.randn(architecture.builder["encoder_embed_dim"])
-    layer_norm = architecture.builder["extractor_mode"] == "layer_norm"
+    mask_embedding = torch.randn(architecture.width)
+    layer_norm = architecture.conv_norm == "layer"
     norm = (
         r"feature_extractor\.conv_layers\.(\d+)\.layer_norm",
         rf"feature_extractor.conv_layers.\1.2{'.1' * layer_norm}",
@@ -61,22 +61,21 @@ def fairseq_weights(architecture: Architecture) -> tuple[dict[str, Tensor], dict
 
 def model_settings(architecture: Architecture) -> dict[str, Any]:
     """fairseq's settings, those that are its defaults left out."""
-    builder = architecture.builder
     first, *others = architecture.conv_layers
     settings = {
         "_name": {"hubert": "hubert", "wav2vec2": "wav2vec2"}.get(architecture.family),
-        "extractor_mode": Mode.layer_norm if builder["extractor_mode"] == "layer_norm" else Mode.default,
+        "extractor_mode": Mode.layer_norm if architecture.conv_norm == "layer" else Mode.default,
         "conv_feature_layers": f"[{first}] + {others!r} ",
-        "encoder_embed_dim": builder["encoder_embed_dim"],
-        "encoder_layers": builder["encoder_num_layers"],
-        "encoder_attention_heads": builder["encoder_num_heads"],
-        "encoder_ffn_embed_dim": builder["encoder_ff_interm_features"],
-        "conv_pos": builder["encoder_pos_conv_kernel"],
-        "conv_pos_groups": builder["encoder_pos_conv_groups"],
-        "num_buckets": builder.get("encoder_num_buckets"),
-        "max_distance": builder.get("encoder_max_distance"),
-        "conv_bias": builder["extractor_conv_bias"],
-        "layer_norm_first": builder["encoder_layer_norm_first"],
+        "encoder_embed_dim": architecture.width,
+        "encoder_layers": architecture.layers,
+        "encoder_attention_heads": architecture.heads,
+        "encoder_ffn_embed_dim": architecture.feed_forward,
+        "conv_pos": architecture.positional_kernel,
+        "conv_pos_groups": architecture.positional_groups,
+        "num_buckets": architecture.buckets,
+        "max_distance": architecture.max_distance,
+        "conv_bias": architecture.conv_bias,
+        "layer_norm_first": architecture.norm_first,
         "activation_fn": "gelu",
     }
     return {key: value for key, value in settings.items() if value not in (None, False)}

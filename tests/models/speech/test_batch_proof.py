@@ -39,14 +39,8 @@ def shrunk(architecture: Architecture) -> Architecture:
 
     That is kernels and strides, norms, the length of the positional convolution, and relative positions.
     """
-    small = {
-        "extractor_conv_layer_config": tuple((16, kernel, stride) for _, kernel, stride in architecture.conv_layers),
-        "encoder_embed_dim": 32,
-        "encoder_num_layers": 3,
-        "encoder_num_heads": 4,
-        "encoder_ff_interm_features": 48,
-    }
-    return replace(architecture, builder={**architecture.builder, **small})
+    conv_layers = tuple((16, kernel, stride) for _, kernel, stride in architecture.conv_layers)
+    return replace(architecture, conv_layers=conv_layers, width=32, layers=3, heads=4, feed_forward=48)
 
 
 SHRUNK = by_structure(map(shrunk, ARCHITECTURES.values()))

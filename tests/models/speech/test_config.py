@@ -1,6 +1,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,8 +10,9 @@ import torchaudio
 
 from parp_cli.errors import CheckpointError
 from parp_cli.models.sources.published import FILES
-from parp_cli.models.speech.config import ARCHITECTURES, Architecture, build, encoder_architecture, frames
+from parp_cli.models.speech.config import ARCHITECTURES, Architecture, build, frames, with_known_name
 from parp_cli.models.speech.waveform import normalize
+from tests.models.oracle import builder_of
 from tests.models.small import SMALL, waveform
 
 BUNDLES = {
@@ -35,8 +37,7 @@ ALL = [*ARCHITECTURES.values(), *SMALL.values()]
 def test_sizes_files_and_normalisation_are_torchaudios(name: str) -> None:
     bundle = getattr(torchaudio.pipelines, BUNDLES[name])
     theirs = {key: value for key, value in bundle._params.items() if "drop" not in key and key != "aux_num_out"}
-    ours = {key: value for key, value in ARCHITECTURES[name].builder.items() if "drop" not in key}
-    ours["extractor_conv_layer_config"] = list(ours["extractor_conv_layer_config"])
+    ours = {key: value for key, value in builder_of(ARCHITECTURES[name]).items() if "drop" not in key}
     assert ours == theirs
     assert ARCHITECTURES[name].normalize_waveform == bundle._normalize_waveform
     assert FILES[name] == bundle._path
@@ -55,9 +56,18 @@ def test_json_and_back(architecture: Architecture) -> None:
     "change",
     [
         {"family": "bert"},
-        {"builder": {}},
-        {"builder": {"extractor_conv_layer_config": [[1, 2]]}},
-        {"builder": 3},
+        {"kind": "text"},
+        {"conv_layers": [[1, 2]]},
+        {"conv_layers": 3},
+        {"width": "256"},
+        {"width": 255},
+        {"heads": [4, 4, 2, 2, 2, 1]},
+        {"heads": [4], "head_size": 64},
+        {"layers": 0},
+        {"norm_first": "yes"},
+        {"conv_norm": "batch"},
+        {"buckets": 320},
+        {"family": "wavlm"},
     ],
 )
 def test_unreadable_json_is_refused(change: dict[str, object]) -> None:
@@ -65,27 +75,57 @@ def test_unreadable_json_is_refused(change: dict[str, object]) -> None:
         Architecture.from_json(ARCHITECTURES["mini"].to_json() | change)
 
 
-def test_builder_arguments_are_checked() -> None:
+def test_fields_are_checked() -> None:
     mini = ARCHITECTURES["mini"].to_json()
-    mini["builder"]["encoder_num_head"] = mini["builder"].pop("encoder_num_heads")
+    mini["head"] = mini.pop("heads")
     with pytest.raises(CheckpointError) as caught:
-        build(Architecture.from_json(mini))
-    assert caught.value.details == ("encoder_num_head: unknown", "encoder_num_heads: missing")
+        Architecture.from_json(mini)
+    assert caught.value.details == ("heads: missing", "head: unknown")
+
+
+@pytest.mark.parametrize("architecture", ALL, ids=lambda architecture: architecture.name)
+def test_format_1_is_read(architecture: Architecture) -> None:
+    builder = json.loads(json.dumps(builder_of(architecture)))
+    written = {
+        "name": architecture.name,
+        "family": architecture.family,
+        "builder": builder,
+        "normalize_waveform": architecture.normalize_waveform,
+    }
+    assert Architecture.from_json(written) == architecture
+    del builder["encoder_embed_dim"]
+    with pytest.raises(CheckpointError) as caught:
+        Architecture.from_json(written | {"builder": builder | {"encoder_depth": 3}})
+    assert caught.value.details == ("width: missing", "encoder_depth: unknown")
+
+
+def test_sizes_may_differ_from_layer_to_layer() -> None:
+    architecture = replace(SMALL["hubert-large"], heads=(4, 2, 1), head_size=8, feed_forward=(48, 16, 32))
+    assert Architecture.from_json(json.loads(json.dumps(architecture.to_json()))) == architecture
+    assert architecture.to_json()["feed_forward"] == [48, 16, 32]
+    model = build(architecture, vocabulary_size=5)
+    layers = [model.get_submodule(f"encoder.transformer.layers.{index}") for index in range(3)]
+    assert [layer.get_submodule("attention.q_proj").weight.shape for layer in layers] == [(32, 32), (16, 32), (8, 32)]
+    assert [layer.get_submodule("feed_forward.output_dense").weight.shape[1] for layer in layers] == [48, 16, 32]
+    logits, _ = model(waveform())
+    assert logits.shape == (1, 199, 5)
+    logits.sum().backward()
+    equal = replace(architecture, heads=(4, 4, 4), feed_forward=(48, 48, 48))
+    assert equal == SMALL["hubert-large"]
+    assert not equal.same_network(architecture)
 
 
 def test_sizes_lend_their_name() -> None:
     sizes: dict[str, Any] = {
-        "extractor_mode": "group_norm",
+        "conv_norm": "group",
         "conv_bias": False,
-        "embed": 768,
+        "width": 768,
         "heads": 12,
         "feed_forward": 3072,
     }
     for layers, expected in ((12, "hubert-base"), (11, "custom")):
-        architecture = encoder_architecture(
-            family="hubert", normalize_waveform=True, layer_norm_first=False, layers=layers, **sizes
-        )
-        assert architecture.name == expected
+        architecture = Architecture(family="hubert", normalize_waveform=True, norm_first=False, layers=layers, **sizes)
+        assert with_known_name(architecture).name == expected
 
 
 @pytest.mark.parametrize("samples", [1, 399, 400, 719, 720, 16_000, 16_123])

@@ -47,7 +47,7 @@ def test_exactly_projections_and_feed_forward_of_every_layer(name: str) -> None:
     packed = architecture.family == "wavlm"
     kinds = {"qkv", "out_proj", "fc1", "fc2"} if packed else {"q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"}
     per_layer = {(layer_of(key), kind_of(key), key.endswith("bias")) for key in found}
-    layers = range(architecture.builder["encoder_num_layers"])
+    layers = range(architecture.layers)
     assert per_layer == {(layer, kind, bias) for layer in layers for kind in kinds for bias in (False, True)}
     assert len(per_layer) == len(found)
     assert [layer_of(key) for key in found] == sorted(layer_of(key) or 0 for key in found)
@@ -132,7 +132,7 @@ class TestScopes:
         assert list(prunable_parameters(build(small))) == transformer  # the default
 
     def test_front_end(self, name: str) -> None:
-        ends = ["weight", "bias"] if SMALL[name].builder["extractor_conv_bias"] else ["weight"]
+        ends = ["weight", "bias"] if SMALL[name].conv_bias else ["weight"]
         convolutions = [f"feature_extractor.conv_layers.{number}.conv.{end}" for number in range(3) for end in ends]
         assert names(SMALL[name], "front-end") == convolutions + PROJECTION
 

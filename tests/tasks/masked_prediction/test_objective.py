@@ -16,7 +16,7 @@ def case(request: pytest.FixtureRequest) -> tuple[Any, Tensor, Tensor]:
     architecture = SMALL[request.param]
     torch.manual_seed(0)
     model = masked_prediction_model(
-        dict(architecture.builder), clusters=CLUSTERS, mask_probability=0.65, mask_length=5, projection=16
+        architecture, clusters=CLUSTERS, mask_probability=0.65, mask_length=5, projection=16
     )
     waveforms = 0.3 * torch.randn(3, 2_000)
     targets = torch.randint(CLUSTERS, (3, frames(architecture, 2_000)))

@@ -1,0 +1,122 @@
+"""What the rest of parp knows of a network: its description without weights, and the module built from it.
+
+`pruning`, `training`, `storage` and `stages` need nothing else. A kind of network (speech encoders; later text
+encoders) is a folder beside this file with one class of each, and a line in `_KINDS`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+
+from parp_cli.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+_KINDS = {"speech": ("parp_cli.models.speech.config", "Architecture")}
+"""Where the class of each kind is. Imported when one is read, so that this module stays cheap."""
+
+_DEFAULT_KIND = "speech"
+"""What files of format 1 hold, which do not tell."""
+
+
+class Architecture(Protocol):
+    """A frozen description of a network without its weights.
+
+    Attributes:
+        kind: names the class in files.
+        name: tells networks apart for people; "custom" for sizes that no released model has.
+        layers: Transformer layers.
+        width: features of the Transformer, D.
+        kinds: every kind of prunable module, in reading order.
+    """
+
+    kind: ClassVar[str]
+    kinds: ClassVar[tuple[str, ...]]
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def layers(self) -> int: ...
+
+    @property
+    def width(self) -> int: ...
+
+    def same_network(self, other: object) -> bool:
+        """Whether weights of the other are weights of this: the same modules of the same sizes, whatever the names."""
+
+    def build(self, *, vocabulary_size: int | None = None, **regularisers: float) -> nn.Module:
+        """A freshly initialised `Network`.
+
+        Args:
+            vocabulary_size: outputs of the head; None for no head.
+            regularisers: layer_drop, dropout, attention_dropout, activation_dropout: probabilities in training.
+        """
+
+    def layer_of(self, name: str) -> int | None:
+        """The Transformer layer that a parameter belongs to, from 0; None outside of them."""
+
+    def kind_of(self, name: str) -> str:
+        """The kind of module that a prunable parameter belongs to: one of `kinds`, or "other"."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, with the kind under "kind"; `read_architecture` reads them back to an equal architecture."""
+
+
+class Network(Protocol):
+    """The `torch.nn.Module` that an architecture builds.
+
+    Attributes:
+        architecture: what it was built from.
+        layers: the Transformer layers, which are compiled, sharded and skipped one by one.
+        head: from hidden states to outputs; None without one.
+        feature_encoder: what comes before the Transformer and is frozen in PARP's protocol.
+    """
+
+    @property
+    def architecture(self) -> Architecture: ...
+
+    @property
+    def layers(self) -> Sequence[nn.Module]: ...
+
+    @property
+    def head(self) -> nn.Module | None: ...
+
+    @property
+    def feature_encoder(self) -> nn.Module: ...
+
+    def is_head(self, name: str) -> bool:
+        """Whether a parameter belongs to the head, by its name."""
+
+    def is_feature_encoder(self, name: str) -> bool:
+        """Whether a parameter belongs to the feature encoder, by its name."""
+
+    def prunable(self, scope: str = "transformer", *, biases: bool = True) -> dict[str, nn.Parameter]:
+        """The parameters that pruning may touch, by name, in an order that is the same each time.
+
+        Raises:
+            UsageError: the scope matches nothing.
+        """
+
+    def encode(self, inputs: Tensor, lengths: Tensor, **options: Any) -> Tensor:
+        """Outputs (B, T, V) of padded inputs with `lengths` (B,) valid positions, or hidden states without a head."""
+
+
+def read_architecture(fields: Mapping[str, Any]) -> Any:
+    """The `Architecture` that `to_json` wrote, of the class that its "kind" names.
+
+    Raises:
+        CheckpointError: an unknown kind, or fields that its class refuses.
+    """
+    kind = fields.get("kind", _DEFAULT_KIND)
+    if kind not in _KINDS:
+        raise CheckpointError(
+            f"parp knows no network of the kind {kind!r}",
+            details=[f"known kinds: {', '.join(_KINDS)}"],
+            hint="the file is from a newer version: upgrade parp",
+        )
+    module, name = _KINDS[kind]
+    return getattr(import_module(module), name).from_json(fields)
