@@ -2,6 +2,8 @@
 modules."""
 
 import ast
+import importlib
+import importlib.util
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -141,3 +143,17 @@ for arguments in ([], *([name] for name in names)):
 """
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
+
+
+@pytest.mark.parametrize(
+    "path", sorted((ROOT.parent / "tests" / "benchmarks").glob("*.py")), ids=lambda path: path.stem
+)
+def test_benchmarks_import_what_there_is(path: Path) -> None:
+    """No test runs them, and so none would notice."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module is not None and node.module.startswith("parp_cli"):
+            module = importlib.import_module(node.module)
+            for alias in node.names:
+                submodule = f"{node.module}.{alias.name}"
+                there = hasattr(module, alias.name) or importlib.util.find_spec(submodule) is not None
+                assert there, f"{path.name}:{node.lineno}: no {submodule}"
