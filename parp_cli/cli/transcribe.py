@@ -1,6 +1,5 @@
 """`parp transcribe`: text of audio files."""
 
-import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -64,9 +63,6 @@ def transcribe(
     """
     if layout in ("srt", "vtt") and out is None and len(files) > 1 and not as_json:
         raise UsageError("several subtitle files cannot be printed as one", hint="name a folder for them: --out DIR")
-    for option, value in ("--chunk-seconds", chunk_seconds), ("--batch-seconds", batch_seconds):
-        if math.isnan(value):
-            raise UsageError(f"{option} is not a number", hint="give seconds")
 
     from parp_cli.decoding.chunks import Chunking
     from parp_cli.runtime.device import select_device

@@ -174,5 +174,5 @@ def _read_lines(path: Path, problems: list[str]) -> dict[str, str]:
     except (OSError, UnicodeDecodeError) as error:
         problems.append(f"{path}: {error}")
         return {}
-    pairs = (line.strip().partition(" ") for line in lines if line.strip())
-    return {name: rest for name, _, rest in pairs}
+    parts = (line.split(maxsplit=1) for line in lines if line.strip())  # at spaces or a tab
+    return {name: " ".join(rest) for name, *rest in parts}

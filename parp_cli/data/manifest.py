@@ -7,6 +7,7 @@ divided by spaces, words by "|"), either or both, and neither for unlabelled aud
 
 import json
 import math
+import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -116,7 +117,7 @@ def _utterance(
             problems.append(f"{where}: no {name}")
     if len(problems) > found:
         return None
-    audio = folder / fields["audio"].strip()
+    audio = _in_any_form(folder / fields["audio"].strip())
     seconds = _seconds(fields, audio, where, problems, lenient)
     if seconds is None:
         return None
@@ -129,6 +130,12 @@ def _utterance(
         phones=parse_phones(fields.get("phones", "")) or None,
         speaker=fields.get("speaker", "").strip() or None,
     )
+
+
+def _in_any_form(path: Path) -> Path:
+    """The path of a file whose name may be in another Unicode form than in the manifest."""
+    forms = (path, *(Path(unicodedata.normalize(form, str(path))) for form in ("NFC", "NFD")))
+    return next((same for same in forms if same.exists()), path)
 
 
 def _seconds(fields: dict[str, Any], audio: Path, where: str, problems: list[str], lenient: bool) -> float | None:

@@ -57,3 +57,10 @@ def test_names_that_are_not_utf8(parp: Parp, world: World, trained: Path) -> Non
     assert result["failures"][0]["file"] == missing
     assert result["transcriptions"][0]["text"] == alone.strip()
     assert result["transcriptions"][0]["segments"]
+
+
+def test_infinite_chunks_are_not_cut(parp: Parp, world: World, trained: Path) -> None:
+    file = world.folder / "test-0.wav"
+    assert parp("transcribe", file, "-c", trained, "--chunk-seconds", "nan").code == 2
+    whole = parp("transcribe", file, "-c", trained, "--chunk-seconds", "inf")
+    assert (whole.code, whole.out) == (0, parp("transcribe", file, "-c", trained).out)

@@ -24,6 +24,12 @@ def test_a_split_is_read_from_the_folder_or_its_parent(tmp_path, write_chapter):
     assert last.seconds == pytest.approx(0.5)
 
 
+def test_a_tab_or_a_byte_order_mark_in_the_transcripts(tmp_path, write_chapter):
+    chapter = write_chapter(tmp_path / "dev-clean", "1", "1", ["A", "B"])
+    (chapter / "1-1.trans.txt").write_text("\ufeff1-1-0000\tFIRST ONE\n1-1-0001  SECOND\n", encoding="utf-8")
+    assert [u.text for u in load_librispeech(tmp_path, "dev-clean")] == ["FIRST ONE", "SECOND"]
+
+
 def test_phones_are_read_where_they_lie_beside_the_transcript(tmp_path, write_chapter):
     write_chapter(tmp_path / "train-10min", "1000", "1", ["HI MY", "A"], phones=["h eː | m eː", "ə"])
     first, second = load_librispeech(tmp_path, "train-10min")

@@ -1,4 +1,5 @@
 import json
+import unicodedata
 from pathlib import Path
 
 import pytest
@@ -55,6 +56,14 @@ def test_byte_order_mark_windows_line_ends_and_blank_lines(folder):
     path = write(folder, "\ufeffid\taudio\tsplit\ttext\r\n\r\na\tsounds/a.flac\ttrain\tyes\r\n\r\n")
     (utterance,) = read_manifest(path)
     assert (utterance.id, utterance.text) == ("a", "yes")
+
+
+@pytest.mark.parametrize(("written", "named"), [("NFC", "NFD"), ("NFD", "NFC")])
+def test_file_names_may_be_in_another_form(folder, write_tone, written, named):
+    write_tone(folder / unicodedata.normalize(written, "é.flac"))
+    path = write(folder, f"id\taudio\tsplit\na\t{unicodedata.normalize(named, 'é.flac')}\ttrain\n")
+    (utterance,) = read_manifest(path)
+    assert utterance.audio.is_file()
 
 
 def test_all_problems_at_once_with_their_lines(folder):

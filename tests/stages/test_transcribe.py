@@ -2,8 +2,10 @@
 
 import io
 import json
+import math
 import os
 import sys
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -86,7 +88,7 @@ def test_a_long_file_is_heard_in_chunks(local: Path, tmp_path: Path, monkeypatch
     monkeypatch.setattr(stage, "logits_in_chunks", counted)
     file = str(tmp_path / "long.wav")
     assert write_speech(tmp_path / "long.wav", " ".join(TEXTS["train"] * 4)) > 20
-    (whole,) = transcribe(local, [file], chunking=Chunking(1000.0, 1.0)).transcriptions
+    (whole,) = transcribe(local, [file], chunking=Chunking(math.inf, 1.0)).transcriptions
     assert len(pieces) == 1
     (made,) = transcribe(local, [file], chunking=Chunking(4.0, 1.0)).transcriptions
     assert len(pieces) > 10
@@ -172,6 +174,27 @@ def test_standard_input(world: World, trained: Path, open_ended: bool) -> None:
     assert error is not None
     assert error.details == ("standard input: it is empty: 0 bytes",)
     assert "-f wav -" in str(error.hint)
+
+
+def test_pipes_are_files(world: World, trained: Path, tmp_path: Path) -> None:
+    """As of `parp transcribe <(…)`, which can be read once."""
+    file = world.folder / "test-0.wav"
+    os.mkfifo(tmp_path / "pipe")
+    writer = threading.Thread(target=lambda: (tmp_path / "pipe").write_bytes(file.read_bytes()))
+    writer.start()
+    found, expected = transcribe(trained, [str(tmp_path / "pipe"), str(file)]).transcriptions
+    writer.join()
+    assert found.text == expected.text
+    assert found.words == expected.words
+
+
+def test_a_header_that_says_more_is_noted(world: World, trained: Path, tmp_path: Path) -> None:
+    whole = (world.folder / "test-0.wav").read_bytes()
+    (tmp_path / "short.wav").write_bytes(whole[: len(whole) - 2 * 640])  # 40 ms
+    (made,) = transcribe(trained, [str(tmp_path / "short.wav")]).transcriptions
+    (warning,) = made.warnings
+    assert warning.startswith("its header says ")
+    assert warning.endswith("can be decoded: all is used")
 
 
 def test_closed_standard_input(world: World, trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
