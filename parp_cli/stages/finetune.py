@@ -21,7 +21,8 @@ from parp_cli.storage.lock import only_one
 from parp_cli.storage.run_folder import LAST, ROUNDS, finished, state_path, tidy
 from parp_cli.training import preparation as preparing
 from parp_cli.training.journal import require_tensorboard
-from parp_cli.training.plan import round_key, round_start, rounds_of, start_key
+from parp_cli.training.keys import round_key, start_key
+from parp_cli.training.plan import round_start, rounds_of
 from parp_cli.training.preparation import Plan, prepare, prepare_round
 from parp_cli.training.records import Cost, Validation
 from parp_cli.training.run import TrainingRun

@@ -30,7 +30,8 @@ from parp_cli.config.load import load_recipe, raise_problems, read, recipe_to_di
 from parp_cli.config.values import FilePath, Section
 from parp_cli.errors import ParpError, RecipeError
 from parp_cli.runtime.device import with_resolved_precision
-from parp_cli.training.plan import Round, round_key, rounds_of, start_key, target_sparsity
+from parp_cli.training.keys import round_key, start_key
+from parp_cli.training.plan import Round, rounds_of, target_sparsity
 
 METHOD, SPARSITY, SEED = "pruning.method", "pruning.sparsity", "seed"
 """Keys with a meaning in tables and figures: rows, columns, and what means are taken over."""

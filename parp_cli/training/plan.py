@@ -2,44 +2,26 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from importlib import resources
 from pathlib import Path
-from typing import Any, TypeVar
 
-import torch
-from torch import Tensor, nn
-from torch.distributed import ProcessGroup
+from torch import Tensor
 
-import parp_cli
 from parp_cli.config.finetune import DEFAULT_MODEL, Pruning, Recipe
-from parp_cli.config.load import recipe_to_dict
 from parp_cli.data.labels import Vocabulary, recorded_vocabulary
 from parp_cli.errors import CheckpointError, UsageError
-from parp_cli.models.sources.load import BUNDLED, load_encoder, random_encoder
-from parp_cli.models.speech.config import ARCHITECTURES, Architecture, build
-from parp_cli.models.speech.prunable import layers_of, prunable_parameters
+from parp_cli.models.sources.load import load_encoder
+from parp_cli.models.speech.config import ARCHITECTURES, Architecture
+from parp_cli.models.speech.prunable import layers_of
 from parp_cli.pruning.limits import DEFAULT_SCOPE, DEFAULT_SPARSITY, same_sparsity
-from parp_cli.pruning.masks import Masks, recorded_setting
+from parp_cli.pruning.masks import recorded_setting
 from parp_cli.pruning.methods import MethodSpec, Run, Schedule, Settings, spec_of
 from parp_cli.pruning.methods.spec import FIRST_MASKS
 from parp_cli.pruning.patterns import Pattern
-from parp_cli.pruning.pruner import Pruner
-from parp_cli.pruning.scores import first_scores
 from parp_cli.runtime.progress import Notify
 from parp_cli.storage import checkpoint
-from parp_cli.storage.checkpoint import Metadata, Parent, file_hash, lineage
-
-T = TypeVar("T")
-
-_NO_DIFFERENCE: Mapping[str, tuple[str, ...]] = {
-    "data": ("test", "download"),
-    "training": ("save_minutes", "most_skipped_updates", "checkpoint_activations", "shard_weights"),
-}
-"""Recipe keys, by section, that make no difference to training."""
+from parp_cli.storage.checkpoint import Metadata, Parent, lineage
 
 _PUBLISHED_INTERVALS = {"10min": (50, 10), "1h": (150, 25), "10h": (115, 48)}
 """Updates between re-prunings by split, for base and for large: the epochs of the paper's release in its updates."""
@@ -120,58 +102,6 @@ def _round(recipe: Recipe, run: Run) -> Round:
         pruning, training = replace(recipe.pruning, **run.pruning), replace(recipe.training, **run.training)
         recipe = replace(recipe, pruning=pruning, training=training)
     return Round(name=run.name, recipe=recipe, prune_to=run.prune_to)
-
-
-def trained_on(recipe: Recipe) -> dict[str, Any]:
-    """What of a recipe makes a difference to training, as plain values for JSON."""
-    values = recipe_to_dict(recipe)
-    for section, without in _NO_DIFFERENCE.items():
-        values[section] = {key: value for key, value in values[section].items() if key not in without}
-    return values
-
-
-def round_key(rounds: Sequence[Round], start: str) -> str:
-    """Names the last of `rounds` by content: equal keys, equal files.
-
-    Args:
-        rounds: a method's runs, from the first one up to the one that is named.
-        start: from `start_key`.
-    """
-    runs = [[trained_on(each.recipe), each.prune_to, _hash_or_name(each.recipe.pruning.rewind)] for each in rounds]
-    content = [parp_cli.__version__, torch.__version__, start, runs]
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
-
-
-def start_key(recipe: Recipe, init: Path | None = None, *, device: torch.device | None = None) -> str:
-    """Names what a method's first run begins from: the hashes of its files; of a model that is no file, its name.
-
-    And the kind of device, on which the last bits depend. Of a manifest the list itself is hashed, not the audio files
-    it names.
-
-    Args:
-        recipe: of the run.
-        init: the checkpoint to begin from.
-        device: to train on; by default the CPU.
-    """
-    model, initial = recipe.model or DEFAULT_MODEL, recipe.pruning.initial
-    if model == BUNDLED:
-        with resources.as_file(resources.files("parp_cli") / "assets" / f"{BUNDLED}.safetensors") as path:
-            names = [file_hash(path)]
-    else:
-        names = [model if model in ARCHITECTURES else _hash_or_name(model)]
-    names += [_hash_or_name(init), str(initial) if initial in FIRST_MASKS else _hash_or_name(initial)]
-    on_cuda = device is not None and device.type == "cuda"
-    where = torch.cuda.get_device_name(device) if on_cuda else str(device or "cpu")
-    return " ".join([*names, _hash_or_name(recipe.data.manifest), where])
-
-
-def _hash_or_name(source: str | Path | None) -> str:
-    if source is None:
-        return ""
-    path = Path(source)
-    if path.is_dir():  # a model of transformers
-        return " ".join(file_hash(file) for file in sorted(path.iterdir()) if file.is_file())
-    return file_hash(path) if path.is_file() else str(source)
 
 
 # ------------------------------------------------------------------------------------------ what a run begins from
@@ -318,23 +248,6 @@ def round_start(start: Start, each: Round, before: Path | None) -> Start:
         start = rewound(start, Path(each.recipe.pruning.rewind))
     parents = tuple(dict.fromkeys((*start.parents, *lineage(before, trained.metadata))))
     return replace(start, masks=masks, target=each.prune_to, parents=parents)
-
-
-def check_weights(recipe: Recipe, start: Start) -> None:
-    """Refuse masks of other weights than the recipe prunes, and a recipe that prunes none.
-
-    Raises:
-        CheckpointError: the start's masks are of other weights.
-        UsageError: no weight is in the recipe's scope, or none can hold its pattern.
-    """
-    with torch.device("meta"):  # only names and shapes are needed
-        weights = prunable_weights(recipe, build(start.architecture))
-    if start.masks and set(start.masks) != set(weights):
-        raise CheckpointError(
-            f"{start.source} masks other weights than the recipe prunes",
-            details=sorted(set(start.masks) ^ set(weights))[:6],
-            hint="give pruning.scope, pruning.biases and pruning.pattern as they were given to `parp mask`",
-        )
 
 
 # ------------------------------------------------------------------------------------------- when, and how much
@@ -504,65 +417,3 @@ def first_epoch(recipe: Recipe, item_seconds: Sequence[float]) -> tuple[list[int
         seconds += sum(item_seconds[index] for index in batches.take())
         updates += 1
     return first, seconds / updates
-
-
-# -------------------------------------------------------------------------------------------- masks of a network
-
-
-def prunable_weights(recipe: Recipe, model: nn.Module) -> dict[str, Tensor]:
-    """The parameters the recipe's scope names, less what cannot hold its pattern, or what its method leaves alone.
-
-    Raises:
-        UsageError: none is left.
-    """
-    pruning, spec = recipe.pruning, spec_of(recipe.pruning.method)
-    scope = pruning.scope or DEFAULT_SCOPE
-    scoped = prunable_parameters(model, biases=pruning.biases is not False, scope=scope)
-    matrices = {name: weight for name, weight in scoped.items() if weight.dim() == 2 or not spec.only_matrices}
-    return pattern_in(pruning).among(matrices, where=f"scope {scope}")
-
-
-def first_masks(recipe: Recipe, start: Start, settings: Settings, model: nn.Module) -> Masks:
-    """The start's masks; without any, new ones, as `parp mask` makes them from the model's weights, which are whole."""
-    spec = spec_of(recipe.pruning.method)
-    if not spec.prunes or start.masks:
-        return start.masks
-    weights = prunable_weights(recipe, model)
-    if settings.sparsity_at_start == 0:
-        return {name: torch.ones(weight.shape, dtype=torch.bool) for name, weight in weights.items()}
-    scores = first_scores(
-        recipe.pruning.initial or spec.first_mask,
-        weights,
-        seed=recipe.seed,
-        untrained=lambda seed: random_encoder(start.architecture, seed=seed).weights,
-    )
-    settings = replace(settings, layers=layers_of(weights))
-    return settings.keep_largest(scores, settings.sparsity_at_start)
-
-
-def calibration_examples(recipe: Recipe, items: Sequence[T]) -> list[T]:
-    """Training items, drawn by the recipe's seed, that the method may pass through the network before it is pruned."""
-    drawn = torch.randperm(len(items), generator=torch.Generator().manual_seed(recipe.seed)).tolist()
-    return [items[index] for index in drawn[: spec_of(recipe.pruning.method).calibration_examples]]
-
-
-def pruner(
-    recipe: Recipe, settings: Settings, model: nn.Module, masks: Masks, group: ProcessGroup | None = None
-) -> Pruner:
-    """The run's masks and method, over the model's prunable weights.
-
-    Args:
-        recipe: of the run.
-        settings: of its method.
-        model: that trains.
-        masks: from `first_masks`.
-        group: processes among which the model's weights are sharded; None where they are whole.
-
-    Raises:
-        MaskError: the masks are of other weights than the recipe prunes.
-    """
-    weights = prunable_weights(recipe, model)
-    modules = {name: model.get_submodule(name.rpartition(".")[0]) for name in weights}
-    settings = replace(settings, layers=layers_of(weights), modules=modules, group=group)
-    method = spec_of(recipe.pruning.method).build(settings)
-    return Pruner(weights, masks, method=method)

@@ -17,10 +17,10 @@ from parp_cli.errors import DataError, first_few
 from parp_cli.models.speech.config import Architecture, frames
 from parp_cli.pruning.methods import Settings
 from parp_cli.runtime.progress import Notify, Progress
+from parp_cli.training.masks import check_weights
 from parp_cli.training.plan import (
     Round,
     Start,
-    check_weights,
     first_epoch,
     read_start,
     reprunings_of,

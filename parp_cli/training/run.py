@@ -36,8 +36,10 @@ from parp_cli.tasks.ctc.objective import UpdateBatches, UpdateLoss
 from parp_cli.tasks.ctc.validate import validate
 from parp_cli.training.distributed import Encoder, averaging, check_divisible, divide
 from parp_cli.training.journal import Journal
+from parp_cli.training.keys import trained_on
+from parp_cli.training.masks import calibration_examples, first_masks, pruner
 from parp_cli.training.memory import try_largest
-from parp_cli.training.plan import Round, calibration_examples, first_masks, pruner, trained_on
+from parp_cli.training.plan import Round
 from parp_cli.training.preparation import Preparation
 from parp_cli.training.records import Cost, Validation
 from parp_cli.training.schedule import tri_stage

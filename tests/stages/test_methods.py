@@ -17,7 +17,8 @@ from parp_cli.runtime.device import resolve_precision
 from parp_cli.stages.finetune import FinetuneResult, finetune
 from parp_cli.storage import checkpoint
 from parp_cli.storage.checkpoint import Checkpoint
-from parp_cli.training.plan import round_key, rounds_of, start_key
+from parp_cli.training.keys import round_key, start_key
+from parp_cli.training.plan import rounds_of
 from tests.stages.spies import Beginning, Change
 from tests.tiny import TINY, World, write_encoder
 

@@ -9,7 +9,7 @@ from parp_cli.config.load import load_recipe
 from parp_cli.errors import RecipeError
 from parp_cli.storage import checkpoint
 from parp_cli.sweep.grid import Sweep, load_sweep
-from parp_cli.training import plan
+from parp_cli.training import keys
 
 CPU = torch.device("cpu")
 SWEEPS = Path(__file__).parents[2] / "recipes" / "sweeps"
@@ -146,7 +146,7 @@ def test_what_cells_begin_from_is_hashed_once(write_sweep: Any, monkeypatch: pyt
         hashed.append(path)
         return checkpoint.file_hash(path)
 
-    monkeypatch.setattr(plan, "file_hash", counted)
+    monkeypatch.setattr(keys, "file_hash", counted)
     sweep = load(write_sweep("grid: {seed: [0, 1, 2], pruning.method: [mpi, omp, imp]}"))
     assert len(sweep.cells) == 9
     assert len(hashed) == len(set(hashed)) == 2  # the encoder and the list of sound

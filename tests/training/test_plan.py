@@ -12,7 +12,8 @@ from parp_cli.errors import UsageError
 from parp_cli.pruning.methods import all_specs
 from parp_cli.storage import checkpoint
 from parp_cli.storage.checkpoint import Checkpoint, Metadata
-from parp_cli.training.plan import Round, round_key, rounds_of, settle, start_key, target_sparsity
+from parp_cli.training.keys import round_key, start_key
+from parp_cli.training.plan import Round, rounds_of, settle, target_sparsity
 
 
 def recipe(*settings: str) -> Recipe:
@@ -125,6 +126,21 @@ def test_target_sparsity() -> None:
     ) as caught:
         target_sparsity(recipe("pruning.pattern=1:4", "pruning.sparsity=0.5").pruning)
     assert "pruning.sparsity to 0.75 or null" in (caught.value.hint or "")
+
+
+def test_a_sparsity_that_a_message_shows_can_be_given() -> None:
+    assert target_sparsity(recipe("pruning.pattern=1:3", "pruning.sparsity=0.666667").pruning) == 1 - 1 / 3
+    with pytest.raises(UsageError, match=r"the recipe asks for 0\.66666"):
+        target_sparsity(recipe("pruning.pattern=1:3", "pruning.sparsity=0.66666").pruning)
+
+
+def test_keys_tell_torch_and_the_device_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = keys(recipe())
+    assert start_key(recipe()) == start_key(recipe(), device=torch.device("cpu"))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"GPU {device.index}")
+    assert "GPU 0" in start_key(recipe(), device=torch.device("cuda", 0)) != start_key(recipe())
+    monkeypatch.setattr(torch, "__version__", "0.1")
+    assert keys(recipe()) != before
 
 
 def test_what_a_method_does_not_read_makes_no_difference() -> None:

@@ -56,6 +56,9 @@ RUNS = {
     "one utterance": (*SHORT, *STILL, *CALM, "training.batch_seconds=1"),
     "divided": (*RANDOM, *CALM, *SHORT, "training.micro_batch_seconds=2", "training.shard_weights=true"),
     "divided rigl": (*SHORT, *CALM, "pruning.method=rigl", "training.shard_weights=true"),
+    "divided wanda": (*SHORT, *CALM, "pruning.method=wanda", "training.shard_weights=true"),
+    "divided movement": (*SHORT, *CALM, "pruning.method=movement", "training.shard_weights=true"),
+    "divided taylor": (*SHORT, *CALM, "pruning.method=taylor", "pruning.end=6", "training.shard_weights=true"),
     "divided 2:4": (*SHORT, *CALM, "pruning.pattern=2:4", "training.shard_weights=true"),
 }
 """By name, settings of runs that one process and two make."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -101,6 +101,16 @@ class Settings:
             return self.sparsity
         grown = passed if self.growth == "linear" else 1 - (1 - passed) ** 3
         return self.sparsity_at_start + (self.sparsity - self.sparsity_at_start) * grown
+
+    def rivals(self, names: Iterable[str]) -> Mapping[str, str]:
+        """For methods that select by themselves: a label for each name; what competes has the same one."""
+        match self.pattern and self.pattern.kind:
+            case "layer":
+                return self.layers
+            case "tensor":
+                return {name: name for name in names}
+            case _:
+                return dict.fromkeys(names, "")
 
     def keep_largest(self, scores: Mapping[str, Tensor], sparsity: float) -> Masks:
         """Masks of the run's pattern that keep the scores of largest magnitude; raises as `Pattern.masks`."""

@@ -17,8 +17,7 @@ if TYPE_CHECKING:
 class Taylor(Method):
     """Scores (Σ w · ∂L/∂w)² of a unit, summed over updates (Molchanov et al. 2019, equation 8 for a set of weights).
 
-    The lowest are pruned for good, more at each re-pruning: so many units that their weights come nearest to the
-    target. The sparsity that is recorded as exact says what came of it.
+    The lowest are pruned for good: so many units that their weights come nearest to the target, exactly as recorded.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -34,15 +33,13 @@ class Taylor(Method):
     def masks(self, snapshot: Snapshot, sparsity: float | None = None) -> Masks:
         from parp_cli.pruning.units import keep_units
 
-        settings = self.settings
-        kind = "global" if settings.pattern is None else settings.pattern.kind
-        rivals = settings.layers if kind == "layer" else {n: n if kind == "tensor" else "" for n in snapshot.masks}
-        sparsity = settings.sparsity_after(snapshot.update) if sparsity is None else sparsity
-        return keep_units(self._scores, snapshot.masks, sparsity, rivals=rivals, group=settings.group)
+        settings, rivals = self.settings, self.settings.rivals(snapshot.masks)
+        share = settings.sparsity_after(snapshot.update) if sparsity is None else sparsity
+        return keep_units(self._scores, snapshot.masks, share, rivals=rivals, group=settings.group)
 
     def final_masks(self, snapshot: Snapshot) -> Masks | None:
-        ended = snapshot.update >= max(self.settings.schedule.times, default=0)
-        return None if ended else self.masks(snapshot, self.settings.sparsity)
+        over = snapshot.update >= max(self.settings.schedule.times, default=0)
+        return None if over else self.masks(snapshot, self.settings.sparsity)
 
     def state(self) -> Mapping[str, Mapping[str, Tensor]]:
         return {"taylor": self._scores}

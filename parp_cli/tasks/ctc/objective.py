@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from parp_cli.data.batching import batches_by_seconds, sorted_batches
 from parp_cli.data.labels import BLANK_ID, Vocabulary
 from parp_cli.data.utterances import Utterance
-from parp_cli.decoding.logits import logits_of
 from parp_cli.models.speech.forward import draw_skipped_layers, pad
 from parp_cli.runtime.processes import SINGLE, World
 from parp_cli.tasks.ctc.features import FrontEndFeatures
@@ -21,9 +20,6 @@ from parp_cli.training.distributed import pass_of_update
 
 if TYPE_CHECKING:
     from parp_cli.models.speech.encoder import SpeechNetwork
-
-_ALONE_SECONDS = 1e-3
-"""Of a batch so short that every utterance is one by itself."""
 
 _SMALLER = 0.95
 """By how much forward passes are made smaller at a time, where there are fewer than processes."""
@@ -163,14 +159,18 @@ class CtcObjective:
             not_finite=tuple(u.id for u, value in zip(utterances, values, strict=True) if not math.isfinite(value)),
         )
 
+    @torch.no_grad()  # inference_mode would leave FSDP2 with buffers that training cannot use
     def forward(self, utterances: Sequence[Utterance]) -> None:
         """Pass utterances through the network for hooks on its modules to see.
 
         In float32, one at a time so that nothing is padded, without gradients, dropout or masking; every process
         passes all of them.
         """
-        for _ in logits_of(self.model, self.features, utterances, batch_seconds=_ALONE_SECONDS, encoder=self.encoder):
-            pass
+        was_training = self.model.training
+        self.model.eval()
+        for utterance in utterances:
+            self.encoder(*pad(self.features([utterance])))
+        self.model.train(was_training)
 
     def prefetch(self, utterances: Sequence[Utterance]) -> None:
         """Begin to read, in the background, what this process computes of an update."""

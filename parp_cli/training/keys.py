@@ -1,0 +1,77 @@
+"""Names of training runs by their content: what makes a difference to them, and what they begin from."""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import parp_cli
+from parp_cli.config.finetune import DEFAULT_MODEL, Recipe
+from parp_cli.config.load import recipe_to_dict
+from parp_cli.models.sources.load import BUNDLED
+from parp_cli.models.speech.config import ARCHITECTURES
+from parp_cli.pruning.methods.spec import FIRST_MASKS
+from parp_cli.storage.checkpoint import file_hash
+from parp_cli.training.plan import Round
+
+_NO_DIFFERENCE: Mapping[str, tuple[str, ...]] = {
+    "data": ("test", "download"),
+    "training": ("save_minutes", "most_skipped_updates", "checkpoint_activations", "shard_weights"),
+}
+"""Recipe keys, by section, that make no difference to training."""
+
+
+def trained_on(recipe: Recipe) -> dict[str, Any]:
+    """What of a recipe makes a difference to training, as plain values for JSON."""
+    values = recipe_to_dict(recipe)
+    for section, without in _NO_DIFFERENCE.items():
+        values[section] = {key: value for key, value in values[section].items() if key not in without}
+    return values
+
+
+def round_key(rounds: Sequence[Round], start: str) -> str:
+    """Names the last of `rounds` by content: equal keys, equal files.
+
+    Args:
+        rounds: a method's runs, from the first one up to the one that is named.
+        start: from `start_key`.
+    """
+    runs = [[trained_on(each.recipe), each.prune_to, _hash_or_name(each.recipe.pruning.rewind)] for each in rounds]
+    content = [parp_cli.__version__, torch.__version__, start, runs]
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def start_key(recipe: Recipe, init: Path | None = None, *, device: torch.device | None = None) -> str:
+    """Names what a method's first run begins from: the hashes of its files; of a model that is no file, its name.
+
+    And the kind of device, on which the last bits depend. Of a manifest the list itself is hashed, not the audio files
+    it names.
+
+    Args:
+        recipe: of the run.
+        init: the checkpoint to begin from.
+        device: to train on; by default the CPU.
+    """
+    model, initial = recipe.model or DEFAULT_MODEL, recipe.pruning.initial
+    if model == BUNDLED:
+        with resources.as_file(resources.files("parp_cli") / "assets" / f"{BUNDLED}.safetensors") as path:
+            names = [file_hash(path)]
+    else:
+        names = [model if model in ARCHITECTURES else _hash_or_name(model)]
+    names += [_hash_or_name(init), str(initial) if initial in FIRST_MASKS else _hash_or_name(initial)]
+    on_cuda = device is not None and device.type == "cuda"
+    where = torch.cuda.get_device_name(device) if on_cuda else str(device or "cpu")
+    return " ".join([*names, _hash_or_name(recipe.data.manifest), where])
+
+
+def _hash_or_name(source: str | Path | None) -> str:
+    if source is None:
+        return ""
+    path = Path(source)
+    if path.is_dir():  # a model of transformers
+        return " ".join(file_hash(file) for file in sorted(path.iterdir()) if file.is_file())
+    return file_hash(path) if path.is_file() else str(source)
