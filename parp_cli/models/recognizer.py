@@ -1,15 +1,33 @@
-"""A model rebuilt from a checkpoint of parp, ready to run."""
+"""From a checkpoint of parp to its weights, checked, and to a network that runs."""
 
 from typing import TYPE_CHECKING
 
-from parp_cli.models.sources.names import MASK_EMBEDDING, fit, without
+from parp_cli.models.network import read_architecture
+from parp_cli.models.sources.names import MASK_EMBEDDING, Encoder, fit, without
 from parp_cli.models.speech.config import Architecture, build
-from parp_cli.storage.checkpoint import Checkpoint
+from parp_cli.storage.checkpoint import Checkpoint, Parent
 
 if TYPE_CHECKING:
     import torch
 
     from parp_cli.models.speech.encoder import SpeechNetwork
+
+
+def encoder_of(checkpoint: Checkpoint, *, source: str, parents: tuple[Parent, ...] = ()) -> Encoder:
+    """The checkpoint's architecture, its weights, which are exactly the architecture's, and what its head is for.
+
+    Args:
+        source: names the checkpoint in errors.
+        parents: what it descends from.
+
+    Raises:
+        CheckpointError: the weights are not those of the architecture; every name is listed.
+    """
+    architecture = read_architecture(checkpoint.metadata.architecture)
+    vocabulary = checkpoint.metadata.vocabulary
+    size = None if vocabulary is None else len(vocabulary)
+    weights = fit(checkpoint.weights, architecture, source=source, vocabulary_size=size)
+    return Encoder(architecture, weights, checkpoint.metadata.task, parents)
 
 
 def rebuild(checkpoint: Checkpoint, device: "torch.device", *, source: str) -> tuple[Architecture, "SpeechNetwork"]:
@@ -19,12 +37,10 @@ def rebuild(checkpoint: Checkpoint, device: "torch.device", *, source: str) -> t
         source: names the checkpoint in errors.
 
     Raises:
-        CheckpointError: the weights are not those of the architecture; every name is listed.
+        As `encoder_of`.
     """
-    architecture = Architecture.from_json(checkpoint.metadata.architecture)
+    encoder = encoder_of(checkpoint, source=source)
     vocabulary = checkpoint.metadata.vocabulary
-    size = None if vocabulary is None else len(vocabulary)
-    model = build(architecture, vocabulary_size=size)
-    weights = fit(checkpoint.weights, architecture, source=source, vocabulary_size=size)
-    model.load_state_dict(without(weights, [MASK_EMBEDDING]))
-    return architecture, model.to(device).eval()
+    model = build(encoder.architecture, vocabulary_size=None if vocabulary is None else len(vocabulary))
+    model.load_state_dict(without(encoder.weights, [MASK_EMBEDDING]))
+    return encoder.architecture, model.to(device).eval()

@@ -6,8 +6,7 @@ from typing import Literal
 
 from parp_cli.exporters.huggingface import export_huggingface
 from parp_cli.exporters.torchaudio import export_torchaudio
-from parp_cli.models.sources.names import fit
-from parp_cli.models.speech.config import Architecture
+from parp_cli.models.recognizer import encoder_of
 from parp_cli.pruning.masks import apply_, check_fit
 from parp_cli.storage import checkpoint
 
@@ -37,10 +36,8 @@ def export(source: Path, *, to: Target, out: Path) -> ExportResult:
         ResourceError: no space is left on the disk.
     """
     content = checkpoint.read(source)
-    architecture = Architecture.from_json(content.metadata.architecture)
+    architecture, weights, _, _ = encoder_of(content, source=str(source))
     vocabulary = content.metadata.vocabulary
-    size = None if vocabulary is None else len(vocabulary)
-    weights = fit(content.weights, architecture, source=str(source), vocabulary_size=size)
     check_fit(content.masks, weights, what=str(source))
     weights |= {name: weights[name].clone() for name in content.masks}
     apply_(content.masks, weights)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from parp_cli.errors import CheckpointError, UsageError
+from parp_cli.models.recognizer import encoder_of
 from parp_cli.models.sources import fairseq, huggingface, published, torch_files
 from parp_cli.models.sources.names import Encoder, fit, shapes, with_current_names, without
 from parp_cli.models.speech.config import ARCHITECTURES, Architecture, build
@@ -96,10 +97,7 @@ def random_encoder(architecture: Architecture, seed: int = 0) -> Encoder:
 
 def _read_parp(path: Path) -> Encoder:
     content = checkpoint.read(path)
-    architecture = Architecture.from_json(content.metadata.architecture)
-    size = None if content.metadata.vocabulary is None else len(content.metadata.vocabulary)
-    weights = fit(content.weights, architecture, source=str(path), vocabulary_size=size)
-    return Encoder(architecture, weights, content.metadata.task, checkpoint.lineage(path, content.metadata))
+    return encoder_of(content, source=str(path), parents=checkpoint.lineage(path, content.metadata))
 
 
 def _read_torch(path: Path, named: Architecture | None) -> Encoder:
