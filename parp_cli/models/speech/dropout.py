@@ -1,7 +1,7 @@
 """Dropout that costs little on a CPU, in time and in what is kept for the backward pass.
 
 torch draws one random number per entry (6 ns) and keeps a float for each. Here NumPy's SFC64 fills 64 bits in 1.7 ns,
-16 of which make a decision, and a decision is kept in a byte. With dropout everywhere that is a sixth of an update of
+16 of which make a decision, and only the seed is kept. With dropout everywhere that is a sixth of an update of
 wav2vec 2.0 base. Other devices, and compilers, get torch's own.
 """
 
@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 _LEVELS = 1 << 16
 """Values of the bits behind one decision; a dropout probability is rounded to a multiple of 1 / `_LEVELS`."""
@@ -24,17 +25,33 @@ def on_cpu(tensor: Tensor) -> bool:
     return tensor.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
-def drawn_mask(shape: torch.Size, probability: float) -> tuple[Tensor, float]:
-    """A boolean mask on the CPU, False with `probability`, and the factor that keeps the expectation.
-
-    The seed comes from torch's global generator, so that `torch.manual_seed` governs all dropout.
-    """
+def drawn_mask(shape: torch.Size, probability: float, seed: int) -> tuple[Tensor, float]:
+    """A boolean mask on the CPU, False with `probability`, and the factor that keeps the expectation."""
     count = math.prod(shape)
     dropped = min(round(probability * _LEVELS), _LEVELS - 1)
-    seed = int(torch.randint(1 << 62, ()).item())
     words = np.random.SFC64(seed).random_raw(math.ceil(count / 4))
     levels = torch.from_numpy(words.view(np.int16))[:count].view(shape)
     return levels >= dropped - _LEVELS // 2, _LEVELS / (_LEVELS - dropped)
+
+
+class _Dropout(torch.autograd.Function):
+    """Keeps a seed, as drawing the same bits again is as quick as reading them."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, probability: float) -> Tensor:
+        # From torch's global generator, so that `torch.manual_seed` governs all dropout.
+        ctx.probability, ctx.seed = probability, int(torch.randint(1 << 62, ()).item())
+        return _dropped(values, ctx)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return _dropped(gradient, ctx), None
+
+
+def _dropped(values: Tensor, drawn: Any) -> Tensor:
+    mask, scale = drawn_mask(values.shape, drawn.probability, drawn.seed)
+    return (values * mask).mul_(scale)
 
 
 class Dropout(nn.Dropout):
@@ -44,8 +61,8 @@ class Dropout(nn.Dropout):
         """Zero entries with probability `p` in training, and scale the others."""
         if not (self.training and 0.0 < self.p < 1.0 and on_cpu(input)):
             return super().forward(input)
-        mask, scale = drawn_mask(input.shape, self.p)
-        return input * mask * scale
+        result: Tensor = _Dropout.apply(input, self.p)  # type: ignore[no-untyped-call]
+        return result
 
 
 _recomputes = ContextVar("_recomputes", default=True)
@@ -92,8 +109,4 @@ def dropped_again(values: Tensor, before: Any, after: Any) -> Tensor:
         before: the `grad_fn` of these.
         after: the `grad_fn` of the result; the same where nothing was dropped.
     """
-    if after is before:
-        return values
-    (product, _), *_ = after.next_functions
-    again: Tensor = values * product._saved_other * after._saved_other
-    return again
+    return values if after is before else _dropped(values, after)

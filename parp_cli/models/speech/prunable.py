@@ -2,7 +2,7 @@
 
 PARP prunes weights and biases of the attention projections and of both feed-forward layers in every
 Transformer layer; other scopes take less, or convolutions too. Which those are follows from the types of the modules
-that torchaudio's builders put together; nothing here spells out the parameters of one model. torch is imported when a
+of a network; nothing here spells out the parameters of one model. torch is imported when a
 model is at hand, so that reports on masks alone can use the names.
 """
 
@@ -28,7 +28,7 @@ _SCOPES = {
     "everything": {"front-end", "position", "attention", "feed-forward"},
 }
 
-# What torchaudio calls a module -> what the field (fairseq, the paper) calls it.
+# What a module is called -> what the field (fairseq, the paper) calls it.
 _KINDS = {
     "q_proj": "q_proj",
     "k_proj": "k_proj",
