@@ -33,11 +33,11 @@ def changes(monkeypatch: pytest.MonkeyPatch) -> list[Change]:
     before_step, after_step = Pruner.before_step, Pruner.after_step
     gradients: dict[str, Tensor] = {}
 
-    def spying_before(pruner: Pruner, update: int) -> None:
+    def spying_before(pruner: Pruner, update: int, **options: float) -> None:
         for name, weight in pruner.weights.items():
             if weight.grad is not None:
                 gradients[name] = weight.grad.clone()
-        before_step(pruner, update)
+        before_step(pruner, update, **options)
 
     def spying_after(pruner: Pruner, update: int, optimizer: torch.optim.Optimizer) -> Repruning | None:
         masks = pruner.masks
