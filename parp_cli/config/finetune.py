@@ -12,7 +12,6 @@ from parp_cli.config.values import (
     Count,
     CountOrZero,
     FilePath,
-    Flag,
     MethodName,
     NameOrPath,
     Positive,
@@ -64,14 +63,14 @@ class Data(Section):
     """Letters of a new head: english is A to Z and the apostrophe, found is all letters of the training transcripts.
     Ignored for phones."""
 
-    strip_stress: Flag = False
+    strip_stress: bool = False
     """Drop the stress digits of phones (AH0 becomes AH). Ignored for letters."""
 
     unusable: Literal["refuse", "skip"] = "refuse"
     """What to do with utterances that cannot be trained on, such as those with more labels than frames: stop before
     training, or leave them out."""
 
-    download: Flag = False
+    download: bool = False
     """Download splits that are missing in `root`; several GB for LibriSpeech."""
 
     max_valid_utterances: Count | None = None
@@ -120,7 +119,7 @@ class Pruning(Section):
     the mask the run starts from, else transformer. Weights that do not train cannot come back (the feature encoder's,
     unless `training.train_front_end` is set)."""
 
-    biases: Flag | None = None
+    biases: bool | None = None
     """Whether the biases of prunable layers are prunable. Null is as in the mask the run starts from, else true."""
 
     pattern: str | None = None
@@ -142,7 +141,7 @@ class Pruning(Section):
     end: Count | None = None
     """Last update at which to re-prune. Null is the end of the run, for rigl and taylor three quarters of it."""
 
-    final: Flag = True
+    final: bool = True
     """Whether parp, parp-p and movement re-prune at the end of the run; if not, the mask stays fixed after the last
     interval."""
 
@@ -244,7 +243,7 @@ class Training(Section):
     """Maximum change of an utterance's speed in an update, as a share: 0.1 is from 0.9 to 1.1 times as fast. Above 0,
     features are computed again in every update, and slowed speech takes more memory."""
 
-    train_front_end: Flag = False
+    train_front_end: bool = False
     """Whether the convolutional feature encoder trains; frozen in the paper."""
 
     freeze_encoder_updates: CountOrZero = 0
@@ -265,19 +264,19 @@ class Training(Section):
     most_skipped_updates: CountOrZero = 10
     """Updates whose loss or gradient is not finite are skipped; more than this many in a row stop the run."""
 
-    checkpoint_activations: Flag = False
+    checkpoint_activations: bool = False
     """Recompute the activations of each Transformer layer in the backward pass instead of keeping them: much less
     memory for about a third more time."""
 
-    deterministic: Flag = False
+    deterministic: bool = False
     """Use deterministic algorithms on CUDA too, which is slower; the CPU is always deterministic for a given number of
     threads."""
 
-    shard_weights: Flag = False
+    shard_weights: bool = False
     """Shard weights, gradients and moments over the processes that train together (FSDP2), for models that do not fit
     on one device, such as xls-r-2b. Does not affect results."""
 
-    compile: Flag = False
+    compile: bool = False
     """Compile the Transformer layers, which takes minutes at the start."""
 
     def conflicts(self) -> Iterator[tuple[str, str]]:

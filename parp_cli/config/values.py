@@ -1,47 +1,28 @@
-"""Types of the values in recipes, with their limits: what the text of a YAML scalar means is decided by its field.
-
-pydantic checks limits and choices; the validators here are stricter than it about text, so that a quoted number, a
-fraction for a whole number, or `1` for true is reported instead of guessed at.
-"""
+"""Types of the values in recipes, with their limits; pydantic reads them from text."""
 
 import dataclasses
-import math
 import os
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
+from parp_cli.config.tree import Text
 from parp_cli.pruning.methods import all_specs
 
 CONFLICT = "conflict"
 """The type of pydantic's error for values that do not go together."""
 
 
-class Text(str):
-    """A YAML scalar as it is written.
-
-    Attributes:
-        plain: without quotes; only then can it be a number or a truth value.
-        folder: where relative paths start; None leaves paths as they are.
-    """
-
-    def __new__(cls, text: str, *, plain: bool, folder: Path | None) -> "Text":
-        self = super().__new__(cls, text)
-        self.plain, self.folder = plain, folder
-        return self
-
-    plain: bool
-    folder: Path | None
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Section:
     """Base of the dataclasses that recipes are read as; a docstring after each field says what the key means."""
 
-    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+    # The reader reports unknown keys: pydantic would not get as far as the conflicts beside them.
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(
+        extra="ignore", use_attribute_docstrings=True, allow_inf_nan=False, str_min_length=1
+    )
 
     def conflicts(self) -> Iterator[tuple[str, str]]:
         """Values that are valid alone but do not go together: the field to report, and the message."""
@@ -58,28 +39,12 @@ class Section:
         return self
 
 
-def _from_text(read: Callable[[Text], Any]) -> BeforeValidator:
+def _from_text(read: Callable[[Text], str]) -> BeforeValidator:
     return BeforeValidator(lambda value: read(value) if isinstance(value, Text) else value)
 
 
-def _number(kind: type[int] | type[float]) -> BeforeValidator:
-    def read(text: Text) -> float:
-        number = kind(text)
-        if not (text.plain and math.isfinite(number)):
-            raise ValueError(text)
-        return number
-
-    return _from_text(read)
-
-
-def _truth(text: Text) -> bool:
-    if not text.plain or text.lower() not in ("true", "yes", "on", "false", "no", "off"):
-        raise ValueError(text)
-    return text.lower() in ("true", "yes", "on")
-
-
 def _path(text: Text) -> str:
-    return text if text.folder is None else os.path.abspath(text.folder / os.path.expanduser(text))
+    return os.path.abspath(text.folder / os.path.expanduser(text)) if text and text.folder is not None else text
 
 
 def _method_name(value: str) -> str:
@@ -88,30 +53,26 @@ def _method_name(value: str) -> str:
     return value
 
 
-class _MethodNames:
-    """The JSON schema of `MethodName`: methods may be registered until it is asked for."""
-
-    @staticmethod
-    def __get_pydantic_json_schema__(schema: Any, handler: Any) -> dict[str, Any]:
-        meanings = {name: spec.description for name, spec in all_specs().items()}
-        return {**handler(schema), "enum": list(meanings), "meanings": meanings}
+def _add_methods(schema: dict[str, Any]) -> None:
+    """Describe them in a JSON schema, when it is asked for: until then methods may be registered."""
+    schema["meanings"] = {name: spec.description for name, spec in all_specs().items()}
+    schema["enum"] = list(schema["meanings"])
 
 
-MethodName = Annotated[str, AfterValidator(_method_name), _MethodNames]
+MethodName = Annotated[str, AfterValidator(_method_name), Field(json_schema_extra=_add_methods)]
 """Of a method in `pruning.methods`."""
 
-Flag = Annotated[bool, _from_text(_truth)]
-Seed = Annotated[int, Field(ge=0, le=2**32 - 1), _number(int)]
-Count = Annotated[int, Field(ge=1), _number(int)]
-CountOrZero = Annotated[int, Field(ge=0), _number(int)]
-CountAboveOne = Annotated[int, Field(ge=2), _number(int)]
-Positive = Annotated[float, Field(gt=0), _number(float)]
-PositiveOrZero = Annotated[float, Field(ge=0), _number(float)]
-Share = Annotated[float, Field(ge=0, le=1), _number(float)]
-ShareAboveZero = Annotated[float, Field(gt=0, le=1), _number(float)]
-ShareBelowOne = Annotated[float, Field(ge=0, lt=1), _number(float)]
-ShareBetween = Annotated[float, Field(gt=0, lt=1), _number(float)]
-ShareUpToHalf = Annotated[float, Field(ge=0, le=0.5), _number(float)]
+Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]
+Count = Annotated[int, Field(ge=1)]
+CountOrZero = Annotated[int, Field(ge=0)]
+CountAboveOne = Annotated[int, Field(ge=2)]
+Positive = Annotated[float, Field(gt=0)]
+PositiveOrZero = Annotated[float, Field(ge=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+ShareAboveZero = Annotated[float, Field(gt=0, le=1)]
+ShareBelowOne = Annotated[float, Field(ge=0, lt=1)]
+ShareBetween = Annotated[float, Field(gt=0, lt=1)]
+ShareUpToHalf = Annotated[float, Field(ge=0, le=0.5)]
 
 Precision = Literal["auto", "float32", "tf32", "bfloat16"]
 

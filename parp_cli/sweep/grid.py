@@ -21,10 +21,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
-import yaml
 from pydantic import Field
 
-from parp_cli.config import nodes
+from parp_cli.config import tree
 from parp_cli.config.finetune import Recipe
 from parp_cli.config.load import load_recipe, raise_problems, read, recipe_to_dict
 from parp_cli.config.values import FilePath, Section
@@ -132,30 +131,30 @@ def load_sweep(path: Path, overrides: Sequence[str] = (), *, device: Any) -> Swe
     Raises:
         RecipeError: no such file, not YAML, or with all problems of the file and its cells as details.
     """
-    root = nodes.read_file(path)
+    root = tree.read_file(path)
     file = read(root, path, kind=SweepFile, hint=_HINT)
     base = load_recipe(None if file.recipe is None else Path(file.recipe))
     problems: list[str] = []
-    axes = _axes(nodes.child(root, "grid"), problems, path)
-    exceptions = _exceptions(nodes.child(root, _EXCEPT), axes, problems, path)
-    tree = nodes.compose(nodes.dump(recipe_to_dict(base)), nodes.UNNAMED)
-    for entry in _flat(nodes.child(root, "set"), problems, path):
-        tree = _with(tree, entry, problems, path)
+    axes = _axes(root["grid"], problems, path)
+    exceptions = _exceptions(root.get(_EXCEPT), axes, problems, path)
+    settings = tree.compose(tree.dump(recipe_to_dict(base)), tree.UNNAMED)
+    for entry in _flat(root.get("set"), problems, path):
+        settings = _with(settings, entry, problems, path)
     for override in overrides:
         try:
             _refuse_gridded(override, [key for key, _, _ in axes])
-            tree = nodes.with_override(tree, override)
-        except nodes.Problem as problem:
-            problems.append(f"{nodes.override_place(override)}: {problem}")
+            settings = tree.with_override(settings, override)
+        except tree.Problem as problem:
+            problems.append(f"{tree.override_place(override)}: {problem}")
     cells: dict[str, Cell] = {}
     starts: dict[tuple[str | None, ...], str] = {}
     for choice in itertools.product(*(values for _, _, values in axes)) if not problems else ():
-        chosen = {key: _plain(node) for (key, _, _), node in zip(axes, choice, strict=True)}
+        chosen = {key: _plain(value) for (key, _, _), value in zip(axes, choice, strict=True)}
         if any(all(chosen[key] in values for key, values in exception.items()) for exception in exceptions):
             continue
-        recipe_tree = tree
-        for (key, mark, _), node in zip(axes, choice, strict=True):
-            recipe_tree = _with(recipe_tree, (key, mark, node), problems, path)
+        recipe_tree = settings
+        for (key, mark, _), value in zip(axes, choice, strict=True):
+            recipe_tree = _with(recipe_tree, (key, mark, value), problems, path)
         try:
             recipe = read(recipe_tree, path)
             cell = _cell(recipe, list(chosen), file.splits, device, starts)
@@ -215,85 +214,77 @@ def _value(plain: Mapping[str, Any], key: str) -> Any:
 
 
 _Entry = tuple[str, Any, Any]
-"""A dotted key, its mark in the file, and the node of its value."""
+"""A dotted key, its mark in the file, and its value."""
 
 
-def _flat(node: Any, problems: list[str], path: Path, prefix: str = "") -> list[_Entry]:
-    """The entries of a mapping node; those of nested mappings have dotted keys."""
-    if node is None or nodes.is_null(node):
+def _flat(value: Any, problems: list[str], path: Path, prefix: str = "") -> list[_Entry]:
+    """The entries of a mapping; those of nested mappings have dotted keys."""
+    if value is None:
         return []
-    if not isinstance(node, yaml.MappingNode):
+    if not isinstance(value, dict):
         what = "a mapping of recipe keys"
-        problems.append(f"{path}:{node.start_mark.line + 1}: found {nodes.shown(node)}: expected {what}")
+        problems.append(f"{path}:{value.mark.line + 1}: found {tree.shown(value)}: expected {what}")
         return []
     entries: list[_Entry] = []
-    seen: set[str] = set()
-    for key, value in node.value:
-        name = prefix + str(key.value)
-        if name in seen:
-            problems.append(f"{path}:{key.start_mark.line + 1}: duplicate key {name}")
-        seen.add(name)
-        if isinstance(value, yaml.MappingNode):
-            entries += _flat(value, problems, path, f"{name}.")
+    for key, below in value.items():
+        name = prefix + key
+        if isinstance(below, dict):
+            entries += _flat(below, problems, path, f"{name}.")
         else:
-            entries.append((name, key.start_mark, value))
+            entries.append((name, key.mark, below))
     return entries
 
 
-def _axes(node: Any, problems: list[str], path: Path) -> list[tuple[str, Any, list[Any]]]:
-    """The grid's keys, each with the nodes of its values."""
+def _axes(grid: Any, problems: list[str], path: Path) -> list[tuple[str, Any, list[Any]]]:
+    """The grid's keys, each with its values."""
     axes = []
-    for key, mark, values in _flat(node, problems, path):
-        if not isinstance(values, yaml.SequenceNode) or not values.value:
+    for key, mark, values in _flat(grid, problems, path):
+        if not isinstance(values, list) or not values:
             problems.append(f"{path}:{mark.line + 1}: grid: {key}: expected a list of values")
         else:
-            axes.append((key, mark, list(values.value)))
+            axes.append((key, mark, values))
     if not axes and not problems:
-        problems.append(f"{path}:{node.start_mark.line + 1}: grid: names no recipe key")
+        problems.append(f"{path}:{grid.mark.line + 1}: grid: names no recipe key")
     return axes
 
 
 def _exceptions(
-    node: Any, axes: Sequence[tuple[str, Any, list[Any]]], problems: list[str], path: Path
+    entries: Any, axes: Sequence[tuple[str, Any, list[Any]]], problems: list[str], path: Path
 ) -> list[dict[str, list[Any]]]:
     """Combinations to leave out, each as lists of values by grid key."""
-    if node is None or nodes.is_null(node):
+    if entries is None:
         return []
-    if not isinstance(node, yaml.SequenceNode):
-        problems.append(f"{path}:{node.start_mark.line + 1}: {_EXCEPT}: expected a list of mappings of grid keys")
+    if not isinstance(entries, list):
+        problems.append(f"{path}:{entries.mark.line + 1}: {_EXCEPT}: expected a list of mappings of grid keys")
         return []
     known = {key: [_plain(value) for value in values] for key, _, values in axes}
     found = []
-    for entry in node.value:
+    for entry in entries:
         exception: dict[str, list[Any]] = {}
         for key, mark, value in _flat(entry, problems, path):
-            values = value.value if isinstance(value, yaml.SequenceNode) else [value]
+            values = value if isinstance(value, list) else [value]
             exception[key] = [_plain(one) for one in values]
             place = f"{path}:{mark.line + 1}: {_EXCEPT}: {key}"
             if key not in known:
                 problems.append(f"{place} is not in the grid: its keys are {', '.join(known)}")
                 continue
-            wrong = [nodes.shown(one) for one in values if _plain(one) not in known[key]]
+            wrong = [tree.shown(one) for one in values if _plain(one) not in known[key]]
             problems += [f"{place} = {text}: the grid has no such value" for text in wrong]
         if exception:
             found.append(exception)
-        elif isinstance(entry, yaml.MappingNode):
-            problems.append(f"{path}:{entry.start_mark.line + 1}: {_EXCEPT}: an entry without keys")
+        elif isinstance(entry, tree.Section):
+            problems.append(f"{path}:{entry.mark.line + 1}: {_EXCEPT}: an entry without keys")
     return found
 
 
-def _plain(node: Any) -> Any:
-    """The value of a node; 0.5 and 5e-1 are equal."""
-    if nodes.is_null(node):
-        return None
-    if isinstance(node, yaml.SequenceNode):
-        return [_plain(item) for item in node.value]
-    if isinstance(node, yaml.MappingNode):
-        return [[_plain(key), _plain(value)] for key, value in node.value]
+def _plain(value: Any) -> Any:
+    """A value to compare; 0.5 and 5e-1 are equal."""
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
     try:
-        return float(node.value)
+        return float(value) if isinstance(value, str) else value
     except ValueError:
-        return node.value
+        return str(value)
 
 
 def _refuse_gridded(override: str, axes: Sequence[str]) -> None:
@@ -301,14 +292,14 @@ def _refuse_gridded(override: str, axes: Sequence[str]) -> None:
     name = override.partition("=")[0].strip()
     for key in axes:
         if f"{name}.".startswith(f"{key}.") or key.startswith(f"{name}."):
-            raise nodes.Problem(f"the grid has values for {key}: change them in the file")
+            raise tree.Problem(f"the grid has values for {key}: change them in the file")
 
 
-def _with(tree: Any, entry: _Entry, problems: list[str], path: Path) -> Any:
+def _with(settings: Any, entry: _Entry, problems: list[str], path: Path) -> Any:
     """A copy of a recipe's tree with the value of an entry."""
-    key, mark, node = entry
+    key, mark, value = entry
     try:
-        return nodes.put(tree, key.split("."), node, mark)
-    except nodes.Problem as problem:
+        return tree.put(settings, key.split("."), value, mark)
+    except tree.Problem as problem:
         problems.append(f"{path}:{mark.line + 1}: {key}: {problem}")
-        return tree
+        return settings
