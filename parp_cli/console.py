@@ -188,7 +188,9 @@ def _json_line(value: Any) -> str:
 
 
 def jsonable(value: Any) -> Any:
-    """Dataclasses (with their properties), paths and tuples as plain values."""
+    """Dataclasses (by their `to_json`, else with their properties), paths and tuples as plain values."""
+    if hasattr(value, "to_json"):
+        return jsonable(value.to_json())
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         names = [field.name for field in dataclasses.fields(value)]
         names += [name for name, member in vars(type(value)).items() if isinstance(member, property)]

@@ -33,7 +33,7 @@ Each stage reads and writes one file that holds weights and mask, in a run folde
 """
 
 
-_DISTRIBUTED = ("finetune", "eval")
+_DISTRIBUTED = ("finetune", "pretrain", "eval")
 """Commands that run under `torchrun`."""
 
 

@@ -260,8 +260,10 @@ def pretrain(
     """
     from parp_cli.config.load import load_recipe
     from parp_cli.config.pretrain import PretrainRecipe
+    from parp_cli.runtime.processes import current
 
-    output = Output(as_json=as_json, quiet=quiet)
+    world = current()
+    output = Output(as_json=as_json, quiet=quiet, mute=not world.is_main)
     resolved = load_recipe(recipe, settings or (), kind=PretrainRecipe)
     if seed is not None:
         resolved = replace(resolved, seed=seed)
@@ -275,8 +277,9 @@ def pretrain(
             resolved,
             run=run,
             out=out or run / PRETRAINED,
-            device=select_device(device),
+            device=world.device(select_device(device)),
             resume=resume,
+            world=world,
             notify=notify,
         )
     render.pretraining(output, result)

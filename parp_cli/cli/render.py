@@ -11,10 +11,9 @@ from parp_cli.console import Output, duration, percent, size
 from parp_cli.errors import first_few
 
 if TYPE_CHECKING:
-    from parp_cli.stages.finetune import FinetuneResult
+    from parp_cli.stages.finetune import FinetuneResult, Plan
     from parp_cli.stages.inspect import Inspection
     from parp_cli.stages.pretrain import PretrainResult
-    from parp_cli.training.preparation import Plan
 
 _BARS = "▁▂▃▄▅▆▇█"
 _LONGEST_SPARKLINE = 48
@@ -70,14 +69,15 @@ def _rounds(rounds: Sequence[tuple[str, int]]) -> str:
 
 def finetune(output: Output, result: "FinetuneResult") -> None:
     """The result of a run."""
-    phones = result.best.character is None
+    phones = result.best.metrics["character"] is None
     columns = ("update", "loss", "PER" if phones else "WER", *(() if phones else ("CER",)), "blank")
     rows = []
     for validation in result.validations:
         star = " *" if validation == result.best else ""
-        rates = [percent(validation.word)] + ([] if phones else [percent(validation.character)])
+        metrics = validation.metrics
+        rates = [percent(metrics["word"])] + ([] if phones else [percent(metrics["character"])])
         loss = "–" if validation.train_loss is None else f"{validation.train_loss:.3f}"
-        rows.append([f"{validation.update}{star}", loss, *rates, percent(validation.blank_rate)])
+        rows.append([f"{validation.update}{star}", loss, *rates, percent(metrics["blank_rate"])])
     output.table("Validation (* best)", columns, rows)
     if result.reprunings:
         revived = sum(repruning.revived for repruning in result.reprunings)
@@ -202,7 +202,12 @@ def _averaged(values: Sequence[float], width: int) -> list[float]:
 def pretraining(output: Output, result: "PretrainResult") -> None:
     """How a pre-training went."""
     rows = [
-        [f"{int(e['stage'])}", f"{int(e['update']):,}", f"{e['loss']:.3f}", percent(e["accuracy"])]
+        [
+            f"{int(e['stage'])}",
+            f"{int(e['update']):,}",
+            "–" if e["loss"] is None else f"{e['loss']:.3f}",
+            percent(e["accuracy"]),
+        ]
         for e in (*result.history[:-1][:: max(1, len(result.history) // 20)], *result.history[-1:])
     ]
     output.table("Masked prediction", ("stage", "update", "loss", "accuracy"), rows)

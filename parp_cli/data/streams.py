@@ -82,8 +82,11 @@ class Crops:
             )
         self._weights = [stream.frames - frames + 1 for stream in self.streams]
 
-    def draw(self, count: int, rng: random.Random) -> tuple[Tensor, list[tuple[int, int]]]:
-        """`count` crops (B, S), and for each the index of its stream in `streams` and its first frame."""
+    def places(self, count: int, rng: random.Random) -> list[tuple[int, int]]:
+        """Draw `count` crops: of each the index of its stream in `streams` and its first frame."""
         chosen = rng.choices(range(len(self.streams)), self._weights, k=count)
-        places = [(index, rng.randrange(self._weights[index])) for index in chosen]
-        return torch.stack([self.streams[index].cut(first, self.frames) for index, first in places]), places
+        return [(index, rng.randrange(self._weights[index])) for index in chosen]
+
+    def cut(self, stream: int, first: int) -> Tensor:
+        """The waveform (S,) of a crop, given the index of its stream and its first frame."""
+        return self.streams[stream].cut(first, self.frames)

@@ -111,7 +111,7 @@ class Pruner:
             self.masks = dict(self._method.begin(self._snapshot(), forward) or self.masks)
         apply_(self.masks, self._shards())
 
-    def before_step(self, update: int, *, learning_rate: float = 0.0) -> None:
+    def before_step(self, update: int, *, learning_rate: float = 0.0) -> bool:
         """Between the backward pass and the optimizer's step of the update with this number, from 1.
 
         Where pruned weights are to stay zero their gradients are zeroed, so that their moments stay zero too.
@@ -119,9 +119,12 @@ class Pruner:
         Args:
             update: its number.
             learning_rate: of the encoder's weights in this update.
+
+        Returns:
+            Whether gradients were zeroed.
         """
         if not self.masks:
-            return
+            return False
         # Weights that are frozen for now have no gradient.
         gradients = {name: local_shard(w.grad) for name, w in self.weights.items() if w.grad is not None}
         self._method.observe(
@@ -133,8 +136,10 @@ class Pruner:
                 learning_rate=learning_rate,
             )
         )
-        if not self._method.adjusts(self.update):
-            apply_({name: self.masks[name] for name in gradients}, gradients)
+        if self._method.adjusts(self.update):
+            return False
+        apply_({name: self.masks[name] for name in gradients}, gradients)
+        return True
 
     def after_step(self, update: int, optimizer: torch.optim.Optimizer | None = None) -> Repruning | None:
         """After the optimizer's step. Re-prunes when it is time, and says so.

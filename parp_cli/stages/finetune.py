@@ -1,33 +1,101 @@
 """Adjust and re-prune: fine-tune a pruned encoder with CTC while its mask may change (PARP, steps 2 and 3)."""
 
 import gc
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from parp_cli.config.finetune import Recipe
+from parp_cli.config.load import recipe_to_dict
+from parp_cli.pruning.methods import Settings
 from parp_cli.pruning.pruner import Repruning
-from parp_cli.runtime.device import deterministic_algorithms, tensor_cores, with_resolved_precision
+from parp_cli.runtime.device import deterministic_algorithms, tensor_cores, versions, with_resolved_precision
 from parp_cli.runtime.interrupts import Stop, stopping
 from parp_cli.runtime.processes import SINGLE, World
 from parp_cli.runtime.progress import Notify, Progress, silent
 from parp_cli.storage import checkpoint
-from parp_cli.storage.checkpoint import Sparsity
+from parp_cli.storage.checkpoint import Metadata, Sparsity
 from parp_cli.storage.lock import only_one
-from parp_cli.storage.run_folder import LAST, ROUNDS, finished, state_path, tidy
-from parp_cli.training import preparation as preparing
+from parp_cli.storage.run_folder import (
+    BEST,
+    FEATURES,
+    FINISHED,
+    JOURNAL,
+    LAST,
+    ROUNDS,
+    finished,
+    last_beside,
+    state_path,
+    tidy,
+)
+from parp_cli.tasks.ctc.data import load_data
+from parp_cli.tasks.ctc.task import CtcTask
+from parp_cli.tasks.task import Validation
 from parp_cli.training.journal import require_tensorboard
-from parp_cli.training.keys import round_key, start_key
-from parp_cli.training.plan import round_start, rounds_of
-from parp_cli.training.preparation import Plan, prepare, prepare_round
-from parp_cli.training.records import Cost, Validation
+from parp_cli.training.keys import round_key, start_key, trained_on
+from parp_cli.training.masks import calibration_examples, check_weights, first_masks, pruner
+from parp_cli.training.optimizer import tri_stage
+from parp_cli.training.plan import (
+    Round,
+    Start,
+    read_start,
+    reprunings_of,
+    rewound,
+    round_sparsities,
+    round_start,
+    rounds_of,
+    settings_of,
+    sparsities_of,
+)
+from parp_cli.training.records import Cost
 from parp_cli.training.run import TrainingRun
+from parp_cli.training.setup import RunFiles, RunSetup
 
 _WHAT = "fine-tuning"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """A run in numbers, as `--dry-run` shows it. Seconds are of audio.
+
+    Attributes:
+        rounds: the training runs of the method, with their updates; `updates` is of the last one.
+        repruning_interval: in updates.
+        reprunings: in all rounds.
+    """
+
+    start: str
+    architecture: str
+    method: str
+    sparsity: float
+    start_sparsity: float
+    rounds: tuple[tuple[str, int], ...]
+    labels: int
+    train_utterances: int
+    train_seconds: float
+    valid_utterances: int
+    valid_seconds: float
+    skipped: int
+    updates: int
+    seconds_per_update: float
+    micro_batches_per_update: int
+    epochs: float
+    repruning_interval: int
+    reprunings: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preparation:
+    """A run that can begin: what it begins from, what is pruned and when, and the task with its data."""
+
+    start: Start
+    settings: Settings
+    task: CtcTask
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,8 +129,70 @@ class FinetuneResult:
 
 def plan(recipe: Recipe, *, init: Path | None = None, notify: Notify = silent) -> Plan:
     """What `finetune` would do, without training."""
-    recipe = rounds_of(recipe, init)[-1].recipe
-    return preparing.plan(recipe, prepare(recipe, init, notify))
+    rounds = rounds_of(recipe, init)
+    return plan_of(rounds, prepare(rounds[-1].recipe, init, notify))
+
+
+def prepare(recipe: Recipe, init: Path | None, notify: Notify) -> Preparation:
+    """Read what the run begins from and its data, and check that they go together.
+
+    Args:
+        recipe: of the run, settled.
+        init: the checkpoint to begin from; None for the recipe's model.
+
+    Raises:
+        CheckpointError: the checkpoint cannot be read, or is not of the recipe's model.
+        UsageError: its mask has another sparsity than the recipe asks for, or does not suit the recipe's method.
+        DataError: the data is missing, or holds utterances that cannot be trained on.
+    """
+    start = read_start(recipe, init, notify)
+    if recipe.pruning.rewind is not None:
+        rewound(start, Path(recipe.pruning.rewind))  # what is wrong with it is said now, not after the first run
+    sparsities = sparsities_of(recipe.pruning, start)
+    check_weights(recipe, start)
+    data = load_data(recipe.data, start.architecture, start.vocabulary, notify)
+    settings = settings_of(recipe, start, sparsities, [utterance.seconds for utterance in data.train])
+    return Preparation(
+        start=start, settings=settings, task=CtcTask(recipe=recipe, data=data, architecture=start.architecture)
+    )
+
+
+def _prepare_round(whole: Preparation, each: Round, before: Path | None) -> Preparation:
+    """One of several training runs of a method: other pruning and length, another start, the same data."""
+    start = round_start(whole.start, each, before)
+    sparsities = round_sparsities(whole.settings, each.recipe)
+    lengths = [utterance.seconds for utterance in whole.task.train]
+    settings = settings_of(each.recipe, start, sparsities, lengths)
+    return Preparation(start=start, settings=settings, task=replace(whole.task, recipe=each.recipe))
+
+
+def plan_of(rounds: Sequence[Round], preparation: Preparation) -> Plan:
+    """The training runs of a method in numbers, the last one's recipe settled."""
+    recipe, task, settings = rounds[-1].recipe, preparation.task, preparation.settings
+    training, architecture = recipe.training, preparation.start.architecture
+    lengths = [utterance.seconds for utterance in task.train]
+    batches = task.batches()
+    seconds = batches.mean_size(training.updates)
+    return Plan(
+        start=preparation.start.source,
+        architecture=architecture.name,
+        method=recipe.pruning.method,
+        sparsity=settings.sparsity,
+        start_sparsity=settings.sparsity_at_start,
+        rounds=tuple((each.name, each.recipe.training.updates) for each in rounds),
+        labels=len(task.data.vocabulary),
+        train_utterances=len(lengths),
+        train_seconds=sum(lengths),
+        valid_utterances=len(task.data.valid),
+        valid_seconds=sum(utterance.seconds for utterance in task.data.valid),
+        skipped=len(task.data.skipped),
+        updates=training.updates,
+        seconds_per_update=seconds,
+        micro_batches_per_update=len(task.grouped(batches.take(), training.micro_batch_seconds)),
+        epochs=training.updates * seconds / sum(lengths),
+        repruning_interval=settings.schedule.interval,
+        reprunings=sum(reprunings_of(each, architecture, lengths) for each in rounds),
+    )
 
 
 def finetune(
@@ -92,11 +222,11 @@ def finetune(
             by its content; finished ones are not run again. By default in the run folder.
         features_folder: where front-end features are kept between runs; by default they are not.
         tensorboard: log to the folder `tensorboard` of each run folder too.
-        world: that train together, on machines that all see the run folder. Each calls with the same; the first
-            writes and notifies, and all return the same.
+        world: processes that train together, on machines that all see the run folder. Each calls with the same; the
+            main one writes and notifies, and all return the same.
 
     Raises:
-        CheckpointError, DataError, UsageError: as `training.preparation.prepare`; or the state is of another run; or
+        CheckpointError, DataError, UsageError: as `prepare`; or the state is of another run; or
             another process is training in the run folder.
         Interrupted: by the user; the state is saved.
         ResourceError: the disk is full, and the last files written are whole; or memory does not suffice.
@@ -128,25 +258,15 @@ def finetune(
                 with nullcontext() if last else held(folder):
                     if world.is_main:
                         tidy(folder, out if last else None)
-                    begins = whole
-                    if len(rounds) > 1:
-                        begins = prepare_round(whole, this, round_start(whole.start, this, before))
-                    training = TrainingRun(
-                        this,
-                        begins,
-                        run=folder,
-                        out=out if last else None,
-                        device=device,
-                        features_folder=features_folder,
-                        tensorboard=(folder / "tensorboard") if tensorboard else None,
-                        world=world,
-                        notify=notify,
-                    )
+                    prepared = whole if len(rounds) == 1 else _prepare_round(whole, this, before)
+                    prepared = replace(prepared, task=replace(prepared.task, features_folder=features_folder))
+                    files = _files(folder, out if last else None, tensorboard=tensorboard)
+                    training = TrainingRun(_setup(this, prepared), files, device=device, world=world, notify=notify)
                     # Rounds are named by their content, so that a state there can only be of the same run.
                     goes_on = world.from_main((resume or not last) and state_path(folder).exists())
                     noted = world.from_main(finished(folder, out) if last and resume else None)
-                    _run(training, noted, goes_on, stop)
-                    found = _agreed_cost(world, folder, out if last else None) or training.cost
+                    _run(training, noted, goes_on, stop, replace_finished=resume or not last)
+                    found = _agreed_cost(world, folder, out if last else None) or training.record.cost
                 if not last:
                     del training
                     gc.collect()  # models are part of reference cycles, and the next run needs their memory
@@ -154,24 +274,88 @@ def finetune(
                 tidy(folder)
             before, own = folder / LAST, found
             cost += own
-    written = checkpoint.read_metadata(training.best_path)
+    best = out or run / BEST
     return FinetuneResult(
-        path=training.best_path,
-        last=training.last_path,
-        sha256=checkpoint.file_hash(training.best_path),
-        best=training.best,
-        validations=tuple(training.validations),
-        reprunings=tuple(training.reprunings),
-        sparsity=written.sparsity,
-        plan=preparing.plan(recipe, whole),
-        skipped=tuple(problem.message for problem in whole.skipped),
-        skipped_updates=training.skipped_updates,
+        path=best,
+        last=last_beside(best),
+        sha256=checkpoint.file_hash(best),
+        best=training.record.best,
+        validations=tuple(training.record.validations),
+        reprunings=tuple(training.pruner.history),
+        sparsity=checkpoint.read_metadata(best).sparsity,
+        plan=plan_of(rounds, whole),
+        skipped=tuple(problem.message for problem in whole.task.data.skipped),
+        skipped_updates=training.record.skipped,
         cost=cost,
         own_cost=own,
     )
 
 
-def _run(training: TrainingRun, noted: Mapping[str, Any] | None, goes_on: bool, stop: Stop) -> None:
+def _files(folder: Path, out: Path | None, *, tensorboard: bool) -> RunFiles:
+    best = out or folder / BEST
+    return RunFiles(
+        best=best,
+        last=last_beside(best),
+        state=state_path(folder),
+        finished=folder / FINISHED,
+        journal=folder / JOURNAL,
+        scratch=state_path(folder).parent / FEATURES,
+        tensorboard=folder / "tensorboard" if tensorboard else None,
+    )
+
+
+def _setup(each: Round, preparation: Preparation) -> RunSetup:
+    """The training run of a round."""
+    recipe, start, task, settings = each.recipe, preparation.start, preparation.task, preparation.settings
+    training = recipe.training
+
+    def metadata(prunable: Sequence[str], sparsity: Sparsity | None, metrics: Mapping[str, Any]) -> Metadata:
+        return Metadata(
+            stage="finetune",
+            architecture=start.architecture.to_json(),
+            task=task.describe(),
+            prunable=tuple(prunable),
+            sparsity=sparsity,
+            recipe=recipe_to_dict(recipe),
+            seed=recipe.seed,
+            parents=start.parents,
+            metrics=dict(metrics),
+            versions=versions(),
+        )
+
+    torch.manual_seed(recipe.seed)
+    return RunSetup(
+        name=each.name,
+        doing=f"fine-tuning ({each.name})",
+        seed=recipe.seed,
+        training=training,
+        schedule=partial(
+            tri_stage,
+            updates=training.updates,
+            warmup=training.warmup,
+            hold=training.hold,
+            decay=training.decay,
+            final_scale=training.final_scale,
+        ),
+        save_every=training.validate_every,
+        task=task,
+        network=task.network(start),
+        masks=lambda network: first_masks(recipe, start, settings, network),
+        pruner=lambda network, masks, group: pruner(recipe, settings, network, masks, group),
+        metadata=metadata,
+        target=settings.sparsity,
+        calibration=calibration_examples(recipe, task.train),
+        identity={
+            "recipe": trained_on(recipe),
+            "parents": [asdict(parent) for parent in start.parents],
+            "data": task.data_hash(),
+        },
+    )
+
+
+def _run(
+    training: TrainingRun, noted: Mapping[str, Any] | None, goes_on: bool, stop: Stop, *, replace_finished: bool
+) -> None:
     """Do what is left of a training run: nothing where its end was noted."""
     if noted is not None:
         training.recall(noted)
@@ -179,7 +363,7 @@ def _run(training: TrainingRun, noted: Mapping[str, Any] | None, goes_on: bool, 
     if goes_on:
         training.resume()
     else:
-        training.begin()
+        training.begin(replace_finished=replace_finished)
     training.train(stop)
 
 

@@ -1,18 +1,22 @@
-"""Pre-train an encoder on unlabelled speech by masked prediction of clusters (HuBERT)."""
+"""Pre-train an encoder on unlabelled speech by masked prediction of clusters (HuBERT).
 
-import json
-import random
+The recipe's stages are training runs one after another: each has its own targets, head and learning-rate schedule, and
+the encoder goes on. T frames, D features.
+"""
+
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 
+from parp_cli.config.finetune import Training
 from parp_cli.config.load import recipe_to_dict
 from parp_cli.config.pretrain import PretrainRecipe, Source
 from parp_cli.data.audio import SAMPLE_RATE
@@ -20,28 +24,31 @@ from parp_cli.data.corpora import find_audio, load_split
 from parp_cli.data.generated import ensure_split
 from parp_cli.data.librispeech import load_librispeech
 from parp_cli.data.manifest import read_manifest
-from parp_cli.data.streams import FRAME, Crops, Stream, read_streams, seconds_of
+from parp_cli.data.streams import FRAME, Crops, read_streams, seconds_of
 from parp_cli.data.utterances import Utterance
-from parp_cli.errors import CheckpointError, DataError, Interrupted, RecipeError
-from parp_cli.models.sources.names import MASK_EMBEDDING, without
+from parp_cli.errors import CheckpointError, Interrupted, RecipeError
 from parp_cli.models.speech.config import ARCHITECTURES, Architecture, build
 from parp_cli.models.speech.prunable import prunable_parameters
-from parp_cli.models.speech.waveform import normalize
+from parp_cli.pruning.methods import Schedule, Settings, spec_of
+from parp_cli.pruning.pruner import Pruner
 from parp_cli.runtime.device import tensor_cores, versions, with_resolved_precision
-from parp_cli.runtime.interrupts import Stop, stopping
+from parp_cli.runtime.interrupts import stopping
+from parp_cli.runtime.processes import SINGLE, World
 from parp_cli.runtime.progress import Notify, Progress, silent
 from parp_cli.storage import checkpoint
-from parp_cli.storage.checkpoint import Checkpoint, Metadata
-from parp_cli.storage.tensors import write_tensors
-from parp_cli.tasks.masked_prediction.objective import masked_prediction_loss, masked_prediction_model
-from parp_cli.tasks.masked_prediction.targets import kmeans, mfcc_features, nearest
-from parp_cli.training.state import load_state, read_position, save_state
+from parp_cli.storage.checkpoint import Checkpoint, Metadata, Sparsity
+from parp_cli.storage.lock import only_one
+from parp_cli.storage.run_folder import PRETRAINED, STATE
+from parp_cli.tasks.masked_prediction.targets import stage_targets
+from parp_cli.tasks.masked_prediction.task import MaskedPredictionTask
+from parp_cli.training.checkpoints import check_not_lost, read_finished
+from parp_cli.training.optimizer import linear
+from parp_cli.training.run import TrainingRun
+from parp_cli.training.setup import RunFiles, RunSetup
+from parp_cli.training.state import check_same_run, read_position
 
-_KMEANS_FRAMES = 150_000
-"""Frames that the clusters are found on, drawn from all speech; 50 minutes settle a hundred clusters."""
-
-_FEATURE_CROP = 1000
-"""Frames (20 s) at a time when learnt features are computed for clustering."""
+_ENCODER = "encoder."
+"""Prefix of the encoder's weights in the network that is trained."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +64,7 @@ class PretrainResult:
 
     path: Path
     sha256: str
-    history: tuple[dict[str, float], ...]
+    history: tuple[dict[str, Any], ...]
     hours: float
     seconds: float
 
@@ -69,276 +76,267 @@ def pretrain(
     out: Path,
     device: torch.device | None = None,
     resume: bool = False,
+    world: World = SINGLE,
     notify: Notify = silent,
 ) -> PretrainResult:
     """Train an encoder from random weights to predict the clusters of frames it cannot see.
 
-    Each of the recipe's stages has its own targets, head and learning-rate schedule; the encoder goes on.
-    The state is saved every `save_every` updates in `run`, and `resume` goes on from there.
+    Args:
+        recipe: the whole run.
+        run: the run folder, for the log, and for the state that `resume` needs.
+        out: where the encoder goes.
+        device: by default the CPU.
+        resume: go on from what the run folder holds.
+        world: processes that train together, on machines that all see the run folder. Each calls with the same; the
+            main one writes and notifies, and all return the same.
+        notify: is told of every update.
 
     Raises:
         RecipeError: there is no such architecture, or it cannot do what the stages ask for.
         CheckpointError: there is nothing to resume, or it is of a run with another recipe.
+        UsageError: this very run was stopped or has finished, and `resume` is not set.
         DataError: the speech cannot be read, or is too short.
         Interrupted: by the user; the state is saved.
-        ResourceError: the disk is full; the last files written are whole.
+        ResourceError: the disk is full, and the last files written are whole; or memory does not suffice.
     """
     began = time.monotonic()
     device = device or torch.device("cpu")
     recipe = with_resolved_precision(recipe, device)
     architecture = _architecture(recipe)
-    # Each source by itself: speakers of two corpora may have the same number.
-    streams = [stream for source in recipe.data for stream in read_streams(_utterances(source, notify), notify)]
-    crops = Crops(streams, _crop_frames(recipe))
-    hours = seconds_of(crops.streams) / 3600
-    with tensor_cores(recipe.precision), stopping() as stop:
-        training = _Run(recipe, architecture, crops, run / "state", device, stop, notify)
-        encoder = training.train(resume)
-    metadata = Metadata(
-        stage="pretrain",
-        architecture=architecture.to_json(),
-        prunable=tuple(prunable_parameters(build(architecture))),
-        recipe=recipe_to_dict(recipe),
-        seed=recipe.seed,
-        metrics={"history": training.history, "hours": hours},
-        versions=versions(),
-    )
+    with world.main_first():
+        # Each source by itself: speakers of two corpora may have the same number.
+        streams = [stream for source in recipe.data for stream in read_streams(_utterances(source, notify), notify)]
+    stages = _Stages(recipe, architecture, Crops(streams, _crop_frames(recipe)), run, device, world, notify)
+    encoder: dict[str, Tensor] | None = None
+    history: list[dict[str, Any]] = []
+    held: AbstractContextManager[None] = only_one(run, "pre-training") if world.is_main else nullcontext()
+    with held, tensor_cores(recipe.precision), stopping() as stop:
+        stages.check(resume=resume)
+        for index in range(len(recipe.stages)):
+            noted = world.from_main(read_finished(stages.files(index).finished))
+            if noted is None:
+                training = stages.run(index, encoder)
+                training.train(stop)
+                noted = world.from_main(read_finished(stages.files(index).finished))
+                del training
+                if any(world.any(stop.requested)):
+                    raise Interrupted(
+                        f"stopped in stage {index + 1} after its last update; the state is saved",
+                        hint="go on with the same command and --resume",
+                    )
+            history += [_entry(index, validation) for validation in noted["validations"]]
+            encoder = stages.encoder(index)
+    assert encoder is not None, "a recipe has a stage"
+    hours = seconds_of(stages.crops.streams) / 3600
+    metadata = _metadata(recipe, architecture, {"history": history, "hours": hours})
     weights = {name: weight.half() for name, weight in encoder.items()}
-    checkpoint.write(out, Checkpoint(weights=weights, masks={}, metadata=metadata))
+    if world.is_main:
+        checkpoint.write(out, Checkpoint(weights=weights, masks={}, metadata=metadata))
+    world.wait()
     return PretrainResult(
         path=out,
         sha256=checkpoint.file_hash(out),
-        history=tuple(training.history),
+        history=tuple(history),
         hours=hours,
         seconds=time.monotonic() - began,
     )
 
 
-class _Run:
-    """One pre-training run: what its stages share, and where it is."""
+class _Stages:
+    """The training runs of a recipe, and their files in the run folder."""
 
     def __init__(
         self,
         recipe: PretrainRecipe,
         architecture: Architecture,
         crops: Crops,
-        folder: Path,
+        run: Path,
         device: torch.device,
-        stop: Stop,
+        world: World,
         notify: Notify,
     ) -> None:
-        self._recipe, self._architecture = recipe, architecture
-        self._crops, self._streams = crops, crops.streams
-        self._folder, self._device, self._stop, self._notify = folder, device, stop, notify
-        self._state = folder / "pretrain.safetensors"
-        self.history: list[dict[str, float]] = []
-        self._recent: list[tuple[float, float]] = []  # losses and accuracies since the last line of the history
+        self.crops = crops
+        self._recipe, self._architecture, self._run = recipe, architecture, run
+        self._device, self._world, self._notify = device, world, notify
+        self._folder = run / STATE
 
-    def train(self, resume: bool) -> dict[str, Tensor]:
-        """All stages that are left; the weights of the encoder, and its mask embedding."""
-        position = self._position() if resume else self._begin()
-        self.history, self._recent = position["history"], position["recent"]
-        encoder: dict[str, Tensor] = {}
-        if position["stage"] > 0:
-            encoder = self._read(self._stage_file(position["stage"] - 1))
-        for index in range(position["stage"], len(self._recipe.stages)):
-            model = self._model(index, encoder)
-            targets = self._targets(index, model)
-            optimizer = self._optimizer(model)
-            first = 0
-            if index == position["stage"] and position["update"] > 0:
-                first = load_state(self._state, model, optimizer)[0]["update"]
-            self._train_stage(index, first, model, optimizer, targets)
-            encoder = {name: value.detach().cpu().clone() for name, value in model.wav2vec2.state_dict().items()}
-            encoder[MASK_EMBEDDING] = model.mask_generator.mask_embedding.detach().cpu().clone()
-            write_tensors(self._stage_file(index), encoder)
-        return encoder
+    def files(self, index: int) -> RunFiles:
+        """Of one stage. They share the state: only one of them is in progress."""
+        stage = f"pretrain-stage{index + 1}"
+        return RunFiles(
+            best=None,
+            last=self._folder / f"{stage}.safetensors",
+            state=self._folder / PRETRAINED,
+            finished=self._folder / f"{stage}.json",
+            journal=self._run / f"{stage}.jsonl",
+            scratch=self._folder / "scratch",
+        )
 
-    def _begin(self) -> dict[str, Any]:
-        """Forget what an earlier run left, the targets too: another recipe may have made them."""
-        for path in self._folder.glob("pretrain*.safetensors"):
-            path.unlink()
-        return {"stage": 0, "update": 0, "history": [], "recent": []}
-
-    def _position(self) -> dict[str, Any]:
-        """Where the run in the folder was stopped.
+    def check(self, *, resume: bool) -> None:
+        """Refuse what cannot be resumed, or must not be overwritten; delete what an earlier run left.
 
         Raises:
-            CheckpointError: there is none, or it had another recipe.
+            CheckpointError: there is nothing to resume, or it is of another run.
+            UsageError: this very run was stopped or has finished.
         """
-        if not self._state.exists():
-            raise CheckpointError(f"nothing to resume in {self._folder.parent}", hint="start anew without --resume")
-        position = read_position(self._state)
-        before, now = position["recipe"], json.loads(json.dumps(recipe_to_dict(self._recipe)))
-        details = [f"{key}: {before.get(key)} before, {now[key]} now" for key in now if before.get(key) != now[key]]
-        if details:
-            raise CheckpointError(
-                f"the state in {self._state} is of a run with another recipe",
-                details=details,
-                hint="resume with the recipe the run began with, or start anew without --resume",
-            )
-        return position
+        all_files = [self.files(index) for index in range(len(self._recipe.stages))]
+        if not resume:
+            for index, files in enumerate(all_files):
+                check_not_lost(files, self._identity(index), replace_finished=False)
+            self._world.wait()  # all have looked
+            if self._world.is_main:
+                # Targets too: another recipe may have made them.
+                for path in self._folder.glob("pretrain*"):
+                    path.unlink()
+            self._world.wait()
+            return
+        finished = [read_finished(files.finished) for files in all_files]
+        for index, noted in enumerate(finished):
+            if noted is not None:
+                check_same_run(noted, self._identity(index), all_files[index].finished)
+        state = all_files[0].state
+        if state.exists():
+            read_position(state)
+        elif not any(finished):
+            raise CheckpointError(f"nothing to resume in {self._run}", hint="start anew without --resume")
 
-    def _save(self, index: int, update: int, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        position = {
-            "recipe": recipe_to_dict(self._recipe),
-            "stage": index,
-            "update": update,
-            "history": self.history,
-            "recent": self._recent,
-        }
-        save_state(self._state, model, optimizer, position)
+    def run(self, index: int, encoder: Mapping[str, Tensor] | None) -> TrainingRun:
+        """The training run of a stage, about to go on or to begin.
 
-    def _read(self, path: Path) -> dict[str, Tensor]:
-        """Tensors that this run wrote before it was stopped."""
+        Args:
+            index: of the stage.
+            encoder: as the stage before left it; None of the first one.
+        """
+        recipe, stage, files = self._recipe, self._recipe.stages[index], self.files(index)
+        crops = self.crops
+        with self._world.main_first():
+            targets = self._targets(index, encoder)
+        task = MaskedPredictionTask(
+            recipe=recipe, stage=index, architecture=self._architecture, crops=crops, targets=targets
+        )
+        torch.manual_seed(recipe.seed + index)
+        setup = RunSetup(
+            name=f"stage {index + 1}",
+            doing=f"pre-training, stage {index + 1}",
+            where=f" in stage {index + 1}",
+            seed=recipe.seed * 1_000_003 + index,
+            training=_training(recipe, stage.updates),
+            schedule=partial(linear, updates=stage.updates, warmup=recipe.warmup),
+            save_every=recipe.save_every,
+            task=task,
+            network=task.network(None if encoder is None else SimpleNamespace(weights=encoder)),
+            masks=lambda _: {},
+            pruner=lambda *_: Pruner({}, {}, method=_unpruned(stage.updates)),
+            metadata=lambda _, sparsity, metrics: _metadata(recipe, self._architecture, metrics, sparsity),
+            exported=_encoder_of,
+            identity=self._identity(index),
+            micro_batch_key="batch_seconds",
+        )
+        training = TrainingRun(setup, files, device=self._device, world=self._world, notify=self._notify)
+        if self._world.from_main(self._in_progress(index)):
+            training.resume()
+        else:
+            training.begin(replace_finished=True)
+        return training
+
+    def encoder(self, index: int) -> dict[str, Tensor]:
+        """Weights of the encoder and its mask embedding after a stage."""
+        path = self.files(index).last
         try:
-            return load_file(path)
-        except (OSError, SafetensorError) as error:
-            raise CheckpointError(
-                f"{path} cannot be read", details=[str(error)], hint="start anew without --resume"
-            ) from error
+            return dict(checkpoint.read(path).weights)
+        except CheckpointError as error:
+            raise CheckpointError(error.message, details=error.details, hint="start anew without --resume") from error
 
-    def _stage_file(self, index: int) -> Path:
-        return self._folder / f"pretrain-stage{index + 1}.safetensors"
+    def _in_progress(self, index: int) -> bool:
+        """Whether the state is of this stage."""
+        state = self.files(index).state
+        return state.exists() and (read_position(state).get("stage") == index or index == 0)
 
-    def _model(self, index: int, encoder: Mapping[str, Tensor]) -> Any:
-        """A fresh head around the encoder as the last stage left it."""
-        torch.manual_seed(self._recipe.seed + index)
-        model = masked_prediction_model(
+    def _identity(self, index: int) -> dict[str, Any]:
+        streams = [[stream.name, stream.frames] for stream in self.crops.streams]
+        return {"recipe": recipe_to_dict(self._recipe), "data": streams, "stage": index}
+
+    def _targets(self, index: int, encoder: Mapping[str, Tensor] | None) -> list[Tensor]:
+        """Clusters (T,) of every stream, computed once per stage and kept in the run folder."""
+        stage = self._recipe.stages[index]
+        return stage_targets(
+            self._folder / f"pretrain-targets{index + 1}.safetensors",
+            stage.targets,
+            stage.clusters,
+            self.crops.streams,
             self._architecture,
-            clusters=self._recipe.stages[index].clusters,
-            mask_probability=self._recipe.mask_probability,
-            mask_length=self._recipe.mask_length,
-        )
-        if encoder:
-            model.wav2vec2.load_state_dict(without(encoder, [MASK_EMBEDDING]))
-            model.mask_generator.mask_embedding.data.copy_(encoder[MASK_EMBEDDING])
-        return model.to(self._device)
-
-    def _optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
-        return torch.optim.AdamW(
-            model.parameters(),
-            lr=self._recipe.learning_rate,
-            betas=self._recipe.adam_betas,
-            eps=self._recipe.adam_epsilon,
-            weight_decay=self._recipe.weight_decay,
+            encoder,
+            seed=self._recipe.seed,
+            device=self._device,
+            precision=self._recipe.precision,
+            notify=self._notify,
         )
 
-    def _train_stage(
-        self, index: int, first: int, model: Any, optimizer: torch.optim.Optimizer, targets: Sequence[Tensor]
-    ) -> None:
-        recipe, updates = self._recipe, self._recipe.stages[index].updates
-        count = max(1, round(recipe.batch_seconds / recipe.crop_seconds))
-        model.train()
-        for update in range(first, updates):
-            # All randomness of an update follows from its number, so that a resumed run needs no random states.
-            seed = ((recipe.seed * 1_000_003 + index) * 10_000_019 + update) % 2**63
-            torch.manual_seed(seed)
-            waveforms, places = self._crops.draw(count, random.Random(seed))
-            labels = torch.stack([targets[stream][start : start + self._crops.frames] for stream, start in places])
-            for group in optimizer.param_groups:
-                group["lr"] = recipe.learning_rate * _rate(update, updates, recipe.warmup)
-            with self._autocast():
-                loss, accuracy = masked_prediction_loss(
-                    model,
-                    normalize(waveforms.to(self._device), self._architecture),
-                    labels.to(self._device).long(),
-                    unmasked_weight=recipe.unmasked_loss_weight,
-                )
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
-            if recipe.gradient_clip is not None:
-                nn.utils.clip_grad_norm_(model.parameters(), recipe.gradient_clip)
-            optimizer.step()
-            self._recent.append((float(loss.detach()), float(accuracy)))
-            if (update + 1) % recipe.log_every == 0 or update + 1 == updates:
-                self._log(index, update + 1)
-            note = f"masked accuracy {self.history[-1]['accuracy']:.1%}" if self.history else ""
-            self._notify(Progress(f"pre-training, stage {index + 1}", update + 1, updates, note))
-            if (update + 1) % recipe.save_every == 0 or self._stop.requested:
-                self._save(index, update + 1, model, optimizer)
-            if self._stop.requested:
-                raise Interrupted(
-                    f"stopped in stage {index + 1} after update {update + 1}; the state is saved",
-                    hint="go on with the same command and --resume",
-                )
 
-    def _log(self, index: int, update: int) -> None:
-        losses, accuracies = zip(*self._recent, strict=True)
-        self.history.append(
-            {
-                "stage": index + 1,
-                "update": update,
-                "loss": sum(losses) / len(losses),
-                "accuracy": sum(accuracies) / len(accuracies),
-            }
-        )
-        self._recent = []
-
-    def _targets(self, index: int, model: Any) -> list[Tensor]:
-        """Cluster numbers (T,) of every stream, computed once a stage and kept in the run folder."""
-        stage, seed = self._recipe.stages[index], self._recipe.seed
-        path = self._folder / f"pretrain-targets{index + 1}.safetensors"
-        content = [[stream.name, stream.frames] for stream in self._streams]
-        key = json.dumps([stage.targets, stage.clusters, seed, content]).encode()
-        if path.exists():
-            tensors = self._read(path)
-            if bytes(tensors["key"].tolist()) == key:
-                return [tensors[str(number)] for number in range(len(self._streams))]
-        features = list(self._features(stage.targets, model))
-        pool = torch.cat(features)
-        if len(pool) < stage.clusters:
-            raise DataError(
-                f"{len(pool)} frames of speech are too few for {stage.clusters} clusters",
-                hint="add speech, or ask for fewer clusters",
-            )
-        chosen = torch.randperm(len(pool), generator=torch.Generator().manual_seed(seed))[:_KMEANS_FRAMES]
-        centroids = kmeans(pool[chosen].float(), stage.clusters, seed=seed)
-        labels = [nearest(f.float(), centroids).to(torch.int16) for f in features]
-        kept = {str(number): label for number, label in enumerate(labels)}
-        write_tensors(path, {**kept, "key": torch.tensor(list(key), dtype=torch.uint8)})
-        return labels
-
-    def _features(self, targets: str, model: Any) -> Iterator[Tensor]:
-        """What a stage's clusters are found in: MFCCs, or the output of a Transformer layer, (T, D) a stream."""
-        for done, stream in enumerate(self._streams, start=1):
-            if targets == "mfcc":
-                yield mfcc_features(stream.cut(0, stream.frames), SAMPLE_RATE).half()
-            else:
-                yield self._learnt_features(int(targets.removeprefix("layer-")), stream, model)
-            self._notify(Progress(f"{targets} features", done, len(self._streams)))
-
-    def _learnt_features(self, layer: int, stream: Stream, model: Any) -> Tensor:
-        parts = []
-        model.eval()
-        with torch.inference_mode(), self._autocast():
-            for first in range(0, stream.frames, _FEATURE_CROP):
-                waveform = stream.cut(first, min(_FEATURE_CROP, stream.frames - first)).to(self._device)
-                outputs, _ = model.wav2vec2.extract_features(
-                    normalize(waveform, self._architecture)[None], num_layers=layer
-                )
-                parts.append(outputs[-1][0].half().cpu())
-        return torch.cat(parts)
-
-    def _autocast(self) -> Any:
-        return torch.autocast(self._device.type, torch.bfloat16, enabled=self._recipe.precision == "bfloat16")
+def _entry(index: int, validation: Mapping[str, Any]) -> dict[str, Any]:
+    """A line of the history."""
+    return {
+        "stage": index + 1,
+        "update": validation["update"],
+        "loss": validation["train_loss"],
+        "accuracy": validation["metrics"]["accuracy"],
+    }
 
 
-def _rate(update: int, updates: int, warmup: float) -> float:
-    """Share of the peak learning rate: linear up over `warmup` of the updates, then linear down to 0."""
-    rising = max(1, round(warmup * updates))
-    return min((update + 1) / rising, (updates - update) / max(1, updates - rising))
+def _training(recipe: PretrainRecipe, updates: int) -> Training:
+    """How a stage trains, in the terms of the training run."""
+    return Training(
+        updates=updates,
+        batch_seconds=recipe.batch_seconds,
+        micro_batch_seconds=max(recipe.batch_seconds, recipe.crop_seconds),
+        learning_rate=recipe.learning_rate,
+        adam_betas=recipe.adam_betas,
+        adam_epsilon=recipe.adam_epsilon,
+        weight_decay=recipe.weight_decay,
+        gradient_clip=recipe.gradient_clip,
+        validate_every=recipe.log_every,
+        precision=recipe.precision,
+    )
+
+
+def _unpruned(updates: int) -> Any:
+    schedule = Schedule(interval=updates, updates=updates, final=False)
+    return spec_of("dense").build(Settings(sparsity=0.0, schedule=schedule))
+
+
+def _encoder_of(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The encoder in the network's state dict."""
+    return {name.removeprefix(_ENCODER): w for name, w in weights.items() if name.startswith(_ENCODER)}
+
+
+def _metadata(
+    recipe: PretrainRecipe, architecture: Architecture, metrics: Mapping[str, Any], sparsity: Sparsity | None = None
+) -> Metadata:
+    return Metadata(
+        stage="pretrain",
+        architecture=architecture.to_json(),
+        prunable=tuple(prunable_parameters(build(architecture))),
+        sparsity=sparsity,
+        recipe=recipe_to_dict(recipe),
+        seed=recipe.seed,
+        metrics=dict(metrics),
+        versions=versions(),
+    )
 
 
 def _architecture(recipe: PretrainRecipe) -> Architecture:
-    """The recipe's architecture, if it can do what the recipe asks for: hours later would be a bad time to say no."""
+    """The recipe's architecture; what it cannot do is said now rather than hours into the run.
+
+    Raises:
+        RecipeError: there is none of that name, or it does not suit the recipe.
+    """
     if recipe.architecture not in ARCHITECTURES:
         raise RecipeError(
             f"there is no architecture {recipe.architecture}", hint="it is one of " + ", ".join(ARCHITECTURES)
         )
     architecture = ARCHITECTURES[recipe.architecture]
     if architecture.family == "wavlm":
-        raise RecipeError(f"{architecture.name} cannot be pre-trained", hint="torchaudio pre-trains HuBERT's network")
+        raise RecipeError(f"{architecture.name} cannot be pre-trained", hint="HuBERT's and wav2vec 2.0's networks can")
     layers = architecture.layers
     details = [
         f"stages[{index}].targets: {stage.targets}, but it has {layers} layers"
@@ -356,7 +354,7 @@ def _architecture(recipe: PretrainRecipe) -> Architecture:
 
 
 def _crop_frames(recipe: PretrainRecipe) -> int:
-    """Front-end frames T in a crop."""
+    """Frames T in a crop."""
     return int(recipe.crop_seconds * SAMPLE_RATE) // FRAME
 
 

@@ -16,11 +16,15 @@ _NEW = os.O_CREAT | os.O_EXCL | os.O_RDWR
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path, *, flush: bool = True) -> Iterator[Path]:
     """A temporary file beside `path` to write to, flushed and moved into place when the block ends without an error.
 
     Whatever goes wrong inside (an error, Ctrl-C, a kill), the previous file at `path` is unchanged. A kill leaves the
     temporary file behind, for `forget_temporaries`.
+
+    Args:
+        path: of the file.
+        flush: whether it has to survive a loss of power; a cache whose reader notices damage does not.
 
     Raises:
         ResourceError: no space is left on the disk.
@@ -34,10 +38,12 @@ def replacing(path: Path) -> Iterator[Path]:
         os.close(os.open(name, _NEW, 0o666))
         temporary = name
         yield temporary
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
+        if flush:
+            with temporary.open("rb+") as file:
+                os.fsync(file.fileno())
         temporary.replace(path)
-        _flush_folder(path.parent)
+        if flush:
+            _flush_folder(path.parent)
     except OSError as error:
         raise write_error(path, error) from error
     finally:

@@ -1,96 +1,76 @@
-"""The encoder as processes train it together: whole in each of them (DDP), or divided among them (FSDP2).
+"""A module as processes train it together: whole in each of them (DDP), or sharded among them (FSDP2).
 
-DDP sums the gradients of an update while the last of its backward passes still computes the earlier layers'. Told to
-look for parameters without a part in the loss (a skipped layer, a frozen encoder), it never changes the order in which
-it sums, so that a resumed run ends in the same bytes. Under FSDP2 each process holds some rows of every weight, its
-gradient and its moments, and a layer is whole only while it computes; the convolutional front end, which is small,
-frozen then, and runs on whatever utterances a process has, is whole in each.
+Both make a gradient its mean over the processes. A resumed run has to end in the same bytes, so that the processes have
+to be summed in the same order always. DDP keeps the order where it looks for unused parameters; otherwise it settles on
+one after its first backward pass, which must then be one whose gradients are thrown away.
 """
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from parp_cli.errors import UsageError
-from parp_cli.models.speech.forward import encode
 from parp_cli.runtime.processes import World
 
 if TYPE_CHECKING:
-    from parp_cli.models.speech.encoder import SpeechNetwork
+    from parp_cli.tasks.task import Objective
 
 
-class Encoder(nn.Module):
-    """From front-end features to logits, as `models.forward.encode`, in the shape in which torch distributes modules.
+def shard(objective: "Objective[Any]", world: World, device: torch.device, *, precision: str) -> None:
+    """Shard the weights of an objective's module (FSDP2); they become DTensors.
 
-    Args:
-        model: from `models.architectures.build`.
-    """
-
-    def __init__(self, model: "SpeechNetwork") -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, features: Tensor, lengths: Tensor, **options: Any) -> Tensor:
-        return encode(self.model, features, lengths, **options)
-
-
-def divide(encoder: Encoder, world: World, device: torch.device) -> None:
-    """Divide the weights among processes, which from then on call the encoder as often and in the same order.
-
-    Parameters become DTensors. A gradient is the mean over the processes.
+    Processes then have to call the module equally often and in the same order. Compile and recompute layers before.
 
     Args:
-        encoder: with the same weights in all processes; on the CPU, since a device may not hold it whole.
-        world: that train it.
-        device: of this process, where its part goes.
+        objective: whose module has the same weights in all processes; on the CPU, since a device may not hold it whole.
+        world: processes that train it.
+        device: of this process, where its shards go.
+        precision: that layers compute in: weights are gathered in it.
     """
     from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import fully_shard
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
-    model = encoder.model
     mesh = init_device_mesh(device.type, (world.world_size,))
-    for layer in model.encoder.transformer.layers:
-        fully_shard(layer, mesh=mesh)
-    # What is no layer is also put away after each pass: a validation has no backward pass to do it.
-    front_end = set(model.feature_extractor.to(device).parameters())
-    fully_shard(encoder, mesh=mesh, reshard_after_forward=True, ignored_params=front_end)
+    policy = MixedPrecisionPolicy()
+    if precision == "bfloat16":
+        policy = MixedPrecisionPolicy(torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=False)
+    for layer in objective.layers:
+        fully_shard(layer, mesh=mesh, mp_policy=policy)
+    for parameter in objective.unsharded:
+        parameter.data = parameter.data.to(device)
+    # The rest is resharded after each pass too: a validation has no backward pass to do it.
+    ignored = set(objective.unsharded)
+    fully_shard(objective.module, mesh=mesh, reshard_after_forward=True, ignored_params=ignored, mp_policy=policy)
 
 
-def averaging(encoder: Encoder) -> nn.Module:
-    """The encoder of one of several processes, which makes a gradient its mean over them.
+def average(objective: "Objective[Any]") -> nn.Module:
+    """The module of an objective, so that its gradients become means over the processes (DDP).
 
-    It takes note of every backward pass through the parameters, so it is to be made after those that others do not take
-    part in.
+    It registers with the parameters that train, so it is to be made after backward passes that other processes do not
+    take part in.
 
     Args:
-        encoder: whole, on its device, with the same weights in all processes and whatever trains at any time set to.
+        objective: whose module is whole, on its device, and has the same weights in all processes.
     """
     return DistributedDataParallel(
-        encoder, broadcast_buffers=False, find_unused_parameters=True, gradient_as_bucket_view=True
+        objective.module,
+        broadcast_buffers=False,
+        find_unused_parameters=not objective.uses_all,
+        gradient_as_bucket_view=True,
     )
 
 
-def check_divisible(*, train_front_end: bool, prunes_front_end: bool) -> None:
-    """Refuse runs that change the convolutional front end, which is not divided.
-
-    Raises:
-        UsageError: this is one.
-    """
-    if train_front_end or prunes_front_end:
-        what = "training.train_front_end" if train_front_end else "pruning.scope"
-        raise UsageError(
-            f"training.shard_weights cannot be together with a front end that changes ({what})",
-            hint="leave training.shard_weights out: then every process holds all weights",
-        )
-
-
-def pass_of_update(encoder: nn.Module, *, last: bool) -> AbstractContextManager[None]:
-    """Around a forward and a backward pass: gradients are exchanged in an update's last one."""
-    if last or not isinstance(encoder, DistributedDataParallel):
-        return nullcontext()
-    without: Callable[[], AbstractContextManager[None]] = encoder.no_sync
-    return without()
+@contextmanager
+def gradients_exchanged(module: nn.Module, *, last: bool) -> Iterator[None]:
+    """Around a forward and a backward pass: gradients are exchanged in the last one of an update."""
+    if isinstance(module, DistributedDataParallel) and not last:
+        with module.no_sync():
+            yield
+        return
+    set_sync: Any = getattr(module, "set_requires_gradient_sync", None)  # of FSDP2
+    if set_sync is not None:
+        set_sync(last)
+    yield

@@ -2,115 +2,103 @@
 
 import gc
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from parp_cli.data.batching import sorted_batches
-from parp_cli.data.utterances import Utterance
 from parp_cli.errors import ResourceError
 from parp_cli.pruning.sharded import is_sharded
 from parp_cli.runtime.device import is_out_of_memory
-from parp_cli.tasks.ctc.objective import CtcObjective
+from parp_cli.tasks.task import Task
+from parp_cli.training.passes import Passes
 
 
-def try_largest(
-    objective: CtcObjective,
-    optimizer: torch.optim.Optimizer,
-    utterances: Sequence[Utterance],
-    *,
-    batch_seconds: float,
-    update: int,
-) -> None:
+def try_largest(passes: Passes, optimizer: torch.optim.Optimizer, *, batch_size: float, update: int, key: str) -> None:
     """Forward and backward over the largest micro-batches there can be; weights, moments and results stay as they are.
 
     Args:
-        objective: its model must be set to train all that will ever train.
+        passes: their network must be set to train all that will ever train.
         optimizer: of the run; what it will keep is accounted for.
-        utterances: to train on.
-        batch_seconds: sound in an update.
+        batch_size: of an update, in the task's unit.
         update: any number of one.
+        key: what a recipe calls the size of a micro-batch.
 
     Raises:
         ResourceError: memory gives out; the hint says what would fit.
     """
-    seconds = fits = min(objective.micro_batch_seconds, batch_seconds)
-    several = batch_seconds > objective.micro_batch_seconds
-    longest = max(utterances, key=lambda utterance: utterance.seconds)
-    reason = _what_gives_out(
-        objective, optimizer, largest_batches(utterances, fits), utterances, update, several=several
-    )
+    task = passes.task
+    size = fits = min(passes.micro_batch_size, batch_size)
+    several = batch_size > passes.micro_batch_size
+    largest = max(task.train, key=task.size)
+    reason = _what_gives_out(passes, optimizer, largest_batches(task, fits), update, several=several)
     if reason is None:
         return
-    while fits > longest.seconds:
-        fits = max(fits / 2, longest.seconds)
-        batches = largest_batches(utterances, fits)
-        if _what_gives_out(objective, optimizer, batches, utterances, update, several=True) is None:
+    while fits > task.size(largest):
+        fits = max(fits / 2, task.size(largest))
+        if _what_gives_out(passes, optimizer, largest_batches(task, fits), update, several=True) is None:
             raise ResourceError(
-                f"training on {seconds:g} s of sound in one forward pass takes more than memory holds",
+                f"training on {size:g} {task.size_unit} in one forward pass takes more than memory holds",
                 details=[reason],
-                hint=f"{fits:g} s fit: --set training.micro_batch_seconds={fits:g}",
+                hint=f"{fits:g} {task.size_unit} fit: --set {key}={fits:g}",
             )
     raise ResourceError(
-        f"training on utterance {longest.id}, which is {longest.seconds:g} s long, takes more than memory holds",
+        f"training on {task.name(largest)} ({task.size(largest):g} {task.size_unit}) takes more than memory holds",
         details=[reason],
-        hint="try --set training.checkpoint_activations=true, leave long utterances out, or take a smaller model",
+        hint="try --set training.checkpoint_activations=true, leave out items of that size, or take a smaller model",
     )
 
 
-def largest_batches(utterances: Sequence[Utterance], seconds: float) -> list[list[Utterance]]:
-    """The batch of the longest utterance, and the one with most sound and padding where it is another.
+def largest_batches(task: Task[Any], size: float) -> list[list[Any]]:
+    """The batch of the largest item, and the one with the largest padded size where it is another.
 
-    Most of the memory grows with the sound in a batch, but attention's with the square of the length.
+    Most of the memory grows with the padded size of a batch, but attention's with the square of an item's.
     """
-    lengths = [utterance.seconds for utterance in utterances]
-    batches = sorted_batches(lengths, seconds)
-    fullest = max(batches, key=lambda batch: len(batch) * lengths[batch[0]])
+    items = task.train
+    batches = task.grouped(items, size)
+    fullest = max(batches, key=lambda batch: len(batch) * task.size(items[batch[0]]))
     chosen = [batches[0]] if fullest is batches[0] else [batches[0], fullest]
-    return [[utterances[index] for index in batch] for batch in chosen]
+    return [[items[index] for index in batch] for batch in chosen]
 
 
 def _what_gives_out(
-    objective: CtcObjective,
-    optimizer: torch.optim.Optimizer,
-    batches: Sequence[list[Utterance]],
-    utterances: Sequence[Utterance],
-    update: int,
-    *,
-    several: bool,
+    passes: Passes, optimizer: torch.optim.Optimizer, batches: Sequence[list[Any]], update: int, *, several: bool
 ) -> str | None:
     """Torch's words where a batch is too large for any process; with `several`, after other passes of the update."""
     trained = [weight for group in optimizer.param_groups for weight in group["params"] if weight.requires_grad]
-    alone = objective.in_this_process()
+    sharded = any(map(is_sharded, trained))
+    task, alone = passes.task, passes.in_this_process()
     # Adam's, which are not there before a weight's first update.
     moments: list[Tensor] = []
     reason = held = None
     try:
         moments = [torch.zeros_like(weight) for weight in trained if weight not in optimizer.state for _ in range(2)]
-        if objective.world.world_size > 1 and not any(map(is_sharded, trained)):
+        if passes.world.world_size > 1 and not sharded:
             moments += [torch.zeros_like(weight) for weight in trained]  # what DDP exchanges gradients in
-        room = objective.features.device_room(utterances)
+        room = passes.objective.device_room(task.train)
         held = torch.empty(room, dtype=torch.uint8, device=trained[0].device)
         for batch in batches:
             if several:
                 for weight in trained:
                     weight.grad = torch.zeros_like(weight)
-            alone.backward(batch, update)
+                if sharded:  # gradients of the passes before the last one are not sharded yet
+                    moments += [torch.zeros(weight.shape, device=weight.device) for weight in trained]
+            alone.backward(batch, update).get()
             optimizer.zero_grad(set_to_none=True)
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
         reason = str(error).strip().split("\n")[0]
-        if any(map(is_sharded, trained)):  # the others wait for this one's rows: nothing smaller can be tried
+        if sharded:  # the others wait for this one's shards: nothing smaller can be tried
             raise ResourceError(
-                f"training on {sum(u.seconds for u in batches[0]):g} s of sound in one forward pass takes more than "
+                f"training on {sum(map(task.size, batches[0])):g} {task.size_unit} in one forward pass takes more than "
                 "memory holds",
                 details=[reason],
-                hint="make training.micro_batch_seconds smaller, or start more processes",
+                hint="make micro-batches smaller, or start more processes",
             ) from error
     finally:
         del moments, held
         gc.collect()  # a model that DDP or a compiler held is part of a reference cycle
         optimizer.zero_grad(set_to_none=True)
         torch.cuda.empty_cache()
-    return next((found for found in objective.world.gather(reason) if found is not None), None)
+    return next((found for found in passes.world.gather(reason) if found is not None), None)

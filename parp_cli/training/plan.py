@@ -22,6 +22,7 @@ from parp_cli.pruning.patterns import Pattern
 from parp_cli.runtime.progress import Notify
 from parp_cli.storage import checkpoint
 from parp_cli.storage.checkpoint import Metadata, Parent, lineage
+from parp_cli.tasks.batches import UpdateBatches
 
 _PUBLISHED_INTERVALS = {"10min": (50, 10), "1h": (150, 25), "10h": (115, 48)}
 """Updates between re-prunings by split, for base and for large: the epochs of the paper's release in its updates."""
@@ -386,7 +387,15 @@ def schedule_of(recipe: Recipe, architecture: Architecture, item_seconds: Sequen
         interval = pruning.interval
     else:
         seconds = pruning.interval * (sum(item_seconds) if pruning.interval_unit == "epochs" else 1.0)
-        interval = seconds / first_epoch(recipe, item_seconds)[1]
+        training = recipe.training
+        batches = UpdateBatches(
+            item_seconds,
+            item_seconds,
+            batch_size=training.batch_seconds,
+            micro_batch_size=training.micro_batch_seconds,
+            seed=recipe.seed,
+        )
+        interval = seconds / batches.mean_size(training.updates)
     end = pruning.end
     if end is None and spec.end_share < 1:
         end = max(1, int(updates * spec.end_share))
@@ -398,22 +407,3 @@ def reprunings_of(each: Round, architecture: Architecture, item_seconds: Sequenc
     """How often a training run re-prunes."""
     reprunes = spec_of(each.recipe.pruning.method).reprunes
     return len(schedule_of(each.recipe, architecture, item_seconds).times) if reprunes else 0
-
-
-def first_epoch(recipe: Recipe, item_seconds: Sequence[float]) -> tuple[list[int], float]:
-    """The first update's utterances, and the mean seconds of audio in the updates of the first epoch."""
-    from parp_cli.tasks.ctc.objective import UpdateBatches
-
-    training = recipe.training
-    batches = UpdateBatches(
-        item_seconds,
-        batch_seconds=training.batch_seconds,
-        micro_batch_seconds=training.micro_batch_seconds,
-        seed=recipe.seed,
-    )
-    first = batches.take()
-    seconds, updates = sum(item_seconds[index] for index in first), 1
-    while batches.epoch == 0 and updates < training.updates:
-        seconds += sum(item_seconds[index] for index in batches.take())
-        updates += 1
-    return first, seconds / updates

@@ -6,8 +6,7 @@ import math
 import os
 import shutil
 import time
-from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, replace
 from functools import partial
@@ -17,212 +16,146 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from parp_cli.data.utterances import Utterance
-from parp_cli.errors import CheckpointError, Interrupted, ParpError, UsageError, first_few
-from parp_cli.models.speech.forward import compile_layers
-from parp_cli.models.speech.prunable import touches_front_end
-from parp_cli.pruning.masks import masks_hash
+from parp_cli.errors import CheckpointError, Interrupted, ParpError, first_few
+from parp_cli.pruning.masks import Masks, masks_hash
 from parp_cli.pruning.pruner import Repruning
-from parp_cli.pruning.sharded import full_tensor, full_tensors, local_shard
+from parp_cli.pruning.sharded import full_tensor
 from parp_cli.runtime.interrupts import Stop
 from parp_cli.runtime.processes import World
 from parp_cli.runtime.progress import Notify, Progress, silent
-from parp_cli.storage import checkpoint
-from parp_cli.storage.atomic import write_text
-from parp_cli.storage.checkpoint import Checkpoint, Sparsity
-from parp_cli.storage.run_folder import BEST, FEATURES, FINISHED, JOURNAL, last_beside, state_path
-from parp_cli.tasks.ctc.advise import blank_diagnosis, divergence, validation_news
-from parp_cli.tasks.ctc.objective import UpdateBatches, UpdateLoss
-from parp_cli.tasks.ctc.validate import validate
-from parp_cli.training.distributed import Encoder, averaging, check_divisible, divide
+from parp_cli.tasks.task import UpdateLoss, Validation
+from parp_cli.training.checkpoints import check_not_lost, note_finished, write_checkpoint
+from parp_cli.training.distributed import average, shard
+from parp_cli.training.divergence import divergence
 from parp_cli.training.journal import Journal
-from parp_cli.training.keys import trained_on
-from parp_cli.training.masks import calibration_examples, first_masks, pruner
 from parp_cli.training.memory import try_largest
-from parp_cli.training.plan import Round
-from parp_cli.training.preparation import Preparation
-from parp_cli.training.records import Cost, Validation
-from parp_cli.training.schedule import tri_stage
-from parp_cli.training.setup import (
-    build_model,
-    checkpoint_metadata,
-    freeze,
-    front_end_features,
-    objective,
-    optimizer,
-)
-from parp_cli.training.state import check_same_run, load_state, read_position, save_state
+from parp_cli.training.observe import tell_observers
+from parp_cli.training.optimizer import adam, freeze
+from parp_cli.training.passes import Passes
+from parp_cli.training.records import Record
+from parp_cli.training.setup import RunFiles, RunSetup
+from parp_cli.training.state import STATE_VERSION, check_same_run, load_state, read_position, save_state
 
 
 class TrainingRun:
-    """One fine-tuning run: the model, what changes with every update, and where it is written.
+    """One training run: a network, what changes with every update, and where it is written.
 
     Args:
-        this: the run among those of its method.
-        preparation: what it begins from, and its data.
-        run: the run folder, for the state, the log, and results without `out`.
-        out: where the best checkpoint goes; the last one goes beside it.
+        setup: what is trained, and how.
+        files: where it writes.
         device: to train on.
-        features_folder: where front-end features are kept between runs; None for nowhere.
-        tensorboard: folder for TensorBoard's event files; None for none.
-        world: that train together, of which the first writes and notifies.
-        notify: hears of every update.
+        world: processes that train together, of which the main one writes and notifies.
+        notify: is told of every update.
+
+    Attributes:
+        name, files: as given.
+        network, optimizer, pruner, journal: of the run.
+        record: what it has come to.
     """
 
-    def __init__(
-        self,
-        this: Round,
-        preparation: Preparation,
-        *,
-        run: Path,
-        out: Path | None,
-        device: torch.device,
-        features_folder: Path | None,
-        tensorboard: Path | None,
-        world: World,
-        notify: Notify,
-    ) -> None:
-        recipe = this.recipe
-        self._began = time.monotonic()
-        self._name, self._recipe, self._preparation = this.name, recipe, preparation
+    def __init__(self, setup: RunSetup, files: RunFiles, *, device: torch.device, world: World, notify: Notify) -> None:
+        training = setup.training
+        self.record = Record()
+        self._setup, self._training, self._task = setup, training, setup.task
         self._world = world
         self._notify = notify if world.is_main else silent
-        self.best_path = out or run / BEST
-        self.last_path = last_beside(self.best_path)
-        self._state_path = state_path(run)
-        self._finished_path = run / FINISHED
-        self._journal = Journal(run / JOURNAL, tensorboard=tensorboard if world.is_main else None)
-        torch.manual_seed(recipe.seed)
-        self._model = build_model(recipe, preparation)
-        if recipe.training.compile:
-            compile_layers(self._model, device)
-        self._divided = recipe.training.shard_weights and world.world_size > 1
-        if not self._divided:
-            self._model.to(device)
-        masks = first_masks(recipe, preparation.start, preparation.settings, self._model)
-        frozen = not recipe.training.train_front_end and not touches_front_end(masks)
-        self._encoder = Encoder(self._model)
-        if self._divided:
-            check_divisible(train_front_end=recipe.training.train_front_end, prunes_front_end=not frozen)
-            divide(self._encoder, world, device)
-        group = world.group if self._divided else None
-        self._pruner = pruner(recipe, preparation.settings, self._model, masks, group)
-        self._scratch = self._state_path.parent / FEATURES
-        self._features = front_end_features(
-            recipe, preparation, self._model, world, frozen=frozen, folder=features_folder, scratch=self._scratch
+        self.name, self.files = setup.name, files
+        self.journal = Journal(files.journal, tensorboard=files.tensorboard if world.is_main else None)
+        self.network = setup.network
+        self._sharded = training.shard_weights and world.world_size > 1
+        if not self._sharded:
+            self.network.to(device)
+        masks = setup.masks(self.network)
+        self._objective = objective = setup.task.objective(
+            self.network, masked=masks, sharded=self._sharded, device=device, world=world, scratch=files.scratch
         )
-        self._objective = objective(recipe, preparation, self._model, self._encoder, self._features, world)
-        self._optimizer = optimizer(recipe, self._model)
-        self._batches = UpdateBatches(
-            [utterance.seconds for utterance in preparation.train],
-            batch_seconds=recipe.training.batch_seconds,
-            micro_batch_seconds=recipe.training.micro_batch_seconds,
-            seed=recipe.seed,
+        if self._sharded:
+            shard(objective, world, device, precision=training.precision)
+        self.pruner = setup.pruner(self.network, masks, world.group if self._sharded else None)
+        self.optimizer = adam(training, objective)
+        self._passes = Passes(
+            task=setup.task,
+            objective=objective,
+            module=objective.module,
+            micro_batch_size=training.micro_batch_seconds,
+            seed=setup.seed,
+            world=world,
         )
-        # What a run must have in common with one that goes on from its state.
-        self._identity: dict[str, Any] = {
-            "recipe": trained_on(recipe),
-            "parents": [asdict(parent) for parent in preparation.start.parents],
-            "data": preparation.data_hash(),
-        }
-        self._update = 0
-        self._audio_seconds = 0.0
-        self._seconds_before = 0.0
-        self._saved_at = self._began
-        self.skipped_updates = self._skipped_in_a_row = 0
-        self.validations: list[Validation] = []
-        self._losses: list[float] = []
-        self._figures: dict[str, float] = {}
+        self._batches = setup.task.batches()
+        self._saved_at = time.monotonic()
+        self._only_head: bool | None = None
+        self._latest: dict[str, float] = {}  # learning rate and gradient norm
         self._said_smaller = world.world_size == 1  # nothing to say then
         self._check_alike()
 
     @property
-    def reprunings(self) -> list[Repruning]:
-        """So far, in order."""
-        return self._pruner.history
+    def module(self) -> nn.Module:
+        """What computes, distributed among processes where there are several."""
+        return self._passes.module
 
     @property
-    def best(self) -> Validation:
-        """The validation whose checkpoint is kept."""
-        return min(self.validations, key=lambda validation: validation.score)
-
-    @property
-    def cost(self) -> Cost:
-        """So far, over all sittings."""
-        seconds = self._seconds_before + time.monotonic() - self._began
-        return Cost(updates=self._update, audio_seconds=self._audio_seconds, seconds=seconds)
+    def update(self) -> int:
+        """How many updates are done."""
+        return self.record.update
 
     # ------------------------------------------------------------------------------------------------- beginning
 
-    def begin(self) -> None:
-        """Prune, and forget what an earlier run left.
+    def begin(self, *, replace_finished: bool = False) -> None:
+        """Prune, and delete what an earlier run left.
+
+        Args:
+            replace_finished: even if it was this very run, and came to its end.
 
         Raises:
-            UsageError: it is this very run, stopped before its end.
+            UsageError: it was this very run, stopped or finished.
         """
-        self._check_not_stopped()
-        examples = calibration_examples(self._recipe, self._preparation.train)
-        self._pruner.start(partial(self._objective.forward, examples) if examples else None)
+        check_not_lost(self.files, self._setup.identity, replace_finished=replace_finished)
+        items = self._setup.calibration
+        self.pruner.start(partial(self._objective.forward, self.module, items) if items else None)
         if not self._world.is_main:
             return
         # What a resumed run would take for its own goes first, and the log only after it.
-        for path in (self._finished_path, self._state_path):
+        for path in (self.files.finished, self.files.state):
             path.unlink(missing_ok=True)
-        self._journal.begin()
-        if skipped := len(self._preparation.skipped):
-            kinds = Counter(problem.kind for problem in self._preparation.skipped)
-            said = ", ".join(f"{kind} {count}" for kind, count in kinds.most_common())
-            self._tell(warning=f"{skipped} utterances are left out ({said}); {self._journal.path} says which and why")
-        for problem in self._preparation.skipped:
-            self._log("unusable", {"utterance": problem.utterance_id, "why": problem.message})
-        for note in self._preparation.notes:
-            self._log("note", {"text": note})
+        self.journal.begin()
+        if warning := self._task.warning():
+            self._tell(warning=f"{warning}; {self.journal.path} says which and why")
+        for event, values in self._task.findings():
+            self._log(event, values)
 
     def resume(self) -> None:
-        """Go on where the state in the run folder is.
+        """Go on where the saved state is.
 
         Raises:
-            CheckpointError: it is of a run with another recipe or beginning, or no state; or the best checkpoint so far
-                is not where it should be.
+            CheckpointError: it is of a run with another recipe or beginning, of an earlier version, or no state; or the
+                best checkpoint so far is not where it should be.
         """
-        position, pruning = load_state(self._state_path, self._model, self._optimizer)
-        check_same_run(position, self._identity, self._state_path)
-        self._take(position)
-        if self.validations and not self.best_path.exists():
+        check_same_run(read_position(self.files.state), self._setup.identity, self.files.state)
+        position, pruning = load_state(self.files.state, self.network, self.optimizer)
+        self._go_to(position)
+        if self.record.validations and self.files.best is not None and not self.files.best.exists():
             raise CheckpointError(
-                f"{self.best_path} is not there, where this run wrote its best checkpoint so far",
+                f"{self.files.best} is not there, where this run wrote its best checkpoint so far",
                 hint="resume with the --out the run began with, or start anew without --resume",
             )
-        self._pruner.load_state(pruning)
+        self.pruner.load_state(pruning)
         if self._world.is_main:
-            self._journal.go_on_after(self._update)
+            self.journal.go_on_after(self.update)
         self._check_alike()
-        self._tell(news=f"going on after update {self._update} of {self._recipe.training.updates}")
+        self._tell(news=f"going on after update {self.update} of {self._training.updates}")
 
     def recall(self, position: Mapping[str, Any]) -> None:
         """Take over what a finished run noted, without its weights.
 
         Args:
-            position: from `finished`.
+            position: from `state.finished_note`.
 
         Raises:
             CheckpointError: it was a run with another recipe or beginning.
         """
-        check_same_run(position, self._identity, self._finished_path)
-        self._take(position)
-        self._tell(news=f"finished already, after update {self._update}; nothing is left to do")
-
-    def _check_not_stopped(self) -> None:
-        """Nobody means to throw hours away by leaving out an option."""
-        if not self._state_path.exists():
-            return
-        with suppress(CheckpointError):  # no state, or of another run
-            position = read_position(self._state_path)
-            check_same_run(position, self._identity, self._state_path)
-            raise UsageError(
-                f"this run was stopped after update {position['update']}; its state is in {self._state_path.parent}",
-                hint="go on with --resume; to begin anew, delete that folder or name another one with --run",
-            )
+        check_same_run(position, self._setup.identity, self.files.finished)
+        self._go_to(position)
+        self._tell(news=f"finished already, after update {self.update}; nothing is left to do")
 
     def _check_alike(self) -> None:
         """All processes must be about to train the same.
@@ -232,14 +165,14 @@ class TrainingRun:
         """
         if self._world.world_size == 1:
             return
-        content = json.dumps([self._identity, self._update], sort_keys=True)
+        content = json.dumps([self._setup.identity, self.update], sort_keys=True)
         self._world.check_same("recipe, beginning or data", hashlib.sha256(content.encode()).hexdigest())
         self._check_masks()
 
     def _check_masks(self) -> None:
-        """Every process must have the same masks, unless it has those of its rows alone."""
-        if self._world.world_size > 1 and not self._divided:
-            self._world.check_same(f"their masks after update {self._update}", masks_hash(self._pruner.masks))
+        """Every process must have the same masks, unless it has those of its shards alone."""
+        if self._world.world_size > 1 and not self._sharded:
+            self._world.check_same(f"their masks after update {self.update}", masks_hash(self.pruner.masks))
 
     # -------------------------------------------------------------------------------------------------- training
 
@@ -251,12 +184,13 @@ class TrainingRun:
             DataError: too many updates in a row had no finite loss or gradient.
             ResourceError: the disk is full, and the last files written are whole; or memory does not suffice.
         """
-        training = self._recipe.training
-        self._model.train()
+        training = self._training
+        self.network.train()
         try:
-            if self._update < training.updates:
+            tell_observers(self, "begins")
+            if self.update < training.updates:
                 self._try_largest()
-            while self._update < training.updates:
+            while self.update < training.updates:
                 # The signal reaches one process in this update and another in the next: they stop together.
                 stops, saves = self._world.any(
                     stop.requested, time.monotonic() - self._saved_at > 60 * training.save_minutes
@@ -264,246 +198,222 @@ class TrainingRun:
                 if stops:
                     self._save_state()
                     raise Interrupted(
-                        f"stopped after update {self._update} of {training.updates}; the state is saved",
+                        f"stopped{self._setup.where} after update {self.update} of {training.updates}; the state is "
+                        "saved",
                         hint="go on with the same command and --resume",
                     )
+                tell_observers(self, "update_begins")
                 self._step()
-                if self._update % training.validate_every == 0 or self._update == training.updates:
+                tell_observers(self, "update_ends")
+                last = self.update == training.updates
+                if last or self.update % training.validate_every == 0:
                     self._validate()
-                    self._save_state()
-                elif saves:
+                if last or saves or self.update % self._setup.save_every == 0:
                     self._save_state()
             self._finish()
         except BaseException:
             with suppress(ParpError):  # what ended the run is what to tell
-                self._journal.close()
+                self.journal.close()
             raise
         finally:
-            self._features.close()
-        self._journal.close()
+            self._objective.close()
+        self.journal.close()
 
     def _finish(self) -> None:
-        self._write(self.last_path, self._pruner.masks, self.validations[-1])
+        self._write(self.files.last, self.pruner.masks, self.record.validations[-1])
         if self._world.is_main:
-            with suppress(FileNotFoundError):
-                os.utime(self.best_path)  # the newest of the run folder, which later stages take
-            write_text(self._finished_path, json.dumps(self._position(), sort_keys=True) + "\n")
-            self._state_path.unlink(missing_ok=True)
-            shutil.rmtree(self._scratch, ignore_errors=True)
+            if self.files.best is not None:
+                with suppress(FileNotFoundError):
+                    os.utime(self.files.best)  # the newest of the run folder, which later stages take
+            note_finished(self.files, self._position())
+            self.files.state.unlink(missing_ok=True)
+            shutil.rmtree(self.files.scratch, ignore_errors=True)
         self._world.wait()  # what others read is there
 
     def _try_largest(self) -> None:
-        """Memory gives out now, or never; then gradients can be exchanged."""
-        training = self._recipe.training
-        seconds = min(training.micro_batch_seconds, training.batch_seconds)
+        """Try the largest micro-batch now, so that memory gives out here or never; then distribute the module."""
+        training, task = self._training, self._task
+        size = min(training.micro_batch_seconds, training.batch_seconds)
         # Where the system ends processes that take too much memory, this is all that people see.
-        self._tell(news=f"trying whether {seconds:g} s of sound fit into memory")
-        freeze(self._model, train_front_end=training.train_front_end, only_head=False)
-        try_largest(
-            self._objective,
-            self._optimizer,
-            self._preparation.train,
-            batch_seconds=training.batch_seconds,
-            update=self._update,
-        )
-        if self._world.world_size > 1 and not self._divided:
-            self._objective = replace(self._objective, encoder=averaging(self._encoder))
-
-    def _freeze(self) -> None:
-        training = self._recipe.training
-        only_head = self._update < training.freeze_encoder_updates
-        freeze(self._model, train_front_end=training.train_front_end, only_head=only_head)
+        self._tell(news=f"trying whether {size:g} {task.size_unit} fit into memory")
+        freeze(self._objective, only_head=False)
+        key = self._setup.micro_batch_key
+        try_largest(self._passes, self.optimizer, batch_size=training.batch_seconds, update=self.update, key=key)
+        if self._world.world_size > 1 and not self._sharded:
+            self._passes = replace(self._passes, module=average(self._objective))
+            if self._objective.uses_all:
+                # DDP fixes the order in which it sums after its first pass: here, not within a first update.
+                smallest = min(task.train, key=task.size)
+                self._passes.backward([smallest] * self._world.world_size, self.update)
+                self.optimizer.zero_grad(set_to_none=True)
 
     def _step(self) -> None:
-        training = self._recipe.training
-        share = tri_stage(
-            self._update,
-            training.updates,
-            warmup=training.warmup,
-            hold=training.hold,
-            decay=training.decay,
-            final_scale=training.final_scale,
-        )
-        for group in self._optimizer.param_groups:
+        training, setup = self._training, self._setup
+        learning_rate = training.learning_rate * (share := setup.schedule(self.update))
+        for group in self.optimizer.param_groups:
             group["lr"] = group["peak"] * share
-        self._freeze()
-        utterances = [self._preparation.train[index] for index in self._batches.take()]
-        self._objective.prefetch(utterances)
-        if self._update + 1 < training.updates:
-            self._objective.prefetch([self._preparation.train[index] for index in self._batches.upcoming()])
-        self._tell_if_smaller(utterances)
-        self._optimizer.zero_grad(set_to_none=True)
-        loss = self._objective.backward(utterances, self._update)
-        norm = self._gradient_norm()
-        self._update += 1
+        only_head = self.update < training.freeze_encoder_updates
+        if only_head != self._only_head:
+            self._only_head = only_head
+            freeze(self._objective, only_head=only_head)
+        items = self._batches.take()
+        self._passes.prefetch(items)
+        if self.update + 1 < training.updates:
+            self._passes.prefetch(self._batches.upcoming())
+        self._tell_if_smaller(items)
+        self.optimizer.zero_grad(set_to_none=True)
+        pending = self._passes.backward(items, self.update)
+        tell_observers(self, "gradients")
+        loss, (norm,) = pending.get(self._gradient_norm())
+        self.record.update += 1
         if math.isfinite(loss.mean) and math.isfinite(norm):
-            self._skipped_in_a_row = 0
-            self._losses.append(loss.mean)
-            self._pruner.before_step(self._update, learning_rate=training.learning_rate * share)
-            if training.gradient_clip is not None:
-                nn.utils.clip_grad_norm_(self._model.parameters(), training.gradient_clip)
-            self._optimizer.step()
+            self.record.learned(loss)
+            norm = self._optimize(norm, learning_rate)
         else:
-            self._skip(loss, norm, [utterance.id for utterance in utterances])
-        seconds = sum(utterance.seconds for utterance in utterances)
-        self._audio_seconds += seconds
-        self._figures = {"learning_rate": training.learning_rate * share, "gradient_norm": norm}
-        self._log("update", {"loss": loss.mean, **self._figures, "audio_seconds": round(seconds, 3)})
-        repruning = self._pruner.after_step(self._update, self._optimizer)
+            self._skip(loss, norm, items)
+        size = sum(map(self._task.size, items))
+        self.record.size += size
+        self._latest = {"learning_rate": learning_rate, "gradient_norm": norm}
+        metrics = dict(zip(self._objective.metric_names, loss.metrics, strict=True))
+        self._log("update", {"loss": loss.mean, **metrics, **self._latest, self._task.size_name: round(size, 3)})
+        repruning = self.pruner.after_step(self.update, self.optimizer)
         if repruning is not None:
             self._check_masks()
             self._log("reprune", asdict(repruning))
         note = f"loss {loss.mean:.3f}"
-        if self.validations:
-            note += f", best {self.best.word:.1%}"
+        if self.record.validations:
+            note += f", {self._task.brief(self.record.validations)}"
         self._tell(note=note)
 
-    def _gradient_norm(self) -> float:
-        """Of the whole gradient; not finite where any part is not."""
-        gradients = [weight.grad for weight in self._model.parameters() if weight.grad is not None]
-        return float(full_tensor(nn.utils.get_total_norm(gradients)))
+    def _optimize(self, norm: float, learning_rate: float) -> float:
+        """Prune gradients, clip them and let the optimizer step.
 
-    def _tell_if_smaller(self, utterances: list[Utterance]) -> None:
+        Args:
+            norm: of the whole gradient.
+            learning_rate: of the encoder.
+
+        Returns:
+            The norm of what the optimizer was given, before clipping.
+        """
+        changed = self.pruner.before_step(self.update, learning_rate=learning_rate)
+        clip = self._training.gradient_clip
+        if changed:  # gradients of pruned weights are gone
+            norm = float(self._gradient_norm())
+        if clip is not None:
+            nn.utils.clip_grads_with_norm_(self.network.parameters(), clip, torch.tensor(norm))
+        self.optimizer.step()
+        return norm
+
+    def _gradient_norm(self) -> Tensor:
+        """Of the whole gradient; not finite where any part is not. Still on the device."""
+        gradients = [weight.grad for weight in self.network.parameters() if weight.grad is not None]
+        return full_tensor(nn.utils.get_total_norm(gradients))
+
+    def _tell_if_smaller(self, items: Sequence[Any]) -> None:
         """Say once that an update is too small for so many processes."""
-        if self._said_smaller or self._objective.spreads(utterances):
+        if self._said_smaller or self._passes.spreads(items):
             return
         self._said_smaller = True
-        count, seconds = self._world.world_size, self._recipe.training.micro_batch_seconds
+        size = f"{self._training.micro_batch_seconds:g} {self._task.size_unit}"
         self._tell(
-            warning=f"an update has fewer forward passes of {seconds:g} s than the {count} processes: they are made "
-            "smaller, and what dropout and masking draw differs from that with fewer processes"
+            warning=f"an update has fewer forward passes of {size} than the {self._world.world_size} processes: they "
+            "are made smaller, and what dropout and masking draw differs from that with fewer processes"
         )
 
-    def _skip(self, loss: UpdateLoss, norm: float, utterances: list[str]) -> None:
+    def _skip(self, loss: UpdateLoss[Any], norm: float, items: Sequence[Any]) -> None:
         """Leave the weights as they were after an update without a finite loss and gradient.
 
         Raises:
             DataError: it was one too many.
         """
-        self.skipped_updates += 1
-        self._skipped_in_a_row += 1
-        culprits = list(dict.fromkeys(loss.not_finite or utterances))
-        limit = self._recipe.training.most_skipped_updates
-        what = f"loss {loss.mean:g}, gradient norm {norm:g}"
-        self._log("skipped", {"why": what, "utterances": culprits})
-        self._tell(warning=f"update {self._update} skipped: {what} ({', '.join(first_few(culprits, 5))})")
-        if self._skipped_in_a_row > limit:
-            own = [name for name, weight in self._model.named_parameters() if not local_shard(weight).isfinite().all()]
+        self.record.skip()
+        names = list(dict.fromkeys(map(self._task.name, loss.not_finite or items)))
+        reason = f"loss {loss.mean:g}, gradient norm {norm:g}"
+        self._log("skipped", {"why": reason, "utterances": names})
+        self._tell(warning=f"update {self.update} skipped: {reason} ({', '.join(first_few(names, 5))})")
+        if self.record.skipped_in_a_row > self._training.most_skipped_updates:
             raise divergence(
-                what,
-                update=self._update,
-                in_a_row=self._skipped_in_a_row,
-                utterances=culprits,
-                own_loss=bool(loss.not_finite),
-                weights=list(dict.fromkeys(name for names in self._world.gather(own) for name in names)),
-                log=self._journal.path,
+                reason,
+                update=self.update,
+                in_a_row=self.record.skipped_in_a_row,
+                names=names,
+                loss=loss,
+                network=self.network,
+                world=self._world,
+                log=self.journal.path,
             )
 
     def _validate(self) -> None:
-        """Judge the model as it would be shipped, and keep it if it is the best so far."""
-        with self._pruner.pruned_view() as (masks, changed):
-            validation, example = validate(
-                self._model,
-                self._features,
-                self._preparation.valid,
-                self._preparation.vocabulary,
-                update=self._update,
-                train_loss=sum(self._losses) / len(self._losses) if self._losses else None,
-                sample=len(self.validations),
-                encoder=self._encoder,
-                precision=self._recipe.training.precision,
-                world=self._world,
+        """Judge the network as it would be shipped, and keep it if it is the best so far."""
+        names = self._objective.metric_names
+        train_loss, *train_metrics = self.record.train_means(len(names))
+        with self.pruner.pruned_view() as (masks, changed):
+            number = len(self.record.validations)
+            judged = self._objective.validate(self.module, dict(zip(names, train_metrics, strict=True)), number)
+            since = self.record.validations[-1].update if self.record.validations else 0
+            validation = Validation(
+                update=self.update, train_loss=train_loss, score=judged.score, metrics=judged.metrics
             )
-            self._losses.clear()
-            since = self.validations[-1].update if self.validations else 0
-            self.validations.append(validation)
-            pruned, covered = self._pruner.counts(masks)
-            figures = {
-                **asdict(validation),
-                **self._figures,
+            self.record.validations.append(validation)
+            pruned, covered = self.pruner.counts(masks)
+            values: dict[str, Any] = {
+                **validation.record(),
+                **self._latest,
                 "sparsity": pruned / covered if masks else 0.0,
-                "revived": sum(change.revived for change in self.reprunings if change.update > since),
-                "example": example,
+                "revived": sum(change.revived for change in self.pruner.history if change.update > since),
             }
-            self._log("validation", figures)
-            kept = self._features.report()
-            if kept.anew and len(self.validations) == 1:
-                self._tell(warning=str(kept))
-            self._tell(news=validation_news(figures))
-            if self.best is validation:
-                self._write(self.best_path, masks, validation, changed=changed)
-        training = self._recipe.training
-        advice = blank_diagnosis(
-            self.validations,
-            updates=training.updates,
-            only_head_updates=training.freeze_encoder_updates,
-            sparsity=figures["sparsity"],
-        )
-        if advice is not None:
+            if judged.example is not None:
+                values["example"] = judged.example
+            self._log("validation", values)
+            if number == 0 and (report := self._objective.report()):
+                self._tell(warning=report)
+            self._tell(news=self._task.message(values))
+            if self.files.best is not None and self.record.best is validation:
+                self._write(self.files.best, masks, validation, changed=changed)
+        if advice := self._task.advise(self.record.validations, sparsity=values["sparsity"]):
             self._log("diagnosis", {"text": advice})
             self._tell(warning=advice)
+        tell_observers(self, "validated")
 
     # --------------------------------------------------------------------------------------------------- writing
 
-    def _write(self, path: Path, masks: Mapping[str, Tensor], validation: Validation, *, changed: bool = False) -> None:
-        """Write a checkpoint, whole however its weights are sharded: all put it together, the first writes."""
-        reprunings = self._pruner.history
+    def _write(self, path: Path, masks: Masks, validation: Validation, *, changed: bool = False) -> None:
+        metrics = {**validation.record(), "reprunings": [asdict(change) for change in self.pruner.history]}
         if changed:  # between two re-prunings: pruned for this file
-            reprunings = [*reprunings, self._pruner.compare(masks)]
-        amount = None
-        if masks:
-            pruned, covered = self._pruner.counts(masks)
-            amount = Sparsity(target=self._preparation.settings.sparsity, pruned=pruned, total=covered)
-        metadata = checkpoint_metadata(
-            self._recipe,
-            self._preparation,
-            prunable=tuple(self._pruner.weights),
-            sparsity=amount,
-            metrics={**asdict(validation), "reprunings": [asdict(repruning) for repruning in reprunings]},
-        )
-        weights = full_tensors(self._model.state_dict(), keep=self._world.is_main)
-        masks = self._pruner.whole(masks)
-        if self._world.is_main:
-            checkpoint.write(path, Checkpoint(weights=weights, masks=masks, metadata=metadata))
+            metrics["reprunings"].append(asdict(self.pruner.compare(masks)))
+        write_checkpoint(path, self._setup, self.network, self.pruner, masks, metrics, self._world)
 
     def _log(self, event: str, values: Mapping[str, Any]) -> None:
         if self._world.is_main:
-            self._journal.log(event, self._update, values)
+            self.journal.log(event, self.update, values)
 
     def _tell(self, *, note: str = "", warning: str = "", news: str = "") -> None:
-        task = f"fine-tuning ({self._name})"
-        self._notify(Progress(task, self._update, self._recipe.training.updates, note, warning, news, kind="training"))
+        self._notify(
+            Progress(self._setup.doing, self.update, self._training.updates, note, warning, news, kind="training")
+        )
 
     def _save_state(self) -> None:
         if self._world.is_main:
-            self._journal.flush()
-        pruning = self._pruner.state()
+            self.journal.flush()
+        pruning = self.pruner.state()
         writes = self._world.is_main
-        save_state(self._state_path, self._model, self._optimizer, self._position(), pruning, writes=writes)
+        save_state(self.files.state, self.network, self.optimizer, self._position(), pruning, writes=writes)
         self._saved_at = time.monotonic()
+        tell_observers(self, "saved")
 
     def _position(self) -> dict[str, Any]:
         """Where the run is, in plain values; randomness and data order follow from it."""
         return {
-            **self._identity,
-            "update": self._update,
-            "epoch": self._batches.epoch,
-            "group": self._batches.group,
-            "skipped_updates": self.skipped_updates,
-            "skipped_in_a_row": self._skipped_in_a_row,
-            "cost": asdict(self.cost),
-            "losses": self._losses,
-            "validations": [asdict(validation) for validation in self.validations],
-            "reprunings": [asdict(repruning) for repruning in self._pruner.history],
+            **self._setup.identity,
+            **self.record.to_json(),
+            "version": STATE_VERSION,
+            "batches": self._batches.position,
+            "reprunings": [asdict(repruning) for repruning in self.pruner.history],
         }
 
-    def _take(self, position: Mapping[str, Any]) -> None:
-        """Be where `_position` said."""
-        cost = Cost(**position["cost"])
-        self._update = self._pruner.update = position["update"]
-        self._batches.epoch, self._batches.group = position["epoch"], position["group"]
-        self.skipped_updates, self._skipped_in_a_row = position["skipped_updates"], position["skipped_in_a_row"]
-        self._audio_seconds, self._seconds_before = cost.audio_seconds, cost.seconds
-        self._losses = list(position["losses"])
-        self.validations = [Validation(**values) for values in position["validations"]]
-        self._pruner.history = [Repruning.from_json(values) for values in position["reprunings"]]
+    def _go_to(self, position: Mapping[str, Any]) -> None:
+        """Be where `_position` was."""
+        self.record.load_json(position)
+        self.pruner.update = self.update
+        self._batches.position = position["batches"]
+        self.pruner.history = [Repruning.from_json(values) for values in position["reprunings"]]

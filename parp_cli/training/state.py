@@ -17,6 +17,9 @@ from parp_cli.errors import CheckpointError
 from parp_cli.pruning.sharded import full_tensors, shard_like
 from parp_cli.storage.tensors import write_tensors
 
+STATE_VERSION = 2
+"""Of what a run notes of itself, in its state and at its end."""
+
 
 def save_state(
     path: Path,
@@ -29,8 +32,8 @@ def save_state(
 ) -> None:
     """Write the state, whole or not at all; `position` is anything JSON can hold.
 
-    The file does not show how many processes there are: tensors that they hold rows of are put together, for which all
-    must call this, and one `writes`.
+    The file does not depend on the number of processes: sharded tensors are put together, for which all must call this,
+    and one `writes`.
 
     Raises:
         ResourceError: no space is left on the disk.
@@ -102,7 +105,7 @@ def load_state(
 
 
 def _placed(value: Tensor, place: Tensor | None) -> Tensor:
-    """A tensor as the one it is for; what fits nothing as it is, which is told when it is loaded."""
+    """A tensor sharded like the one it replaces; what fits nothing as it is, which `load_state_dict` reports."""
     return value if place is None or value.shape != place.shape else shard_like(value, place)
 
 
@@ -115,8 +118,13 @@ def check_same_run(position: Mapping[str, Any], identity: Mapping[str, Any], pat
         path: where it was noted.
 
     Raises:
-        CheckpointError: names what differs.
+        CheckpointError: names what differs; or another version of parp noted it.
     """
+    if position.get("version") != STATE_VERSION:
+        raise CheckpointError(
+            f"{path} was written by another version of parp",
+            hint="finish that run with the version it began with, or start anew without --resume",
+        )
     for key, value in identity.items():
         if position[key] != value:
             raise CheckpointError(

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from parp_cli.errors import ResourceError
+from parp_cli.training.observe import Observer, observing
 from parp_cli.training.run import TrainingRun
 from tests.tiny import World, make_world
 from tests.training.test_processes import assert_same_run, torchrun
@@ -35,24 +36,23 @@ def settings(world: World, *more: str) -> list[str]:
 
 def fail(how: str, rank: str) -> None:
     """The command line, of which one process fails after the second update."""
-    step = TrainingRun._step
 
-    def failing(run: TrainingRun) -> None:
-        step(run)
-        if run._update == 2 and os.environ["RANK"] == rank:
-            if how == "end":
-                os._exit(9)
-            if how == "stop":
-                os.kill(os.getpid(), signal.SIGTERM)
-                return
-            raise ResourceError("the device is on fire", hint="put it out")
-        if run._update == 2 and rank == "all":
-            raise ResourceError("all devices are on fire")
+    class Fails(Observer):
+        def update_ends(self, run: TrainingRun) -> None:
+            if run.update == 2 and os.environ["RANK"] == rank:
+                if how == "end":
+                    os._exit(9)
+                if how == "stop":
+                    os.kill(os.getpid(), signal.SIGTERM)
+                    return
+                raise ResourceError("the device is on fire", hint="put it out")
+            if run.update == 2 and rank == "all":
+                raise ResourceError("all devices are on fire")
 
-    TrainingRun._step = failing  # type: ignore[assignment, method-assign]
     from parp_cli.cli.app import main
 
-    main()
+    with observing(Fails()):
+        main()
 
 
 def test_it_looks_like_one_process(world: World, tmp_path: Path) -> None:
@@ -120,9 +120,13 @@ class TestSlow:
         subprocess.run([sys.executable, *command[:1], *command[2:], "--run", alone], check=True, capture_output=True)
         assert_same_run(run, alone, rounding=1e-4)  # which adds up in 60 updates
 
-    @pytest.mark.parametrize("more", [(), ("training.shard_weights=true",)])
+    @pytest.mark.parametrize(
+        "more",
+        [("training.layer_drop=0.3",), ("training.layer_drop=0.3", "training.shard_weights=true"), ()],
+        ids=["unused parameters", "sharded", "all used"],
+    )
     def test_three_go_on_to_the_same_bytes(self, world: World, tmp_path: Path, more: tuple[str, ...]) -> None:
-        random = ("training.layer_drop=0.3", "training.dropout=0.1", "training.updates=6")
+        random = ("training.dropout=0.1", "training.updates=6")
         arguments = [*FINETUNE, *settings(world, *random, *more, "training.micro_batch_seconds=1"), "--run"]
         whole, stopped = tmp_path / "whole", tmp_path / "stopped"
         ended = torchrun(*PARP, *arguments, str(whole), count=3)

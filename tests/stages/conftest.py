@@ -1,56 +1,54 @@
 """Spies on training runs."""
 
 import copy
-from typing import Any
+from collections.abc import Iterator
 
 import pytest
-import torch
 from torch import Tensor
 
-from parp_cli.pruning.pruner import Pruner, Repruning
-from parp_cli.training import run as module
+from parp_cli.training.observe import Observer, observing
+from parp_cli.training.run import TrainingRun
 from tests.stages.spies import Beginning, Change
 
 
 @pytest.fixture
-def beginnings(monkeypatch: pytest.MonkeyPatch) -> list[Beginning]:
+def beginnings() -> Iterator[list[Beginning]]:
     """Of all training runs from here on."""
     runs: list[Beginning] = []
-    train = module.TrainingRun.train
 
-    def spying(run: Any, stop: Any) -> None:
-        runs.append(Beginning(run._name, copy.deepcopy(run._model.state_dict()), dict(run._pruner.masks)))
-        train(run, stop)
+    class Spy(Observer):
+        def begins(self, run: TrainingRun) -> None:
+            runs.append(Beginning(run.name, copy.deepcopy(run.network.state_dict()), dict(run.pruner.masks)))
 
-    monkeypatch.setattr(module.TrainingRun, "train", spying)
-    return runs
+    with observing(Spy()):
+        yield runs
 
 
 @pytest.fixture
-def changes(monkeypatch: pytest.MonkeyPatch) -> list[Change]:
+def changes() -> Iterator[list[Change]]:
     """All re-prunings from here on."""
     found: list[Change] = []
-    before_step, after_step = Pruner.before_step, Pruner.after_step
-    gradients: dict[str, Tensor] = {}
 
-    def spying_before(pruner: Pruner, update: int, **options: float) -> None:
-        for name, weight in pruner.weights.items():
-            if weight.grad is not None:
-                gradients[name] = weight.grad.clone()
-        before_step(pruner, update, **options)
+    class Spy(Observer):
+        masks: dict[str, Tensor]
+        gradients_: dict[str, Tensor]
 
-    def spying_after(pruner: Pruner, update: int, optimizer: torch.optim.Optimizer) -> Repruning | None:
-        masks = pruner.masks
-        record = after_step(pruner, update, optimizer)
-        if record is not None:
-            weights = {name: weight.detach().clone() for name, weight in pruner.weights.items()}
-            moments = {
-                name: [optimizer.state[weight][key].clone() for key in ("exp_avg", "exp_avg_sq")]
-                for name, weight in pruner.weights.items()
-            }
-            found.append(Change(record, masks, pruner.masks, dict(gradients), weights, moments))
-        return record
+        def update_begins(self, run: TrainingRun) -> None:
+            self.masks = run.pruner.masks
 
-    monkeypatch.setattr(Pruner, "before_step", spying_before)
-    monkeypatch.setattr(Pruner, "after_step", spying_after)
-    return found
+        def gradients(self, run: TrainingRun) -> None:
+            weights = run.pruner.weights
+            self.gradients_ = {name: w.grad.clone() for name, w in weights.items() if w.grad is not None}
+
+        def update_ends(self, run: TrainingRun) -> None:
+            if run.pruner.history and run.pruner.history[-1].update == run.update:
+                weights = {name: weight.detach().clone() for name, weight in run.pruner.weights.items()}
+                moments = {
+                    name: [run.optimizer.state[weight][key].clone() for key in ("exp_avg", "exp_avg_sq")]
+                    for name, weight in run.pruner.weights.items()
+                }
+                record = run.pruner.history[-1]
+                found.append(Change(record, self.masks, run.pruner.masks, self.gradients_, weights, moments))
+
+    with observing(Spy()):
+        yield found

@@ -16,6 +16,7 @@ from parp_cli.stages.evaluate import Options, evaluate
 from parp_cli.stages.finetune import finetune, plan
 from parp_cli.stages.mask import mask
 from parp_cli.storage import checkpoint
+from parp_cli.tasks.ctc.features import FrontEndFeatures
 from tests.tiny import World, write_manifest
 
 HALF = 8416
@@ -161,14 +162,15 @@ def test_what_is_saved_as_best_is_what_was_evaluated(
         assert words is not None
         assert characters is not None
         assert (words.rate, characters.rate) == (metrics["word"], metrics["character"])
-        assert (validation.word, validation.character, validation.update) == (
+        assert (validation.metrics["word"], validation.metrics["character"], validation.update) == (
             metrics["word"],
             metrics["character"],
             metrics["update"],
         )
     assert result.best.score == min(validation.score for validation in result.validations)
-    assert result.best.character is not None
-    assert result.best.character < 1, "or this would show nothing"
+    character = result.best.metrics["character"]
+    assert character is not None
+    assert character < 1, "or this would show nothing"
 
 
 def test_the_front_end_does_not_train(world: World, tmp_path: Path) -> None:
@@ -319,3 +321,39 @@ def test_deterministic_algorithms_are_what_the_cpu_has_anyway(world: World, mask
     assert not torch.are_deterministic_algorithms_enabled()
     one, other = checkpoint.read(usual.path).weights, checkpoint.read(strict.path).weights
     assert all(torch.equal(weight, other[name]) for name, weight in one.items())
+
+
+def test_validation_keeps_nothing_for_a_backward_pass(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the front end neither, though it trains: its activations of a validation batch would fill the memory."""
+    needed: dict[bool, set[bool]] = {True: set(), False: set()}
+    call = FrontEndFeatures.__call__
+
+    def noted(self: FrontEndFeatures, utterances: Any, *, update: int | None = None) -> list[Tensor]:
+        features = call(self, utterances, update=update)
+        needed[update is None] |= {item.requires_grad for item in features}
+        return features
+
+    monkeypatch.setattr(FrontEndFeatures, "__call__", noted)
+    finetune(world.recipe("training.train_front_end=true", "training.updates=2"), run=tmp_path)
+    assert needed == {True: {False}, False: {True}}
+
+
+@pytest.mark.parametrize("method", ["fixed", "parp"])
+def test_the_gradient_norm_in_the_log_is_that_of_what_is_clipped(
+    world: World, masked: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    clipped: list[float] = []
+    clip = torch.nn.utils.clip_grads_with_norm_
+
+    def noted(parameters: Any, limit: float, norm: Tensor) -> None:
+        parameters = list(parameters)
+        clipped.append(float(torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])))
+        clip(parameters, limit, norm)
+
+    monkeypatch.setattr(torch.nn.utils, "clip_grads_with_norm_", noted)
+    settings = (f"pruning.method={method}", "training.gradient_clip=0.5", "training.updates=4")
+    finetune(world.recipe(*settings), run=tmp_path, init=masked)
+    lines = [json.loads(line) for line in (tmp_path / "finetune.jsonl").read_text().splitlines()]
+    assert [line["gradient_norm"] for line in lines if line["event"] == "update"] == pytest.approx(clipped, rel=1e-6)

@@ -11,8 +11,8 @@ from parp_cli.pruning.masks import count_pruned
 from parp_cli.stages.finetune import finetune
 from parp_cli.stages.mask import mask
 from parp_cli.storage import checkpoint
+from parp_cli.tasks.ctc import task as module
 from parp_cli.tasks.ctc.features import FrontEndFeatures
-from parp_cli.training import setup as module
 from tests.stages.spies import Change
 from tests.tiny import World
 

@@ -18,7 +18,7 @@ import torch
 from parp_cli.cli.app import main
 from parp_cli.config.load import load_recipe
 from parp_cli.config.pretrain import PretrainRecipe, Source
-from parp_cli.errors import CheckpointError, DataError, Interrupted, ParpError, RecipeError
+from parp_cli.errors import CheckpointError, DataError, Interrupted, ParpError, RecipeError, UsageError
 from parp_cli.models.sources.load import load_encoder
 from parp_cli.models.sources.names import MASK_EMBEDDING, shapes
 from parp_cli.models.speech.config import ARCHITECTURES
@@ -28,6 +28,8 @@ from parp_cli.runtime.progress import Progress
 from parp_cli.stages import pretrain as module
 from parp_cli.stages.pretrain import PretrainResult, pretrain
 from parp_cli.storage import checkpoint
+from parp_cli.training.observe import Observer, observing
+from parp_cli.training.run import TrainingRun
 from tests.tiny import TINY, write_encoder, write_manifest, write_speech
 
 UPDATES = (4, 6)
@@ -52,20 +54,18 @@ PROGRAM = """
 import sys
 from parp_cli.cli.app import main
 from parp_cli.models.speech.config import ARCHITECTURES
-from parp_cli.stages import pretrain
-from parp_cli.training import state
+from parp_cli.training.observe import Observer, observing
 from tests.tiny import TINY
 
 ARCHITECTURES["tiny"] = TINY
-save = pretrain.save_state
 
-def slowly(*arguments):
-    save(*arguments)
-    print("saved", flush=True)
-    sys.stdin.readline()
+class Slow(Observer):
+    def saved(self, run):
+        print("saved", flush=True)
+        sys.stdin.readline()
 
-pretrain.save_state = slowly
-main()
+with observing(Slow()):
+    main()
 """
 
 
@@ -109,6 +109,10 @@ def finished(recipe_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Ite
 
 def run_again(recipe: PretrainRecipe, folder: Path, *, resume: bool = False) -> bytes:
     return pretrain(recipe, run=folder, out=folder / "encoder.safetensors", resume=resume).path.read_bytes()
+
+
+def is_update(step: Progress) -> bool:
+    return step.task.startswith("pre-training") and not step.is_line
 
 
 def test_it_writes_an_encoder(finished: PretrainResult, recipe: PretrainRecipe) -> None:
@@ -184,7 +188,7 @@ def test_stopped_anywhere_and_resumed(
 
     def count(step: Progress) -> None:
         nonlocal done
-        done += step.task.startswith("pre-training")
+        done += is_update(step)
         stop.requested = done == updates
 
     with monkeypatch.context() as patched:
@@ -205,7 +209,7 @@ def test_an_error_anywhere_and_resumed(
 
     def fail(step: Progress) -> None:
         nonlocal done
-        done += step.task.startswith("pre-training")
+        done += is_update(step)
         if done == updates:
             raise MemoryError
 
@@ -306,7 +310,7 @@ def test_what_cannot_be_done_is_said_before_training(
     change: Change, kind: type[ParpError], words: str, recipe: PretrainRecipe, tmp_path: Path
 ) -> None:
     def refuse_to_train(step: Progress) -> None:
-        assert not step.task.startswith("pre-training")
+        assert not is_update(step)
 
     with pytest.raises(kind) as caught:
         pretrain(change(recipe), run=tmp_path, out=tmp_path / "encoder.safetensors", notify=refuse_to_train)
@@ -319,6 +323,46 @@ def test_nothing_to_resume(recipe: PretrainRecipe, tmp_path: Path) -> None:
         run_again(recipe, tmp_path, resume=True)
 
 
+def test_it_is_not_lost_by_leaving_out_resume(recipe: PretrainRecipe, tmp_path: Path) -> None:
+    class Breaks(Observer):
+        def saved(self, run: TrainingRun) -> None:
+            raise MemoryError
+
+    with observing(Breaks()), pytest.raises(MemoryError):
+        run_again(recipe, tmp_path)
+    with pytest.raises(UsageError, match="this run was stopped after update 2") as caught:
+        run_again(recipe, tmp_path)
+    assert "--resume" in (caught.value.hint or "")
+    whole = run_again(recipe, tmp_path, resume=True)
+    with pytest.raises(UsageError, match="this run has finished"):
+        run_again(recipe, tmp_path)
+    assert run_again(recipe, tmp_path, resume=True) == whole
+
+
+def test_every_update_is_logged(finished: PretrainResult) -> None:
+    for stage, updates in enumerate(UPDATES, start=1):
+        log = finished.path.parent / f"pretrain-stage{stage}.jsonl"
+        lines = [json.loads(line) for line in log.read_text().splitlines()]
+        events = [line for line in lines if line["event"] == "update"]
+        assert [line["update"] for line in events] == list(range(1, updates + 1))
+        assert all(line["audio_seconds"] == 1.8 and 0 <= line["accuracy"] <= 1 for line in events)
+        history = [entry for entry in finished.history if entry["stage"] == stage]
+        last = [line["loss"] for line in events[3:]]
+        assert history[-1]["loss"] == pytest.approx(sum(last) / len(last))
+
+
+def test_an_update_without_a_finite_gradient_is_skipped(recipe: PretrainRecipe, tmp_path: Path) -> None:
+    class Poison(Observer):
+        def gradients(self, run: TrainingRun) -> None:
+            if run.update == 1:
+                next(w.grad for w in run.network.parameters() if w.grad is not None).fill_(math.nan)
+
+    with observing(Poison()):
+        run_again(recipe, tmp_path)
+    log = (tmp_path / "pretrain-stage1.jsonl").read_text().splitlines()
+    assert [json.loads(line)["update"] for line in log if '"skipped"' in line] == [2]
+
+
 def test_another_recipe_does_not_resume(finished: PretrainResult, recipe: PretrainRecipe) -> None:
     with pytest.raises(CheckpointError, match="another recipe") as caught:
         run_again(replace(recipe, learning_rate=1.0), finished.path.parent, resume=True)
@@ -328,11 +372,18 @@ def test_another_recipe_does_not_resume(finished: PretrainResult, recipe: Pretra
 @pytest.mark.parametrize(
     "file", ["pretrain.safetensors", "pretrain-stage1.safetensors", "pretrain-targets2.safetensors"]
 )
-def test_broken_state_is_named(file: str, finished: PretrainResult, recipe: PretrainRecipe, tmp_path: Path) -> None:
-    (tmp_path / "state").mkdir()
-    for path in (finished.path.parent / "state").iterdir():
-        content = path.read_bytes()
-        (tmp_path / "state" / path.name).write_bytes(content[: 20 if path.name == file else None])
+def test_broken_state_is_named(file: str, recipe: PretrainRecipe, tmp_path: Path) -> None:
+    """In the second stage, which needs all of them."""
+
+    class Breaks(Observer):
+        def saved(self, run: TrainingRun) -> None:
+            if run.name == "stage 2":
+                raise MemoryError
+
+    with observing(Breaks()), pytest.raises(MemoryError):
+        run_again(recipe, tmp_path)
+    path = tmp_path / "state" / file
+    path.write_bytes(path.read_bytes()[:20])
     with pytest.raises(CheckpointError, match=file) as caught:
         run_again(recipe, tmp_path, resume=True)
     assert "--resume" in (caught.value.hint or "")

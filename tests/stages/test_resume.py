@@ -1,22 +1,26 @@
 """A run that is stopped, and resumed, ends in the same bytes."""
 
+import json
 import os
 import random
 import shutil
 import signal
 import subprocess
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from parp_cli.errors import CheckpointError, Interrupted, UsageError
 from parp_cli.runtime.progress import Progress
 from parp_cli.stages.finetune import finetune
 from parp_cli.storage.atomic import replacing
-from parp_cli.training import run as module
 from parp_cli.training import state
+from parp_cli.training.observe import Observer, observing
+from parp_cli.training.run import TrainingRun
 from tests.stages.processes import FILES, outcome, started, wait_for, wait_for_state
 from tests.tiny import World
 
@@ -51,13 +55,13 @@ def test_interrupted(
 
 
 def test_interrupted_again_while_it_saves(
-    world: World, masked: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    world: World, masked: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spy: "Spy"
 ) -> None:
     """The second signal ends it at once; the state before stays as it was."""
     recipe = world.recipe("training.updates=9", "training.validate_every=3")
     finetune(recipe, run=tmp_path / "whole", init=masked)
     run = tmp_path / "run"
-    spy = Spy(monkeypatch)
+    spy.updates.clear()
     spy.interrupt_after = ("parp", 5)
     save = state.write_tensors
 
@@ -84,10 +88,8 @@ def test_interrupted_again_while_it_saves(
 
 def test_a_checkpoint_that_went_elsewhere(world: World, masked: Path, tmp_path: Path) -> None:
     out = tmp_path / "elsewhere" / "best.safetensors"
-    with pytest.MonkeyPatch.context() as patch:
-        Spy(patch).interrupt_after = ("parp", 7)
-        with pytest.raises(Interrupted):
-            finetune(world.recipe(), run=tmp_path, init=masked, out=out)
+    with observing(Spy(("parp", 7))), pytest.raises(Interrupted):
+        finetune(world.recipe(), run=tmp_path, init=masked, out=out)
     with pytest.raises(CheckpointError, match="is not there, where this run wrote its best checkpoint") as caught:
         finetune(world.recipe(), run=tmp_path, init=masked, resume=True)
     assert "--out" in (caught.value.hint or "")
@@ -97,10 +99,8 @@ def test_a_checkpoint_that_went_elsewhere(world: World, masked: Path, tmp_path: 
 
 
 def test_other_data(world: World, masked: Path, tmp_path: Path) -> None:
-    with pytest.MonkeyPatch.context() as patch:
-        Spy(patch).interrupt_after = ("parp", 7)
-        with pytest.raises(Interrupted):
-            finetune(world.recipe(), run=tmp_path / "run", init=masked)
+    with observing(Spy(("parp", 7))), pytest.raises(Interrupted):
+        finetune(world.recipe(), run=tmp_path / "run", init=masked)
     lines = world.manifest.read_text().splitlines(keepends=True)
     changed = [line for line in lines if '"train-0"' not in line]
     assert len(changed) == len(lines) - 1
@@ -139,30 +139,27 @@ def contents(folder: Path) -> dict[Path, bytes]:
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def stopped(world: World, masked: Path, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def stopped(world: World, masked: Path, run: Path) -> None:
     """A run that broke off after its first validation."""
-    save = module.TrainingRun._save_state
 
-    def save_and_break(self: module.TrainingRun) -> None:
-        save(self)
-        raise KeyboardInterrupt
+    class Breaks(Observer):
+        def saved(self, run: TrainingRun) -> None:
+            raise KeyboardInterrupt
 
-    with monkeypatch.context() as patch:
-        patch.setattr(module.TrainingRun, "_save_state", save_and_break)
-        with pytest.raises(KeyboardInterrupt):
-            finetune(world.recipe(), run=run, init=masked)
+    with observing(Breaks()), pytest.raises(KeyboardInterrupt):
+        finetune(world.recipe(), run=run, init=masked)
 
 
-def test_another_recipe(world: World, masked: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    stopped(world, masked, tmp_path, monkeypatch)
+def test_another_recipe(world: World, masked: Path, tmp_path: Path) -> None:
+    stopped(world, masked, tmp_path)
     other = world.recipe("training.learning_rate=1e-3", "seed=3")
     with pytest.raises(CheckpointError, match="another recipe") as caught:
         finetune(other, run=tmp_path, init=masked, resume=True)
     assert caught.value.details == ("seed: 0 before, 3 now", "training.learning_rate: 0.01 before, 0.001 now")
 
 
-def test_another_beginning(world: World, masked: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    stopped(world, masked, tmp_path, monkeypatch)
+def test_another_beginning(world: World, masked: Path, tmp_path: Path) -> None:
+    stopped(world, masked, tmp_path)
     with pytest.raises(CheckpointError, match="another parent"):
         finetune(world.recipe(), run=tmp_path, resume=True)
 
@@ -177,17 +174,50 @@ def test_nothing_to_resume(world: World, masked: Path, tmp_path: Path, uninterru
     assert {name: (tmp_path / name).read_bytes() for name in FILES} == uninterrupted
 
 
-def test_a_finished_run_is_not_run_again(
-    world: World, masked: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_finished_run_is_not_run_again(world: World, masked: Path, tmp_path: Path, spy: "Spy") -> None:
     recipe, out = world.recipe(), tmp_path / "elsewhere.safetensors"
     first = finetune(recipe, run=tmp_path, init=masked, out=out)
-    spy = Spy(monkeypatch)
+    spy.updates.clear()
     again = finetune(recipe, run=tmp_path, init=masked, out=out, resume=True)
     assert again == first
     assert not spy.updates
     with pytest.raises(CheckpointError, match="another recipe"):
         finetune(world.recipe("seed=3"), run=tmp_path, init=masked, out=out, resume=True)
+
+
+def test_a_finished_run_is_not_lost_by_leaving_out_resume(world: World, masked: Path, tmp_path: Path) -> None:
+    """It is refused before anything is touched, wherever its checkpoint went; another recipe begins anew."""
+    recipe, out = world.recipe(), tmp_path / "elsewhere.safetensors"
+    finetune(recipe, run=tmp_path / "run", init=masked, out=out)
+    before = contents(tmp_path)
+    for other in (out, None):
+        with pytest.raises(UsageError, match="this run has finished, after update 12") as caught:
+            finetune(recipe, run=tmp_path / "run", init=masked, out=other)
+        assert "--resume" in (caught.value.hint or "")
+        assert contents(tmp_path) == before
+    out.with_name("elsewhere-last.safetensors").unlink()
+    finetune(world.recipe("training.updates=2"), run=tmp_path / "run", init=masked, out=out)
+    assert contents(tmp_path) != before
+
+
+@pytest.mark.parametrize("finished", [False, True])
+def test_what_another_version_noted_is_refused(world: World, masked: Path, tmp_path: Path, finished: bool) -> None:
+    run = tmp_path / "run"
+    if finished:
+        finetune(world.recipe(), run=run, init=masked)
+        path = run / "finetune-finished.json"
+        noted = json.loads(path.read_text())
+        del noted["version"]
+        path.write_text(json.dumps(noted))
+    else:
+        stopped(world, masked, run)
+        path = run / "state" / "finetune.safetensors"
+        noted = state.read_position(path)
+        del noted["version"]
+        save_file(load_file(path), path, {"parp": json.dumps(noted)})
+    with pytest.raises(CheckpointError, match="was written by another version of parp") as caught:
+        finetune(world.recipe(), run=run, init=masked, resume=True)
+    assert "--resume" in (caught.value.hint or "")
 
 
 def test_a_state_that_is_none(world: World, masked: Path, tmp_path: Path) -> None:
@@ -197,10 +227,8 @@ def test_a_state_that_is_none(world: World, masked: Path, tmp_path: Path) -> Non
         finetune(world.recipe(), run=tmp_path, init=masked, resume=True)
 
 
-def test_a_new_run_forgets_the_old_state(
-    world: World, masked: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    stopped(world, masked, tmp_path, monkeypatch)
+def test_a_new_run_forgets_the_old_state(world: World, masked: Path, tmp_path: Path) -> None:
+    stopped(world, masked, tmp_path)
     state = tmp_path / "state" / "finetune.safetensors"
     assert state.exists()
     finetune(world.recipe("training.updates=2"), run=tmp_path, init=masked)
@@ -219,21 +247,24 @@ IMP = (
 )
 
 
-class Spy:
+class Spy(Observer):
     """The updates that each training run made, in order, by the run's name; and an interruption after one of them."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(self, interrupt_after: tuple[str, int] | None = None) -> None:
         self.updates: dict[str, list[int]] = {}
-        self.interrupt_after: tuple[str, int] | None = None
-        step = module.TrainingRun._step
+        self.interrupt_after = interrupt_after
 
-        def spying(run: Any) -> None:
-            step(run)
-            self.updates.setdefault(run._name, []).append(run._update)
-            if (run._name, run._update) == self.interrupt_after:
-                signal.raise_signal(signal.SIGINT)
+    def update_ends(self, run: TrainingRun) -> None:
+        self.updates.setdefault(run.name, []).append(run.update)
+        if (run.name, run.update) == self.interrupt_after:
+            signal.raise_signal(signal.SIGINT)
 
-        monkeypatch.setattr(module.TrainingRun, "_step", spying)
+
+@pytest.fixture
+def spy() -> Iterator[Spy]:
+    """Of all training runs from here on."""
+    with observing(spy := Spy()):
+        yield spy
 
 
 @pytest.fixture(scope="module")
@@ -246,10 +277,9 @@ def imp(world: World, tmp_path_factory: pytest.TempPathFactory) -> dict[str, byt
 
 @pytest.mark.parametrize("resume", [True, False])
 def test_interrupted_in_a_middle_round(
-    world: World, tmp_path: Path, imp: dict[str, bytes], monkeypatch: pytest.MonkeyPatch, resume: bool
+    world: World, tmp_path: Path, imp: dict[str, bytes], spy: Spy, resume: bool
 ) -> None:
     """Rounds go on by themselves; the run proper, when asked to or, if it is to begin anew, without its state."""
-    spy = Spy(monkeypatch)
     recipe = world.recipe(*IMP)
     for place in (("round 2 of 3", 17), ("imp", 6)):
         spy.interrupt_after = place
@@ -272,9 +302,7 @@ def test_interrupted_in_a_middle_round(
     assert not list(tmp_path.rglob("state/finetune.safetensors"))
 
 
-def test_killed_in_a_middle_round(
-    world: World, tmp_path: Path, imp: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_killed_in_a_middle_round(world: World, tmp_path: Path, imp: dict[str, bytes], spy: Spy) -> None:
     process = started(tmp_path, (*world.settings, *IMP))
 
     def in_the_second() -> bool:
@@ -288,7 +316,6 @@ def test_killed_in_a_middle_round(
     assert process.returncode == -signal.SIGKILL, "over before it was killed"
     finished = len(list(tmp_path.glob("rounds/*/finetune-finished.json")))
     assert finished in (1, 2)
-    spy = Spy(monkeypatch)
     finetune(world.recipe(*IMP), run=tmp_path, resume=True)
     assert {name: (tmp_path / name).read_bytes() for name in FILES} == imp
     assert list(spy.updates)[-1] == "imp"
@@ -299,10 +326,8 @@ def test_killed_in_a_middle_round(
 def test_what_is_resumed_reports_what_was_done_before(world: World, masked: Path, tmp_path: Path) -> None:
     recipe = world.recipe("training.learning_rate=0.1")
     whole = finetune(recipe, run=tmp_path / "whole", init=masked)
-    with pytest.MonkeyPatch.context() as patch:
-        Spy(patch).interrupt_after = ("parp", 7)
-        with pytest.raises(Interrupted):
-            finetune(recipe, run=tmp_path / "broken", init=masked)
+    with observing(Spy(("parp", 7))), pytest.raises(Interrupted):
+        finetune(recipe, run=tmp_path / "broken", init=masked)
     resumed = finetune(recipe, run=tmp_path / "broken", init=masked, resume=True)
     assert resumed.reprunings == whole.reprunings
     assert resumed.validations == whole.validations

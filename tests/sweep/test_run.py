@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,8 @@ from parp_cli.sweep import tasks
 from parp_cli.sweep.execute import run_cells
 from parp_cli.sweep.grid import Sweep, load_sweep
 from parp_cli.sweep.run import SweepResult, plan_sweep, run_sweep
-from parp_cli.training import run as loop
+from parp_cli.training.observe import Observer, observing
+from parp_cli.training.run import TrainingRun
 from tests.stages.processes import wait_for
 from tests.sweep.conftest import without_times
 
@@ -65,17 +66,16 @@ def _quick(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 @pytest.fixture
-def trained(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+def trained() -> Iterator[list[str]]:
     """The folders of all training runs that are made."""
     made: list[str] = []
-    train = loop.TrainingRun.train
 
-    def counted(self: Any, stop: Any) -> None:
-        made.append(self.last_path.parent.name)
-        train(self, stop)
+    class Spy(Observer):
+        def begins(self, run: TrainingRun) -> None:
+            made.append(run.files.last.parent.name)
 
-    monkeypatch.setattr(loop.TrainingRun, "train", counted)
-    return made
+    with observing(Spy()):
+        yield made
 
 
 def test_what_cells_share_runs_once(write_sweep: Any, tmp_path: Path, trained: list[str]) -> None:
@@ -226,17 +226,14 @@ def test_a_state_that_goes_on_from_another_search_run_is_forgotten(
     run = tmp_path / "run"
     sweep = load(write_sweep("grid: {pruning.method: [omp], pruning.sparsity: [0.4]}\n", *SHORT))
     (cell,) = sweep.cells
-    save = loop.TrainingRun._save_state
 
-    def save_and_break(self: Any) -> None:
-        save(self)
-        if self.last_path.parent.name == cell.key:
-            raise KeyboardInterrupt
+    class Breaks(Observer):
+        def saved(self, run: TrainingRun) -> None:
+            if run.files.last.parent.name == cell.key:
+                raise KeyboardInterrupt
 
-    with monkeypatch.context() as patch:
-        patch.setattr(loop.TrainingRun, "_save_state", save_and_break)
-        with pytest.raises(Interrupted):
-            run_sweep(sweep, run=run)
+    with observing(Breaks()), pytest.raises(Interrupted):
+        run_sweep(sweep, run=run)
     assert [path.parents[1].name for path in saved(run)] == [cell.key]
     # The dense run is deleted and made again, and comes to other bytes.
     last = tasks.round_folder(run, cell.keys[0]) / "finetune-last.safetensors"
@@ -321,21 +318,22 @@ def test_broken_off_again_and_again(
     path = write_sweep("grid: {pruning.method: [omp], pruning.sparsity: [0.4]}\n", *SHORT, "training.validate_every=2")
     run = tmp_path / "run"
     run_sweep(load(path), run=tmp_path / "whole")
-    save, saves = loop.TrainingRun._save_state, 0
 
-    def save_and_break(self: Any) -> None:
-        nonlocal saves
-        save(self)
-        saves += 1
-        if saves % 2 == 0:
-            raise KeyboardInterrupt
+    class Breaks(Observer):
+        saves = 0
 
-    monkeypatch.setattr(loop.TrainingRun, "_save_state", save_and_break)
+        def saved(self, run: TrainingRun) -> None:
+            self.saves += 1
+            if self.saves % 2 == 0:
+                raise KeyboardInterrupt
+
+    breaks = Breaks()
     before: set[str] = set()
     for sitting in range(9):
         trained.clear()
         try:
-            run_sweep(load(path), run=run)
+            with observing(breaks):
+                run_sweep(load(path), run=run)
             break
         except Interrupted:
             assert len(saved(run)) == 1
@@ -351,17 +349,14 @@ def test_a_signal_in_the_last_update_stops_the_sweep(
     write_sweep: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trained: list[str]
 ) -> None:
     sweep, run = load(write_sweep("grid: {seed: [0, 1]}", *SHORT)), tmp_path / "run"
-    validate = loop.TrainingRun._validate
 
-    def signalled(self: Any) -> None:
-        validate(self)
-        if self._update == 6:
-            signal.raise_signal(signal.SIGTERM)
+    class Signals(Observer):
+        def validated(self, run: TrainingRun) -> None:
+            if run.update == 6:
+                signal.raise_signal(signal.SIGTERM)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(loop.TrainingRun, "_validate", signalled)
-        with pytest.raises(Interrupted, match="what is done is kept"):
-            run_sweep(sweep, run=run)
+    with observing(Signals()), pytest.raises(Interrupted, match="what is done is kept"):
+        run_sweep(sweep, run=run)
     assert trained == [sweep.cells[0].key]
     assert plan_sweep(sweep, run).updates_left == 6
     assert run_sweep(sweep, run=run).failed == ()

@@ -8,20 +8,19 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from parp_cli.data.batching import sorted_batches
-from parp_cli.data.labels import Vocabulary
 from parp_cli.data.utterances import Utterance
 from parp_cli.errors import ResourceError
 from parp_cli.stages.finetune import finetune
 from parp_cli.tasks.ctc.features import FrontEndFeatures
-from parp_cli.tasks.ctc.masking import LatentMasking
 from parp_cli.tasks.ctc.objective import CtcObjective
+from parp_cli.tasks.masking import LatentMasking
 from parp_cli.training import run as loop
-from parp_cli.training.distributed import Encoder
 from parp_cli.training.memory import largest_batches, try_largest
-from tests.tasks.ctc.conftest import ARCHITECTURE
+from parp_cli.training.passes import Passes
+from tests.tasks.ctc.conftest import ARCHITECTURE, VOCABULARY, passes_of, task_of
 from tests.tiny import World
 
 
@@ -37,11 +36,11 @@ def names(batches: Sequence[Sequence[Utterance]]) -> list[list[str]]:
 
 
 def test_the_longest_utterance_and_the_fullest_batch() -> None:
-    assert names(largest_batches(of(24, 30, 24, 3), 48)) == [["u1"], ["u0", "u2"]]
-    assert names(largest_batches(of(4, 24, 24), 48)) == [["u1", "u2"]], "they are the same"
-    assert names(largest_batches(of(60, 2, 2), 48)) == [["u0"]], "though it is longer than a micro-batch"
+    assert names(largest_batches(task_of(of(24, 30, 24, 3)), 48)) == [["u1"], ["u0", "u2"]]
+    assert names(largest_batches(task_of(of(4, 24, 24)), 48)) == [["u1", "u2"]], "they are the same"
+    assert names(largest_batches(task_of(of(60, 2, 2)), 48)) == [["u0"]], "though it is longer than a micro-batch"
     lengths = [3.0 + index % 11 for index in range(50)]
-    for batch in largest_batches(of(*lengths), 30.0):
+    for batch in largest_batches(task_of(of(*lengths)), 30.0):
         padded = len(batch) * max(utterance.seconds for utterance in batch)
         assert padded <= 30
     assert padded == max(len(b) * max(lengths[i] for i in b) for b in sorted_batches(lengths, 30.0))
@@ -51,31 +50,33 @@ def test_the_longest_utterance_and_the_fullest_batch() -> None:
 def objective(make_model: Callable[..., Any]) -> CtcObjective:
     model = make_model()
     return CtcObjective(
-        model=model,
-        encoder=Encoder(model),
+        network=model,
         features=FrontEndFeatures(model, ARCHITECTURE, frozen=True),
-        vocabulary=Vocabulary(("<blank>", "|", "A", "B"), "letters"),
+        vocabulary=VOCABULARY,
         masking=LatentMasking(time_probability=0.2, time_length=1, channel_probability=0.0, channel_length=1),
-        micro_batch_seconds=0.2,
         precision="float32",
-        seed=0,
     )
+
+
+def try_them(passes: Passes, optimizer: torch.optim.Optimizer, *, batch_seconds: float, update: int) -> None:
+    try_largest(passes, optimizer, batch_size=batch_seconds, update=update, key="size")
 
 
 def stepped(objective: CtcObjective, utterances: list[Utterance], *, tried: bool) -> dict[str, Tensor]:
     """The weights after two updates."""
-    model = copy.deepcopy(objective.model)
-    mine = replace(objective, model=model, features=FrontEndFeatures(model, ARCHITECTURE, frozen=True))
+    model = copy.deepcopy(objective.network)
+    mine = replace(objective, network=model, features=FrontEndFeatures(model, ARCHITECTURE, frozen=True))
+    passes = passes_of(mine, 0.2, utterances)
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
     for update in range(2):
         if tried:
             before = {name: weight.clone() for name, weight in model.state_dict().items()}
             kept = len(optimizer.state)
-            try_largest(mine, optimizer, utterances, batch_seconds=1.0, update=update)
+            try_them(passes, optimizer, batch_seconds=1.0, update=update)
             assert all(weight.grad is None for weight in model.parameters())
             assert len(optimizer.state) == kept
             assert all(torch.equal(weight, before[name]) for name, weight in model.state_dict().items())
-        mine.backward(utterances, update)
+        passes.backward(utterances, update).get()
         optimizer.step()
         optimizer.zero_grad()
     return dict(model.state_dict())
@@ -93,14 +94,15 @@ def test_what_an_update_holds_is_there(
     """The gradients of the passes before, where there are any."""
     seen: list[tuple[bool, list[str]]] = []
 
-    class Spy(CtcObjective):
-        def backward(self, utterances: Sequence[Utterance], update: int) -> Any:
-            seen.append((all(w.grad is not None for w in self.model.parameters()), [u.id for u in utterances]))
-            return super().backward(utterances, update)
+    class Spy(Passes):
+        def backward(self, items: Sequence[Utterance], update: int) -> Any:
+            weights = self.objective.network.parameters()
+            seen.append((all(weight.grad is not None for weight in weights), [item.id for item in items]))
+            return super().backward(items, update)
 
-    spy = Spy(**vars(objective))
-    optimizer = torch.optim.AdamW(spy.model.parameters())
-    try_largest(spy, optimizer, utterances, batch_seconds=batch_seconds, update=0)
+    spy = Spy(**vars(passes_of(objective, 0.2, utterances)))
+    optimizer = torch.optim.AdamW(objective.network.parameters())
+    try_them(spy, optimizer, batch_seconds=batch_seconds, update=0)
     assert seen == [(held, ["u4", "u3"])]
 
 
@@ -113,16 +115,16 @@ def memory_for(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Makes memory give out where a forward pass has more than so many seconds of sound, padding included."""
 
     def make(seconds: float, error: BaseException | None = CUDA) -> None:
-        losses = CtcObjective._losses
+        losses = CtcObjective.losses
 
-        def limited(self: CtcObjective, utterances: Sequence[Utterance], *rest: Any) -> Tensor:
+        def limited(self: CtcObjective, module: nn.Module, utterances: Sequence[Utterance], *rest: Any) -> Tensor:
             if len(utterances) * max(utterance.seconds for utterance in utterances) > seconds:
                 if error is not None:
                     raise error
                 torch.empty(1 << 52)
-            return losses(self, utterances, *rest)
+            return losses(self, module, utterances, *rest)
 
-        monkeypatch.setattr(CtcObjective, "_losses", limited)
+        monkeypatch.setattr(CtcObjective, "losses", limited)
 
     return make
 
@@ -143,17 +145,17 @@ def test_it_says_what_would_fit(
     with pytest.raises(ResourceError) as caught:
         finetune(world.recipe(), run=tmp_path)
     assert caught.value.exit_code == 5
-    assert "3 s of sound in one forward pass takes more than memory holds" in caught.value.message
+    assert "3 s of audio in one forward pass takes more than memory holds" in caught.value.message
     assert reason in caught.value.details[0]
     assert "\n" not in caught.value.details[0]
-    assert caught.value.hint == "1.5 s fit: --set training.micro_batch_seconds=1.5"
+    assert caught.value.hint == "1.5 s of audio fit: --set training.micro_batch_seconds=1.5"
     if error is CUDA:
         finetune(world.recipe("training.micro_batch_seconds=1.5"), run=tmp_path)
 
 
 def test_an_utterance_that_is_too_long_is_named(world: World, tmp_path: Path, memory_for: Callable[..., None]) -> None:
     memory_for(0.9)
-    with pytest.raises(ResourceError, match=r"training on utterance train-5, which is 1\.09 s long,") as caught:
+    with pytest.raises(ResourceError, match=r"training on train-5 \(1\.09 s of audio\) takes more") as caught:
         finetune(world.recipe(), run=tmp_path)
     assert "training.checkpoint_activations=true" in (caught.value.hint or "")
 
@@ -180,13 +182,13 @@ def test_the_whole_encoder_is_tried_though_it_is_frozen_at_first(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trains: list[int] = []
-    backward = CtcObjective.backward
+    backward = Passes.backward
 
-    def spying(self: CtcObjective, utterances: Sequence[Utterance], update: int) -> Any:
-        trains.append(sum(weight.requires_grad for weight in self.model.parameters()))
+    def spying(self: Passes, utterances: Sequence[Utterance], update: int) -> Any:
+        trains.append(sum(weight.requires_grad for weight in self.objective.network.parameters()))
         return backward(self, utterances, update)
 
-    monkeypatch.setattr(CtcObjective, "backward", spying)
+    monkeypatch.setattr(Passes, "backward", spying)
     finetune(world.recipe("training.freeze_encoder_updates=9"), run=tmp_path)
     assert trains[:-12] == [trains[-1]] * len(trains[:-12])
     assert set(trains[-12:-3]) == {2}, "weight and bias of the head"

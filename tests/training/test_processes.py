@@ -27,6 +27,7 @@ from parp_cli.runtime.progress import Progress
 from parp_cli.stages.evaluate import Options, evaluate
 from parp_cli.stages.finetune import finetune
 from parp_cli.storage import checkpoint
+from parp_cli.training.observe import Observer, observing
 from parp_cli.training.run import TrainingRun
 from tests.tiny import World as TinyWorld
 from tests.tiny import make_world
@@ -54,6 +55,7 @@ RUNS = {
     "front end too": (*SHORT, *CALM, "training.train_front_end=true", "training.micro_batch_seconds=2"),
     "one forward pass": (*SHORT, *STILL, *CALM, "training.micro_batch_seconds=100"),
     "one utterance": (*SHORT, *STILL, *CALM, "training.batch_seconds=1"),
+    "all used": (*SHORT, *CALM, "training.layer_drop=0", "training.micro_batch_seconds=2"),
     "divided": (*RANDOM, *CALM, *SHORT, "training.micro_batch_seconds=2", "training.shard_weights=true"),
     "divided rigl": (*SHORT, *CALM, "pruning.method=rigl", "training.shard_weights=true"),
     "divided wanda": (*SHORT, *CALM, "pruning.method=wanda", "training.shard_weights=true"),
@@ -74,16 +76,24 @@ def recipe_of(world: TinyWorld, settings: tuple[str, ...]) -> Recipe:
     return world.recipe(*settings)
 
 
-def stopping_after(update: int) -> Any:
-    """While it is patched in, training has a signal after an update."""
-    step = TrainingRun._step
+class Unused(Observer):
+    """Whether DDP looks for parameters without a gradient in each pass."""
 
-    def with_signal(run: TrainingRun) -> None:
-        step(run)
-        if run._update == update:
+    looks: bool | None = None
+
+    def update_ends(self, run: TrainingRun) -> None:
+        self.looks = getattr(run.module, "find_unused_parameters", None)
+
+
+class StopsAfter(Observer):
+    """Sends a signal after an update."""
+
+    def __init__(self, update: int) -> None:
+        self._update = update
+
+    def update_ends(self, run: TrainingRun) -> None:
+        if run.update == self._update:
             os.kill(os.getpid(), signal.SIGTERM)
-
-    return mock.patch.object(TrainingRun, "_step", with_signal)
 
 
 def flipping_a_bit() -> Any:
@@ -100,7 +110,7 @@ def flipping_a_bit() -> Any:
 
 
 def stop(recipe: Recipe, run: Path, processes: World = SINGLE, *, signalled: bool = True) -> None:
-    with stopping_after(AT if signalled else -1), pytest.raises(Interrupted):
+    with observing(StopsAfter(AT if signalled else -1)), pytest.raises(Interrupted):
         finetune(recipe, run=run, world=processes)
 
 
@@ -146,8 +156,14 @@ def work(folder: Path) -> None:
         found["cut block"] = refused(lambda: sharded_as_whole("16x8", processes))
         for name, settings in RUNS.items():
             steps: list[Progress] = []
-            finetune(recipe_of(world, settings), run=folder / "two" / name, world=processes, notify=steps.append)
-            found[name] = {"warnings": [step.warning for step in steps if step.warning], "steps": len(steps)}
+            spy = Unused()
+            with observing(spy):
+                finetune(recipe_of(world, settings), run=folder / "two" / name, world=processes, notify=steps.append)
+            found[name] = {
+                "warnings": [step.warning for step in steps if step.warning],
+                "steps": len(steps),
+                "looks for unused": spy.looks,
+            }
         stop(recipe_of(world, STOPPED), folder / "stopped by two", processes, signalled=processes.rank == 1)
         finetune(recipe_of(world, STOPPED), run=folder / "stopped by one", resume=True, world=processes)
 
@@ -228,6 +244,12 @@ class TestTwo:
         alone = world.folder / "one" / name
         finetune(recipe_of(world, RUNS[name]), run=alone)
         assert_same_run(world.folder / "two" / name, alone)
+
+    def test_unused_parameters_are_looked_for_where_there_can_be_some(self, found: list[dict[str, Any]]) -> None:
+        looks = {name: found[0][name]["looks for unused"] for name in RUNS}
+        assert looks["everything random"] is looks["head first"] is looks["one forward pass"] is True
+        assert looks["all used"] is False
+        assert looks["divided"] is None
 
     def test_too_small_updates_are_mentioned_once(self, found: list[dict[str, Any]]) -> None:
         warned = {name: sum("fewer forward passes" in w for w in found[0][name]["warnings"]) for name in RUNS}

@@ -3,7 +3,7 @@
 import json
 import math
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,8 @@ from parp_cli.pruning.masks import count_pruned
 from parp_cli.runtime.progress import Progress
 from parp_cli.stages.finetune import FinetuneResult, finetune
 from parp_cli.tasks.ctc.features import FrontEndFeatures
-from parp_cli.tasks.ctc.objective import CtcObjective, UpdateLoss
-from parp_cli.training import run as loop
+from parp_cli.training.observe import Observer, observing
+from parp_cli.training.run import TrainingRun
 from tests.tiny import World
 
 FILES = ("finetune.safetensors", "finetune-last.safetensors")
@@ -71,30 +71,24 @@ Poison = Callable[..., None]
 
 
 @pytest.fixture
-def poison(monkeypatch: pytest.MonkeyPatch) -> Poison:
+def poison() -> Iterator[Poison]:
     """Makes the gradient of updates (numbers from 1) infinite, by an otherwise finite loss."""
 
-    def make(*updates: int) -> None:
-        step, backward = loop.TrainingRun._step, CtcObjective.backward
-        training = False
+    class Poisoner(Observer):
+        updates: tuple[int, ...] = ()
 
-        def stepping(self: loop.TrainingRun) -> None:
-            nonlocal training
-            training = True
-            step(self)
-            training = False
-
-        def poisoned(self: CtcObjective, utterances: Sequence[Utterance], update: int) -> UpdateLoss:
-            loss = backward(self, utterances, update)
-            if training and update + 1 in updates:
-                gradient = next(w.grad for w in reversed(list(self.model.parameters())) if w.grad is not None)
+        def gradients(self, run: TrainingRun) -> None:
+            if run.update + 1 in self.updates:
+                gradient = next(w.grad for w in reversed(list(run.network.parameters())) if w.grad is not None)
                 gradient.view(-1)[0] = math.inf
-            return loss
 
-        monkeypatch.setattr(loop.TrainingRun, "_step", stepping)
-        monkeypatch.setattr(CtcObjective, "backward", poisoned)
+    poisoner = Poisoner()
 
-    return make
+    def make(*updates: int) -> None:
+        poisoner.updates = updates
+
+    with observing(poisoner):
+        yield make
 
 
 @pytest.fixture
@@ -117,32 +111,42 @@ def poison_sound(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
     return make
 
 
-class Snapshots:
-    """Weights and moments before and after every update."""
+class Snapshots(Observer):
+    """Whether weights or moments changed in each update."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(self) -> None:
         self.changed: dict[int, bool] = {}
-        step = loop.TrainingRun._step
+        self._before: list[bytes] = []
 
-        def spying(run: loop.TrainingRun) -> None:
-            before = self.bits(run)
-            step(run)
-            self.changed[run._update] = before != self.bits(run)
+    def update_begins(self, run: TrainingRun) -> None:
+        self._before = self.bits(run)
 
-        monkeypatch.setattr(loop.TrainingRun, "_step", spying)
+    def update_ends(self, run: TrainingRun) -> None:
+        self.changed[run.update] = self._before != self.bits(run)
 
     @staticmethod
-    def bits(run: loop.TrainingRun) -> list[bytes]:
-        moments = [value for state in run._optimizer.state_dict()["state"].values() for value in state.values()]
-        tensors = [*run._model.state_dict().values(), *moments]
+    def bits(run: TrainingRun) -> list[bytes]:
+        moments = [value for state in run.optimizer.state_dict()["state"].values() for value in state.values()]
+        tensors = [*run.network.state_dict().values(), *moments]
         return [tensor.detach().numpy().tobytes() for tensor in tensors]
 
 
+class StopsAfter(Observer):
+    """Interrupts training after an update."""
+
+    def __init__(self, update: int) -> None:
+        self._update = update
+
+    def update_ends(self, run: TrainingRun) -> None:
+        if run.update == self._update:
+            signal.raise_signal(signal.SIGINT)
+
+
 class TestNotFinite:
-    def test_one_bad_update_changes_nothing(self, run: Run, poison: Poison, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_one_bad_update_changes_nothing(self, run: Run, poison: Poison) -> None:
         poison(5)
-        snapshots = Snapshots(monkeypatch)
-        result = run("pruning.interval=50", "training.weight_decay=0.1")
+        with observing(snapshots := Snapshots()):
+            result = run("pruning.interval=50", "training.weight_decay=0.1")
         assert [update for update, changed in snapshots.changed.items() if not changed] == [5]
         assert set(snapshots.changed) == set(range(1, 13))
         assert result.skipped_updates == 1
@@ -203,16 +207,12 @@ class TestNotFinite:
             run("training.most_skipped_updates=0")
         assert caught.value.details[0] == "their loss is not finite: train-2"
 
-    def test_weights_are_to_blame(self, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-        build = loop.build_model
+    def test_weights_are_to_blame(self, run: Run) -> None:
+        class Breaks(Observer):
+            def begins(self, run: TrainingRun) -> None:
+                run.network.state_dict()["encoder.feature_projection.projection.bias"][3] = math.nan
 
-        def broken(*arguments: Any) -> Any:
-            model = build(*arguments)
-            model.state_dict()["encoder.feature_projection.projection.bias"][3] = math.nan
-            return model
-
-        monkeypatch.setattr(loop, "build_model", broken)
-        with pytest.raises(DataError, match="4 updates in a row") as caught:
+        with observing(Breaks()), pytest.raises(DataError, match="4 updates in a row") as caught:
             run("training.most_skipped_updates=3")
         assert caught.value.details[1] == "weights that are not finite: encoder.feature_projection.projection.bias"
         assert caught.value.hint == "begin from another checkpoint"
@@ -221,17 +221,8 @@ class TestNotFinite:
         """The number in all, and the number in a row, which is what the limit is about."""
         poison(2, 5, 6, 7, 8)
         settings = ("training.most_skipped_updates=3", "training.validate_every=6")
-        with pytest.MonkeyPatch.context() as patch:
-            step = loop.TrainingRun._step
-
-            def stopping(self: loop.TrainingRun) -> None:
-                step(self)
-                if self._update == 7:
-                    signal.raise_signal(signal.SIGINT)
-
-            patch.setattr(loop.TrainingRun, "_step", stopping)
-            with pytest.raises(Interrupted):
-                run(*settings)
+        with observing(StopsAfter(7)), pytest.raises(Interrupted):
+            run(*settings)
         with pytest.raises(DataError, match="4 updates in a row"):
             run(*settings, resume=True)
 
@@ -239,17 +230,8 @@ class TestNotFinite:
         poison(2, 6, 7)
         whole = Run(run.world, run.init, tmp_path / "whole")
         assert whole().skipped_updates == 3
-        with pytest.MonkeyPatch.context() as patch:
-            step = loop.TrainingRun._step
-
-            def stopping(self: loop.TrainingRun) -> None:
-                step(self)
-                if self._update == 6:
-                    signal.raise_signal(signal.SIGINT)
-
-            patch.setattr(loop.TrainingRun, "_step", stopping)
-            with pytest.raises(Interrupted):
-                run()
+        with observing(StopsAfter(6)), pytest.raises(Interrupted):
+            run()
         assert run(resume=True).skipped_updates == 3
         assert run.bytes == whole.bytes
         assert [(e["update"], e["utterances"]) for e in run.log("skipped")] == [
@@ -279,9 +261,9 @@ class TestWhatIsTold:
         since = 0
         for line, validation, reference in zip(validations, result.validations, references, strict=True):
             assert (line["word"], line["character"], line["blank_rate"]) == (
-                validation.word,
-                validation.character,
-                validation.blank_rate,
+                validation.metrics["word"],
+                validation.metrics["character"],
+                validation.metrics["blank_rate"],
             )
             last = updates[line["update"]]
             assert (line["learning_rate"], line["gradient_norm"]) == (last["learning_rate"], last["gradient_norm"])
@@ -310,18 +292,15 @@ class TestWhatIsTold:
     def test_tensorboard(self, run: Run) -> None:
         """A run that was stopped and went on draws one line."""
         accumulators = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-        with pytest.MonkeyPatch.context() as patch:
-            save = loop.TrainingRun._save_state
 
-            def save_and_break(self: loop.TrainingRun) -> None:
-                save(self)
-                if self._update == 5:
-                    self._log("update", {"loss": 1e6})
+        class Breaks(Observer):
+            def saved(self, run: TrainingRun) -> None:
+                if run.update == 5:
+                    run.journal.log("update", run.update, {"loss": 1e6})
                     raise KeyboardInterrupt
 
-            patch.setattr(loop.TrainingRun, "_save_state", save_and_break)
-            with pytest.raises(KeyboardInterrupt):
-                run(tensorboard=True)
+        with observing(Breaks()), pytest.raises(KeyboardInterrupt):
+            run(tensorboard=True)
         run(tensorboard=True, resume=True)
         found = accumulators.EventAccumulator(str(run.folder / "tensorboard"))
         found.Reload()

@@ -8,8 +8,7 @@ B utterances, S samples, T frames of 20 ms, C feature channels, D features, H he
 feed-forward block, V tokens.
 """
 
-from collections.abc import Collection, Sequence
-from functools import partial
+from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -234,7 +233,7 @@ class Layer(nn.Module):
         return self.final_layer_norm(x + self.feed_forward(x)), position_bias
 
 
-def _checkpointed(layer: nn.Module, *inputs: Tensor | None) -> Any:
+def recomputing(layer: Callable[..., Any], *inputs: Tensor | None) -> Any:
     """What the layer makes of its inputs, which alone are kept for the backward pass."""
     return checkpoint(
         layer, *inputs, use_reentrant=False, context_fn=lambda: (nothing_recomputed(), nothing_recomputed())
@@ -268,7 +267,6 @@ class Transformer(nn.Module):
         mask: Tensor | None = None,
         *,
         skip: Collection[int] = (),
-        checkpoint_activations: bool = False,
     ) -> Tensor:
         """Hidden states (B, T, D) of projected features (B, T, D), which are zero where padded.
 
@@ -276,7 +274,6 @@ class Transformer(nn.Module):
             x: projected features.
             mask: (B, 1, 1, T), `HIDDEN` where padded; None where nothing is.
             skip: layers that are left out.
-            checkpoint_activations: keep only each layer's input for the backward pass, and compute the layer again.
         """
         x = x + self.pos_conv_embed(x)
         # Where each half of a layer begins with its norm, this one follows the last layer; else it precedes the first.
@@ -287,8 +284,7 @@ class Transformer(nn.Module):
         position_bias: Tensor | None = None
         for index, layer in enumerate(self.layers):
             if index not in skip:
-                run = partial(_checkpointed, layer) if checkpoint_activations else layer
-                x, position_bias = run(x, mask, position_bias)
+                x, position_bias = layer(x, mask, position_bias)
         result: Tensor = self.layer_norm(x) if self.norm_first else x
         return result
 

@@ -9,6 +9,7 @@ import importlib.util
 import os
 import shutil
 from collections.abc import Callable, Collection, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -18,7 +19,7 @@ from parp_cli.errors import ResourceError
 from parp_cli.models.speech.config import Architecture
 from parp_cli.models.speech.convolutions import features_by_blocks
 from parp_cli.models.speech.dropout import on_cpu
-from parp_cli.models.speech.encoder import padding
+from parp_cli.models.speech.encoder import padding, recomputing
 from parp_cli.models.speech.waveform import normalize
 
 if TYPE_CHECKING:
@@ -60,7 +61,6 @@ def encode(
     *,
     alter: Callable[[Tensor, Tensor], Tensor] | None = None,
     skip: Collection[int] = (),
-    checkpoint_activations: bool = False,
 ) -> Tensor:
     """Logits (B, T, V) of padded front-end features, or hidden states (B, T, D) of a model without a head.
 
@@ -74,7 +74,6 @@ def encode(
         alter: called with projected features (B, T, D) and lengths before the Transformer: the place for masking
             latent features in training.
         skip: indices of Transformer layers that are left out, from `draw_skipped_layers`.
-        checkpoint_activations: keep only each layer's input for the backward pass, and compute the layer again there.
     """
     projected = model.encoder.feature_projection(features)
     if alter is not None:
@@ -82,7 +81,7 @@ def encode(
     padded = None
     if min(lengths.tolist()) < features.shape[1]:
         padded = padding(lengths.to(features.device, non_blocking=True), features.shape[1])
-    hidden = model.encoder.encode(projected, padded, skip=skip, checkpoint_activations=checkpoint_activations)
+    hidden = model.encoder.encode(projected, padded, skip=skip)
     result: Tensor = hidden if model.aux is None else model.aux(hidden)
     return result
 
@@ -103,6 +102,16 @@ def draw_skipped_layers(model: "SpeechNetwork") -> frozenset[int]:
         for index, draw in enumerate(draws)
         if draw < transformer.layer_drop and not (index == 0 and model.is_relative)
     )
+
+
+def recompute_layers(model: "SpeechNetwork") -> None:
+    """Keep only each Transformer layer's input for the backward pass, and compute the layer again there.
+
+    Inside the layer's own call, so that what is around it (FSDP2, which gathers its weights) happens once. To be called
+    before the layers are compiled.
+    """
+    for layer in model.encoder.transformer.layers:
+        layer.forward = partial(recomputing, layer.forward)
 
 
 def compile_layers(model: "SpeechNetwork", device: torch.device) -> None:

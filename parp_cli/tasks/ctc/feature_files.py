@@ -1,20 +1,21 @@
-"""Front-end features on the disk, in files named by what they were computed from. T frames, C channels."""
+"""Front-end features on disk, in files named by what they were computed from. T frames, C channels."""
 
 import hashlib
 import json
 import shutil
+import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load
+from safetensors.torch import load, save
 from torch import Tensor
 
 from parp_cli.errors import ParpError
 from parp_cli.models.speech.config import Architecture
+from parp_cli.storage.atomic import replacing
 from parp_cli.storage.checkpoint import file_hash
-from parp_cli.storage.tensors import write_tensors
 
 if TYPE_CHECKING:
     from parp_cli.models.speech.encoder import SpeechNetwork
@@ -22,25 +23,28 @@ if TYPE_CHECKING:
 _RESERVE_BYTES = 2 << 30
 """Disk that is left free for what matters more."""
 
+_CHECKSUM = "crc32"
+
 
 class FeatureFiles:
-    """A folder of features, which several processes may share. It is only a cache: where it cannot grow, it does not.
+    """A folder of features, which several processes may share. It is only a cache: where it cannot grow, it does not;
+    nothing in it is flushed, and a file that a loss of power damaged is computed again.
 
     Args:
         folder: made when it is needed.
         model: its front end makes the features, and does not change.
         architecture: of the model.
-        most_bytes: that this process adds.
+        max_bytes: that this process adds.
 
     Attributes:
-        problem: why nothing is added any more; "" as long as only `most_bytes` may be the reason.
+        problem: why nothing is added any more; "" as long as only `max_bytes` may be the reason.
     """
 
-    def __init__(self, folder: Path, model: "SpeechNetwork", architecture: Architecture, *, most_bytes: int) -> None:
+    def __init__(self, folder: Path, model: "SpeechNetwork", architecture: Architecture, *, max_bytes: int) -> None:
         self._folder = folder
         self._model = model
         self._architecture = architecture
-        self._left = most_bytes
+        self._left = max_bytes
         self._own: Path | None = None
         self.problem = ""
 
@@ -60,7 +64,10 @@ class FeatureFiles:
             if shutil.disk_usage(path.parent).free < features.nbytes + _RESERVE_BYTES:
                 self.problem = f"the disk of {self._folder} is nearly full"
                 return False
-            write_tensors(path, {"features": features.cpu().contiguous()})
+            whole = features.cpu().contiguous()
+            content = save({"features": whole, _CHECKSUM: torch.tensor(_checksum(whole))})
+            with replacing(path, flush=False) as temporary:
+                temporary.write_bytes(content)
         except ParpError as error:
             self.problem = error.message
         except OSError as error:
@@ -99,8 +106,14 @@ def feature_path(own_folder: Path, audio: Path) -> Path | None:
 
 
 def read_features(path: Path) -> Tensor | None:
-    """Features (T, C) that were written before; None where there are none, or the file is broken."""
+    """Features (T, C) that were written before; None where there are none, or the file is damaged."""
     try:
-        return load(path.read_bytes())["features"]  # were they mapped, the disk would be read when they are used
+        tensors = load(path.read_bytes())  # were they mapped, the disk would be read when they are used
+        features = tensors["features"]
+        return features if _checksum(features) == int(tensors[_CHECKSUM]) else None
     except (OSError, SafetensorError, KeyError):
         return None
+
+
+def _checksum(features: Tensor) -> int:
+    return zlib.crc32(features.numpy().data)

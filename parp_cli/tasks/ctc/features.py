@@ -1,15 +1,14 @@
-"""Front-end features of utterances, computed once where the front end is frozen, and read ahead of their use.
+"""Features of utterances, computed once where the feature encoder is frozen, and read ahead of their use.
 
-The convolutional front end does not train in PARP's protocol, so its output is a constant of the data. S samples, T
-frames, C channels.
+The convolutional feature encoder ("front end") does not train in PARP's protocol, so its output is a constant of the
+data. S samples, T frames, C channels.
 """
 
 import os
 from collections import Counter
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Literal
@@ -24,13 +23,12 @@ from parp_cli.errors import DataError
 from parp_cli.models.speech.config import Architecture, frames
 from parp_cli.models.speech.forward import front_end
 from parp_cli.tasks.ctc.feature_files import FeatureFiles, feature_path, read_features
-from parp_cli.tasks.ctc.readers import Readers
 
 if TYPE_CHECKING:
     from parp_cli.models.speech.encoder import SpeechNetwork
 
-DEVICE_BYTES = 1 << 30
-"""Memory of a GPU for features that stay there: 3 hours of speech for base's 512 channels."""
+_DEVICE_SHARE = 8
+"""Features may stay in one part in so many of a GPU's free memory: 10 GB of 80 hold 27 hours for 512 channels."""
 
 MEMORY_BYTES = 4 << 30
 """Memory for features: 11 hours."""
@@ -85,13 +83,13 @@ class FrontEndFeatures:
     """Features (T, C) of utterances; kept where the front end is frozen: first in memory, then on disk.
 
     The numbers are the same wherever they come from. Calling it raises DataError where audio cannot be read, or is too
-    short for a single frame. It is a context manager that ends its threads; without, they end with it.
+    short for a single frame. It is a context manager that ends its threads; otherwise they end with it.
 
     Args:
         model: its front end is used as it is at the time of the call.
         architecture: of the model.
         frozen: whether the front end never changes; otherwise features carry gradients and nothing is kept.
-        device_bytes: memory of a GPU for what is kept; none on the CPU.
+        device_bytes: memory of a GPU for what is kept; by default a share of what is free. None on the CPU.
         memory_bytes: memory for what is kept beyond that.
         disk_bytes: disk that is filled in `folder` or `scratch`; beyond it features are computed anew each time.
         folder: where all features are kept for other runs too, in files named by content; None for nowhere.
@@ -106,7 +104,7 @@ class FrontEndFeatures:
         architecture: Architecture,
         *,
         frozen: bool,
-        device_bytes: int = DEVICE_BYTES,
+        device_bytes: int | None = None,
         memory_bytes: int = MEMORY_BYTES,
         disk_bytes: int = DISK_BYTES,
         folder: Path | None = None,
@@ -117,7 +115,8 @@ class FrontEndFeatures:
         self._architecture = architecture
         self._frozen = frozen
         self._augment = augment
-        self._device_left, self._memory_left = device_bytes, memory_bytes
+        self._device_left = _device_budget(self._device) if device_bytes is None else device_bytes
+        self._memory_left = memory_bytes
         self._kept: dict[_Key, Tensor] = {}
         self._places: dict[_Key, Literal["device", "memory", "disk", "anew"]] = {}
         self._paths: dict[_Key, Path] = {}
@@ -125,8 +124,8 @@ class FrontEndFeatures:
         self._files: FeatureFiles | None = None
         on_disk = folder or scratch
         if frozen and on_disk is not None:
-            self._files = FeatureFiles(on_disk, model, architecture, most_bytes=disk_bytes)
-        self._readers = Readers(min(4, max(1, (os.cpu_count() or 1) // 4)))
+            self._files = FeatureFiles(on_disk, model, architecture, max_bytes=disk_bytes)
+        self._readers: ThreadPoolExecutor | None = None
         self._ahead: dict[tuple[_Key, bool], Future[_Reading]] = {}
 
     def __enter__(self) -> "FrontEndFeatures":
@@ -179,8 +178,10 @@ class FrontEndFeatures:
         )
 
     def close(self) -> None:
-        """Forget what was read ahead, and end the threads."""
-        self._readers.close()
+        """Forget what was read ahead, and end the threads; another call would start new ones."""
+        if self._readers is not None:
+            self._readers.shutdown(cancel_futures=True)
+            self._readers = None
         self._ahead.clear()
 
     @property
@@ -200,7 +201,9 @@ class FrontEndFeatures:
         own_folder = path = None
         if self._files is not None and not raw:
             own_folder, path = self._files.own_folder, self._paths.get(key)
-        self._ahead[key, raw] = self._readers.submit(partial(_read, utterance.audio, own_folder, path, self._device))
+        if self._readers is None:
+            self._readers = ThreadPoolExecutor(min(4, max(1, (os.cpu_count() or 1) // 4)))
+        self._ahead[key, raw] = self._readers.submit(_read, utterance.audio, own_folder, path, self._device)
 
     def _features(self, utterance: Utterance, update: int | None) -> Tensor:
         key, raw = (utterance.split, utterance.id), update is not None
@@ -260,11 +263,19 @@ class FrontEndFeatures:
             self._places[key] = "disk"
 
 
+def _device_budget(device: torch.device) -> int:
+    """Bytes of a GPU that features may come to take."""
+    if device.type != "cuda":
+        return 0
+    free, _ = torch.cuda.mem_get_info(device)
+    return int(free) // _DEVICE_SHARE
+
+
 def _read(audio: Path, own_folder: Path | None, path: Path | None, device: torch.device) -> _Reading:
-    """Features of a sound file if they are on disk, else its samples; runs in the background.
+    """Features of an audio file if they are on disk, else its samples; runs in the background.
 
     Args:
-        audio: the sound file.
+        audio: the file.
         own_folder: where the features of this front end are; None for nowhere.
         path: of the features of this file, where it is known.
         device: where they are to go.

@@ -1,96 +1,201 @@
 """HuBERT's pre-training task: predict the cluster of the frames that were hidden from the encoder.
 
-Hsu et al. 2021, equations 1 to 4. B crops, T frames, D features, K clusters.
+Hsu et al. 2021, equations 1 to 4. B crops, S samples, T frames, D features, P dimensions of comparison, K clusters.
 """
 
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
+from parp_cli.data.streams import Crops
 from parp_cli.models.speech.config import Architecture
+from parp_cli.models.speech.forward import encode
+from parp_cli.models.speech.waveform import normalize
+from parp_cli.runtime.device import autocast
+from parp_cli.tasks.masking import on_device, span_mask
+from parp_cli.tasks.task import Judgement
 
 _TEMPERATURE = 0.1
 """Divides the cosine similarities (HuBERT, section 3.3)."""
 
+_PROJECTION = 64
+"""P: dimensions in which frames and clusters are compared."""
 
-def masked_prediction_model(
-    architecture: Architecture, *, clusters: int, mask_probability: float, mask_length: int, projection: int = 64
-) -> Any:
-    """torchaudio's HuBERTPretrainModel around an encoder.
+
+class Crop(NamedTuple):
+    """A window of a stream.
+
+    Attributes:
+        number: within its update.
+        stream: index of the stream.
+        first: its first frame.
+    """
+
+    number: int
+    stream: int
+    first: int
+
+
+class Predictor(nn.Module):
+    """An encoder, and a head that compares its output with an embedding of each cluster.
 
     Args:
-        architecture: of the encoder.
-        clusters: number of targets K.
-        mask_probability: expected share of masked frames, before spans overlap.
-        mask_length: frames in a masked span.
-        projection: dimensions in which frames and clusters are compared.
+        encoder: without a head, with `mask_embedding` (D,), which replaces hidden frames.
+        features: D.
+        clusters: K.
+        projection: P.
     """
-    from torchaudio.models import hubert_pretrain_model
 
-    return hubert_pretrain_model(
-        extractor_mode=f"{architecture.conv_norm}_norm",
-        extractor_conv_layer_config=architecture.conv_layers,
-        extractor_conv_bias=architecture.conv_bias,
-        encoder_embed_dim=architecture.width,
-        encoder_projection_dropout=0.0,
-        encoder_pos_conv_kernel=architecture.positional_kernel,
-        encoder_pos_conv_groups=architecture.positional_groups,
-        encoder_num_layers=architecture.layers,
-        encoder_num_heads=architecture.heads,
-        encoder_attention_dropout=0.0,
-        encoder_ff_interm_features=architecture.feed_forward,
-        encoder_ff_interm_dropout=0.0,
-        encoder_dropout=0.0,
-        encoder_layer_norm_first=architecture.norm_first,
-        encoder_layer_drop=0.0,
-        mask_prob=mask_probability,
-        mask_selection="static",
-        mask_other=0.0,
-        mask_length=mask_length,
-        no_mask_overlap=False,
-        mask_min_space=1,
-        mask_channel_prob=0.0,
-        mask_channel_selection="static",
-        mask_channel_other=0.0,
-        mask_channel_length=64,
-        no_mask_channel_overlap=False,
-        mask_channel_min_space=1,
-        skip_masked=False,
-        skip_nomask=False,
-        num_classes=clusters,
-        final_dim=projection,
-        feature_grad_mult=None,
-    )
+    def __init__(self, encoder: Any, features: int, clusters: int, projection: int = _PROJECTION) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.final_proj = nn.Linear(features, projection)
+        self.label_embeddings = nn.Parameter(torch.empty(clusters, projection).uniform_())
+
+    def forward(self, waveforms: Tensor, masked: Tensor, skip: frozenset[int] = frozenset()) -> Tensor:
+        """Similarity (B, T, K) of each frame to each cluster.
+
+        Args:
+            waveforms: (B, S), normalised as the encoder wants them.
+            masked: (B, T), True where a frame is hidden.
+            skip: Transformer layers to leave out.
+        """
+        features, _ = self.encoder.feature_extractor(waveforms, None)
+        lengths = torch.full((len(features),), features.shape[1])
+
+        def alter(hidden: Tensor, _: Tensor) -> Tensor:
+            return torch.where(masked[..., None], self.encoder.mask_embedding.to(hidden.dtype), hidden)
+
+        hidden = encode(self.encoder, features, lengths, alter=alter, skip=skip)
+        frames = nn.functional.normalize(self.final_proj(hidden).float(), dim=-1)
+        clusters = nn.functional.normalize(self.label_embeddings.float(), dim=-1)
+        similarity: Tensor = frames @ clusters.T / _TEMPERATURE
+        return similarity
 
 
-def masked_prediction_loss(
-    model: Any, waveforms: Tensor, targets: Tensor, *, unmasked_weight: float
-) -> tuple[Tensor, Tensor]:
-    """Loss and accuracy of one batch of crops.
+@dataclass(kw_only=True)
+class MaskedPrediction:
+    """The mean loss of hidden frames, and of the others with a weight of their own.
 
-    The forward pass is HuBERTPretrainModel's, but for the logits: theirs expands every frame to every cluster,
-    (K + 1, frames, D) floats, where a product of normalised matrices gives the same cosines.
+    Attributes:
+        network: predicts.
+        architecture: of its encoder.
+        crops: waveforms.
+        targets: cluster (T,) of each frame of each stream.
+        mask_probability: expected share of hidden frames, were no spans to overlap.
+        mask_length: frames per hidden span.
+        unmasked_weight: of frames that are not hidden.
+        precision: "float32", or "bfloat16" for the encoder; the loss is always float32.
+    """
+
+    network: Predictor
+    architecture: Architecture
+    crops: Crops
+    targets: Sequence[Tensor]
+    mask_probability: float
+    mask_length: int
+    unmasked_weight: float
+    precision: str
+    uses_all: bool = True
+    metric_names: tuple[str, ...] = ("accuracy",)
+    # Of the update in progress: masks by the number of the crop, and how many frames are hidden, and how many not.
+    _masks: dict[int, Tensor] = field(default_factory=dict)
+    _hidden: int = 0
+    _seen: int = 0
+
+    @property
+    def module(self) -> nn.Module:
+        """All of it."""
+        return self.network
+
+    @property
+    def layers(self) -> Sequence[nn.Module]:
+        """The Transformer's."""
+        return list(self.network.encoder.layers)
+
+    @property
+    def unsharded(self) -> Sequence[nn.Parameter]:
+        """None: all is used within the module."""
+        return ()
+
+    def is_head(self, name: str) -> bool:
+        """No part has a learning rate of its own."""
+        return False
+
+    def trains(self, name: str) -> bool:
+        """All of it does."""
+        return True
+
+    def skipped_layers(self) -> frozenset[int]:
+        """None."""
+        return frozenset()
+
+    def total(self, items: Sequence[Crop], update: int) -> float:
+        """Draw the masks of an update; its losses are means already."""
+        frames = self.crops.frames
+        masks = span_mask([frames] * len(items), frames, self.mask_probability, self.mask_length, 1)
+        self._masks = {crop.number: mask for crop, mask in zip(items, masks, strict=True)}
+        self._hidden = int(masks.sum())
+        self._seen = masks.numel() - self._hidden
+        return 1.0
+
+    def losses(self, module: nn.Module, items: Sequence[Crop], update: int, skip: frozenset[int]) -> Tensor:
+        """Each crop's share (B, 2) of the update's loss, and of its accuracy on hidden frames."""
+        device = next(self.network.parameters()).device
+        waveforms = torch.stack([self.crops.cut(crop.stream, crop.first) for crop in items])
+        labels = [self.targets[crop.stream][crop.first : crop.first + self.crops.frames] for crop in items]
+        masked = on_device(torch.stack([self._masks[crop.number] for crop in items]), device)
+        normalized = normalize(on_device(waveforms, device), self.architecture)
+        with autocast(self.precision, device):
+            similarity = module(normalized, masked, skip)
+        return shares(
+            similarity,
+            on_device(torch.stack(labels).long(), device),
+            masked,
+            hidden=self._hidden,
+            seen=self._seen,
+            unmasked_weight=self.unmasked_weight,
+        )
+
+    def forward(self, module: nn.Module, items: Sequence[Crop]) -> None:
+        """Nothing asks for it: pre-training does not prune."""
+
+    def prefetch(self, items: Sequence[Crop]) -> None:
+        """All audio is in memory."""
+
+    def device_room(self, items: Sequence[Crop]) -> int:
+        """Nothing is kept."""
+        return 0
+
+    def validate(self, module: nn.Module, train_metrics: Mapping[str, float | None], number: int) -> Judgement:
+        """How well hidden frames were predicted while training; crops are hardly ever seen twice."""
+        accuracy = train_metrics["accuracy"]
+        return Judgement(score=(-(accuracy or 0.0),), metrics={"accuracy": accuracy})
+
+    def report(self) -> str | None:
+        """Nothing."""
+        return None
+
+    def close(self) -> None:
+        """Nothing works in the background."""
+
+
+def shares(
+    similarity: Tensor, labels: Tensor, masked: Tensor, *, hidden: int, seen: int, unmasked_weight: float
+) -> Tensor:
+    """What each of B crops (B, 2) contributes to the loss of an update, and to its accuracy on hidden frames.
 
     Args:
-        model: from `masked_prediction_model`.
-        waveforms: (B, S), all of one length.
-        targets: (B, T) cluster numbers.
-        unmasked_weight: weight of the frames that were not masked.
-
-    Returns:
-        The scalar loss, and the share of masked frames whose cluster was found.
+        similarity: (B, T, K).
+        labels: (B, T) clusters.
+        masked: (B, T), True where a frame is hidden.
+        hidden, seen: how many frames of the whole update are hidden, and how many are not.
+        unmasked_weight: of the latter.
     """
-    features, _ = model.wav2vec2.feature_extractor(waveforms, None)
-    hidden, _ = model.wav2vec2.encoder._preprocess(features, None)
-    hidden, masked = model.mask_generator(hidden, None)
-    hidden = model.wav2vec2.encoder.transformer(hidden)
-    frames = nn.functional.normalize(model.logit_generator.final_proj(hidden).float(), dim=-1)
-    clusters = nn.functional.normalize(model.logit_generator.label_embeddings.float(), dim=-1)
-    logits = (frames @ clusters.T / _TEMPERATURE).flatten(0, 1)
-    losses = nn.functional.cross_entropy(logits, targets.flatten(), reduction="none")
-    chosen = masked.flatten()
-    loss = losses[chosen].mean()
-    if unmasked_weight > 0:
-        loss = loss + unmasked_weight * losses[~chosen].mean()
-    accuracy = (logits[chosen].argmax(-1) == targets.flatten()[chosen]).float().mean()
-    return loss, accuracy.detach()
+    losses = nn.functional.cross_entropy(similarity.flatten(0, 1), labels.flatten(), reduction="none")
+    weights = masked / max(1, hidden) + ~masked * (unmasked_weight / max(1, seen))
+    correct = (similarity.detach().argmax(-1) == labels) & masked
+    return torch.stack([(losses.view(labels.shape) * weights).sum(1), correct.sum(1) / max(1, hidden)], 1)

@@ -1,6 +1,6 @@
 """Short sounds of different lengths, and a small model to hear them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +9,38 @@ import soundfile
 import torch
 from torch import nn
 
+from parp_cli.config.finetune import Recipe
+from parp_cli.data.labels import Vocabulary
 from parp_cli.data.utterances import Utterance
 from parp_cli.models.speech.config import build
+from parp_cli.tasks.ctc.data import CtcData
+from parp_cli.tasks.ctc.objective import CtcObjective
+from parp_cli.tasks.ctc.task import CtcTask
+from parp_cli.training.passes import Passes
 from tests.models.small import SMALL, randomise
 
 ARCHITECTURE = SMALL["hubert-large"]  # 20 samples a frame
 TEXTS = ("AB", "A", "BA AB", "B", "ABBA")
+VOCABULARY = Vocabulary(("<blank>", "|", "A", "B"), "letters")
+
+
+def task_of(utterances: Sequence[Utterance]) -> CtcTask:
+    """Recognition of these, which are to learn from too."""
+    data = CtcData(train=tuple(utterances), valid=tuple(utterances), vocabulary=VOCABULARY, skipped=(), notes=())
+    return CtcTask(recipe=Recipe(), data=data, architecture=ARCHITECTURE)
+
+
+def passes_of(
+    objective: CtcObjective, micro_batch_seconds: float = 100.0, utterances: Sequence[Utterance] = ()
+) -> Passes:
+    """The passes of an update."""
+    return Passes(
+        task=task_of(utterances),
+        objective=objective,
+        module=objective.module,
+        micro_batch_size=micro_batch_seconds,
+        seed=0,
+    )
 
 
 @pytest.fixture

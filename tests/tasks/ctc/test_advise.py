@@ -2,8 +2,8 @@
 
 import pytest
 
-from parp_cli.tasks.ctc.advise import blank_diagnosis, validation_news
-from parp_cli.training.records import Validation
+from parp_cli.tasks.ctc.advise import blank_diagnosis, validation_message
+from parp_cli.tasks.task import Validation
 
 
 def at(
@@ -14,7 +14,8 @@ def at(
     word: float = 1.0,
     character: float | None = 1.0,
 ) -> Validation:
-    return Validation(update=update, train_loss=loss, word=word, character=character, blank_rate=blank)
+    metrics = {"word": word, "character": character, "blank_rate": blank}
+    return Validation(update=update, train_loss=loss, score=(word,), metrics=metrics)
 
 
 RIGHT = at(300, blank=0.8, word=0.7, character=0.3)
@@ -85,7 +86,7 @@ FIGURES = {
 
 
 def test_the_line_of_a_validation() -> None:
-    assert validation_news(FIGURES) == (
+    assert validation_message(FIGURES) == (
         "update 500: WER 61.2%, CER 20.0%, blank 78.1%, loss 0.812, learning rate 0.0015, gradient 2.1, 50.0% sparse, "
         "1,203 revived; “HE SAT DOWN” heard as “HE SAD DOWN”"
     )
@@ -95,6 +96,6 @@ def test_the_line_without_what_there_is_not() -> None:
     long = {"reference": "AH " * 40, "hypothesis": ""}
     bare = FIGURES | {"character": None, "train_loss": None, "sparsity": 0.0, "revived": 0, "example": long}
     said = " ".join(["AH"] * 19) + " …"
-    assert validation_news(bare) == (
+    assert validation_message(bare) == (
         f"update 500: PER 61.2%, blank 78.1%, learning rate 0.0015, gradient 2.1; “{said}” heard as “”"
     )

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from parp_cli.tasks.ctc.masking import LatentMasking, span_mask
+from parp_cli.tasks.masking import LatentMasking, span_mask
 
 
 def expected_share(size: int, spans: int, length: int) -> float:
@@ -77,12 +77,12 @@ def masking(time: float, channel: float) -> LatentMasking:
 
 class TestAltering:
     FEATURES = torch.randn(3, 60, 16, generator=torch.Generator().manual_seed(0))
-    LENGTHS = torch.tensor([60, 45, 30])
+    LENGTHS = (60, 45, 30)
     EMBEDDING = torch.arange(16.0)
 
     def alter(self, time: float, channel: float) -> torch.Tensor:
         torch.manual_seed(0)
-        return masking(time, channel).altering(self.EMBEDDING)(self.FEATURES, self.LENGTHS)
+        return masking(time, channel).masked(self.FEATURES, self.LENGTHS, self.EMBEDDING)
 
     def test_frames_become_the_embedding_or_stay(self) -> None:
         result = self.alter(0.5, 0.0)
@@ -110,6 +110,6 @@ class TestAltering:
 
     def test_the_embedding_learns(self) -> None:
         embedding = self.EMBEDDING.clone().requires_grad_()
-        masking(0.5, 0.0).altering(embedding)(self.FEATURES, self.LENGTHS).sum().backward()
+        masking(0.5, 0.0).masked(self.FEATURES, self.LENGTHS, embedding).sum().backward()
         assert embedding.grad is not None
         assert (embedding.grad > 0).all()

@@ -10,9 +10,10 @@ import soundfile
 from parp_cli.errors import CheckpointError, DataError, ParpError, UsageError
 from parp_cli.models.speech.config import Architecture
 from parp_cli.runtime.progress import Progress, silent
+from parp_cli.stages.finetune import Preparation, plan_of, prepare
 from parp_cli.stages.mask import mask
 from parp_cli.storage import checkpoint
-from parp_cli.training.preparation import Preparation, plan, prepare
+from parp_cli.training.plan import rounds_of
 from tests.tiny import World, write_encoder, write_manifest
 
 
@@ -81,11 +82,11 @@ def test_published_intervals(world: World, deep: Path, tmp_path: Path, split: st
 def test_intervals_in_epochs_and_seconds(world: World, unit: str, share: float, interval: int) -> None:
     """Each update holds one of six utterances."""
     one_each = ("training.batch_seconds=0.1", "training.updates=31")
-    seconds = sum(utterance.seconds for utterance in prepared(world).train)
+    seconds = sum(utterance.seconds for utterance in prepared(world).task.train)
     amount = share if unit == "epochs" else share * seconds
     recipe = world.recipe(*one_each, f"pruning.interval={amount}", f"pruning.interval_unit={unit}")
     preparation = prepare(recipe, None, silent)
-    shown = plan(recipe, preparation)
+    shown = plan_of(rounds_of(recipe), preparation)
     assert (preparation.settings.schedule.interval, shown.repruning_interval) == (interval, interval)
     assert shown.reprunings == len([update for update in range(1, 32) if update % interval == 0 or update == 31])
 
@@ -93,7 +94,7 @@ def test_intervals_in_epochs_and_seconds(world: World, unit: str, share: float, 
 def test_the_plan_counts_what_the_schedule_and_the_method_say(world: World) -> None:
     def reprunings(*settings: str) -> int:
         recipe = world.recipe("training.updates=40", "pruning.interval=4", *settings)
-        return plan(recipe, prepare(recipe, None, silent)).reprunings
+        return plan_of(rounds_of(recipe), prepare(recipe, None, silent)).reprunings
 
     assert reprunings() == 10
     assert reprunings("pruning.start=10") == 8
@@ -246,12 +247,12 @@ def test_all_of_them_are_left_out_by_choice(world: World, spoilt: Path) -> None:
     recipe = world.recipe(f"data.manifest={spoilt}", "data.unusable=skip")
     steps: list[Progress] = []
     preparation = prepare(recipe, None, steps.append)
-    assert [utterance.id for utterance in preparation.train] == ["train-0", "train-3", "train-4", "train-5"]
-    assert [utterance.id for utterance in preparation.valid] == ["valid-1", "valid-2"]
-    assert [problem.utterance_id for problem in preparation.skipped] == ["train-1", "train-2", "valid-0"]
-    assert plan(recipe, preparation).skipped == 3
-    assert [step.warning for step in steps if step.warning] == list(preparation.notes)
-    assert "valid-1 at 8,000 Hz" in preparation.notes[0]
+    assert [utterance.id for utterance in preparation.task.data.train] == ["train-0", "train-3", "train-4", "train-5"]
+    assert [utterance.id for utterance in preparation.task.data.valid] == ["valid-1", "valid-2"]
+    assert [problem.utterance_id for problem in preparation.task.data.skipped] == ["train-1", "train-2", "valid-0"]
+    assert plan_of(rounds_of(recipe), preparation).skipped == 3
+    assert [step.warning for step in steps if step.warning] == list(preparation.task.data.notes)
+    assert "valid-1 at 8,000 Hz" in preparation.task.data.notes[0]
 
 
 def test_a_split_of_which_nothing_is_left(world: World, spoilt: Path) -> None:

@@ -2,7 +2,7 @@ from itertools import pairwise
 
 import pytest
 
-from parp_cli.training.schedule import tri_stage
+from parp_cli.training.optimizer import tri_stage
 
 
 def share(update: int, updates: int = 100) -> float:

@@ -1,0 +1,131 @@
+"""The utterances of a recipe: loaded, each checked once, and a vocabulary that spells them."""
+
+import hashlib
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from parp_cli.config.finetune import Data
+from parp_cli.data.check import Problem, check_utterances, notes_of, refusal, with_lengths
+from parp_cli.data.corpora import load
+from parp_cli.data.inspection import Inspected, inspect_files
+from parp_cli.data.labels import Vocabulary, letters_vocabulary, phones_vocabulary
+from parp_cli.data.utterances import Utterance
+from parp_cli.errors import DataError, first_few
+from parp_cli.models.speech.config import Architecture, frames
+from parp_cli.runtime.progress import Notify, Progress
+
+
+@dataclass(frozen=True, kw_only=True)
+class CtcData:
+    """What is learned from and judged on.
+
+    Attributes:
+        skipped: why each utterance that is left out cannot be trained on.
+        notes: what is unusual about the others.
+    """
+
+    train: tuple[Utterance, ...]
+    valid: tuple[Utterance, ...]
+    vocabulary: Vocabulary
+    skipped: tuple[Problem, ...]
+    notes: tuple[str, ...]
+
+
+def load_data(data: Data, architecture: Architecture, own: Vocabulary | None, notify: Notify) -> CtcData:
+    """Load both splits, and check that the network can be trained on them.
+
+    Args:
+        data: of the recipe.
+        architecture: of the network; it decides how many frames an utterance has.
+        own: vocabulary of the checkpoint that training begins from; None where it has none.
+        notify: is told how far loading and checking are.
+
+    Raises:
+        DataError: the data is missing, or holds utterances that cannot be trained on.
+    """
+    train = load(data, data.train, notify, lenient=True)
+    valid = spread(load(data, data.valid, notify, lenient=True), data.max_valid_utterances)
+    vocabulary = _vocabulary(data, own, train)
+    splits: Sequence[tuple[str, list[Utterance]]] = [(data.train, train), (data.valid, valid)]
+    splits, skipped, notes = _check(splits, vocabulary, architecture, data, notify)
+    train, valid = (_without(skipped, utterances, split) for split, utterances in splits)
+    return CtcData(
+        train=tuple(train), valid=tuple(valid), vocabulary=vocabulary, skipped=tuple(skipped), notes=tuple(notes)
+    )
+
+
+def data_hash(data: CtcData) -> str:
+    """Of names, lengths and labels of the utterances, in order."""
+    spelt = [[u.id, u.seconds, data.vocabulary.reference(u)] for u in (*data.train, *data.valid)]
+    return hashlib.sha256(json.dumps(spelt).encode()).hexdigest()
+
+
+def spread(utterances: Sequence[Utterance], limit: int | None) -> list[Utterance]:
+    """At most so many utterances, in their order: as many of each speaker as can be, a speaker's first ones first.
+
+    An utterance without a speaker counts as a speaker of its own.
+    """
+    if limit is None or limit >= len(utterances):
+        return list(utterances)
+    seen: dict[str, int] = defaultdict(int)
+    ranks: list[tuple[int, int]] = []
+    for index, utterance in enumerate(utterances):
+        speaker = utterance.speaker or f"utterance {utterance.id}"
+        ranks.append((seen[speaker], index))
+        seen[speaker] += 1
+    return [utterances[index] for index in sorted(index for _, index in sorted(ranks)[:limit])]
+
+
+def _check(
+    splits: Sequence[tuple[str, list[Utterance]]],
+    vocabulary: Vocabulary,
+    architecture: Architecture,
+    data: Data,
+    notify: Notify,
+) -> tuple[Sequence[tuple[str, list[Utterance]]], list[Problem], list[str]]:
+    """Decode all audio: the splits with all lengths, problems of utterances that cannot be trained on, and notes on
+    what else is unusual.
+
+    Raises:
+        DataError: there are such utterances and the recipe refuses them: all of them are shown at once.
+    """
+    infos: dict[Path, Inspected] = {}
+    for _, some in splits:
+        infos |= inspect_files((utterance.audio for utterance in some), notify=notify)
+    splits = [(split, with_lengths(some, infos)) for split, some in splits]
+    problems: dict[Problem, None] = {}  # in order, once where a split is both trained and validated on
+    for split, utterances in splits:
+        found = check_utterances(utterances, split, infos, vocabulary, lambda samples: frames(architecture, samples))
+        problems |= dict.fromkeys(found)
+    notes = notes_of(splits, infos)
+    if problems and data.unusable == "refuse":
+        raise refusal(list(problems), notes)
+    for note in notes:
+        notify(Progress("checking audio", len(infos), len(infos), warning=note))
+    return splits, list(problems), notes
+
+
+def _without(problems: Iterable[Problem], utterances: list[Utterance], split: str) -> list[Utterance]:
+    """The utterances of a split that can be trained on.
+
+    Raises:
+        DataError: there are none.
+    """
+    own = [problem for problem in problems if problem.split == split]
+    bad = {problem.utterance_id for problem in own}
+    left = [utterance for utterance in utterances if utterance.id not in bad]
+    if not left:
+        raise DataError(f"no usable utterance in {split}", details=first_few([problem.message for problem in own]))
+    return left
+
+
+def _vocabulary(data: Data, own: Vocabulary | None, train: list[Utterance]) -> Vocabulary:
+    """The checkpoint's own where it spells all of the corpus, so that its head is of use; else the corpus's."""
+    if own is not None and own.labels == data.labels and not any(own.outside(utterance) for utterance in train):
+        return own
+    if data.labels == "letters":
+        return letters_vocabulary(train if data.alphabet == "found" else None)
+    return phones_vocabulary(train, strip_stress=data.strip_stress)

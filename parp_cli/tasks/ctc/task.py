@@ -1,0 +1,216 @@
+"""Speech recognition with CTC, as `tasks.task.Task`."""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from parp_cli.config.finetune import Recipe
+from parp_cli.data.batching import sorted_batches
+from parp_cli.data.labels import frames_needed
+from parp_cli.data.utterances import Utterance
+from parp_cli.errors import CheckpointError, UsageError
+from parp_cli.models.sources.names import MASK_EMBEDDING
+from parp_cli.models.speech.config import Architecture, build, frames
+from parp_cli.models.speech.forward import compile_layers, recompute_layers
+from parp_cli.models.speech.prunable import touches_front_end
+from parp_cli.runtime.processes import World
+from parp_cli.tasks.batches import UpdateBatches
+from parp_cli.tasks.ctc.advise import blank_diagnosis, validation_message
+from parp_cli.tasks.ctc.augmentation import Augmentation
+from parp_cli.tasks.ctc.data import CtcData, data_hash
+from parp_cli.tasks.ctc.features import DISK_BYTES, MEMORY_BYTES, FrontEndFeatures
+from parp_cli.tasks.ctc.objective import CtcObjective
+from parp_cli.tasks.masking import LatentMasking
+from parp_cli.tasks.task import Origin, Validation
+
+
+@dataclass(frozen=True, kw_only=True)
+class CtcTask:
+    """What a recipe trains: a CTC head over a speech encoder.
+
+    Attributes:
+        recipe: of the run.
+        data: to learn from and to be judged on.
+        architecture: of the encoder.
+        features_folder: where front-end features are kept between runs; None for nowhere.
+    """
+
+    recipe: Recipe
+    data: CtcData
+    architecture: Architecture
+    features_folder: Path | None = None
+
+    kind = "ctc"
+    size_name = "audio_seconds"
+    size_unit = "s of audio"
+
+    @property
+    def train(self) -> Sequence[Utterance]:
+        """Utterances to learn from."""
+        return self.data.train
+
+    def describe(self) -> dict[str, Any]:
+        """The vocabulary of the head, and whether it is of letters or of phones."""
+        return self.data.vocabulary.to_json()
+
+    def data_hash(self) -> str:
+        """Of names, lengths and labels of all utterances."""
+        return data_hash(self.data)
+
+    def findings(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Utterances that are left out, and what is unusual about others."""
+        for problem in self.data.skipped:
+            yield "unusable", {"utterance": problem.utterance_id, "why": problem.message}
+        for note in self.data.notes:
+            yield "note", {"text": note}
+
+    def warning(self) -> str | None:
+        """How many utterances are left out, by the kind of problem."""
+        if not self.data.skipped:
+            return None
+        kinds = Counter(problem.kind for problem in self.data.skipped)
+        counts = ", ".join(f"{kind} {count}" for kind, count in kinds.most_common())
+        return f"{len(self.data.skipped)} utterances are left out ({counts})"
+
+    def name(self, item: Utterance) -> str:
+        """The utterance's id."""
+        return item.id
+
+    def size(self, item: Utterance) -> float:
+        """Its length in seconds."""
+        return item.seconds
+
+    def grouped(self, items: Sequence[Utterance], size: float) -> list[list[int]]:
+        """Forward passes of at most so many seconds, the longest utterances first."""
+        return sorted_batches([utterance.seconds for utterance in items], size)
+
+    def batches(self) -> UpdateBatches[Utterance]:
+        """Utterances of similar length together, each once per epoch."""
+        training = self.recipe.training
+        return UpdateBatches(
+            self.data.train,
+            [utterance.seconds for utterance in self.data.train],
+            batch_size=training.batch_seconds,
+            micro_batch_size=training.micro_batch_seconds,
+            seed=self.recipe.seed,
+        )
+
+    def network(self, origin: Origin) -> Any:
+        """The encoder with the run's dropouts and the origin's weights, and its head where the labels are the same.
+
+        Raises:
+            CheckpointError: the origin has too few weights, or others.
+        """
+        training, architecture = self.recipe.training, self.architecture
+        network: Any = build(
+            architecture,
+            vocabulary_size=len(self.data.vocabulary),
+            layer_drop=training.layer_drop,
+            dropout=training.dropout,
+            attention_dropout=training.attention_dropout,
+            activation_dropout=training.activation_dropout,
+        )
+        network.register_parameter(MASK_EMBEDDING, nn.Parameter(torch.rand(architecture.width)))
+        fresh = network.state_dict()
+        same_head = origin.vocabulary == self.data.vocabulary
+        weights = {n: w.float() for n, w in origin.weights.items() if same_head or not network.is_head(n)}
+        missing = [n for n in fresh if n not in weights and not network.is_head(n) and n != MASK_EMBEDDING]
+        if missing or not set(weights) <= set(fresh):
+            raise CheckpointError(
+                f"{origin.source} does not hold the weights of a {architecture.name}",
+                details=[f"missing: {n}" for n in missing] + [f"left over: {n}" for n in weights if n not in fresh],
+            )
+        network.load_state_dict({**fresh, **weights})
+        return network
+
+    def objective(
+        self,
+        network: Any,
+        *,
+        masked: Iterable[str],
+        sharded: bool,
+        device: torch.device,
+        world: World,
+        scratch: Path,
+    ) -> CtcObjective:
+        """The CTC loss over a network.
+
+        Raises:
+            UsageError: the network is to be sharded, but its front end changes.
+        """
+        training = self.recipe.training
+        prunes = touches_front_end(masked)
+        if sharded and (training.train_front_end or prunes):
+            what = "training.train_front_end" if training.train_front_end else "pruning.scope"
+            raise UsageError(
+                f"training.shard_weights does not go together with a front end that changes ({what})",
+                hint="drop training.shard_weights: then every process holds all weights",
+            )
+        if training.checkpoint_activations:
+            recompute_layers(network)
+        if training.compile:
+            compile_layers(network, device)
+        features = FrontEndFeatures(
+            network,
+            self.architecture,
+            frozen=not training.train_front_end and not prunes,
+            memory_bytes=MEMORY_BYTES // world.local_world_size,
+            disk_bytes=DISK_BYTES // world.local_world_size,
+            folder=self.features_folder,
+            scratch=scratch,
+            augment=self._augmentation,
+        )
+        masking = LatentMasking(
+            time_probability=training.time_mask_probability,
+            time_length=training.time_mask_length,
+            channel_probability=training.channel_mask_probability,
+            channel_length=training.channel_mask_length,
+        )
+        only_head_at_times = training.freeze_encoder_updates > 0
+        return CtcObjective(
+            network=network,
+            features=features,
+            vocabulary=self.data.vocabulary,
+            masking=masking,
+            precision=training.precision,
+            valid=self.data.valid,
+            train_front_end=training.train_front_end,
+            uses_all=training.layer_drop == 0 and masking.time_probability > 0 and not only_head_at_times,
+            world=world,
+        )
+
+    @cached_property
+    def _augmentation(self) -> Augmentation | None:
+        if not self.recipe.training.speed_change:
+            return None
+        return Augmentation(
+            speed_change=self.recipe.training.speed_change,
+            seed=self.recipe.seed,
+            frames=partial(frames, self.architecture),
+            frames_needed=lambda utterance: frames_needed(self.data.vocabulary.encode(utterance)),
+        )
+
+    def brief(self, validations: Sequence[Validation]) -> str:
+        """The best error rate of words or phones."""
+        best = min(validations, key=lambda validation: validation.score)
+        return f"best {best.metrics['word']:.1%}"
+
+    def message(self, values: Mapping[str, Any]) -> str:
+        """Error rates, what training does, and an example."""
+        return validation_message(values)
+
+    def advise(self, validations: Sequence[Validation], *, sparsity: float) -> str | None:
+        """Why transcripts are empty."""
+        training = self.recipe.training
+        return blank_diagnosis(
+            validations,
+            updates=training.updates,
+            only_head_updates=training.freeze_encoder_updates,
+            sparsity=sparsity,
+        )

@@ -1,0 +1,82 @@
+"""SpecAugment on latent features: spans of frames are replaced, spans of channels zeroed (wav2vec 2.0, section 4.3).
+
+B utterances, T frames, D features.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+_MIN_TIME_SPANS = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatentMasking:
+    """How much is masked.
+
+    Attributes:
+        time_probability: expected share of masked frames, were no spans to overlap.
+        time_length: frames per span.
+        channel_probability: the same for channels.
+        channel_length: channels per span.
+    """
+
+    time_probability: float
+    time_length: int
+    channel_probability: float
+    channel_length: int
+
+    def masked(self, features: Tensor, lengths: Sequence[int], embedding: Tensor) -> Tensor:
+        """Projected features (B, T, D) with new masks, which torch's global generator of the CPU draws.
+
+        Args:
+            features: zero where padded.
+            lengths: valid frames of each utterance.
+            embedding: (D,) what masked frames are replaced with.
+        """
+        batch, frames, channels = features.shape
+        if self.time_probability > 0:
+            hidden = span_mask(lengths, frames, self.time_probability, self.time_length, _MIN_TIME_SPANS)
+            hidden = on_device(hidden, features.device)
+            features = torch.where(hidden[..., None], embedding.to(features.dtype), features)
+        if self.channel_probability > 0:
+            hidden = span_mask([channels] * batch, channels, self.channel_probability, self.channel_length, 0)
+            features = features.masked_fill(on_device(hidden, features.device)[:, None, :], 0.0)
+        return features
+
+
+def on_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor of the CPU copied to a device, without waiting for what the device is doing."""
+    if device.type != "cuda":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
+
+
+def span_mask(sizes: Sequence[int], width: int, probability: float, length: int, minimum: int) -> Tensor:
+    """Random spans, which may overlap.
+
+    The number of spans in a row is probability · size / length, rounded up or down at random so that its expectation
+    is exact, and at least `minimum`. Draws from torch's global generator.
+
+    Args:
+        sizes: valid entries of each row.
+        width: columns of the result.
+        probability: expected share of entries covered, were no spans to overlap.
+        length: entries per span.
+        minimum: spans per row at least, where they fit.
+
+    Returns:
+        (len(sizes), width) boolean, True in a span, False beyond a row's size.
+    """
+    mask = torch.zeros(len(sizes), width, dtype=torch.bool)
+    for row, size in enumerate(sizes):
+        span = min(length, size)
+        places = size - span + 1
+        wanted = max(minimum, int(probability * size / length + torch.rand(()).item()))
+        starts = torch.randperm(places)[: min(wanted, places)]
+        mask[row, (starts[:, None] + torch.arange(span)).flatten()] = True
+        if mask[row, :size].all():  # never hide all of a row
+            mask[row, : (size + 1) // 2] = False
+    return mask

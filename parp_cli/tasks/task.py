@@ -1,0 +1,262 @@
+"""What a network is trained to do. A training run knows its task by what is here, and by nothing else.
+
+A task has a folder beside this file. Its items (utterances, crops, sentences) have a size in a unit of its own, which
+limits what an update and a forward pass hold. B items in a forward pass.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, Protocol, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from parp_cli.runtime.processes import World
+
+Item = TypeVar("Item")
+Contra = TypeVar("Contra", contravariant=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Validation:
+    """How good the network is that would be shipped after an update.
+
+    Attributes:
+        update: after which one.
+        train_loss: mean over the updates since the validation before; None where all of them were skipped.
+        score: decides which checkpoint is best; lower is better.
+        metrics: by name, as they are logged.
+    """
+
+    update: int
+    train_loss: float | None
+    score: tuple[float, ...]
+    metrics: Mapping[str, float | None]
+
+    def record(self) -> dict[str, Any]:
+        """As logs and checkpoints hold it: the metrics beside update and loss."""
+        return {"update": self.update, "train_loss": self.train_loss, **self.metrics}
+
+    def to_json(self) -> dict[str, Any]:
+        """The record with the score."""
+        return {**self.record(), "score": list(self.score)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judgement:
+    """What `Objective.validate` found.
+
+    Attributes:
+        score, metrics: of the validation.
+        example: one item's reference and hypothesis, or nothing to show.
+    """
+
+    score: tuple[float, ...]
+    metrics: Mapping[str, float | None]
+    example: Mapping[str, str] | None = None
+
+
+class Origin(Protocol):
+    """The weights that training begins from."""
+
+    @property
+    def architecture(self) -> Any:
+        """Of the network, without weights."""
+
+    @property
+    def weights(self) -> Mapping[str, Tensor]:
+        """By name; with a head where the origin was trained for a task."""
+
+    @property
+    def vocabulary(self) -> Any:
+        """What that head tells apart; None without one."""
+
+    @property
+    def source(self) -> str:
+        """Names it in messages."""
+
+
+class Batches(Protocol[Item]):
+    """Which items each update sees."""
+
+    def take(self) -> list[Item]:
+        """Items of the next update."""
+
+    def upcoming(self) -> list[Item]:
+        """What `take` will return next."""
+
+    @property
+    def position(self) -> dict[str, int]:
+        """All it takes to go on from here in another process."""
+
+    @position.setter
+    def position(self, position: Mapping[str, int]) -> None: ...
+
+
+class Objective(Protocol[Contra]):
+    """The loss of items over one network, and the judgement of that network.
+
+    All that is random in it comes from torch's global generators, which the training run seeds.
+    """
+
+    @property
+    def network(self) -> nn.Module:
+        """All weights that train: what a run saves."""
+
+    @property
+    def module(self) -> nn.Module:
+        """Does all computation that has to be distributed, with the network's weights."""
+
+    @property
+    def layers(self) -> Sequence[nn.Module]:
+        """Of the network: what is recomputed, compiled and sharded one by one."""
+
+    @property
+    def unsharded(self) -> Sequence[nn.Parameter]:
+        """Parameters that are used outside of `module.forward`, so that every process needs them whole."""
+
+    @property
+    def uses_all(self) -> bool:
+        """Whether every parameter that trains has a part in every loss."""
+
+    @property
+    def metric_names(self) -> tuple[str, ...]:
+        """What `losses` reports beside losses."""
+
+    def is_head(self, name: str) -> bool:
+        """Whether a parameter of the network is of the head, which may have its own learning rate."""
+
+    def trains(self, name: str) -> bool:
+        """Whether a parameter of the network trains at all."""
+
+    def skipped_layers(self) -> frozenset[int]:
+        """Layers that an update leaves out, drawn at random."""
+
+    def total(self, items: Sequence[Contra], update: int) -> float:
+        """What the sum of an update's losses is divided by, such as its number of labels."""
+
+    def losses(self, module: nn.Module, items: Sequence[Contra], update: int, skip: frozenset[int]) -> Tensor:
+        """Losses and metrics (B, 1 + metrics) of some of an update's items, before the division by `total`.
+
+        Nothing in it waits for the device.
+
+        Args:
+            module: `module`, or what distributes it.
+            items: of one forward pass.
+            update: its number, from 0.
+            skip: from `skipped_layers`.
+        """
+
+    def forward(self, module: nn.Module, items: Sequence[Contra]) -> None:
+        """Pass items through the network as it is evaluated, one at a time, for hooks on its modules to see.
+
+        Args:
+            module: `module`, or what distributes it.
+            items: the same in every process, each of which passes all of them.
+        """
+
+    def prefetch(self, items: Sequence[Contra]) -> None:
+        """Begin to read, in the background, what an update will ask for."""
+
+    def device_room(self, items: Sequence[Contra]) -> int:
+        """Bytes of the device that are still to be taken by what is kept of these items."""
+
+    def validate(self, module: nn.Module, train_metrics: Mapping[str, float | None], number: int) -> Judgement:
+        """Judge the network as it is now.
+
+        Args:
+            module: `module`, or what distributes it.
+            train_metrics: of `metric_names`, means over the updates since the validation before.
+            number: of the validation, from 0.
+        """
+
+    def report(self) -> str | None:
+        """What there is to say after the first validation; None for nothing."""
+
+    def close(self) -> None:
+        """End what works in the background."""
+
+
+class Task(Protocol[Item]):
+    """A task with its data."""
+
+    @property
+    def kind(self) -> str:
+        """Names it in files and recipes."""
+
+    @property
+    def size_name(self) -> str:
+        """What `size` measures, as logs name it, such as audio_seconds."""
+
+    @property
+    def size_unit(self) -> str:
+        """The same for people, such as "s of audio"."""
+
+    @property
+    def train(self) -> Sequence[Item]:
+        """Items to learn from."""
+
+    def describe(self) -> dict[str, Any]:
+        """What a checkpoint says of its head, for JSON."""
+
+    def data_hash(self) -> str:
+        """Changes whenever what is learned from or judged on does."""
+
+    def findings(self) -> Iterable[tuple[str, dict[str, Any]]]:
+        """What the data's check found: events for the log, with their values."""
+
+    def warning(self) -> str | None:
+        """One line about items that are left out; None where there are none."""
+
+    def name(self, item: Item) -> str:
+        """Of an item, for messages."""
+
+    def size(self, item: Item) -> float:
+        """In the task's unit."""
+
+    def grouped(self, items: Sequence[Item], size: float) -> list[list[int]]:
+        """Forward passes of at most `size`, padding included, the largest first: indices of their items."""
+
+    def batches(self) -> Batches[Item]:
+        """Which items each update sees, from the first update on."""
+
+    def network(self, origin: Any) -> Any:
+        """The network on the CPU, with the weights of an `Origin` as far as they fit the task."""
+
+    def objective(
+        self, network: Any, *, masked: Iterable[str], sharded: bool, device: torch.device, world: World, scratch: Any
+    ) -> Objective[Item]:
+        """The loss over a network.
+
+        Args:
+            network: from `network`, on its device unless it is to be sharded.
+            masked: names of weights whose masks may change.
+            sharded: whether its weights will be sharded.
+            device: that computes.
+            world: that trains it.
+            scratch: a folder for what can be thrown away.
+        """
+
+    def brief(self, validations: Sequence[Validation]) -> str:
+        """What has been reached so far, in a few words."""
+
+    def message(self, values: Mapping[str, Any]) -> str:
+        """A line about a validation, from the values that are logged of it."""
+
+    def advise(self, validations: Sequence[Validation], *, sparsity: float) -> str | None:
+        """What is wrong with a run that does not learn, and what to do; None where there is nothing to say."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class UpdateLoss(Generic[Item]):
+    """The loss of an update.
+
+    Attributes:
+        mean: over what the task counts.
+        metrics: of `Objective.metric_names`.
+        not_finite: items whose own loss is not finite.
+    """
+
+    mean: float
+    metrics: tuple[float, ...]
+    not_finite: tuple[Item, ...]

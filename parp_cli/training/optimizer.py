@@ -1,0 +1,61 @@
+"""The optimizer of a training run, its learning rate, and what trains at all."""
+
+from typing import Any
+
+import torch
+
+from parp_cli.config.finetune import Training
+from parp_cli.tasks.task import Objective
+
+_INITIAL_SCALE = 0.01
+"""Share of the peak at which the warm-up begins."""
+
+
+def adam(training: Training, objective: Objective[Any]) -> torch.optim.Optimizer:
+    """AdamW over what trains, with a group of its own for the head, whose peak learning rate may differ."""
+    trained = [(n, p) for n, p in objective.network.named_parameters() if objective.trains(n)]
+    groups = [
+        {"params": [p for n, p in trained if not objective.is_head(n)], "peak": training.learning_rate},
+        {
+            "params": [p for n, p in trained if objective.is_head(n)],
+            "peak": training.head_learning_rate or training.learning_rate,
+        },
+    ]
+    return torch.optim.AdamW(
+        [group for group in groups if group["params"]],
+        lr=training.learning_rate,
+        betas=training.adam_betas,
+        eps=training.adam_epsilon,
+        weight_decay=training.weight_decay,
+        fused=True,
+    )
+
+
+def freeze(objective: Objective[Any], *, only_head: bool) -> None:
+    """Choose what trains: what the objective says, or of that the head alone."""
+    for name, parameter in objective.network.named_parameters():
+        parameter.requires_grad_(objective.trains(name) and (objective.is_head(name) or not only_head))
+
+
+def tri_stage(update: int, updates: int, *, warmup: float, hold: float, decay: float, final_scale: float) -> float:
+    """Share of the peak learning rate at `update`, counted from 0: the schedule of wav2vec 2.0's fine-tuning.
+
+    Linear from 0.01 to 1 over `warmup` of the updates, 1 over `hold`, then exponentially down to `final_scale` over
+    `decay`, where it stays.
+    """
+    rising, holding, falling = (round(share * updates) for share in (warmup, hold, decay))
+    if update < rising:
+        return _INITIAL_SCALE + (1 - _INITIAL_SCALE) * update / rising
+    if update < rising + holding:
+        return 1.0
+    progress = min(1.0, (update - rising - holding) / max(1, falling))
+    return float(final_scale**progress)
+
+
+def linear(update: int, updates: int, *, warmup: float) -> float:
+    """Share of the peak learning rate at `update`, counted from 0: the schedule of HuBERT's pre-training.
+
+    Linear up over `warmup` of the updates, then linear down to 0.
+    """
+    rising = max(1, round(warmup * updates))
+    return min((update + 1) / rising, (updates - update) / max(1, updates - rising))
