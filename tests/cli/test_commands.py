@@ -124,7 +124,10 @@ def test_a_method_of_several_runs(parp: Any, world: World, tmp_path: Path) -> No
     for line in ("fine-tuning (round 1 of 2): 1/1", "fine-tuning (round 2 of 2): 1/1", "fine-tuning (imp): 6/6"):
         assert line in answer.err
     assert len(list((tmp_path / "parp-run" / "rounds").iterdir())) == 2
-    again = parp("finetune", *settings, "--json")
+    refused = parp("finetune", *settings)
+    assert (refused.code, refused.out) == (2, "")
+    assert "this run has finished, after update 6" in refused.err
+    again = parp("finetune", *settings, "--resume", "--json")
     assert "round 1 of 2" not in again.err
     result = json.loads(again.out)
     assert (result["cost"]["updates"], result["own_cost"]["updates"]) == (8, 6)

@@ -18,6 +18,7 @@ from parp_cli.tasks.ctc.validate import recognise
 from parp_cli.tasks.masking import LatentMasking, on_device
 from parp_cli.tasks.task import Judgement
 
+
 class Logits(nn.Module):
     """From front-end features to logits, as `models.speech.forward.encode`, in the shape in which torch distributes
     modules.
