@@ -55,10 +55,7 @@ class Decoding:
         lm: an ARPA file (.gz or not), a KenLM binary, or a name in `lm.PUBLISHED`; for "beam" also "hf:" and the name
             or folder of a causal Transformer.
         lexicon: words and their letters; by default the language model's words, or the file published with it.
-        beam_size: by default from `BEAM_SIZES`, or `RESCORED_BEAM_SIZE` for a beam with a language model.
-        lm_weight: of the language model's log10 probability; by default `LM_WEIGHT`.
-        word_score: added per word where there is a lexicon or a language model; by default `WORD_SCORE`.
-        nbest: maximum hypotheses per utterance.
+        word_score: added per word where there is a lexicon or a language model.
     """
 
     decoder: Decoder = "greedy"
@@ -75,7 +72,6 @@ class Chosen:
     """A loaded search and where its words come from.
 
     Attributes:
-        search: as asked for.
         spelt: the lexicon, and the words that the vocabulary cannot spell; None where any word can be found.
         lexicon: the file of the words; None where they are the language model's own, or there is no lexicon.
         lm: the language model as it was asked for.
@@ -98,19 +94,17 @@ class Chosen:
     def describe(self) -> str:
         """The decoding in words, with every number that affects it."""
         search = self.search
-        match search:
-            case GreedySearch():
-                return "greedy"
-            case BeamSearch():
-                return f"beam search, beam {search.beam_size}"
-            case Rescored():
-                parts = ["beam search", f"beam {search.search.beam_size}", f"reordered by LM {self.lm}"]
-            case LexiconSearch():
-                words = "the LM's own words" if self.lexicon is None else str(self.lexicon)
-                parts = ["lexicon search", f"beam {search.beam_size}", f"lexicon {words}"]
-                parts += [] if self.lm is None else [f"LM {self.lm}"]
-        parts += [] if self.lm is None else [f"LM weight {search.lm_weight:g}"]
-        return ", ".join([*parts, f"word score {search.word_score:g}"])
+        if isinstance(search, GreedySearch):
+            return "greedy"
+        if isinstance(search, BeamSearch):
+            return f"beam search, beam {search.beam_size}"
+        lm = "" if self.lm is None else f"LM {self.lm}, LM weight {search.lm_weight:g}, "
+        if isinstance(search, Rescored):
+            text = f"beam search, beam {search.search.beam_size}, reordered by {lm}"
+        else:
+            words = "the LM's own words" if self.lexicon is None else str(self.lexicon)
+            text = f"lexicon search, beam {search.beam_size}, lexicon {words}, {lm}"
+        return f"{text}word score {search.word_score:g}"
 
 
 def choose(decoding: Decoding, vocabulary: Vocabulary, *, device: str = "cpu", notify: Notify = silent) -> Chosen:
@@ -118,7 +112,6 @@ def choose(decoding: Decoding, vocabulary: Vocabulary, *, device: str = "cpu", n
 
     Args:
         device: where a Transformer scores hypotheses; all else runs on the CPU.
-        notify: is told how far the download of a published language model is.
 
     Raises:
         UsageError: the options do not go together, or the vocabulary is of phones and must be of letters.
@@ -147,11 +140,11 @@ def choose(decoding: Decoding, vocabulary: Vocabulary, *, device: str = "cpu", n
         return Chosen(search=rescored, lm=lm)
     model = None if lm is None else open_language_model(lm, notify)
     lexicon = decoding.lexicon or (None if model is None else model.lexicon)
-    if lexicon is not None:
-        spelt = read_lexicon(lexicon, vocabulary)
-    else:
-        assert model is not None
+    if lexicon is None and model is not None:
         spelt = lexicon_of(arpa_words(model), vocabulary)
+    else:
+        assert lexicon is not None
+        spelt = read_lexicon(lexicon, vocabulary)
     path = None if model is None else model.path
     search = LexiconSearch(
         trie=LexiconTrie(vocabulary=vocabulary, lexicon=spelt.lexicon, language_model=path),

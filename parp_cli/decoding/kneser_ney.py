@@ -10,9 +10,10 @@ n-grams of one order are rows of arrays. A row refers to its first n - 1 words (
 """
 
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TextIO
+from itertools import zip_longest
+from typing import NamedTuple, TextIO
 
 import numpy
 from numpy.typing import NDArray
@@ -29,9 +30,6 @@ _NEVER = -99.0
 
 _UNKNOWN_ID, _BEGIN_ID, _END_ID = range(3)
 
-_ROWS = 1 << 16
-"""n-grams written at once."""
-
 Discounts = tuple[float, float, float]
 """Subtracted from counts of one, of two, and of three or more."""
 
@@ -42,7 +40,7 @@ Ints = NDArray[numpy.int64]
 Floats = NDArray[numpy.float64]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass
 class Order:
     """All n-grams of one order, with their probabilities.
 
@@ -51,8 +49,7 @@ class Order:
         words: numbers of the last words.
         probabilities: of the last word after the context, interpolated with all lower orders.
         backoffs: factor of the lower order where a word was never seen after this n-gram.
-        discounts: subtracted from this order's counts.
-        fallback: whether these are `FALLBACK_DISCOUNTS`.
+        fallback: whether the discounts are `FALLBACK_DISCOUNTS`.
     """
 
     contexts: Ints
@@ -83,8 +80,7 @@ class NGramModel:
     tokens: int
 
 
-@dataclass(frozen=True)
-class _Counts:
+class _Counts(NamedTuple):
     """n-grams of one order and how often each occurs."""
 
     contexts: Ints
@@ -95,59 +91,41 @@ class _Counts:
 
 
 def estimate(sentences: Iterable[str], order: int) -> NGramModel:
-    """Count n-grams of sentences and smooth them.
+    """Count n-grams of sentences (words separated by spaces; read once, empty ones skipped) and smooth them.
 
-    Sentences are read once, one at a time, but the words are kept as numbers: at order 4 about 250 bytes per word of
-    text in all, so that 10 million words (LibriSpeech's transcripts) take 2.5 GB. For more, use KenLM's lmplz.
-
-    Args:
-        sentences: words separated by spaces; those without any words are skipped.
-        order: 1 to 6.
+    The words are kept as numbers: at order 4 about 250 bytes per word of text in all, so that 10 million words
+    (LibriSpeech's transcripts) take 2.5 GB. For more, use KenLM's lmplz.
 
     Raises:
-        UsageError: the order is out of range.
+        UsageError: the order is not 1 to `MAX_ORDER`.
         DataError: there is no word, or one of <s>, </s> and <unk> is a word of the text.
     """
     if not 1 <= order <= MAX_ORDER:
         raise UsageError(f"no n-gram model of order {order}", hint=f"orders are 1 to {MAX_ORDER}; 4 is usual")
     words, tokens, count = _read(sentences)
-    tables = _count(tokens, len(words), order)
-    adjusted = [*map(_continuations, tables, tables[1:]), tables[-1].counts]
-    # <s> is never predicted, and <unk> never seen.
-    adjusted[0] = adjusted[0].copy()
-    adjusted[0][[_UNKNOWN_ID, _BEGIN_ID]] = 0
-    return NGramModel(
-        words=words,
-        orders=_smooth(tables, adjusted, possible=len(words) - 1),
-        sentences=count,
-        tokens=len(tokens) - 2 * count,
-    )
+    orders = _smooth(_count(tokens, len(words), order), possible=len(words) - 1)
+    return NGramModel(words=words, orders=orders, sentences=count, tokens=len(tokens) - 2 * count)
 
 
 def write_arpa(model: NGramModel, file: TextIO) -> None:
     """Write a model in ARPA's format, log10 with seven decimals. The same text and order give the same bytes."""
     file.write("\\data\\\n")
-    for number, order in enumerate(model.orders, start=1):
-        file.write(f"ngram {number}={len(order)}\n")
+    file.writelines(f"ngram {number}={len(order)}\n" for number, order in enumerate(model.orders, start=1))
     spelt: list[str] = [""]  # the n-grams of the order before
     for number, order in enumerate(model.orders, start=1):
         file.write(f"\n\\{number}-grams:\n")
-        longest = number == len(model.orders)
-        found: list[str] = []
-        for start in range(0, len(order), _ROWS):
-            rows = slice(start, start + _ROWS)
-            contexts, words = order.contexts[rows].tolist(), order.words[rows].tolist()
-            texts = [f"{spelt[c]} {model.words[w]}".lstrip() for c, w in zip(contexts, words, strict=True)]
-            with numpy.errstate(divide="ignore"):
-                probabilities = numpy.maximum(numpy.log10(order.probabilities[rows]), _NEVER).tolist()
-            if longest:
-                file.writelines(f"{p:.7f}\t{text}\n" for p, text in zip(probabilities, texts, strict=True))
-            else:
-                backoffs = numpy.log10(order.backoffs[rows]).tolist()
-                columns = zip(probabilities, texts, backoffs, strict=True)
-                file.writelines(f"{p:.7f}\t{text}\t{backoff:.7f}\n" for p, text, backoff in columns)
-                found += texts
-        spelt = found
+        with numpy.errstate(divide="ignore"):
+            probabilities = numpy.maximum(numpy.log10(order.probabilities), _NEVER)
+        longest, texts = number == len(model.orders), list[str]()
+        # Row by row, as lists of all columns would take several times the arrays' memory.
+        for context, word, p, b in zip(
+            order.contexts, order.words, probabilities, numpy.log10(order.backoffs), strict=True
+        ):
+            text = f"{spelt[context]} {model.words[word]}".lstrip()
+            file.write(f"{p:.7f}\t{text}\n" if longest else f"{p:.7f}\t{text}\t{b:.7f}\n")
+            if not longest:
+                texts.append(text)
+        spelt = texts
     file.write("\n\\end\\\n")
 
 
@@ -157,19 +135,16 @@ def _read(sentences: Iterable[str]) -> tuple[tuple[str, ...], Ints, int]:
     tokens, count = array("i"), 0
     for sentence in sentences:
         spoken = sentence.split()
-        if not spoken:
-            continue
-        foreign = sorted(set(spoken).intersection(SPECIAL_WORDS))
-        if foreign:
+        if reserved := sorted(set(spoken).intersection(SPECIAL_WORDS)):
             raise DataError(
-                f"a sentence of the text has {' and '.join(foreign)} as a word",
+                f"a sentence of the text has {' and '.join(reserved)} as a word",
                 details=[sentence.strip()[:200]],
                 hint="language models reserve these words: remove them from the text",
             )
-        tokens.append(_BEGIN_ID)
-        tokens.extend(numbers.setdefault(word, len(numbers)) for word in spoken)
-        tokens.append(_END_ID)
-        count += 1
+        if spoken:
+            ids = [numbers.setdefault(word, len(numbers)) for word in spoken]
+            tokens.extend([_BEGIN_ID, *ids, _END_ID])
+            count += 1
     if not count:
         raise DataError("no words to build a language model from", hint="name a text with one sentence per line")
     return tuple(numbers), numpy.frombuffer(tokens, dtype=numpy.int32).astype(numpy.int64), count
@@ -196,52 +171,28 @@ def _count(tokens: Ints, vocabulary: int, order: int) -> list[_Counts]:
     return tables
 
 
-def _continuations(table: _Counts, longer: _Counts) -> Ints:
-    """How many different words precede each n-gram: Kneser-Ney's counts for all orders but the highest."""
-    before = numpy.bincount(longer.suffixes, minlength=len(table.words))
-    return numpy.where(table.begins, table.counts, before)
-
-
-def _smooth(tables: Sequence[_Counts], adjusted: Sequence[Ints], possible: int) -> tuple[Order, ...]:
-    """Probabilities and backoffs of all orders.
-
-    Args:
-        possible: words that can be predicted, <unk> and </s> among them.
-    """
-    probabilities: list[Floats] = []
-    backoffs: list[Floats] = []
-    chosen: list[tuple[Discounts, bool]] = []
+def _smooth(tables: list[_Counts], possible: int) -> tuple[Order, ...]:
+    """Probabilities and backoffs of all orders; `possible` words can be predicted, <unk> and </s> among them."""
+    orders: list[Order] = []
     lower = numpy.array([1 / possible])
-    for table, counts in zip(tables, adjusted, strict=True):
+    for table, longer in zip_longest(tables, tables[1:]):
+        counts = table.counts
+        if longer is not None:
+            # Kneser-Ney's counts for all orders but the highest: how many different words precede each n-gram.
+            counts = numpy.where(table.begins, counts, numpy.bincount(longer.suffixes, minlength=len(counts)))
+        if not orders:  # <s> is never predicted, and <unk> never seen
+            counts = numpy.where(numpy.isin(table.words, [_UNKNOWN_ID, _BEGIN_ID]), 0, counts)
         discounts, fallback = _discounts(counts)
-        contexts = len(lower)
-        totals = numpy.bincount(table.contexts, weights=counts, minlength=contexts)
         taken = numpy.array([0.0, *discounts])[numpy.minimum(counts, 3)]
-        left = numpy.bincount(table.contexts, weights=taken, minlength=contexts)
+        totals, left = (numpy.bincount(table.contexts, some, minlength=len(lower)) for some in (counts, taken))
         # A context that nothing follows (it ends with </s>) uses the order below alone.
         weights = numpy.where(totals > 0, left / numpy.maximum(totals, 1), 1.0)
-        if probabilities:
-            backoffs.append(weights)
-        probabilities.append(
-            (counts - taken) / totals[table.contexts] + weights[table.contexts] * lower[table.suffixes]
-        )
-        lower = probabilities[-1]
-        chosen.append((discounts, fallback))
-    probabilities[0][_BEGIN_ID] = 0.0
-    backoffs.append(numpy.ones(len(tables[-1].words)))
-    return tuple(
-        Order(
-            contexts=table.contexts,
-            words=table.words,
-            probabilities=probability,
-            backoffs=backoff,
-            discounts=discounts,
-            fallback=fallback,
-        )
-        for table, probability, backoff, (discounts, fallback) in zip(
-            tables, probabilities, backoffs, chosen, strict=True
-        )
-    )
+        if orders:
+            orders[-1].backoffs = weights
+        lower = (counts - taken) / totals[table.contexts] + weights[table.contexts] * lower[table.suffixes]
+        orders.append(Order(table.contexts, table.words, lower, numpy.ones(len(lower)), discounts, fallback))
+    orders[0].probabilities[_BEGIN_ID] = 0.0
+    return tuple(orders)
 
 
 def _discounts(counts: Ints) -> tuple[Discounts, bool]:

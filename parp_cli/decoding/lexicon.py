@@ -22,7 +22,7 @@ from torch import Tensor
 
 from parp_cli.data.labels import BLANK_ID, BOUNDARY, Vocabulary
 from parp_cli.data.text import normalize_text
-from parp_cli.decoding.lm import cannot_load, fields_of, flashlight, quiet_loading
+from parp_cli.decoding.lm import Reloading, cannot_load, flashlight, quiet_loading
 from parp_cli.decoding.search import Hypothesis, collapse
 from parp_cli.errors import DataError, UsageError, first_few
 
@@ -67,8 +67,7 @@ def lexicon_of(words: Iterable[str], vocabulary: Vocabulary) -> Spelt:
     """Words spelt letter by letter, sorted.
 
     Raises:
-        UsageError: the vocabulary is of phones.
-        DataError: not one word can be spelt.
+        UsageError, DataError: the vocabulary is of phones, or spells none of the words.
     """
     require_letters(vocabulary)
     spellings = {word: spelling(word, vocabulary) for word in sorted(set(words))}
@@ -89,9 +88,7 @@ def lexicon_lines(lexicon: Lexicon) -> str:
 
 
 def read_lexicon(path: Path, vocabulary: Vocabulary) -> Spelt:
-    """The words of a lexicon file with their spellings.
-
-    Spellings may be of another case than the vocabulary, and lack the boundary at their end.
+    """The words of a lexicon file; spellings may be of another case, and lack the boundary at their end.
 
     Raises:
         UsageError: the vocabulary is of phones.
@@ -103,29 +100,24 @@ def read_lexicon(path: Path, vocabulary: Vocabulary) -> Spelt:
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"cannot read the lexicon {path}", details=[str(error)]) from error
     found: dict[str, list[tuple[str, ...]]] = {}
-    left_out: dict[str, None] = {}
-    problems = []
+    left_out, problems = [], []
     for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        word, *letters = line.split()
+        word, *letters = line.split() or [""]
         letters = letters[:-1] if letters[-1:] == [BOUNDARY] else letters
         if not letters:
-            problems.append(f"line {number}: {line.strip()!r}")
-            continue
-        spelt = spelling(letters, vocabulary)
-        if spelt is None:
-            left_out[word] = None
+            problems += [f"line {number}: {line.strip()!r}"] if word else []
+        elif (spelt := spelling(letters, vocabulary)) is None:
+            left_out.append(word)
         elif spelt not in found.setdefault(word, []):
             found[word].append(spelt)
     if problems or not found:
         raise DataError(
             f"{path} is not a lexicon of the vocabulary's letters",
-            details=first_few(problems or list(left_out)),
+            details=first_few(problems or list(dict.fromkeys(left_out))),
             hint='each line is a word and its letters separated by spaces, such as "HELLO H E L L O |"',
         )
     lexicon = {word: tuple(spellings) for word, spellings in found.items()}
-    return Spelt(lexicon, [word for word in left_out if word not in lexicon])
+    return Spelt(lexicon, [word for word in dict.fromkeys(left_out) if word not in lexicon])
 
 
 def outside(references: Iterable[str], lexicon: Lexicon) -> Counter[str]:
@@ -143,23 +135,11 @@ def require_letters(vocabulary: Vocabulary) -> None:
         )
 
 
-class _Loaded(NamedTuple):
-    """flashlight's own objects."""
-
-    language_model: Any
-    trie: Any
-
-
 @dataclass(frozen=True, kw_only=True)
-class LexiconTrie:
-    """A lexicon as a tree of letters, with a language model: what takes long to load and does not depend on weights.
+class LexiconTrie(Reloading):
+    """A lexicon as a tree of letters, with a language model file if any: what takes long to load, whatever the weights.
 
     Loaded when first needed, and shared by all searches that hold it.
-
-    Attributes:
-        vocabulary: of letters.
-        lexicon: in the vocabulary's letters.
-        language_model: ARPA or KenLM binary, as `lm.open_language_model` accepts it; None for none.
     """
 
     vocabulary: Vocabulary
@@ -173,7 +153,7 @@ class LexiconTrie:
             UsageError: the extra `lm` is not installed, or the vocabulary is of phones.
             DataError: the language model cannot be read.
         """
-        decoder, loaded = flashlight("decoder"), self._loaded
+        decoder, (language_model, trie) = flashlight("decoder"), self._loaded
         options = decoder.LexiconDecoderOptions(
             beam_size=beam_size,
             beam_size_token=len(self.vocabulary),
@@ -187,12 +167,8 @@ class LexiconTrie:
         )
         transitions: list[float] = []  # between labels: CTC has none
         return decoder.LexiconDecoder(
-            options, loaded.trie, loaded.language_model, self.boundary, BLANK_ID, _NO_UNKNOWN_WORD, transitions, False
+            options, trie, language_model, self.boundary, BLANK_ID, _NO_UNKNOWN_WORD, transitions, False
         )
-
-    def __getstate__(self) -> dict[str, Any]:
-        """The fields alone: another process loads its own."""
-        return fields_of(self)
 
     @property
     def boundary(self) -> int:
@@ -200,7 +176,8 @@ class LexiconTrie:
         return self.vocabulary.symbols.index(BOUNDARY)
 
     @cached_property
-    def _loaded(self) -> _Loaded:
+    def _loaded(self) -> tuple[Any, Any]:
+        """flashlight's language model and trie."""
         require_letters(self.vocabulary)
         decoder = flashlight("decoder")
         ids = {symbol: label for label, symbol in enumerate(self.vocabulary.symbols)}
@@ -213,7 +190,7 @@ class LexiconTrie:
             for letters in spellings:
                 trie.insert([ids[letter] for letter in letters], number, score)
         trie.smear(decoder.SmearingMode.MAX)
-        return _Loaded(language_model, trie)
+        return language_model, trie
 
     def _open(self) -> Any:
         """The language model, in which a word's number is its place in the lexicon."""
@@ -228,7 +205,7 @@ class LexiconTrie:
 
 
 @dataclass(frozen=True, kw_only=True)
-class LexiconSearch:
+class LexiconSearch(Reloading):
     """Beam search through a lexicon.
 
     The score is the natural logarithm of the best alignment's CTC probability, plus `lm_weight` times the language
@@ -238,9 +215,7 @@ class LexiconSearch:
     Attributes:
         trie: words and language model; `dataclasses.replace` gives a search with other weights that shares it.
         beam_size: hypotheses kept after each frame.
-        lm_weight: of the language model; at least 0.
         word_score: added per word: above 0 favours more and shorter words.
-        nbest: maximum hypotheses per utterance.
     """
 
     trie: LexiconTrie
@@ -251,28 +226,18 @@ class LexiconSearch:
     pays_in_processes = True  # although each process loads words and language model for itself
 
     def __call__(self, logits: Sequence[Tensor]) -> list[list[Hypothesis]]:
-        """Hypotheses of each utterance, best first; none where not even the shortest word fits its frames.
+        """Hypotheses of each utterance, best first, from its logits (T_i, V) up to a constant per frame.
 
-        Args:
-            logits: of each utterance, (T_i, V), as natural logarithms up to a constant per frame.
-
-        Raises:
-            UsageError: the extra `lm` is not installed, or the vocabulary is of phones.
-            DataError: the language model cannot be read.
+        There are none where not even the shortest word fits its frames. Raises as `LexiconTrie.decoder`.
         """
         return [self._search(self._with_end(item)) for item in logits]
 
-    def __getstate__(self) -> dict[str, Any]:
-        """The fields alone: another process makes its own decoder."""
-        return fields_of(self)
-
     @cached_property
     def decoder(self) -> Any:
-        """flashlight's decoder, loaded when first asked for. Raises as a call does."""
+        """flashlight's decoder, loaded when first asked for. Raises as `LexiconTrie.decoder`."""
         return self.trie.decoder(beam_size=self.beam_size, lm_weight=self.lm_weight, word_score=self.word_score)
 
     def _search(self, frames: Tensor) -> list[Hypothesis]:
-        """Search one utterance's log probabilities (T, V)."""
         results = self.decoder.decode(frames.data_ptr(), *frames.shape)
         best: dict[str, Hypothesis] = {}
         # Hypotheses that read the same can differ in their spaces.

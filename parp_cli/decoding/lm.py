@@ -41,13 +41,7 @@ _TEXTS = 64
 
 @dataclass(frozen=True, kw_only=True)
 class LanguageModel:
-    """An n-gram model file.
-
-    Attributes:
-        path: what KenLM reads.
-        kind: the words of an ARPA file can be listed; those of a binary cannot.
-        lexicon: the file published with it, if any.
-    """
+    """An n-gram model file that KenLM reads, and the lexicon published with it, if any."""
 
     path: Path
     kind: Literal["arpa", "binary"]
@@ -94,11 +88,7 @@ def open_text(path: Path) -> IO[str]:
 
 
 def require(module: str, package: str, purpose: str, *, install: str = _INSTALL) -> Any:
-    """Import an optional module.
-
-    Raises:
-        UsageError: it is not installed.
-    """
+    """Import an optional module. Raises `UsageError` where it is not installed."""
     try:
         return importlib.import_module(module)
     except ImportError as error:
@@ -106,25 +96,24 @@ def require(module: str, package: str, purpose: str, *, install: str = _INSTALL)
 
 
 def flashlight(module: str) -> Any:
-    """A module of flashlight-text, by its name within the package.
-
-    Raises:
-        UsageError: the extra `lm` is not installed.
-    """
+    """A module of flashlight-text, by its name within the package; raises as `require`."""
     return require(f"flashlight.lib.text.{module}", "flashlight-text", "decoding with a lexicon")
 
 
 def require_kenlm() -> Any:
-    """The package kenlm.
-
-    Raises:
-        UsageError: the extra `lm` is not installed.
-    """
+    """The package kenlm; raises as `require`."""
     return require("kenlm", "kenlm", "rescoring with an n-gram model")
 
 
+class Reloading:
+    """A dataclass that caches what it loads: in another process, to which models cannot be sent, it loads it again."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {field.name: getattr(self, field.name) for field in fields(self)}  # type: ignore[arg-type]
+
+
 @dataclass(frozen=True)
-class NGramScorer:
+class NGramScorer(Reloading):
     """Scores texts with an n-gram model, ARPA or KenLM binary, through the package kenlm.
 
     Unknown words have the probability of <unk>. A word that the model knows only in another case is looked up as such.
@@ -137,12 +126,7 @@ class NGramScorer:
     path: Path
 
     def __call__(self, texts: Sequence[str]) -> list[float]:
-        """log10 probabilities."""
         return [self.model.score(" ".join(map(self._known, text.split()))) for text in texts]
-
-    def __getstate__(self) -> dict[str, Any]:
-        """The path alone: another process loads the model itself."""
-        return fields_of(self)
 
     @cached_property
     def model(self) -> Any:
@@ -160,7 +144,7 @@ class NGramScorer:
 
 
 @dataclass(frozen=True)
-class TransformerScorer:
+class TransformerScorer(Reloading):
     """Scores lower-cased texts with a causal Transformer of the Hub, or in a folder, through transformers.
 
     Raises:
@@ -172,13 +156,8 @@ class TransformerScorer:
     device: str = "cpu"
 
     def __call__(self, texts: Sequence[str]) -> list[float]:
-        """log10 probabilities, from the beginning of a sentence to its end."""
         batches = [texts[start : start + _TEXTS] for start in range(0, len(texts), _TEXTS)]
         return [score for batch in batches for score in self._score(batch)]
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Name and device alone: another process loads the model itself."""
-        return fields_of(self)
 
     @torch.inference_mode()
     def _score(self, texts: Sequence[str]) -> list[float]:
@@ -211,11 +190,6 @@ class TransformerScorer:
                 f"the tokenizer of {self.name} has no end of text", hint="take a causal model, such as gpt2"
             )
         return tokenizer, model.to(self.device).eval()
-
-
-def fields_of(instance: Any) -> dict[str, Any]:
-    """The fields of a dataclass without what it has cached: models that were loaded cannot go to another process."""
-    return {field.name: getattr(instance, field.name) for field in fields(instance)}
 
 
 def cannot_load(model: Path | str, error: Exception, hint: str = _HINT) -> DataError:

@@ -24,8 +24,7 @@ Encoder = Callable[[Tensor, Tensor], Tensor]
 class Features(Protocol):
     """Features of utterances from the feature encoder, each (T, C)."""
 
-    def __call__(self, utterances: Sequence[Utterance]) -> list[Tensor]:
-        """Of these utterances, in their order."""
+    def __call__(self, utterances: Sequence[Utterance]) -> list[Tensor]: ...
 
     def prefetch(self, utterances: Sequence[Utterance]) -> None:
         """Begin to read what is asked for next."""
@@ -44,11 +43,9 @@ def logits_of(
     """Logits (T, V) of each utterance by its index, float32 on the CPU, as they come; they do not depend on the batch.
 
     Args:
-        model: with a CTC head; put into evaluation mode, and back at the end.
+        model: with a CTC head; in evaluation mode meanwhile.
         batch_seconds: padded audio in one forward pass.
-        encoder: by default the model's.
-        world: among which the batches are dealt out; each has its own share, in which an utterance may come twice
-            so that all take equally many steps.
+        world: among which the batches are dealt out; an utterance may come twice so that all take equally many steps.
 
     Raises:
         CheckpointError: the model produced non-finite logits.
@@ -61,10 +58,12 @@ def logits_of(
     model.eval()
     try:
         for place, (number, _) in enumerate(world.share(len(batches))):
-            features.prefetch([*own[place], *(own[place + 1] if place + 1 < len(own) else ())])
-            logits, lengths = _forward(encoder, features(own[place]))
-            _check_finite(logits, own[place])
-            for index, row, length in zip(batches[number], logits, lengths, strict=True):
+            features.prefetch([utterance for batch in own[place : place + 2] for utterance in batch])
+            padded, lengths = pad(features(own[place]))
+            with torch.inference_mode():
+                logits = encoder(padded, lengths).float().cpu()
+            check_finite(logits, [f" for utterance {utterance.id}" for utterance in own[place]])
+            for index, row, length in zip(batches[number], logits, lengths.tolist(), strict=True):
                 yield index, row[:length]
             done += len(own[place])
             step = min(done * world.world_size, len(utterances))
@@ -73,18 +72,11 @@ def logits_of(
         model.train(was_training)
 
 
-@torch.inference_mode()
-def _forward(encoder: Encoder, features: list[Tensor]) -> tuple[Tensor, list[int]]:
-    """Logits (B, T, V), float32 on the CPU, and the lengths of the utterances."""
-    padded, lengths = pad(features)
-    return encoder(padded, lengths).float().cpu(), lengths.tolist()
-
-
-def _check_finite(logits: Tensor, utterances: Sequence[Utterance]) -> None:
+def check_finite(logits: Tensor, of_what: Sequence[str]) -> None:
     """Refuse logits (B, T, V) of a model whose training diverged."""
     broken = ~torch.isfinite(logits).flatten(1).all(1)
     if bool(broken.any()):
         raise CheckpointError(
-            f"the model produced non-finite logits for utterance {utterances[int(broken.nonzero()[0])].id}",
+            f"the model produced non-finite logits{of_what[int(broken.nonzero()[0])]}",
             hint="its training diverged: lower training.learning_rate, or set training.gradient_clip",
         )

@@ -39,13 +39,9 @@ def usable_cores() -> int:
 
 
 def max_workers(search: Search, requested: int | None = None) -> int:
-    """Processes that a search may be divided among, where there is enough to do for them.
+    """Processes that a search may be divided among: as requested, or one per core, at most `MAX_WORKERS`.
 
-    Args:
-        requested: by the user; by default one per core, and at most `MAX_WORKERS`.
-
-    Returns:
-        1, whatever was requested, where processes do not pay.
+    1, whatever was requested, where processes do not pay.
     """
     if not search.pays_in_processes:
         return 1
@@ -60,11 +56,7 @@ def workers_for(search: Search, frames: int, requested: int | None) -> int:
 def search_all(
     search: Search, logits: Sequence[Tensor], *, workers: int | None = None, notify: Notify = silent
 ) -> list[list[Hypothesis]]:
-    """Hypotheses of each utterance, best first.
-
-    Args:
-        logits: of each utterance, (T_i, V), on any device.
-        workers: processes, where they pay for this search; by default as `workers_for` says.
+    """Hypotheses of each utterance, best first, from its logits (T_i, V), in as many processes as `workers_for` says.
 
     Raises:
         ResourceError: a process was killed, as happens where memory is short.
@@ -85,15 +77,9 @@ def search_all(
 def shared_map(
     function: Callable[[Shared, Item], Result], shared: Shared, items: Iterable[Item], workers: int
 ) -> Iterator[Result]:
-    """`function(shared, item)` of each item, in order, in so many processes; each is sent `shared` once.
-
-    Raises:
-        ResourceError: a process was killed.
-    """
-    if workers <= 1:
-        yield from (function(shared, item) for item in items)
-    else:
-        yield from _in_processes(function, shared, items, workers)
+    """`function(shared, item)` of each item, in order, in so many processes; each is sent `shared` once."""
+    each = (function(shared, item) for item in items)
+    yield from each if workers <= 1 else _in_processes(function, shared, items, workers)
 
 
 def as_array(logits: Tensor) -> NDArray[numpy.float32]:

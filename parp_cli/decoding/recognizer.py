@@ -32,7 +32,6 @@ class Recognizer:
 
     Attributes:
         model: with a CTC head.
-        features: of utterances, from the feature encoder.
         precision: of the encoder. With bfloat16 a transcript may depend on its batch, by rounding.
         batch_seconds: padded audio in one forward pass.
         workers: processes that search, where they pay; by default as `parallel.search_all` has it.
@@ -72,11 +71,7 @@ class Recognizer:
     ) -> tuple[Tunable, Tuning]:
         """The search with the weights that make the fewest word errors on these utterances, and how they were found.
 
-        Args:
-            references: what the utterances say.
-
-        Raises:
-            As `texts`.
+        Raises as `texts`.
         """
         logits = dict(self._logits(utterances, SINGLE))
         in_order = [logits[index] for index in range(len(utterances))]
@@ -84,7 +79,6 @@ class Recognizer:
         return replace(search, lm_weight=found.best.lm_weight, word_score=found.best.word_score), found
 
     def _logits(self, utterances: Sequence[Utterance], world: World) -> Iterator[tuple[int, Tensor]]:
-        """Logits (T, V) of each utterance by its index."""
         found = logits_of(
             self.model,
             self.features,

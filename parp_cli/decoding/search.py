@@ -14,7 +14,7 @@ B utterances, T frames, K prefixes in the beam, V labels.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -35,12 +35,7 @@ _HASH_EMPTY = 1442695040888963407
 
 @dataclass(frozen=True)
 class Hypothesis:
-    """A possible transcript.
-
-    Attributes:
-        text: words, or phones separated by spaces.
-        score: higher is better; comparable only within one utterance and one kind of search.
-    """
+    """Words (or phones) separated by spaces; scores are comparable within one utterance and one kind of search."""
 
     text: str
     score: float
@@ -75,12 +70,8 @@ class GreedySearch:
 
     def __call__(self, logits: Sequence[Tensor]) -> list[list[Hypothesis]]:
         """One hypothesis per utterance, from its logits (T_i, V)."""
-        found = []
-        for item in logits:
-            path = item.argmax(-1)
-            score = item.double().log_softmax(-1).gather(1, path[:, None]).sum()
-            found.append([Hypothesis(self.vocabulary.decode(collapse(path.cpu())), float(score))])
-        return found
+        best = [item.double().log_softmax(-1).max(-1) for item in logits]
+        return [[Hypothesis(self.vocabulary.decode(collapse(path.cpu())), float(each.sum()))] for each, path in best]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +79,6 @@ class BeamSearch:
     """Beam search over labels alone. The score is the natural logarithm of the text's CTC probability.
 
     Attributes:
-        vocabulary: of the logits.
         beam_size: label sequences kept after each frame.
         nbest: maximum hypotheses per utterance. Label sequences that read the same (with and without a word boundary
             at the end) are one hypothesis, whose probabilities are added.
@@ -100,11 +90,7 @@ class BeamSearch:
     pays_in_processes = True
 
     def __call__(self, logits: Sequence[Tensor]) -> list[list[Hypothesis]]:
-        """Hypotheses of each utterance, best first; those of one do not depend on the others.
-
-        Args:
-            logits: of each utterance, (T_i, V), as natural logarithms up to a constant per frame.
-        """
+        """Hypotheses of each utterance, best first, from its logits (T_i, V) up to a constant per frame."""
         found: dict[int, list[Hypothesis]] = {}
         # Longest first, so that the utterances still running are always the first rows.
         order = sorted(range(len(logits)), key=lambda index: -len(logits[index]))
@@ -186,13 +172,7 @@ class _Beams:
         self._history.append((source, new))
 
     def _merge(self, longer: Tensor, stay_label: Tensor, either: Tensor) -> None:
-        """Where a prefix plus a label is already in the beam, move its probability there, in place.
-
-        Args:
-            longer: (B', K, V) prefixes extended by a label; those moved become impossible.
-            stay_label: (B', K) prefixes unchanged that end with their last label; gain what is moved.
-            either: (B', K) prefixes before this frame.
-        """
+        """Where a prefix plus a label (B', K, V) is in the beam already, move its probability to `stay_label`."""
         active = len(longer)
         # A slot without a prefix must take nothing, or it would become a duplicate of another one.
         alive = either > _IMPOSSIBLE
@@ -221,14 +201,8 @@ class _Beams:
         ]
 
 
-@dataclass(frozen=True)
-class ScoredHypothesis:
-    """A hypothesis with both of its scores.
-
-    Attributes:
-        acoustic: natural logarithm of the text's CTC probability.
-        language: log10 of its probability by the language model.
-    """
+class ScoredText(NamedTuple):
+    """A text with the natural logarithm of its CTC probability, and log10 of that by the language model."""
 
     text: str
     acoustic: float
@@ -237,15 +211,10 @@ class ScoredHypothesis:
 
 @dataclass(frozen=True, kw_only=True)
 class Rescored:
-    """A beam search whose n-best list a language model reorders.
+    """A beam search whose n-best list (of `search.nbest`) a language model reorders.
 
     The score is the natural logarithm of the text's CTC probability, plus `lm_weight` times the language model's log10
     probability, plus `word_score` per word: weights mean the same as in `LexiconSearch`.
-
-    Attributes:
-        search: returns the n-best lists to choose from.
-        scorer: of texts, called once per utterance.
-        nbest: maximum hypotheses returned.
     """
 
     search: BeamSearch
@@ -263,20 +232,18 @@ class Rescored:
         """Whether several processes search faster than one; not where each would load a Transformer of its own."""
         return isinstance(self.scorer, NGramScorer)
 
-    def score(self, logits: Sequence[Tensor]) -> list[list[ScoredHypothesis]]:
+    def score(self, logits: Sequence[Tensor]) -> list[list[ScoredText]]:
         """The part that does not depend on the weights: the scored n-best list of each utterance."""
-        return [
-            [
-                ScoredHypothesis(hypothesis.text, hypothesis.score, language)
-                for hypothesis, language in zip(nbest, self.scorer([item.text for item in nbest]), strict=True)
-            ]
-            for nbest in self.search(logits)
-        ]
+        found = []
+        for nbest in self.search(logits):
+            language = self.scorer([hypothesis.text for hypothesis in nbest])
+            found.append([ScoredText(each.text, each.score, lm) for each, lm in zip(nbest, language, strict=True)])
+        return found
 
-    def order(self, scored: Sequence[ScoredHypothesis]) -> list[Hypothesis]:
+    def order(self, scored: Sequence[ScoredText]) -> list[Hypothesis]:
         """The hypotheses of one utterance, best first."""
         weighted = [
-            Hypothesis(h.text, h.acoustic + self.lm_weight * h.language + self.word_score * len(h.text.split()))
-            for h in scored
+            Hypothesis(text, acoustic + self.lm_weight * language + self.word_score * len(text.split()))
+            for text, acoustic, language in scored
         ]
         return sorted(weighted, key=lambda hypothesis: -hypothesis.score)[: self.nbest]

@@ -3,7 +3,6 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
-from typing import TypeVar
 
 import numpy
 import torch
@@ -19,10 +18,6 @@ from parp_cli.scoring.metrics import word_errors
 Tunable = LexiconSearch | Rescored
 """Searches with a language model weight and a word score."""
 
-SomeSearch = TypeVar("SomeSearch", LexiconSearch, Rescored)
-Weights = tuple[float, float]
-"""Language model weight and word score."""
-
 LM_WEIGHTS = (0.0, 0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0)
 WORD_SCORES = (-2.0, -1.0, 0.0, 1.0, 2.0, 3.0)
 """The grid that is searched."""
@@ -30,12 +25,7 @@ WORD_SCORES = (-2.0, -1.0, 0.0, 1.0, 2.0, 3.0)
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:
-    """One pair of weights that was tried.
-
-    Attributes:
-        errors: substitutions, deletions and insertions over the whole split.
-        rate: errors per word of the references.
-    """
+    """One pair of weights that was tried, with the word errors over the whole split, and their rate."""
 
     lm_weight: float
     word_score: float
@@ -45,12 +35,7 @@ class Trial:
 
 @dataclass(frozen=True, kw_only=True)
 class Tuning:
-    """The result of tuning.
-
-    Attributes:
-        best: the first of `best_first`.
-        trials: all of them, in the order in which they were tried.
-    """
+    """The first of `best_first`, and all trials in the order in which they were tried."""
 
     best: Trial
     trials: tuple[Trial, ...]
@@ -83,15 +68,16 @@ def tune(
         DataError: the language model cannot be read.
         ResourceError: a process was killed.
     """
+    search = replace(search, nbest=1)
     without_lm = isinstance(search, LexiconSearch) and search.trie.language_model is None
     grid = list(product((0.0,) if without_lm else LM_WEIGHTS, WORD_SCORES))
     found: Iterable[list[str]]
     if isinstance(search, Rescored):
-        reordered, scored = replace(search, nbest=1), search.score(logits)
-        found = (_transcripts(map(_weighted(reordered, weights).order, scored)) for weights in grid)
+        scored = search.score(logits)
+        found = (_transcripts(map(replace(search, lm_weight=a, word_score=b).order, scored)) for a, b in grid)
     else:
         workers = min(workers_for(search, sum(map(len, logits)) * len(grid), workers), len(grid))
-        found = shared_map(_search, (replace(search, nbest=1), [as_array(item) for item in logits]), grid, workers)
+        found = shared_map(_search, (search, [as_array(item) for item in logits]), grid, workers)
     words = sum(len(reference.split()) for reference in references)
     trials: list[Trial] = []
     for (lm_weight, word_score), texts in zip(grid, found, strict=True):
@@ -102,14 +88,10 @@ def tune(
     return Tuning(best=best_first(trials)[0], trials=tuple(trials))
 
 
-def _search(shared: tuple[LexiconSearch, list[NDArray[numpy.float32]]], weights: Weights) -> list[str]:
+def _search(shared: tuple[LexiconSearch, list[NDArray[numpy.float32]]], weights: tuple[float, float]) -> list[str]:
     search, arrays = shared
-    return _transcripts(_weighted(search, weights)([torch.from_numpy(array) for array in arrays]))
-
-
-def _weighted(search: SomeSearch, weights: Weights) -> SomeSearch:
-    lm_weight, word_score = weights
-    return replace(search, lm_weight=lm_weight, word_score=word_score)
+    weighted = replace(search, lm_weight=weights[0], word_score=weights[1])
+    return _transcripts(weighted([torch.from_numpy(array) for array in arrays]))
 
 
 def _transcripts(found: Iterable[list[Hypothesis]]) -> list[str]:

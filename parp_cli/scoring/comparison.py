@@ -1,5 +1,6 @@
 """Whether two systems differ on the same utterances, as numbers and as a sentence."""
 
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -21,13 +22,9 @@ class Comparison:
     """Two systems on the utterances that both have.
 
     Attributes:
-        name, other: of the two systems.
         metric: WER, CER or PER.
-        ours, theirs: errors of the first and of the second.
-        utterances: number that both have.
         only_ours, only_theirs: utterances of one system only, which are left out.
         better_utterances, worse_utterances: on which the first makes fewer, or more, errors.
-        units: resampled.
         difference: None where there are too few units.
         verdict: of the first: better or worse where the interval of the difference excludes 0 and p is below
             `SIGNIFICANT`; otherwise undecided.
@@ -77,9 +74,14 @@ def compare(
     our_counts, their_counts = [rate.errors for rate in our_errors], [rate.errors for rate in their_errors]
     tokens, speakers = [rate.tokens for rate in our_errors], [mine.speaker or yours.speaker for mine, yours in pairs]
     difference = paired_difference(our_counts, their_counts, tokens, speakers, resamples=resamples, seed=seed)
-    verdict = _verdict(difference)
-    units, only = units_of(speakers), (len(ours) - len(pairs), len(theirs) - len(pairs))
-    sentence = _sentence(name, other, METRICS[unit], units, difference, verdict)
+    verdict: Verdict = "undecided"
+    if difference is not None and difference.p_value < SIGNIFICANT and not _includes_zero(difference.interval):
+        verdict = "better" if difference.value < 0 else "worse"
+    units, only_ours, only_theirs = units_of(speakers), len(ours) - len(pairs), len(theirs) - len(pairs)
+    words = _sentence(name, other, METRICS[unit], units, difference, verdict)
+    words += "; one speaker tells nothing of others" if units.one_speaker else ""
+    if left_out := [f"{n:,} only in {owner}" for n, owner in ((only_ours, name), (only_theirs, other)) if n]:
+        words += f"; on the {counted(len(pairs), 'utterance')} in both, without {' and '.join(left_out)}"
     return Comparison(
         name=name,
         other=other,
@@ -87,14 +89,14 @@ def compare(
         ours=pooled(our_errors),
         theirs=pooled(their_errors),
         utterances=len(pairs),
-        only_ours=only[0],
-        only_theirs=only[1],
-        better_utterances=sum(mine < yours for mine, yours in zip(our_counts, their_counts, strict=True)),
-        worse_utterances=sum(mine > yours for mine, yours in zip(our_counts, their_counts, strict=True)),
+        only_ours=only_ours,
+        only_theirs=only_theirs,
+        better_utterances=sum(map(operator.lt, our_counts, their_counts)),
+        worse_utterances=sum(map(operator.gt, our_counts, their_counts)),
         units=units,
         difference=difference,
         verdict=verdict,
-        words=sentence + _caveats(name, other, units, len(pairs), *only),
+        words=words,
     )
 
 
@@ -142,12 +144,6 @@ def _named(key: tuple[str, str]) -> str:
     return f"{id_} of {split}" if split else id_
 
 
-def _verdict(difference: Difference | None) -> Verdict:
-    if difference is None or difference.p_value >= SIGNIFICANT or _includes_zero(difference.interval):
-        return "undecided"
-    return "better" if difference.value < 0 else "worse"
-
-
 def _includes_zero(interval: Interval | None) -> bool:
     return interval is not None and interval.low <= 0 <= interval.high
 
@@ -158,7 +154,7 @@ def _sentence(name: str, other: str, metric: str, units: Units, difference: Diff
     interval, points, p = difference.interval, 100 * difference.value, difference.p_value
     if interval is None and points == 0:
         return f"no difference: {name} and {other} make equally many errors in all {units}"
-    digits = digits_apart([points, *(() if interval is None else (100 * interval.low, 100 * interval.high))], 1)
+    digits = difference.digits(1)
     # Words, as signs are easily misread.
     amount = f"{abs(points):.{digits}f} points of {metric} {'fewer' if points <= 0 else 'more'}"
     told = f"p {p_text(p, SIGNIFICANT)}"
@@ -175,14 +171,6 @@ def _sentence(name: str, other: str, metric: str, units: Units, difference: Diff
     return f"{name} is {verdict} than {other}: {amount} ({evidence})"
 
 
-def digits_apart(values: Sequence[float], min_digits: int) -> int:
-    """Decimals, from `min_digits` to 4, with which no value looks like 0 unless it is."""
-    for digits in range(min_digits, 4):
-        if all(float(f"{value:.{digits}f}") for value in values if value):
-            return digits
-    return 4
-
-
 def p_text(p: float, level: float) -> str:
     """Such as "= 0.012" or "< 0.001", with enough decimals to see on which side of `level` it is."""
     if p < 0.001:
@@ -196,12 +184,3 @@ def _reach(interval: Interval, digits: int) -> str:
     if interval.high < 0:
         return f"{high} to {low} fewer"
     return f"{low} to {high} more" if interval.low > 0 else f"{low} fewer to {high} more"
-
-
-def _caveats(name: str, other: str, units: Units, utterances: int, only_ours: int, only_theirs: int) -> str:
-    """What limits the sentence's meaning."""
-    told = "; one speaker tells nothing of others" if units.one_speaker else ""
-    left_out = [f"{count:,} only in {owner}" for count, owner in ((only_ours, name), (only_theirs, other)) if count]
-    if not left_out:
-        return told
-    return f"{told}; on the {counted(utterances, 'utterance')} in both, without {' and '.join(left_out)}"

@@ -18,8 +18,6 @@ class EvaluationSet:
     """Splits without their unusable utterances.
 
     Attributes:
-        splits: names of the splits.
-        utterances: of all splits.
         recognitions: one per utterance, without a hypothesis yet.
         left_out: why other utterances are missing.
         notes: what is unusual about some.
@@ -38,7 +36,6 @@ class EvaluationSet:
 
     @property
     def references(self) -> list[str]:
-        """Of each utterance."""
         return [recognition.reference for recognition in self.recognitions]
 
     def recognized(self, texts: Sequence[str]) -> list[Recognition]:
@@ -58,7 +55,6 @@ def evaluation_set(
 
     Args:
         splits: names and utterances.
-        vocabulary: of the references.
         frames: how many frames the model makes of a number of samples at 16 kHz.
 
     Raises:
@@ -78,11 +74,20 @@ def evaluation_set(
         bad = {problem.utterance_id for problem in problems}
         good = [utterance for utterance in some if utterance.id not in bad]
         usable += good
-        recognitions += [_empty(utterance, vocabulary.reference(utterance), split) for utterance in good]
+        recognitions += [
+            Recognition(
+                id=utterance.id,
+                reference=vocabulary.reference(utterance),
+                hypothesis="",
+                speaker=utterance.speaker,
+                seconds=round(utterance.seconds, 3),
+                split=split,
+            )
+            for utterance in good
+        ]
         left_out += problems
-        foreign = [problem.utterance_id for problem in found if problem.kind == "outside vocabulary"]
-        foreign = [id_ for id_ in foreign if id_ not in bad]
-        if foreign:
+        foreign = [each.utterance_id for each in found if each.kind == "outside vocabulary"]
+        if foreign := [id_ for id_ in foreign if id_ not in bad]:
             notes.append(
                 f"{split}: {vocabulary.labels} that the model cannot write in {len(foreign):,} of {len(some):,} "
                 f"references ({', '.join(first_few(foreign, 3))}): they count as errors"
@@ -101,11 +106,4 @@ def evaluation_set(
         recognitions=tuple(recognitions),
         left_out=tuple(left_out),
         notes=tuple(notes),
-    )
-
-
-def _empty(utterance: Utterance, reference: str, split: str) -> Recognition:
-    seconds = round(utterance.seconds, 3)
-    return Recognition(
-        id=utterance.id, reference=reference, hypothesis="", speaker=utterance.speaker, seconds=seconds, split=split
     )

@@ -51,11 +51,9 @@ def counted(number: int, noun: str) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Units:
-    """What is resampled and flipped.
+    """What is resampled and flipped: speakers where all are known and there are several.
 
     Attributes:
-        over: speakers where all are known and there are several.
-        count: number of units.
         one_speaker: whether they are utterances of one known speaker, and say nothing about others.
     """
 
@@ -87,10 +85,8 @@ class Difference:
     """One system's error rate minus another's on the same utterances; below 0 the first is better.
 
     Attributes:
-        value: of the error rates themselves.
-        interval: of the difference, bootstrapped; None where it is the same in all units.
+        interval: bootstrapped; None where the difference is the same in all units.
         p_value: two-sided, by flipping; with U units never below 2 / 2^U, which is 0.06 for 5.
-        units: resampled and flipped.
     """
 
     value: float
@@ -98,13 +94,19 @@ class Difference:
     p_value: float
     units: Units
 
+    def points(self) -> list[float]:
+        """The value and the ends of the interval, in hundredths of the error rate."""
+        ends = () if self.interval is None else (self.interval.low, self.interval.high)
+        return [100 * value for value in (self.value, *ends)]
+
+    def digits(self, min_digits: int) -> int:
+        """Decimals of points, from `min_digits` to 4, with which none of them looks like 0 unless it is."""
+        enough = (n for n in range(min_digits, 4) if all(float(f"{value:.{n}f}") for value in self.points() if value))
+        return next(enough, 4)
+
 
 def units_of(speakers: Sequence[str | None]) -> Units:
-    """The units of a corpus.
-
-    Args:
-        speakers: of each utterance.
-    """
+    """The units of a corpus, from the speaker of each utterance; None where unknown."""
     known = set(speakers)
     if None in known or len(known) < 2:
         return Units(over="utterances", count=len(speakers), one_speaker=len(known) == 1 and None not in known)
@@ -119,11 +121,8 @@ def rate_interval(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> Interval | None:
-    """The interval of sum(errors) / sum(tokens), or None: too few units, all of one rate above 0, or no tokens.
-
-    Args:
-        errors, tokens: of each utterance.
-        speakers: of each utterance; None where unknown.
+    """The interval of sum(errors) / sum(tokens) of utterances; None for too few units, all of one rate above 0, or no
+    tokens.
     """
     units = units_of(speakers)
     if not units.enough:
@@ -132,9 +131,7 @@ def rate_interval(
     all_errors, all_tokens = sums.sum(0).tolist()
     if all_errors == 0 and all_tokens > 0:
         return Interval(low=0.0, high=1 - (1 - LEVEL) ** (1 / units.count), units=units)
-    if _all_alike(sums):
-        return None
-    return _interval(_resampled(sums, resamples, seed), units, minimum=0.0)
+    return _bootstrap(sums, units, resamples, seed, minimum=0.0)
 
 
 def paired_difference(
@@ -149,11 +146,6 @@ def paired_difference(
     """The difference of two systems' error rates, or None for too few units.
 
     Each resample draws the same units for both, so what makes a unit hard for both cancels out.
-
-    Args:
-        errors, other_errors: of each utterance, by the first system and by the second.
-        tokens: of each utterance's reference.
-        speakers: of each utterance; None where unknown.
     """
     units = units_of(speakers)
     if not units.enough:
@@ -161,18 +153,14 @@ def paired_difference(
     sums = _sums(numpy.asarray(errors) - numpy.asarray(other_errors), numpy.asarray(tokens), units, speakers)
     return Difference(
         value=_ratio(sums.sum(0)),
-        interval=None if _all_alike(sums) else _interval(_resampled(sums, resamples, seed), units),
+        interval=_bootstrap(sums, units, resamples, seed),
         p_value=sign_flip_p(sums[:, 0]),
         units=units,
     )
 
 
 def sign_flip_p(differences: ArrayLike) -> float:
-    """The share of all ways to give these numbers signs in which their sum is at least as far from 0 as it is.
-
-    Args:
-        differences: (U,), whole numbers; divided by the same tokens they are differences of error rates.
-    """
+    """The share of all ways to give these whole numbers (U,) signs in which their sum is at least as far from 0."""
     whole = numpy.asarray(differences).astype(numpy.int64)
     steps = numpy.sort(numpy.abs(whole[whole != 0]))
     # The share of ways for each sum of those that get a plus. All sums are whole numbers, so that there are far fewer
@@ -198,35 +186,29 @@ def _sums(
     return numpy.stack([numpy.bincount(of_utterance, weights=column) for column in values.T], axis=1)
 
 
-def _all_alike(sums: NDArray[numpy.float64]) -> bool:
-    """Whether all units have the same ratio: of whole numbers, so that products are exact."""
+def _bootstrap(
+    sums: NDArray[numpy.float64], units: Units, resamples: int, seed: int, minimum: float = -math.inf
+) -> Interval | None:
+    """The interval of the ratio of sums (U, 2) over U units drawn with replacement; None where all have one ratio."""
     all_errors, all_tokens = sums.sum(0)
-    return bool((sums[:, 0] * all_tokens == sums[:, 1] * all_errors).all())
-
-
-def _resampled(sums: NDArray[numpy.float64], resamples: int, seed: int) -> NDArray[numpy.float64]:
-    """Ratios (R,) of sums (U, 2), each over U units drawn with replacement, stretched away from the whole's ratio."""
+    if (sums[:, 0] * all_tokens == sums[:, 1] * all_errors).all():  # products of whole numbers: exact
+        return None
     generator = numpy.random.default_rng(seed)
-    units = len(sums)
     errors_of, tokens_of = numpy.ascontiguousarray(sums.T)
     ratios = numpy.empty(resamples)
     for start in range(0, resamples, _ROWS_AT_ONCE):
         rows = min(_ROWS_AT_ONCE, resamples - start)
-        drawn = generator.integers(units, size=(rows, units), dtype=numpy.int32)
-        errors, tokens = errors_of[drawn].sum(1), tokens_of[drawn].sum(1)
-        ratios[start : start + rows] = errors / numpy.maximum(tokens, 1)
+        drawn = generator.integers(len(sums), size=(rows, len(sums)), dtype=numpy.int32)
+        ratios[start : start + rows] = errors_of[drawn].sum(1) / numpy.maximum(tokens_of[drawn].sum(1), 1)
     whole = _ratio(sums.sum(0))
-    return whole + _stretch(units) * (ratios - whole)
+    stretched = whole + _stretch(len(sums)) * (ratios - whole)
+    low, high = numpy.quantile(stretched, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]).tolist()
+    return Interval(low=max(minimum, low), high=high, units=units)
 
 
 def _ratio(sums: NDArray[numpy.float64]) -> float:
     errors, tokens = sums.tolist()
     return float(errors / max(tokens, 1))
-
-
-def _interval(resampled: NDArray[numpy.float64], units: Units, minimum: float = -math.inf) -> Interval:
-    low, high = numpy.quantile(resampled, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]).tolist()
-    return Interval(low=max(minimum, low), high=high, units=units)
 
 
 def _stretch(units: int) -> float:

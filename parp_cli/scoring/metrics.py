@@ -7,7 +7,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain, zip_longest
+from itertools import zip_longest
 from typing import Literal, cast
 
 import jiwer
@@ -49,12 +49,7 @@ class ErrorRate:
 
 @dataclass(frozen=True)
 class AlignmentChunk:
-    """Consecutive tokens of an alignment with the same kind of edit.
-
-    Attributes:
-        reference: tokens; empty where tokens were inserted.
-        hypothesis: tokens; empty where tokens were deleted; otherwise as many as in the reference.
-    """
+    """Consecutive tokens of an alignment with the same kind of edit: equally many on both sides, or none on one."""
 
     kind: Kind
     reference: tuple[str, ...]
@@ -67,11 +62,9 @@ Alignment = tuple[AlignmentChunk, ...]
 
 @dataclass(frozen=True, kw_only=True)
 class Confusion:
-    """A recurring error.
+    """A recurring error; "" stands for no token.
 
     Attributes:
-        reference: the reference token; "" for an insertion.
-        hypothesis: the hypothesis token; "" for a deletion.
         of: occurrences of the token: in the references, or for an insertion in the hypotheses.
     """
 
@@ -96,7 +89,6 @@ class Matrix:
     """How often each letter or phone was recognised as each.
 
     Attributes:
-        unit: characters or phones.
         symbols: the most frequent, alphabetically; "" comes first and stands for none, so that its row holds the
             insertions and its column the deletions.
         counts: one row per reference symbol, one column per hypothesis symbol.
@@ -118,23 +110,22 @@ class Step:
 
 def word_errors(references: Sequence[str], hypotheses: Sequence[str]) -> ErrorRate:
     """Errors in tokens separated by spaces: words (WER), or phones (PER)."""
-    return _of_output(jiwer.process_words(_nfc(references), _nfc(hypotheses)))
+    return pooled(map(utterance_errors, align(references, hypotheses, "words")))
 
 
 def character_errors(references: Sequence[str], hypotheses: Sequence[str]) -> ErrorRate:
     """Errors in characters, spaces included (CER)."""
-    return _of_output(jiwer.process_characters(_nfc(references), _nfc(hypotheses)))
-
-
-def _nfc(texts: Iterable[str]) -> list[str]:
-    """Texts in one Unicode form: the same letters are no error, whichever way they are composed."""
-    return [unicodedata.normalize("NFC", text) for text in texts]
+    return pooled(map(utterance_errors, align(references, hypotheses, "characters")))
 
 
 def align(references: Sequence[str], hypotheses: Sequence[str], unit: Unit) -> list[Alignment]:
-    """jiwer's alignment of each utterance; `utterance_errors` counts it."""
+    """jiwer's alignment of each utterance; `utterance_errors` counts it.
+
+    Texts are brought to one Unicode form: the same letters are no error, whichever way they are composed.
+    """
     process = jiwer.process_characters if unit == "characters" else jiwer.process_words
-    output = process(_nfc(references), _nfc(hypotheses))
+    composed = [[unicodedata.normalize("NFC", text) for text in texts] for texts in (references, hypotheses)]
+    output = process(composed[0], composed[1])
     return [
         tuple(
             AlignmentChunk(
@@ -150,25 +141,31 @@ def align(references: Sequence[str], hypotheses: Sequence[str], unit: Unit) -> l
 
 def utterance_errors(alignment: Alignment) -> ErrorRate:
     """The errors of one utterance."""
-    counts = {"equal": 0, "substitute": 0, "delete": 0, "insert": 0}
+    counts = Counter[str]()
     for chunk in alignment:
         counts[chunk.kind] += max(len(chunk.reference), len(chunk.hypothesis))
-    return _error_rate(
-        counts["substitute"],
-        counts["delete"],
-        counts["insert"],
-        counts["equal"] + counts["substitute"] + counts["delete"],
-    )
+    edits = counts["substitute"], counts["delete"], counts["insert"]
+    return _error_rate(*edits, tokens=sum(len(chunk.reference) for chunk in alignment))
 
 
 def pooled(parts: Iterable[ErrorRate]) -> ErrorRate:
     """The errors of several utterances together: every token counts the same, so long utterances count more."""
     counts = [(part.substitutions, part.deletions, part.insertions, part.tokens) for part in parts]
-    return _error_rate(*(sum(column) for column in zip(*counts, strict=True))) if counts else _error_rate(0, 0, 0, 0)
+    return _error_rate(*map(sum, zip(*counts, strict=True))) if counts else _error_rate(0, 0, 0, 0)
+
+
+def _error_rate(substitutions: int, deletions: int, insertions: int, tokens: int) -> ErrorRate:
+    return ErrorRate(
+        rate=(substitutions + deletions + insertions) / max(1, tokens),
+        substitutions=substitutions,
+        deletions=deletions,
+        insertions=insertions,
+        tokens=tokens,
+    )
 
 
 def steps(alignment: Alignment) -> Iterator[Step]:
-    """An alignment token by token. A chunk has as many tokens on both sides, or none on one."""
+    """An alignment token by token."""
     for chunk in alignment:
         for reference, hypothesis in zip_longest(chunk.reference, chunk.hypothesis, fillvalue=""):
             yield Step(chunk.kind, reference, hypothesis)
@@ -176,27 +173,23 @@ def steps(alignment: Alignment) -> Iterator[Step]:
 
 def confusions(alignments: Sequence[Alignment], unit: Unit, limit: int = MAX_CONFUSIONS) -> Confusions:
     """Count the errors of all utterances, token by token."""
-    pairs = Counter(
-        (step.kind, step.reference, step.hypothesis) for step in chain.from_iterable(map(steps, alignments))
-    )
-    in_references: Counter[str] = Counter()
-    in_hypotheses: Counter[str] = Counter()
-    for (_, reference, hypothesis), count in pairs.items():
-        in_references[reference] += count
-        in_hypotheses[hypothesis] += count
+    pairs = Counter(step for alignment in alignments for step in steps(alignment))
+    in_references, in_hypotheses = Counter[str](), Counter[str]()
+    for step, count in pairs.items():
+        in_references[step.reference] += count
+        in_hypotheses[step.hypothesis] += count
 
     def of_kind(kind: Kind) -> tuple[Confusion, ...]:
-        counts = [
-            (-count, reference, hypothesis) for (this, reference, hypothesis), count in pairs.items() if this == kind
-        ]
+        some = [(step, count) for step, count in pairs.items() if step.kind == kind]
+        some.sort(key=lambda item: (-item[1], item[0].reference, item[0].hypothesis))
         return tuple(
             Confusion(
-                reference=reference,
-                hypothesis=hypothesis,
-                count=-count,
-                of=in_references[reference] if reference else in_hypotheses[hypothesis],
+                reference=step.reference,
+                hypothesis=step.hypothesis,
+                count=count,
+                of=in_references[step.reference] if step.reference else in_hypotheses[step.hypothesis],
             )
-            for count, reference, hypothesis in sorted(counts)[:limit]
+            for step, count in some[:limit]
         )
 
     return Confusions(
@@ -209,31 +202,12 @@ def confusions(alignments: Sequence[Alignment], unit: Unit, limit: int = MAX_CON
 
 def matrix(alignments: Sequence[Alignment], unit: Unit, limit: int = MAX_SYMBOLS) -> Matrix:
     """Count how often each symbol was taken for each, among the `limit` most frequent on either side."""
-    pairs = Counter((step.reference, step.hypothesis) for step in chain.from_iterable(map(steps, alignments)))
-    occurrences: Counter[str] = Counter()
-    for (reference, hypothesis), count in pairs.items():
-        occurrences[reference] += count
-        occurrences[hypothesis] += count
-    del occurrences[""]
-    frequent = sorted(occurrences.items(), key=lambda item: (-item[1], item[0]))[:limit]
-    symbols = ("", *sorted(symbol for symbol, _ in frequent))
-    return Matrix(
-        unit=unit,
-        symbols=symbols,
-        counts=tuple(tuple(pairs[reference, hypothesis] for hypothesis in symbols) for reference in symbols),
-    )
-
-
-def _of_output(output: jiwer.WordOutput | jiwer.CharacterOutput) -> ErrorRate:
-    tokens = output.hits + output.substitutions + output.deletions
-    return _error_rate(output.substitutions, output.deletions, output.insertions, tokens)
-
-
-def _error_rate(substitutions: int, deletions: int, insertions: int, tokens: int) -> ErrorRate:
-    return ErrorRate(
-        rate=(substitutions + deletions + insertions) / max(1, tokens),
-        substitutions=substitutions,
-        deletions=deletions,
-        insertions=insertions,
-        tokens=tokens,
-    )
+    pairs = Counter((step.reference, step.hypothesis) for alignment in alignments for step in steps(alignment))
+    occurrences = Counter[str]()
+    for pair, count in pairs.items():
+        for symbol in filter(None, pair):
+            occurrences[symbol] += count
+    frequent = sorted(occurrences, key=lambda symbol: (-occurrences[symbol], symbol))[:limit]
+    symbols = ("", *sorted(frequent))
+    counts = tuple(tuple(pairs[reference, hypothesis] for hypothesis in symbols) for reference in symbols)
+    return Matrix(unit=unit, symbols=symbols, counts=counts)

@@ -29,14 +29,7 @@ _MEANS_SOMETHING = re.compile(r"[{}\\;]|^@$")
 
 @dataclass(frozen=True, kw_only=True)
 class Outputs:
-    """Paths of the files.
-
-    Attributes:
-        hypotheses: a results file (JSON Lines).
-        figures: all metrics, as JSON.
-        html: the report as a page.
-        trn: references and hypotheses for sclite.
-    """
+    """Paths of results (JSON Lines), all metrics (JSON), a page, and references and hypotheses for sclite."""
 
     hypotheses: Path
     figures: Path
@@ -74,28 +67,21 @@ def check_outputs(files: Sequence[Outputs], read: Mapping[str, Sequence[Path]]) 
     for option, path in (pair for each in files for pair in each.by_option):
         written.setdefault(option, []).append(path)
     refuse_same(written, read)
-    for option, path in ((option, path) for option, paths in written.items() for path in paths):
-        require_writable(path, option)
+    for option, paths in written.items():
+        for path in paths:
+            require_writable(path, option)
 
 
 def outputs(out: Path, html: Path | None, trn: Path | None, label: str = "") -> Outputs:
-    """The paths for the files of one system.
-
-    Args:
-        out: of the hypotheses; the metrics go beside it, as `.json`.
-        trn: prefix of two files that end in ".ref.trn" and ".hyp.trn".
-        label: added to all names.
-    """
+    """The paths for the files of one system: metrics beside the hypotheses, and the label added to all names."""
 
     def labelled(path: Path) -> Path:
         return path.with_stem(f"{path.stem}-{label}") if label else path
 
     hypotheses = labelled(out)
     figures = hypotheses.with_name(hypotheses.stem + ("-figures.json" if hypotheses.suffix == ".json" else ".json"))
-    pair: tuple[Path, ...] = ()
-    if trn is not None:
-        prefix = f"{trn.name}-{label}" if label else trn.name
-        pair = (trn.with_name(f"{prefix}.ref.trn"), trn.with_name(f"{prefix}.hyp.trn"))
+    prefix = None if trn is None else trn.with_name(f"{trn.name}-{label}" if label else trn.name)
+    pair = () if prefix is None else tuple(Path(f"{prefix}.{side}.trn") for side in ("ref", "hyp"))
     return Outputs(hypotheses=hypotheses, figures=figures, html=None if html is None else labelled(html), trn=pair)
 
 
@@ -104,10 +90,7 @@ def _plain(value: Any) -> Any:
 
 
 def trn_id(recognition: Recognition) -> str:
-    """The utterance's id after its speaker, as in LibriSpeech's "84-121123-0001"; a space becomes %20.
-
-    For sclite the speaker ends at the first hyphen: a hyphen of the speaker's own becomes "_".
-    """
+    """The utterance's id after its speaker, as in LibriSpeech's "84-121123-0001"; a space becomes %20."""
     id_, speaker = recognition.id, recognition.speaker
     if speaker:
         id_ = f"{_sclite_speaker(speaker)}-{id_.removeprefix(f'{speaker}-')}"
@@ -140,15 +123,12 @@ def check_trn(recognitions: Sequence[Recognition]) -> None:
 
 
 def to_trn(recognitions: Sequence[Recognition]) -> tuple[str, str]:
-    """The contents of the file of references and of the file of hypotheses.
-
-    Raises:
-        DataError: as `check_trn`.
-    """
+    """The contents of the file of references and of the file of hypotheses. Raises as `check_trn`."""
     check_trn(recognitions)
-    lines = [(f"{this.reference} ({trn_id(this)})\n", f"{this.hypothesis} ({trn_id(this)})\n") for this in recognitions]
-    return "".join(reference for reference, _ in lines), "".join(hypothesis for _, hypothesis in lines)
+    references = "".join(f"{this.reference} ({trn_id(this)})\n" for this in recognitions)
+    return references, "".join(f"{this.hypothesis} ({trn_id(this)})\n" for this in recognitions)
 
 
 def _sclite_speaker(speaker: str) -> str:
+    """For sclite the speaker ends at the first hyphen."""
     return speaker.replace("-", "_")

@@ -1,8 +1,8 @@
 """Everything measured about how well a system recognises: plain data, for a terminal, JSON or a page."""
 
+from bisect import bisect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from itertools import pairwise
 
 from parp_cli.data.labels import Labels
@@ -30,23 +30,19 @@ UNITS: dict[Labels, tuple[Unit, ...]] = {"letters": ("words", "characters"), "ph
 BAND_EDGES = (0, 1, 2, 3, 5, 8, 12, 20, 30)
 """Seconds at which bands of durations begin; the same for every corpus, so that reports can be compared."""
 
+_BANDS = [*(f"{low} to {high} s" for low, high in pairwise(BAND_EDGES)), f"{BAND_EDGES[-1]} s and more"]
+
 WORST = 20
 """Worst utterances that are shown in full."""
 
 _BINS = 10  # of the histogram, between no error and all wrong
 
 Scored = tuple[Recognition, ErrorRate]
-Bootstrap = Callable[[Sequence[Scored]], Interval | None]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Metric:
-    """One metric of the whole.
-
-    Attributes:
-        name: WER, CER or PER.
-        interval: None for too few units, and where all have the same rate above 0.
-    """
+    """One metric of the whole (WER, CER or PER); no interval for too few units, or all of the same rate above 0."""
 
     name: str
     unit: Unit
@@ -97,19 +93,16 @@ class Report:
     """One system on one corpus.
 
     Attributes:
-        name: of the system.
         origin: where the numbers come from, as names and values. No dates, so that equal reports are equal bytes.
         seconds: of audio; None where not known for all.
         speakers: number of known speakers.
         faultless: utterances without an error.
         empty: utterances in which nothing was recognised.
         units: what the intervals of the whole are over.
-        resamples: per interval.
         metrics: groups, confusions, worst utterances and comparisons are by the first.
         by_speaker, by_duration, by_split: empty where not known for all utterances; speakers from worst to best.
         histogram: of utterances by error rate.
         symbols: confusions of letters, where the first metric is of words.
-        matrix: confusion matrix of letters or phones.
         worst: by error rate, longer first among equals.
     """
 
@@ -159,14 +152,31 @@ def build_report(
     texts = [this.reference for this in recognitions], [this.hypothesis for this in recognitions]
     alignments = {unit: align(*texts, unit) for unit in UNITS[labels]}
     scored = {
-        unit: list(zip(recognitions, map(utterance_errors, aligned), strict=True))
-        for unit, aligned in alignments.items()
+        unit: list(zip(recognitions, map(utterance_errors, some), strict=True)) for unit, some in alignments.items()
     }
     main, finest = UNITS[labels][0], UNITS[labels][-1]
-    bootstrap = partial(_interval, resamples=resamples, seed=seed)
-    bands = {_band(edge): place for place, edge in enumerate(BAND_EDGES)}
-    by_duration = _groups(scored[main], _band_of, bootstrap)
-    by_speaker = _groups(scored[main], lambda this: this.speaker, bootstrap)
+
+    def interval(some: Sequence[Scored]) -> Interval | None:
+        errors, tokens = [errors.errors for _, errors in some], [errors.tokens for _, errors in some]
+        return rate_interval(errors, tokens, [this.speaker for this, _ in some], resamples=resamples, seed=seed)
+
+    def groups(key: Callable[[Recognition], str | None]) -> list[Group]:
+        """In order of first occurrence; none where the key of some utterance is unknown."""
+        members: dict[str | None, list[Scored]] = {}
+        for this, errors in scored[main]:
+            members.setdefault(key(this), []).append((this, errors))
+        return [
+            Group(
+                name=name,
+                utterances=len(some),
+                seconds=_seconds([this for this, _ in some]),
+                errors=pooled(errors for _, errors in some),
+                interval=interval(some),
+            )
+            for name, some in members.items()
+            if name is not None and None not in members
+        ]
+
     return Report(
         name=name,
         origin=tuple(origin),
@@ -178,17 +188,12 @@ def build_report(
         units=units_of([this.speaker for this in recognitions]),
         resamples=resamples,
         metrics=tuple(
-            Metric(
-                name=METRICS[unit],
-                unit=unit,
-                errors=pooled(errors for _, errors in scored[unit]),
-                interval=bootstrap(scored[unit]),
-            )
-            for unit in UNITS[labels]
+            Metric(name=METRICS[unit], unit=unit, errors=pooled(errors for _, errors in some), interval=interval(some))
+            for unit, some in scored.items()
         ),
-        by_speaker=tuple(sorted(by_speaker, key=lambda group: (-group.errors.rate, group.name))),
-        by_duration=tuple(sorted(by_duration, key=lambda group: bands[group.name])),
-        by_split=tuple(_groups(scored[main], lambda this: this.split or None, bootstrap)),
+        by_speaker=tuple(sorted(groups(lambda this: this.speaker), key=lambda group: (-group.errors.rate, group.name))),
+        by_duration=tuple(sorted(groups(_band), key=lambda group: _BANDS.index(group.name))),
+        by_split=tuple(groups(lambda this: this.split or None)),
         histogram=_histogram([errors for _, errors in scored[main]]),
         confusions=confusions(alignments[main], main),
         symbols=confusions(alignments[finest], finest) if finest != main else None,
@@ -201,51 +206,14 @@ def build_report(
     )
 
 
-def _interval(scored: Sequence[Scored], *, resamples: int, seed: int) -> Interval | None:
-    return rate_interval(
-        [errors.errors for _, errors in scored],
-        [errors.tokens for _, errors in scored],
-        [this.speaker for this, _ in scored],
-        resamples=resamples,
-        seed=seed,
-    )
+def _seconds(recognitions: Sequence[Recognition]) -> float | None:
+    known = [this.seconds for this in recognitions if this.seconds is not None]
+    return sum(known) if len(known) == len(recognitions) else None
 
 
-def _groups(scored: Sequence[Scored], key: Callable[[Recognition], str | None], bootstrap: Bootstrap) -> list[Group]:
-    """Groups in order of first occurrence; none where the key of some utterance is unknown."""
-    members: dict[str, list[Scored]] = {}
-    for this, errors in scored:
-        name = key(this)
-        if name is None:
-            return []
-        members.setdefault(name, []).append((this, errors))
-    return [
-        Group(
-            name=name,
-            utterances=len(some),
-            seconds=_seconds([this for this, _ in some]),
-            errors=pooled(errors for _, errors in some),
-            interval=bootstrap(some),
-        )
-        for name, some in members.items()
-    ]
-
-
-def _seconds(recognitions: Iterable[Recognition]) -> float | None:
-    known = [this.seconds for this in recognitions]
-    return None if None in known else sum(seconds for seconds in known if seconds is not None)
-
-
-def _band_of(recognition: Recognition) -> str | None:
-    if recognition.seconds is None:
-        return None
-    return _band(max(edge for edge in BAND_EDGES if edge <= max(0.0, recognition.seconds)))
-
-
-def _band(start: int) -> str:
-    """A band's name, by the second it begins at."""
-    ends = dict(pairwise(BAND_EDGES))
-    return f"{start} to {ends[start]} s" if start in ends else f"{start} s and more"
+def _band(recognition: Recognition) -> str | None:
+    seconds = recognition.seconds
+    return None if seconds is None else _BANDS[bisect(BAND_EDGES, max(0.0, seconds)) - 1]
 
 
 def _histogram(counted: Sequence[ErrorRate]) -> tuple[Bin, ...]:
@@ -259,9 +227,7 @@ def _histogram(counted: Sequence[ErrorRate]) -> tuple[Bin, ...]:
 
 
 def _worst(scored: Sequence[Scored], alignments: Sequence[Alignment]) -> tuple[Aligned, ...]:
-    wrong = [entry for entry in zip(scored, alignments, strict=True) if entry[0][1].errors]
-    wrong.sort(key=lambda entry: (-entry[0][1].rate, -entry[0][1].tokens, entry[0][0].split, entry[0][0].id))
-    return tuple(
+    wrong = [
         Aligned(
             id=this.id,
             split=this.split,
@@ -270,5 +236,8 @@ def _worst(scored: Sequence[Scored], alignments: Sequence[Alignment]) -> tuple[A
             errors=errors,
             alignment=alignment,
         )
-        for (this, errors), alignment in wrong[:WORST]
-    )
+        for (this, errors), alignment in zip(scored, alignments, strict=True)
+        if errors.errors
+    ]
+    wrong.sort(key=lambda this: (-this.errors.rate, -this.errors.tokens, this.split, this.id))
+    return tuple(wrong[:WORST])

@@ -14,15 +14,10 @@ from parp_cli.errors import DataError, first_few
 
 @dataclass(frozen=True, kw_only=True)
 class Recognition:
-    """One utterance and a system's transcript of it.
+    """One utterance (its id is unique within its split) and a system's transcript of it; speaker, seconds of audio and
+    split may be unknown.
 
-    Attributes:
-        id: unique within its split.
-        reference: words, or phones separated by spaces.
-        hypothesis: likewise; "" where nothing was recognised.
-        speaker: None where unknown.
-        seconds: of audio; None where unknown.
-        split: "" where unknown.
+    References and hypotheses are words, or phones, separated by spaces; "" where nothing was recognised.
     """
 
     id: str
@@ -53,17 +48,9 @@ def read_results(path: Path) -> list[Recognition]:
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
         raise DataError(f"cannot read the results {path}: {reason}") from error
-    found: list[Recognition] = []
-    problems: list[str] = []
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        result = _parse(line)
-        if isinstance(result, Recognition):
-            found.append(result)
-        else:
-            problems.append(f"line {number}: {result}")
-    problems = problems or repeated(found)
+    results = [(number, _parse(line)) for number, line in enumerate(lines, start=1) if line.strip()]
+    found = [result for _, result in results if isinstance(result, Recognition)]
+    problems = [f"line {number}: {result}" for number, result in results if isinstance(result, str)] or repeated(found)
     if problems or not found:
         raise DataError(
             f"{path} is no file of results" if found or problems else f"{path} holds no results",

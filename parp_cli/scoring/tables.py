@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain, zip_longest
 
-from parp_cli.scoring.comparison import SIGNIFICANT, Comparison, digits_apart, p_text
+from parp_cli.scoring.comparison import SIGNIFICANT, p_text
 from parp_cli.scoring.intervals import Difference, Interval, Units, counted
-from parp_cli.scoring.metrics import Confusion, Confusions, ErrorRate, steps
-from parp_cli.scoring.report import Aligned, Group, Report
+from parp_cli.scoring.metrics import Confusion, steps
+from parp_cli.scoring.report import Aligned, Group, Metric, Report
 
 _HEADS = ("  ref    ", "  hyp    ", "         ")
 _COUNTED = ("95 % interval", "substituted", "deleted", "inserted", "of")
@@ -35,72 +35,48 @@ def terminal_tables(report: Report, limit: int = 10) -> list[TextTable]:
     """
     metric, speakers = report.metrics[0].name, report.by_speaker
     worst = f"Worst of {len(speakers)} speakers" if len(speakers) > limit else "Speakers"
-    some = (("Splits", report.by_split), ("Durations", report.by_duration), (worst, speakers))
-    tables = [metrics_table(report)]
-    tables += [
-        groups_table(title, metric, groups[:limit] if groups is speakers else groups)
-        for title, groups in some
-        if len(groups) > 1
-    ]
-    tables += [confusions_table(each, limit) for each in (report.confusions, report.symbols) if each is not None]
-    if report.comparisons:
-        tables.append(comparisons_table(report.comparisons))
-    return [table for table in tables if table.rows]
-
-
-def metrics_table(report: Report) -> TextTable:
-    """The metrics of the whole; the title says what the intervals are over."""
-    rows = [
-        (metric.name, f"{metric.errors.rate:.2%}", interval_text(metric.interval), *_counts(metric.errors))
-        for metric in report.metrics
-    ]
     title = f"{report.name}, {counted(report.utterances, 'utterance')}; {intervals_text(report.units)}"
-    return TextTable(title, ("", "rate", *_COUNTED), tuple(rows))
-
-
-def groups_table(title: str, metric: str, groups: Sequence[Group]) -> TextTable:
-    """One row per speaker, band of durations or split."""
+    rows = [(each.name, *_rate_cells(each, 2)) for each in report.metrics]
+    tables = [TextTable(title, ("", "rate", *_COUNTED), tuple(rows))]
+    for title, groups in (
+        ("Splits", report.by_split),
+        ("Durations", report.by_duration),
+        (worst, speakers[:limit]),
+    ):
+        rows = [(each.name, *_rate_cells(each, 1), f"{each.utterances:,}") for each in groups]
+        if len(rows) > 1:
+            tables.append(TextTable(title, ("", metric, *_COUNTED, "utterances"), tuple(rows)))
+    for some in filter(None, (report.confusions, report.symbols)):
+        kinds = [_confusion_cells(each[:limit]) for each in (some.substitutions, some.deletions, some.insertions)]
+        title = f"Most frequent errors: {some.unit} substituted, deleted, inserted"
+        rows = [tuple(chain(*row)) for row in zip_longest(*kinds, fillvalue=("", ""))]
+        tables.append(TextTable(title, ("substituted", "times", "", "times", "", "times"), tuple(rows)))
+    title = f"{report.name} against others, on the utterances that both have"
+    columns = ("against", f"its {metric}", f"{report.name}'s", "points", "95 % interval", "p", "over", "verdict")
     rows = [
         (
-            each.name,
-            f"{each.errors.rate:.1%}",
-            interval_text(each.interval),
-            *_counts(each.errors),
-            f"{each.utterances:,}",
+            each.other,
+            f"{each.theirs.rate:.2%}",
+            f"{each.ours.rate:.2%}",
+            *difference_texts(each.difference),
+            str(each.units),
+            each.verdict,
         )
-        for each in groups
+        for each in report.comparisons
     ]
-    return TextTable(title, ("", metric, *_COUNTED, "utterances"), tuple(rows))
+    return [table for table in (*tables, TextTable(title, columns, tuple(rows))) if table.rows]
 
 
-def _counts(errors: ErrorRate) -> list[str]:
-    return [f"{count:,}" for count in (errors.substitutions, errors.deletions, errors.insertions, errors.tokens)]
+def _rate_cells(measured: Metric | Group, digits: int) -> list[str]:
+    errors = measured.errors
+    counts = (errors.substitutions, errors.deletions, errors.insertions, errors.tokens)
+    return [f"{errors.rate:.{digits}%}", interval_text(measured.interval), *(f"{count:,}" for count in counts)]
 
 
-def confusions_table(confusions: Confusions, limit: int) -> TextTable:
-    """The most frequent errors, the three kinds side by side."""
-    kinds = (confusions.substitutions[:limit], confusions.deletions[:limit], confusions.insertions[:limit])
-    rows = [tuple(cell for each in row for cell in _confusion_cells(each)) for row in zip_longest(*kinds)]
-    columns = ("substituted", "times", "", "times", "", "times")
-    return TextTable(f"Most frequent errors: {confusions.unit} substituted, deleted, inserted", columns, tuple(rows))
-
-
-def comparisons_table(comparisons: Sequence[Comparison]) -> TextTable:
-    """One row per compared system; the sentence of each comparison says more."""
-    rows = [
-        (
-            this.other,
-            f"{this.theirs.rate:.2%}",
-            f"{this.ours.rate:.2%}",
-            *difference_texts(this.difference),
-            str(this.units),
-            this.verdict,
-        )
-        for this in comparisons
-    ]
-    first = comparisons[0]
-    columns = ("against", f"its {first.metric}", f"{first.name}'s", "points", "95 % interval", "p", "over", "verdict")
-    return TextTable(f"{first.name} against others, on the utterances that both have", columns, tuple(rows))
+def _confusion_cells(confusions: Sequence[Confusion]) -> list[tuple[str, str]]:
+    """Such as "FOUR → FORE", or the single token that was deleted or inserted, and how often."""
+    texts = [" → ".join(map(visible, filter(None, (each.reference, each.hypothesis)))) for each in confusions]
+    return [(text, f"{each.count:,} of {each.of:,}") for text, each in zip(texts, confusions, strict=True)]
 
 
 def systems_table(reports: Sequence[Report]) -> TextTable:
@@ -136,16 +112,12 @@ def side_by_side(aligned: Aligned, width: int) -> list[str]:
         tokens = (step.reference, step.hypothesis, _MARKS[step.kind])
         size = max(map(terminal_columns, tokens))
         if used + size > width and rows[0] != _HEADS[0]:
-            lines += _ended(rows)
+            lines += rows
             rows, used = list(_HEADS), len(_HEADS[0])
         for place, token in enumerate(tokens):
             rows[place] += token + " " * (size - terminal_columns(token) + 1)
         used += size + 1
-    return lines + _ended(rows)
-
-
-def _ended(rows: Sequence[str]) -> list[str]:
-    return [row.rstrip() for row in rows if row.strip()]
+    return [line.rstrip() for line in (*lines, *rows) if line.strip()]
 
 
 def terminal_columns(text: str) -> int:
@@ -169,10 +141,8 @@ def difference_texts(difference: Difference | None, min_digits: int = 2) -> tupl
     """Signed points, their interval, and p; dashes for what is unknown."""
     if difference is None:
         return "–", "–", "–"
-    interval = difference.interval
-    points = [100 * value for value in (difference.value, *((interval.low, interval.high) if interval else ()))]
-    digits = digits_apart(points, min_digits)
-    value, *ends = (f"{value:+.{digits}f}" if value else f"{0:.{digits}f}" for value in points)
+    digits = difference.digits(min_digits)
+    value, *ends = (f"{value:+.{digits}f}" if value else f"{0:.{digits}f}" for value in difference.points())
     p = p_text(difference.p_value, SIGNIFICANT).removeprefix("= ")
     return value, " to ".join(ends) or "–", p
 
@@ -182,16 +152,6 @@ def interval_text(interval: Interval | None) -> str:
     return "–" if interval is None else f"{100 * interval.low:.1f} to {100 * interval.high:.1f}%"
 
 
-def confusion_text(confusion: Confusion) -> str:
-    """Such as "FOUR → FORE", or the single token that was deleted or inserted."""
-    parts = [part for part in (confusion.reference, confusion.hypothesis) if part]
-    return " → ".join(visible(part) for part in parts)
-
-
 def visible(token: str) -> str:
     """A token with its spaces made visible."""
     return token.replace(" ", SPACE)
-
-
-def _confusion_cells(confusion: Confusion | None) -> tuple[str, str]:
-    return ("", "") if confusion is None else (confusion_text(confusion), f"{confusion.count:,} of {confusion.of:,}")

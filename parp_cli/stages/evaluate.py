@@ -8,6 +8,8 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
+from itertools import repeat
 from pathlib import Path
 from typing import Any, Literal
 
@@ -31,7 +33,7 @@ from parp_cli.runtime.processes import SINGLE, World
 from parp_cli.runtime.progress import Notify, Progress, silent
 from parp_cli.scoring.comparison import check_comparable
 from parp_cli.scoring.evaluation_set import EvaluationSet, evaluation_set
-from parp_cli.scoring.metrics import ErrorRate, Unit
+from parp_cli.scoring.metrics import METRICS, ErrorRate, Unit
 from parp_cli.scoring.outputs import Outputs, check_outputs, check_trn, outputs
 from parp_cli.scoring.report import Report, build_report
 from parp_cli.scoring.results import Recognition, read_results
@@ -48,11 +50,9 @@ class Options:
     Attributes:
         splits: by default the test split of the data.
         masks: files with masks of the same model, under each of which it is evaluated too.
-        decoding: how logits become text.
         tuned: tune the language model's weights on the validation split of the data, separately per system.
         workers: processes that decode; by default one per core where it pays.
         against: results files of other systems on the same utterances, to test the difference from.
-        html: where to write a page.
         trn: prefix of two files for sclite, which end in ".ref.trn" and ".hyp.trn".
         seed: of the bootstrap.
         precision: of the encoder. With bfloat16 a transcript may depend on its batch, by rounding.
@@ -79,12 +79,10 @@ class Evaluated:
     Attributes:
         mask: the file whose mask was applied; None for the checkpoint as it is.
         sparsity: of the weights it ran with, 0 without a mask.
-        report: all metrics.
         decoding: in words, with the weights used.
         tuning: how they were found; None where they were given.
         audio_seconds: recognised.
         seconds: it took, reading included and tuning not. Under a mask the feature encoder's output is reused.
-        outputs: the files written.
     """
 
     checkpoint: Path
@@ -108,23 +106,16 @@ class Evaluated:
         return next((metric.errors for metric in self.report.metrics if metric.unit == unit), None)
 
     def to_json(self) -> dict[str, Any]:
-        """Everything, with the numbers that are read most in front of the report."""
-        return {
-            **asdict(self),
-            "words": self.errors("words"),
-            "characters": self.errors("characters"),
-            "phones": self.errors("phones"),
-            "utterances": self.report.utterances,
-            "real_time_factor": self.real_time_factor,
-        }
+        """Everything, and the numbers that are read most beside the report."""
+        read_most = {"utterances": self.report.utterances, "real_time_factor": self.real_time_factor}
+        return {**asdict(self), **read_most, **{str(unit): self.errors(unit) for unit in METRICS}}
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateResult:
-    """A checkpoint as it is, and under masks.
+    """A checkpoint as it is, then under each mask.
 
     Attributes:
-        systems: the checkpoint as it is, then under each mask.
         left_out: why utterances could not be evaluated.
         notes: what is unusual about others.
         unusable: what the recipe does about utterances that are left out.
@@ -147,11 +138,7 @@ class EvaluateResult:
 
 @dataclass(frozen=True, kw_only=True)
 class _System:
-    """The checkpoint as it is, or under a mask.
-
-    Attributes:
-        masks: all that is pruned, by the checkpoint's own mask and by this one.
-    """
+    """The checkpoint as it is, or under a mask; `masks` is all that is pruned, by its own mask and by this one."""
 
     name: str
     masks: Masks
@@ -185,9 +172,9 @@ def evaluate(
         DataError: there is no such split, none of its utterances can be evaluated, or another system's results have
             none of its utterances, or other references.
     """
-    evaluator = _Evaluator(source, out, data, options or Options(), device or torch.device("cpu"), world, notify)
-    with tensor_cores(evaluator.precision):
-        return evaluator.result()
+    options = options or Options()
+    with tensor_cores(options.precision):
+        return _Evaluator(source, out, data, options, device or torch.device("cpu"), world, notify).result()
 
 
 def recorded_recipe(metadata: Metadata, overrides: Sequence[str] = ()) -> Recipe:
@@ -218,7 +205,6 @@ class _Evaluator:
     ) -> None:
         self._source, self._options, self._device = source, options, device
         self._world, self._notify = world, notify
-        self.precision = options.precision
         self._content = checkpoint.read(source)
         metadata = self._content.metadata
         require_head(source, metadata)
@@ -227,12 +213,8 @@ class _Evaluator:
         self._architecture = Architecture.from_json(metadata.architecture)
         self._vocabulary = vocabulary_of(source, metadata.task)
         names = shortest_labels([source if options.masks else out, *options.masks, *options.against])
-        self._systems = [
-            self._system(names[0] if len(names) > 1 else str(source), outputs(out, options.html, options.trn))
-        ]
-        for name, mask in zip(names[1:], options.masks, strict=False):
-            files = outputs(out, options.html, options.trn, name.replace("/", "-"))
-            self._systems.append(self._system(name, files, mask))
+        self._systems = [self._system(names[0] if len(names) > 1 else str(source), None, out)]
+        self._systems += map(self._system, names[1:], options.masks, repeat(out))
         self._check_files()
         self._chosen = choose(options.decoding, self._vocabulary, device=str(device), notify=notify)
         if options.tuned:
@@ -241,21 +223,23 @@ class _Evaluator:
         with world.main_first():
             self._test = self._read(self._splits)
             self._valid = self._read((self._data.valid,)) if options.tuned else None
-        self._check_comparable()
+        # Incomparable results and transcripts that sclite cannot take are refused before anything is recognised.
+        for other, theirs in self._against.items():
+            check_comparable(self._test.recognitions, theirs, name=self._systems[0].name, other=other)
+        if options.trn is not None:
+            check_trn(self._test.recognitions)
         self._notes = (*self._test.notes, *self._chosen.notes(self._test.references))
         self._left_out = self._test.left_out + (self._valid.left_out if self._valid is not None else ())
         self._features: FrontEndFeatures | None = None
 
     def result(self) -> EvaluateResult:
         """Evaluate all systems and write their files."""
-        if self._world.is_main:
-            for note in self._notes:
-                self._notify(Progress("evaluating", 0, 0, warning=note))
-            if self._content.masks and len(self._systems) > 1:
-                note = (
-                    f"{self._source} is itself pruned to {sparsity(self._content.masks):.1%}: what it prunes stays so "
-                )
-                self._notify(Progress("evaluating", 0, 0, warning=note + "under each mask"))
+        warnings = list(self._notes)
+        if self._content.masks and len(self._systems) > 1:
+            pruned = f"{self._source} is itself pruned to {sparsity(self._content.masks):.1%}"
+            warnings.append(f"{pruned}: what it prunes stays so under each mask")
+        for warning in warnings if self._world.is_main else ():
+            self._notify(Progress("evaluating", 0, 0, warning=warning))
         evaluated: list[Evaluated] = []
         against: dict[str, Sequence[Recognition]] = dict(self._against)
         for system in self._systems:
@@ -318,7 +302,7 @@ class _Evaluator:
         return Recognizer(
             model=model,
             features=features,
-            precision=self.precision,
+            precision=self._options.precision,
             batch_seconds=self._options.batch_seconds,
             workers=self._options.workers,
             world=self._world,
@@ -327,19 +311,15 @@ class _Evaluator:
 
     def _read(self, splits: Sequence[str]) -> EvaluationSet:
         listed = [(split, load(self._data, split, self._notify, lenient=True)) for split in dict.fromkeys(splits)]
-        return evaluation_set(
-            listed, self._vocabulary, lambda samples: frames(self._architecture, samples), self._notify
-        )
+        return evaluation_set(listed, self._vocabulary, partial(frames, self._architecture), self._notify)
 
     def _origin(self, system: _System, chosen: Chosen, tuning: Tuning | None) -> list[tuple[str, str]]:
         """Where the numbers come from, for people."""
-        masks = system.masks
+        files = {"checkpoint": self._source, "mask": system.mask}
         tuned = "" if tuning is None else f", tuned on {self._data.valid} in {len(tuning.trials)} trials"
-        rows = [("checkpoint", f"{self._source}, SHA-256 {checkpoint.file_hash(self._source)}")]
-        if system.mask is not None:
-            rows.append(("mask", f"{system.mask}, SHA-256 {checkpoint.file_hash(system.mask)}"))
+        rows = [(name, f"{path}, SHA-256 {checkpoint.file_hash(path)}") for name, path in files.items() if path]
         rows += [
-            ("sparsity", f"{sparsity(masks):.2%}" if masks else "dense"),
+            ("sparsity", f"{sparsity(system.masks):.2%}" if system.masks else "dense"),
             ("corpus", f"{self._data.corpus}, {', '.join(self._splits)}"),
             ("decoding", chosen.describe() + tuned),
             ("precision", self._options.precision),
@@ -349,18 +329,18 @@ class _Evaluator:
             some = first_few([f"{problem.utterance_id}: {problem.kind}" for problem in self._left_out], 10)
             rows.append(("left out", f"{count:,} utterances: {'; '.join(some)}"))
         rows += [("note", note) for note in self._notes]
-        rows.append(("versions", ", ".join(f"{name} {version}" for name, version in versions().items())))
-        return rows
+        return [*rows, ("versions", ", ".join(f"{name} {version}" for name, version in versions().items()))]
 
-    def _system(self, name: str, files: Outputs, mask: Path | None = None) -> _System:
-        own = self._content.masks
+    def _system(self, name: str, mask: Path | None, out: Path) -> _System:
+        own, options = self._content.masks, self._options
         if mask is None:
-            return _System(name=name, masks=own, outputs=files)
+            return _System(name=name, masks=own, outputs=outputs(out, options.html, options.trn))
         masks = checkpoint.read_masks(mask)
         if not masks:
             raise MaskError(f"{mask} has no mask", hint="`parp mask` makes one; a dense checkpoint needs no --mask")
         check_fit(masks, self._content.weights, what=str(self._source))
         both = {name: keep & own[name] if name in own else keep for name, keep in masks.items()}
+        files = outputs(out, options.html, options.trn, name.replace("/", "-"))
         return _System(name=name, mask=mask, masks={**own, **both}, outputs=files)
 
     def _check_files(self) -> None:
@@ -380,14 +360,6 @@ class _Evaluator:
             [system.outputs for system in self._systems],
             {**read, "--mask": [*options.masks], "--against": [*options.against]},
         )
-
-    def _check_comparable(self) -> None:
-        """Refuse incomparable results of other systems, and transcripts sclite cannot take, before recognising."""
-        empty = self._test.recognitions
-        for other, theirs in self._against.items():
-            check_comparable(empty, theirs, name=self._systems[0].name, other=other)
-        if self._options.trn is not None:
-            check_trn(empty)
 
     def _check_tunable(self) -> None:
         valid = self._data.valid
