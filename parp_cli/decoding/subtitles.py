@@ -38,12 +38,7 @@ def word_lines(words: Sequence[Word]) -> str:
 def json_text(
     name: str, seconds: float, text: str, segments: Sequence[Segment], words: Sequence[Word] | None = None
 ) -> str:
-    """One JSON object in one line: file, seconds, text, segments, and where they are given the words.
-
-    Args:
-        name: of the sound file. What of it is no text, as `os.fsdecode` gives it, is escaped.
-        seconds: its length.
-    """
+    """One JSON object in one line. What of the audio file's name is no text, as `os.fsdecode` gives it, is escaped."""
     value: dict[str, object] = {
         "file": name,
         "seconds": round(seconds, 3),

@@ -20,12 +20,7 @@ from parp_cli.data.labels import BLANK_ID, BOUNDARY, Vocabulary
 
 @dataclass(frozen=True)
 class Span:
-    """A label in consecutive frames.
-
-    Attributes:
-        label: its id.
-        start, end: first frame, and the frame after the last.
-    """
+    """The id of a label, the first of the consecutive frames it is in, and the frame after the last."""
 
     label: int
     start: int
@@ -34,12 +29,7 @@ class Span:
 
 @dataclass(frozen=True)
 class Word:
-    """A word, or a phone where the labels are phones.
-
-    Attributes:
-        text: as written.
-        start, end: seconds.
-    """
+    """A word, or a phone where the labels are phones, and its times in seconds."""
 
     text: str
     start: float
@@ -72,8 +62,7 @@ class SpanReader:
     """Collects the spans of a path that comes in pieces (T_i,): labels that go on in the next piece are one."""
 
     def __init__(self) -> None:
-        self._spans: list[Span] = []
-        self._blank_frames = 0
+        self.spans: list[Span] = []  # of all labels but the blank, in order
         self.frames = 0
 
     def add(self, path: Tensor) -> None:
@@ -81,26 +70,16 @@ class SpanReader:
         labels, counts = torch.unique_consecutive(path, return_counts=True)
         for label, count in zip(labels.tolist(), counts.tolist(), strict=True):
             start, end = self.frames, self.frames + count
-            before = self._spans[-1] if self._spans else None
+            before = self.spans[-1] if self.spans else None
             if before is not None and (before.label, before.end) == (label, start):
-                self._spans[-1] = Span(label, before.start, end)
+                self.spans[-1] = Span(label, before.start, end)
             elif label != BLANK_ID:
-                self._spans.append(Span(label, start, end))
+                self.spans.append(Span(label, start, end))
             self.frames = end
-
-    @property
-    def spans(self) -> list[Span]:
-        """Of all labels but the blank, in order."""
-        return list(self._spans)
 
 
 def words_of(spans: Iterable[Span], vocabulary: Vocabulary, frame_seconds: float) -> list[Word]:
-    """Words with their times. Their texts are what `Vocabulary.decode` makes of the labels.
-
-    Args:
-        spans: in order.
-        frame_seconds: from one frame to the next.
-    """
+    """Words with their times, of spans in order. Their texts are what `Vocabulary.decode` makes of the labels."""
     groups: list[list[Span]] = [[]]
     for span in spans:
         if vocabulary.labels == "phones" or vocabulary.symbols[span.label] == BOUNDARY:
@@ -141,27 +120,19 @@ def segments_of(words: Sequence[Word]) -> list[Segment]:
 
     A segment of several words is too long if it takes more than two lines, or more than `MAX_SEGMENT_SECONDS`.
     """
-    groups: list[list[Word]] = []
-    for word in words:
-        if not groups or word.start - groups[-1][-1].end >= PAUSE_SECONDS:
-            groups.append([])
-        groups[-1].append(word)
+    pauses = [n for n, (before, word) in enumerate(pairwise(words), 1) if word.start - before.end >= PAUSE_SECONDS]
+    groups = [words[start:end] for start, end in pairwise((0, *pauses, len(words)))][::-1] if words else []
     segments = []
     while groups:
-        group = groups.pop(0)
-        if len(group) == 1 or _fits(group):
-            segments.append(Segment(tuple(group)))
+        group = groups.pop()
+        segment = Segment(tuple(group))
+        short = segment.end - segment.start <= MAX_SEGMENT_SECONDS and len(wrapped(segment.text)) <= _MAX_LINES
+        if short or len(group) == 1:
+            segments.append(segment)
         else:
             place = _longest_pause(group)
-            groups[:0] = [group[:place], group[place:]]
+            groups += [group[place:], group[:place]]
     return segments
-
-
-def _fits(words: Sequence[Word]) -> bool:
-    return (
-        words[-1].end - words[0].start <= MAX_SEGMENT_SECONDS
-        and len(wrapped(" ".join(word.text for word in words))) <= _MAX_LINES
-    )
 
 
 def _longest_pause(words: Sequence[Word]) -> int:

@@ -5,30 +5,27 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from contextlib import nullcontext
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import BinaryIO
 
 import torch
+from torch import Tensor
 
-from parp_cli.data.audio import MUCH_CLIPPED, SAMPLE_RATE, AudioInfo, audio_seconds
+from parp_cli.data.audio import MUCH_CLIPPED, SAMPLE_RATE, AudioInfo, audio_seconds, waveform_blocks
 from parp_cli.data.labels import Vocabulary, vocabulary_of
-from parp_cli.decoding.chunks import Chunking, Piece, Recording, logits_in_chunks, measure
+from parp_cli.decoding.chunks import Chunking, logits_in_chunks
 from parp_cli.decoding.subtitles import SUFFIXES, Format, json_text, srt, vtt, word_lines
 from parp_cli.decoding.timing import Segment, SpanReader, Word, segments_of, words_of
 from parp_cli.errors import DataError, UsageError
 from parp_cli.models.recognizer import rebuild
-from parp_cli.models.speech.config import Architecture, frames
 from parp_cli.models.speech.moments import frame_samples
 from parp_cli.runtime.device import tensor_cores
 from parp_cli.runtime.progress import Notify, Progress, silent
 from parp_cli.storage import checkpoint
 from parp_cli.storage.atomic import refuse_same, write_error, write_text
 from parp_cli.storage.run_folder import require_head
-
-if TYPE_CHECKING:
-    from parp_cli.models.speech.encoder import SpeechNetwork
 
 STANDARD_INPUT = "-"
 
@@ -46,9 +43,7 @@ class Transcription:
 
     Attributes:
         file: as it was named.
-        seconds: its length.
         text: words, or phones, separated by spaces.
-        words: with their times.
         warnings: what may be wrong with it: silence, clipping, a header that says another length.
         path: where it was written, if anywhere.
     """
@@ -66,12 +61,7 @@ class Transcription:
         return tuple(segments_of(self.words))
 
     def rendered(self, layout: Format, *, times: bool = False) -> str:
-        """The content of a file.
-
-        Args:
-            layout: of the file.
-            times: of each word too, where the layout has a place for them: "text" then has one word per line.
-        """
+        """The content of a file: with times of each word too, "text" has one word per line; subtitles have none."""
         if layout == "srt":
             return srt(self.segments)
         if layout == "vtt":
@@ -83,13 +73,7 @@ class Transcription:
 
 @dataclass(frozen=True, kw_only=True)
 class Failure:
-    """A file that could not be transcribed.
-
-    Attributes:
-        file: as it was named.
-        reason: in one line.
-        hint: what to do about it.
-    """
+    """A file that could not be transcribed: as it was named, why in one line, and what to do about it."""
 
     file: str
     reason: str
@@ -98,14 +82,7 @@ class Failure:
 
 @dataclass(frozen=True, kw_only=True)
 class TranscribeResult:
-    """Results of all files.
-
-    Attributes:
-        transcriptions: in the order in which the files were named.
-        failures: of the other files.
-        audio_seconds: transcribed.
-        seconds: of work, reading included.
-    """
+    """Results of all files, in the order in which they were named; seconds of work include reading."""
 
     checkpoint: Path
     transcriptions: tuple[Transcription, ...]
@@ -148,9 +125,7 @@ def transcribe(
         source: a checkpoint with an output head.
         files: paths, or "-" for the bytes of an audio file from standard input.
         out: a folder to write one file per audio file to; by default nothing is written.
-        layout: of what is written.
-        times: of each word too, where the layout has a place for them.
-        chunking: of long files.
+        layout, times: of what is written, as `Transcription.rendered` has them.
         batch_seconds: padded audio in one forward pass. Does not change transcripts.
         standard_input: where "-" is read from; by default this process's.
         ready: is called with each transcription once it is done (and written), in the order of the files.
@@ -161,155 +136,96 @@ def transcribe(
     """
     targets = _targets(files, out, layout)
     stream = _stream(files, standard_input)
-    architecture, model, vocabulary = _load(source, device or torch.device("cpu"))
+    content = checkpoint.read(source)
+    require_head(source, content.metadata)
+    vocabulary = vocabulary_of(source, content.metadata.task)
+    architecture, model = rebuild(content, device or torch.device("cpu"), source=str(source))
     if out is not None:
         _make_folder(out)
-
-    def finish(made: Transcription) -> Transcription:
-        if (target := targets[made.file]) is not None:
-            write_text(target, made.rendered(layout, times=times))
-            made = replace(made, path=target)
-        return made
-
-    began = time.monotonic()
-    with ExitStack() as stack, tensor_cores("float32"):
-        work = _Work(files, stream, stack, architecture, vocabulary, finish, ready, notify)
-        for piece in logits_in_chunks(
-            model, architecture, work.recordings(), chunking=chunking or Chunking(), batch_seconds=batch_seconds
-        ):
-            work.take(piece)
-    results = [work.results[file] for file in files]
-    made = tuple(result for result in results if isinstance(result, Transcription))
+    began, done, total = time.monotonic(), 0.0, sum(map(_declared_seconds, files))
+    work = [_Reading(file, targets[file]) for file in files]
+    transcriptions: list[Transcription] = []
+    failures: list[Failure] = []
+    pieces = logits_in_chunks(
+        model,
+        architecture,
+        (each.blocks(stream) for each in work),
+        chunking=chunking or Chunking(),
+        batch_seconds=batch_seconds,
+    )
+    with tensor_cores("float32"):
+        for piece in pieces:
+            reading = work[piece.recording]
+            if piece.error is not None:
+                failures.append(reading.failure(piece.error))
+                warnings: tuple[str, ...] = (failures[-1].reason,)
+            else:
+                reading.spans.add(piece.logits.argmax(-1))
+                done += len(piece.logits) * frame_samples(architecture) / SAMPLE_RATE
+                seconds = max(1, round(max(total, done)))  # not every file's header has its length
+                notify(Progress("seconds transcribed", round(done), seconds))
+                if not piece.last:
+                    continue
+                made = reading.transcription(vocabulary, frame_samples(architecture) / SAMPLE_RATE, layout, times)
+                transcriptions.append(made)
+                warnings = made.warnings
+                if ready is not None:
+                    ready(made)
+            for warning in warnings:
+                notify(Progress("transcribing", 0, 0, warning=f"{_named(reading.file)}: {warning}"))
     return TranscribeResult(
         checkpoint=source,
-        transcriptions=made,
-        failures=tuple(result for result in results if isinstance(result, Failure)),
-        audio_seconds=sum(item.seconds for item in made),
+        transcriptions=tuple(transcriptions),
+        failures=tuple(failures),
+        audio_seconds=sum(item.seconds for item in transcriptions),
         seconds=time.monotonic() - began,
     )
 
 
-def _load(source: Path, device: torch.device) -> tuple[Architecture, "SpeechNetwork", Vocabulary]:
-    content = checkpoint.read(source)
-    require_head(source, content.metadata)
-    vocabulary = vocabulary_of(source, content.metadata.task)
-    return *rebuild(content, device, source=str(source)), vocabulary
-
-
 @dataclass(frozen=True)
-class _Open:
-    """A file whose logits are coming."""
+class _Reading:
+    """A file on its way to its result."""
 
     file: str
-    info: AudioInfo
-    reader: SpanReader = field(default_factory=SpanReader)
+    target: Path | None
+    info: AudioInfo = field(default_factory=AudioInfo)
+    spans: SpanReader = field(default_factory=SpanReader)
 
-
-class _Work:
-    """Files on their way to results."""
-
-    def __init__(
-        self,
-        files: Sequence[str],
-        stream: BinaryIO | None,
-        stack: ExitStack,
-        architecture: Architecture,
-        vocabulary: Vocabulary,
-        finish: Callable[[Transcription], Transcription],
-        ready: Callable[[Transcription], None] | None,
-        notify: Notify,
-    ) -> None:
-        self._files, self._stream, self._stack = files, stream, stack
-        self._architecture, self._vocabulary = architecture, vocabulary
-        self._frame_seconds = frame_samples(architecture) / SAMPLE_RATE
-        self._finish, self._ready, self._notify = finish, ready, notify
-        self._opened: list[_Open] = []  # by the number of the recording
-        self._waiting = list(files)  # those whose results were not handed over
-        self._total, self._read, self._done = sum(map(_declared_seconds, files)), 0.0, 0.0
-        self.results: dict[str, Transcription | Failure] = {}
-
-    def recordings(self) -> Iterator[Recording]:
-        """Files, read once, that are to be transcribed: not those that are silent."""
-        for file in self._files:
-            try:
-                recording = measure(self._path(file), self._architecture)
-                if frames(self._architecture, recording.moments.samples) == 0:
-                    raise DataError(
-                        "too short",
-                        details=[f"{1000 * recording.info.seconds:.0f} ms of audio are too short for the model"],
-                        hint="leave it out",
-                    )
-            except DataError as error:
-                self._fail(file, error)
-                continue
-            entry = _Open(file, recording.info)
-            for warning in _warnings(recording.info):
-                self._warn(file, warning)
-            if recording.info.silent:
-                self._complete(entry)
-                continue
-            self._read += recording.info.seconds
-            self._opened.append(entry)
-            yield recording
-
-    def take(self, piece: Piece) -> None:
-        """The next frames of a file."""
-        entry = self._opened[piece.recording]
-        if piece.error is not None:
-            self._fail(entry.file, piece.error)
+    def blocks(self, stream: BinaryIO | None) -> Iterator[Tensor]:
+        """Its waveform; pipes, in which no library can go back, are copied to a temporary file."""
+        path = Path(self.file)
+        if self.file != STANDARD_INPUT and (path.is_file() or path.is_dir() or not path.exists()):
+            yield from waveform_blocks(path, self.info)
             return
-        entry.reader.add(piece.logits.argmax(-1))
-        self._done += len(piece.logits) * self._frame_seconds
-        total = max(1, round(max(self._total, self._read)))  # not every file's header has its length
-        self._notify(Progress("seconds transcribed", min(round(self._done), total), total))
-        if piece.last:
-            self._complete(entry)
-
-    def _path(self, file: str) -> Path:
-        """A path that can be read twice: standard input and other pipes are copied to a temporary file."""
-        path = Path(file)
-        if file != STANDARD_INPUT and (path.is_file() or path.is_dir() or not path.exists()):
-            return path
-        copy = self._stack.enter_context(tempfile.NamedTemporaryFile(prefix="parp-stdin-"))  # noqa: SIM115
-        try:
-            if file == STANDARD_INPUT:
-                assert self._stream is not None
-                shutil.copyfileobj(self._stream, copy)
-            else:
-                with path.open("rb") as pipe:
+        with tempfile.NamedTemporaryFile(prefix="parp-stdin-") as copy:
+            try:
+                with path.open("rb") if self.file != STANDARD_INPUT else nullcontext(stream) as pipe:
+                    assert pipe is not None
                     shutil.copyfileobj(pipe, copy)
-            copy.flush()
-        except OSError as error:
-            raise DataError(f"cannot read {file}", details=[error.strerror or str(error)]) from error
-        return Path(copy.name)
+                copy.flush()
+            except OSError as error:
+                raise DataError(f"cannot read {self.file}", details=[error.strerror or str(error)]) from error
+            yield from waveform_blocks(Path(copy.name), self.info)
 
-    def _complete(self, entry: _Open) -> None:
-        words = words_of(entry.reader.spans, self._vocabulary, self._frame_seconds)
+    def transcription(self, vocabulary: Vocabulary, frame_seconds: float, layout: Format, times: bool) -> Transcription:
+        """What was recognised, written if it is to be; silence has no words, whatever the model writes."""
+        words = [] if self.info.silent else words_of(self.spans.spans, vocabulary, frame_seconds)
         made = Transcription(
-            file=entry.file,
-            seconds=entry.info.seconds,
+            file=self.file,
+            seconds=self.info.seconds,
             text=" ".join(word.text for word in words),
             words=tuple(words),
-            warnings=tuple(_warnings(entry.info)),
+            warnings=tuple(_warnings(self.info)),
+            path=self.target,
         )
-        self._hand_over(entry.file, self._finish(made))
+        if self.target is not None:
+            write_text(self.target, made.rendered(layout, times=times))
+        return made
 
-    def _fail(self, file: str, error: DataError) -> None:
-        hint = _STANDARD_INPUT_HINT if file == STANDARD_INPUT else error.hint
-        failure = Failure(file=file, reason="; ".join(error.details) or error.message, hint=hint)
-        self._warn(file, failure.reason)
-        self._hand_over(file, failure)
-
-    def _warn(self, file: str, warning: str) -> None:
-        self._notify(Progress("transcribing", 0, 0, warning=f"{_named(file)}: {warning}"))
-
-    def _hand_over(self, file: str, result: Transcription | Failure) -> None:
-        """Keep a result, and hand over those that no earlier file is missing before: silent files are done at once."""
-        self.results[file] = result
-        while self._waiting and self._waiting[0] in self.results:
-            next_ = self.results[self._waiting.pop(0)]
-            if isinstance(next_, Transcription) and self._ready is not None:
-                self._ready(next_)
+    def failure(self, error: DataError) -> Failure:
+        """Why there is no result."""
+        hint = _STANDARD_INPUT_HINT if self.file == STANDARD_INPUT else error.hint
+        return Failure(file=self.file, reason="; ".join(error.details) or error.message, hint=hint)
 
 
 def _warnings(info: AudioInfo) -> Iterator[str]:

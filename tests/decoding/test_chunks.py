@@ -1,6 +1,7 @@
-"""Chunks joined are the whole, where the context reaches as far as the model looks."""
+"""Chunks cover a recording once, with context; one chunk is the usual pass."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,8 +10,8 @@ import soundfile
 import torch
 from torch import Tensor
 
-from parp_cli.data.audio import read_audio
-from parp_cli.decoding.chunks import Chunking, Recording, logits_in_chunks, measure, overlapping
+from parp_cli.data.audio import read_audio, waveform_blocks
+from parp_cli.decoding.chunks import Chunking, logits_in_chunks, overlapping
 from parp_cli.errors import CheckpointError, DataError
 from parp_cli.models.speech.config import build
 from parp_cli.models.speech.forward import encode, front_end, pad
@@ -27,23 +28,34 @@ def write(path: Path, samples: int, seed: int = 0) -> Path:
 
 
 @pytest.mark.parametrize("frames", [1, 9, 10, 11, 14, 15, 16, 50, 53])
-@pytest.mark.parametrize("slice_frames", [1, 7, 100])
+@pytest.mark.parametrize("block", [1, 7, 100])
 @pytest.mark.parametrize(("step", "context"), [(10, 0), (6, 2), (1, 3)])
-def test_every_frame_is_kept_once_with_its_context(frames: int, slice_frames: int, step: int, context: int) -> None:
-    whole = torch.arange(frames)[:, None]
+@pytest.mark.parametrize(("frame", "field"), [(1, 1), (4, 5), (3, 9)])
+@pytest.mark.parametrize("rest", [0, 1])
+def test_every_frame_is_kept_once_with_its_context(
+    frames: int, block: int, step: int, context: int, frame: int, field: int, rest: int
+) -> None:
+    whole = torch.arange(float((frames - 1) * frame + field + min(rest, frame - 1)))
     kept, lasts = [], []
-    for chunk, keep, last in overlapping(whole.split(slice_frames), step, context):
-        assert len(chunk) <= step + 2 * context
-        assert (chunk.diff(dim=0) == 1).all()
-        middle = chunk[keep]
+    for chunk, keep, last in overlapping(whole.split(block), frame, field, step, context):
+        seen = chunk.unfold(0, field, frame)
+        assert len(seen) <= step + 2 * context
+        assert (chunk.diff() == 1).all()
+        middle = seen[keep]
         assert len(middle)
         # What is around the middle is context, unless the recording itself ends there.
         assert keep.start >= context or chunk[0] == 0
-        assert len(chunk) - keep.stop >= context or last
+        assert last or len(seen) - keep.stop >= context
         kept.append(middle)
         lasts.append(last)
-    assert torch.equal(torch.cat(kept), whole)
+    assert torch.equal(torch.cat(kept), whole.unfold(0, field, frame))
     assert lasts == [False] * (len(lasts) - 1) + [True]
+
+
+def test_too_short_for_a_frame() -> None:
+    with pytest.raises(DataError) as caught:
+        list(overlapping([torch.ones(100), torch.ones(60)], 320, 400, 10, 2))
+    assert caught.value.details == ("10 ms of audio are too short for the model",)
 
 
 def looking_around(reach: int) -> Callable[[Tensor, Tensor], Tensor]:
@@ -57,38 +69,39 @@ def looking_around(reach: int) -> Callable[[Tensor, Tensor], Tensor]:
     return encoder
 
 
-def joined(recordings: list[Recording], **options: object) -> list[Tensor]:
-    kind = "wav2vec2-group-norm"
-    model = randomise(build(SMALL[kind], vocabulary_size=5)).eval()
-    found: list[list[Tensor]] = [[] for _ in recordings]
-    ended: set[int] = set()
-    for piece in logits_in_chunks(model, SMALL[kind], recordings, **options):  # type: ignore[arg-type]
-        assert piece.recording not in ended
-        found[piece.recording].append(piece.logits)
-        if piece.last:
-            ended.add(piece.recording)
-    assert ended == set(range(len(recordings)))
-    return [torch.cat(parts) for parts in found]
-
-
 def test_joined_logits_are_the_undivided_ones(tmp_path: Path) -> None:
-    architecture = SMALL["wav2vec2-group-norm"]
+    """Where the model normalises nothing over time, so that no chunk has statistics of its own."""
+    architecture = replace(SMALL["wav2vec2-layer-norm"], normalize_waveform=False)
     model = randomise(build(architecture, vocabulary_size=5)).eval()
     paths = [write(tmp_path / f"{n}.wav", samples, n) for n, samples in enumerate((9_000, 120, 20_000, 3_001))]
-    recordings = [measure(path, architecture) for path in paths]
     encoder = looking_around(reach=8)
+
+    def joined(context: int, batch_seconds: float) -> list[Tensor]:
+        found: list[list[Tensor]] = [[] for _ in paths]
+        ended: list[int] = []
+        for piece in logits_in_chunks(
+            model,
+            architecture,
+            map(waveform_blocks, paths),
+            chunking=Chunking(60 * FRAME, context * FRAME),
+            batch_seconds=batch_seconds,
+            encoder=encoder,
+        ):
+            assert piece.recording not in ended
+            found[piece.recording].append(piece.logits)
+            if piece.last:
+                ended.append(piece.recording)
+        assert ended == [0, 1, 2, 3]
+        return [torch.cat(parts) for parts in found]
+
     with torch.inference_mode():
         whole = [encoder(*pad([front_end(model, architecture, read_audio(path))]))[0] for path in paths]
     scale = max(float(item.abs().max()) for item in whole)
     for batch_seconds in (0.01, 0.2, 100.0):
-        found = joined(
-            recordings, chunking=Chunking(60 * FRAME, 8 * FRAME), batch_seconds=batch_seconds, encoder=encoder
-        )
-        for left, right in zip(found, whole, strict=True):
+        for left, right in zip(joined(8, batch_seconds), whole, strict=True):
             torch.testing.assert_close(left, right, rtol=1e-4, atol=1e-5 * scale)
     # With less context than it looks around, it shows.
-    found = joined(recordings, chunking=Chunking(60 * FRAME, 4 * FRAME), batch_seconds=1.0, encoder=encoder)
-    assert float((found[2] - whole[2]).abs().max()) > 0.01 * scale
+    assert float((joined(4, 1.0)[2] - whole[2]).abs().max()) > 0.01 * scale
 
 
 @pytest.mark.parametrize("kind", ["wav2vec2-group-norm", "wav2vec2-layer-norm", "wavlm-base"])
@@ -96,10 +109,10 @@ def test_the_batch_is_of_no_matter_and_one_chunk_is_the_usual_pass(kind: str, tm
     architecture = SMALL[kind]
     model = randomise(build(architecture, vocabulary_size=5)).eval()
     paths = [write(tmp_path / f"{n}.wav", samples, n) for n, samples in enumerate((9_000, 2_000, 5_000))]
-    recordings = [measure(path, architecture) for path in paths]
 
     def run(chunking: Chunking, batch_seconds: float) -> list[Tensor]:
         found: list[list[Tensor]] = [[] for _ in paths]
+        recordings = map(waveform_blocks, paths)
         for piece in logits_in_chunks(model, architecture, recordings, chunking=chunking, batch_seconds=batch_seconds):
             found[piece.recording].append(piece.logits)
         return [torch.cat(parts) for parts in found]
@@ -113,12 +126,16 @@ def test_the_batch_is_of_no_matter_and_one_chunk_is_the_usual_pass(kind: str, tm
             torch.testing.assert_close(logits, whole, rtol=1e-3, atol=1e-3)
 
 
-def test_a_file_that_goes_away_ends_alone(tmp_path: Path) -> None:
+def test_a_file_that_breaks_off_ends_alone() -> None:
     architecture = SMALL["wav2vec2-group-norm"]
     model = build(architecture, vocabulary_size=5).eval()
-    recordings = [measure(write(tmp_path / f"{n}.wav", 3_000, n), architecture) for n in range(3)]
-    (tmp_path / "1.wav").unlink()
-    pieces = list(logits_in_chunks(model, architecture, recordings, chunking=Chunking(), batch_seconds=60))
+
+    def breaking() -> Iterator[Tensor]:
+        yield torch.randn(3_000)
+        raise DataError("cut short")
+
+    recordings: list[Iterable[Tensor]] = [[torch.randn(3_000)], breaking(), [torch.randn(3_000)]]
+    pieces = logits_in_chunks(model, architecture, recordings, chunking=Chunking(), batch_seconds=60)
     assert [(piece.recording, piece.last, type(piece.error)) for piece in pieces] == [
         (0, True, type(None)),
         (1, True, DataError),
@@ -126,15 +143,18 @@ def test_a_file_that_goes_away_ends_alone(tmp_path: Path) -> None:
     ]
 
 
-def test_a_diverged_model_is_refused(tmp_path: Path) -> None:
+def test_a_diverged_model_is_refused() -> None:
     architecture = SMALL["wav2vec2-group-norm"]
-    recordings = [measure(write(tmp_path / "a.wav", 3_000), architecture)]
+    model = build(architecture, vocabulary_size=5).eval()
 
     def encoder(features: Tensor, lengths: Tensor) -> Tensor:
         return torch.full((*features.shape[:2], 5), torch.nan)
 
+    pieces = logits_in_chunks(
+        model, architecture, [[torch.randn(3_000)]], chunking=Chunking(), batch_seconds=60, encoder=encoder
+    )
     with pytest.raises(CheckpointError, match="non-finite logits"):
-        joined(recordings, chunking=Chunking(), batch_seconds=60, encoder=encoder)
+        list(pieces)
 
 
 def test_chunks_that_keep_nothing_are_refused() -> None:

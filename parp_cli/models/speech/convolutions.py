@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.functional import gelu, layer_norm, linear
 
 from parp_cli.models.speech.config import Architecture, frames
-from parp_cli.models.speech.moments import MomentCounter, Moments, field_samples, frame_samples
+from parp_cli.models.speech.moments import Moments, field_samples, frame_samples, moments_of
 from parp_cli.models.speech.waveform import EPSILON
 
 if TYPE_CHECKING:
@@ -29,9 +29,7 @@ _BLOCK_FRAMES = 100
 
 def features_by_blocks(model: "SpeechNetwork", architecture: Architecture, waveform: Tensor) -> Tensor:
     """Front-end features (T, C) of one utterance's waveform (S,) at 16 kHz, without gradients."""
-    counter = MomentCounter(architecture)
-    counter.add(waveform)
-    compute = FrontEnd(model, architecture, counter.moments)
+    compute = FrontEnd(model, architecture, moments_of(architecture, waveform))
     step, total = frame_samples(architecture), frames(architecture, len(waveform))
     beyond = field_samples(architecture) - step
     starts = range(0, total, _BLOCK_FRAMES)
