@@ -62,6 +62,11 @@ class Output:
         if not self.as_json and not self._mute:
             self._out.print(escape(text), soft_wrap=True)
 
+    def wrote(self, *paths: Path) -> None:
+        """A line of the result for each file."""
+        for path in paths:
+            self.text(f"wrote {path}")
+
     def verbatim(self, text: str) -> None:
         """A part of the result that another program may read: tabs stay, nothing is folded."""
         if not self.as_json and not self._mute:
@@ -96,15 +101,8 @@ class Output:
             yield self._plain_lines()
 
     def _bars(self) -> Iterator[Notify]:
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[note]}"),
-        )
+        times = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.fields[note]}"))
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), *times)
         tasks: dict[str, TaskID] = {}
         with Bar(*columns, console=self._err) as bar:
 
@@ -204,12 +202,10 @@ def jsonable(value: Any) -> Any:
 
 def duration(seconds: float) -> str:
     """A duration as text: 45 s, 3 min 20 s, 2 h 5 min."""
-    total = round(seconds)
-    if total < 60:
-        return f"{total} s"
-    if total < 3600:
-        return f"{total // 60} min {total % 60} s"
-    return f"{total // 3600} h {total % 3600 // 60} min"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+    return f"{minutes // 60} h {minutes % 60} min"
 
 
 def size(count: int) -> str:

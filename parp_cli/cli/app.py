@@ -12,6 +12,7 @@ import typer.core
 
 import parp_cli
 from parp_cli.cli import commands, compare, evaluate, lm, mask, quickstart, sweep, transcribe
+from parp_cli.cli.options import option
 from parp_cli.console import show_error
 from parp_cli.errors import Interrupted, ParpError, ResourceError, UsageError
 from parp_cli.runtime.device import is_out_of_memory, launched
@@ -35,6 +36,8 @@ Each stage reads and writes one file that holds weights and mask, in a run folde
 
 _DISTRIBUTED = ("finetune", "pretrain", "eval")
 """Commands that run under `torchrun`."""
+
+_LOST_CONTACT = "another process exited without reporting an error"
 
 
 class _Group(typer.core.TyperGroup):
@@ -73,11 +76,10 @@ def _print_version(asked: bool) -> None:
 def root(
     context: typer.Context,
     # Its own callback runs before a missing command is reported.
-    version: Annotated[
-        bool, typer.Option("--version", help="Print the version.", is_eager=True, callback=_print_version)
+    _version: Annotated[
+        bool, option("--version", "Print the version.", is_eager=True, callback=_print_version)
     ] = False,
 ) -> None:
-    del version
     if launched() and context.invoked_subcommand not in _DISTRIBUTED:
         raise UsageError(
             f"parp {context.invoked_subcommand} does not run under torchrun",
@@ -103,7 +105,6 @@ def main() -> None:
     """Run the command line and exit with its code."""
     if not launched():
         _run(lambda _: True)
-        return
     # On every rank DDP warns that runs without layer drop need not look for unused parameters.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     from parp_cli.runtime.processes import joined
@@ -120,50 +121,38 @@ def main() -> None:
     os._exit(code if isinstance(code, int) else int(code is not None))
 
 
-def _run(says_first: Callable[[str], bool]) -> None:
+def _run(says_first: Callable[[str], bool]) -> NoReturn:
     """Run the command line; an error that several ranks raise is printed by one of them."""
-
-    def end(error: ParpError, *, lines: str = "", says: bool = True) -> NoReturn:
-        if says and says_first(error.message):
-            sys.stderr.write(lines)
-            show_error(error)
-        sys.exit(error.exit_code)
-
+    bug = ""
     try:
         app()
-    except ParpError as error:
-        end(error)
+        sys.exit()
+    except ParpError as raised:
+        error = raised
     except KeyboardInterrupt:
-        end(Interrupted("interrupted"))
-    except Exception as error:
-        if (known := _out_of_resources(error)) is not None:
-            end(known)
-        if (lost := _lost_contact(error)) is not None:
-            end(lost, says=says_first(""))  # usually the other rank has printed the reason
-        end(ParpError("this is a bug in parp", hint="report it with the lines above"), lines=traceback.format_exc())
+        error = Interrupted("interrupted")
+    except Exception as raised:
+        known = _known(raised)
+        bug = "" if known else traceback.format_exc()
+        error = known or ParpError("this is a bug in parp", hint="report it with the lines above")
+    # If contact is lost, usually the other rank has printed the reason.
+    if (error.message != _LOST_CONTACT or says_first("")) and says_first(error.message):
+        sys.stderr.write(bug)
+        show_error(error)
+    sys.exit(error.exit_code)
 
 
-def _lost_contact(error: Exception) -> ParpError | None:
-    """The error for a collective that failed because another process exited; None if the error is another."""
-    if not launched():
-        return None
-    from parp_cli.runtime.processes import lost_contact
-
-    if not lost_contact(error):
-        return None
-    return ResourceError(
-        "another process exited without reporting an error",
-        details=str(error).splitlines()[:1],
-        hint="the system may have killed it for using too much memory",
-    )
-
-
-def _out_of_resources(error: Exception) -> ResourceError | None:
-    """The error for a full disk or for memory that ran out; None if the error is another."""
+def _known(error: Exception) -> ResourceError | None:
+    """The error for a full disk, for memory that ran out, or for another process that exited; None for others."""
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return ResourceError(f"no space left to write {error.filename or 'a file'}", hint="free some space")
+    first_line = str(error).splitlines()[:1]
     if is_out_of_memory(error):
-        return ResourceError(
-            "out of memory", details=str(error).splitlines()[:1], hint="make training.micro_batch_seconds smaller"
-        )
+        return ResourceError("out of memory", details=first_line, hint="make training.micro_batch_seconds smaller")
+    if launched():
+        from parp_cli.runtime.processes import lost_contact
+
+        if lost_contact(error):
+            hint = "the system may have killed it for using too much memory"
+            return ResourceError(_LOST_CONTACT, details=first_line, hint=hint)
     return None

@@ -1,4 +1,4 @@
-"""One function a subcommand: read the options, call one stage, show its result.
+"""One function per subcommand: read the options, call one stage, show its result.
 
 Stages are imported inside the functions, so that `parp --help` does not wait for torch.
 """
@@ -9,19 +9,8 @@ from typing import Annotated, Literal
 
 import typer
 
-from parp_cli.cli import render
-from parp_cli.cli.options import (
-    DEFAULT_RUN,
-    DeviceOption,
-    JsonOption,
-    KeysOption,
-    OutOption,
-    PlotOption,
-    QuietOption,
-    RunOption,
-    SeedOption,
-    SetOption,
-)
+from parp_cli.cli import options, render
+from parp_cli.cli.options import option
 from parp_cli.console import Output, percent, size
 from parp_cli.errors import UsageError
 
@@ -32,41 +21,36 @@ def finetune(
     ] = None,
     init: Annotated[
         Path | None,
-        typer.Option(
-            "--init",
-            metavar="CHECKPOINT",
-            help="Start from this checkpoint; by default from the newest of the run folder that fine-tuning did not "
+        option(
+            "--init CHECKPOINT",
+            "Start from this checkpoint; by default from the newest of the run folder that fine-tuning did not "
             "write, else from the recipe's model.",
-            show_default=False,
         ),
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the interrupted run of the run folder.")] = False,
+    resume: options.Resume = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show the resolved recipe and the run in figures; train nothing.")
+        bool, option("--dry-run", "Show the resolved recipe and the run in figures; train nothing.")
     ] = False,
     tensorboard: Annotated[
-        bool, typer.Option("--tensorboard", help="Log for TensorBoard too, to its folder in the run folder.")
+        bool, option("--tensorboard", "Log for TensorBoard too, to its folder in the run folder.")
     ] = False,
-    keys: KeysOption = False,
-    settings: SetOption = None,
-    run: RunOption = DEFAULT_RUN,
-    out: OutOption = None,
-    device: DeviceOption = "auto",
-    seed: SeedOption = None,
-    as_json: JsonOption = False,
-    quiet: QuietOption = False,
+    keys: options.Keys = False,
+    settings: options.Set = None,
+    run: options.Run = options.DEFAULT_RUN,
+    out: options.Out = None,
+    device: options.Device = "auto",
+    seed: options.Seed = None,
+    as_json: options.Json = False,
+    quiet: options.Quiet = False,
 ) -> None:
     """Fine-tune with CTC while the mask adjusts (PARP), or by another method of `pruning.method`.
 
     [bold]Examples:[/]
-
       parp finetune recipe.yaml
-
       parp finetune recipe.yaml --set pruning.method=omp --set training.updates=500
-
       parp finetune recipe.yaml --init parp-run/mask.safetensors --dry-run
     """
-    from parp_cli.config.finetune import Recipe
+    from parp_cli.config.finetune import DEFAULT_MODEL, Recipe
     from parp_cli.config.load import dump_yaml, load_recipe
 
     if keys:
@@ -87,66 +71,54 @@ def finetune(
     output = Output(as_json=as_json, quiet=quiet, mute=not world.is_main)
     where = world.device(select_device(device))
     start = init or newest_checkpoint(run, but_not_by=["finetune"])
-    with output.progress() as notify:
-        if dry_run:
+    if dry_run:
+        with output.progress() as notify:
             resolved = replace(resolved, training=with_resolved_precision(resolved.training, where))
             planned = plan(resolved, init=start, notify=notify)
-        else:
-            output.note(f"starting from {start or resolved.model or 'mini'}")
-            result = stage(
-                resolved,
-                run=run,
-                init=start,
-                out=out,
-                device=where,
-                resume=resume,
-                tensorboard=tensorboard,
-                world=world,
-                notify=notify,
-            )
-    if dry_run:
         resolved = settle(resolved, start)
         resolved = replace(resolved, pruning=replace(resolved.pruning, sparsity=planned.sparsity))
         output.text(dump_yaml(resolved).rstrip())
         render.plan(output, planned)
         output.json({"recipe": resolved, "plan": planned})
-    else:
-        render.finetune(output, result)
-        output.json(result)
+        return
+    with output.progress() as notify:
+        output.note(f"starting from {start or resolved.model or DEFAULT_MODEL}")
+        result = stage(
+            resolved,
+            run=run,
+            init=start,
+            out=out,
+            device=where,
+            resume=resume,
+            tensorboard=tensorboard,
+            world=world,
+            notify=notify,
+        )
+    render.finetune(output, result)
+    output.json(result)
 
 
 def reprune(
-    checkpoint: Annotated[
-        Path | None, typer.Argument(help="By default the newest of the run folder.", show_default=False)
-    ] = None,
-    sparsity: Annotated[
-        float | None, typer.Option("--sparsity", "-s", help="In [0, 1); by default as before.", show_default=False)
-    ] = None,
+    checkpoint: options.Checkpoint = None,
+    sparsity: Annotated[float | None, option("--sparsity -s", "In [0, 1); by default as before.")] = None,
     pattern: Annotated[
-        str | None,
-        typer.Option(
-            "--pattern", help="As of `parp mask`; by default the checkpoint's. Its scope stays.", show_default=False
-        ),
+        str | None, option("--pattern", "As of `parp mask`; by default the checkpoint's. Its scope stays.")
     ] = None,
-    run: RunOption = DEFAULT_RUN,
-    out: OutOption = None,
-    device: DeviceOption = "auto",
-    seed: SeedOption = None,
-    as_json: JsonOption = False,
-    quiet: QuietOption = False,
+    run: options.Run = options.DEFAULT_RUN,
+    out: options.Out = None,
+    device: options.Device = "auto",
+    seed: options.Seed = None,
+    as_json: options.Json = False,
+    quiet: options.Quiet = False,
 ) -> None:
     """Prune a checkpoint anew by its current weights, at the same or another sparsity.
 
     In a finished file pruned weights are zero: only a higher sparsity or another pattern changes its mask much.
-
     Which weights are worth keeping changes with training: `parp finetune` re-prunes while it trains.
 
     [bold]Examples:[/]
-
       parp reprune
-
       parp reprune parp-run/finetune.safetensors --sparsity 0.7
-
       parp reprune --pattern 2:4
     """
     from parp_cli.pruning.limits import check_setting
@@ -160,35 +132,29 @@ def reprune(
     del seed  # nothing here is random; taken because every stage takes it
     output = Output(as_json=as_json, quiet=quiet)
     source = checkpoint_or_newest(checkpoint, run)
-    target = out or run / REPRUNED
-    result = stage(source, out=target, sparsity=sparsity, pattern=pattern, device=select_device(device))
+    result = stage(source, out=out or run / REPRUNED, sparsity=sparsity, pattern=pattern, device=select_device(device))
     amount = result.sparsity
     output.text(f"pruned {amount.pruned:,} of {amount.total:,} weights of {source} ({percent(amount.exact)})")
     output.text(f"revived {result.revived:,}, dropped {result.dropped:,}")
     if result.kept_zeros:
         output.text(f"{result.kept_zeros:,} of the kept weights are zero: as good as pruned, until they are trained on")
-    output.text(f"wrote {result.path}")
+    output.wrote(result.path)
     output.json(result)
 
 
 def export(
-    to: Annotated[
-        Literal["hf", "torchaudio"], typer.Option("--to", help="A folder for transformers, or a state dict.")
-    ],
-    checkpoint: Annotated[
-        Path | None, typer.Argument(help="By default the newest of the run folder.", show_default=False)
-    ] = None,
-    run: RunOption = DEFAULT_RUN,
-    out: OutOption = None,
-    device: DeviceOption = "auto",
-    seed: SeedOption = None,
-    as_json: JsonOption = False,
-    quiet: QuietOption = False,
+    to: Annotated[Literal["hf", "torchaudio"], option("--to", "A folder for transformers, or a state dict.")],
+    checkpoint: options.Checkpoint = None,
+    run: options.Run = options.DEFAULT_RUN,
+    out: options.Out = None,
+    device: options.Device = "auto",
+    seed: options.Seed = None,
+    as_json: options.Json = False,
+    quiet: options.Quiet = False,
 ) -> None:
     """Write a checkpoint for other tools, zero wherever its mask prunes.
 
     [bold]Example:[/]
-
       parp export --to hf
     """
     from parp_cli.stages.export import export as stage
@@ -197,38 +163,33 @@ def export(
     del device, seed  # files are only rewritten; taken because every stage takes them
     output = Output(as_json=as_json, quiet=quiet)
     source = checkpoint_or_newest(checkpoint, run)
-    default = run / ("export-hf" if to == "hf" else "export-torchaudio.pt")
-    result = stage(source, to=to, out=out or default)
-    output.text(f"exported {source} for {'transformers' if to == 'hf' else 'torchaudio'}, {size(result.size)}")
-    output.text(f"wrote {result.path}")
+    tool, name = ("transformers", "export-hf") if to == "hf" else ("torchaudio", "export-torchaudio.pt")
+    result = stage(source, to=to, out=out or run / name)
+    output.text(f"exported {source} for {tool}, {size(result.size)}")
+    output.wrote(result.path)
     output.json(result)
 
 
 def inspect(
-    checkpoint: Annotated[
-        Path | None, typer.Argument(help="By default the newest of the run folder.", show_default=False)
-    ] = None,
-    plot: PlotOption = None,
-    run: RunOption = DEFAULT_RUN,
-    as_json: JsonOption = False,
-    quiet: QuietOption = False,
+    checkpoint: options.Checkpoint = None,
+    plot: options.Plot = None,
+    run: options.Run = options.DEFAULT_RUN,
+    as_json: options.Json = False,
+    quiet: options.Quiet = False,
 ) -> None:
     """Show what a checkpoint holds: architecture, ancestry, sparsity, re-prunings, recipe. Weights are not loaded.
 
     [bold]Examples:[/]
-
       parp inspect parp-run/finetune.safetensors
-
       parp inspect --plot reprunings.png
     """
+    from parp_cli.pruning.plots import check_plot, repruning_figure
     from parp_cli.stages.inspect import inspect as stage
     from parp_cli.storage.run_folder import checkpoint_or_newest
 
     output = Output(as_json=as_json, quiet=quiet)
     source = checkpoint_or_newest(checkpoint, run)
     if plot is not None:
-        from parp_cli.pruning.plots import check_plot, repruning_figure
-
         check_plot(plot)
     result = stage(source)
     if plot is not None:
@@ -236,26 +197,24 @@ def inspect(
             raise UsageError(f"{source} records no re-prunings to draw", hint="runs of PARP and the like record some")
         repruning_figure(plot, result.reprunings, str(source))
     render.inspection(output, result)
-    if plot is not None:
-        output.text(f"wrote {plot}")
+    output.wrote(*filter(None, [plot]))
     output.json(result)
 
 
 def pretrain(
     recipe: Annotated[Path, typer.Argument(help="A YAML file such as recipes/mini/pretrain.yaml.")],
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the interrupted run of the run folder.")] = False,
-    settings: SetOption = None,
-    run: RunOption = DEFAULT_RUN,
-    out: OutOption = None,
-    device: DeviceOption = "auto",
-    seed: SeedOption = None,
-    as_json: JsonOption = False,
-    quiet: QuietOption = False,
+    resume: options.Resume = False,
+    settings: options.Set = None,
+    run: options.Run = options.DEFAULT_RUN,
+    out: options.Out = None,
+    device: options.Device = "auto",
+    seed: options.Seed = None,
+    as_json: options.Json = False,
+    quiet: options.Quiet = False,
 ) -> None:
     """Pre-train an encoder on unlabelled speech: masked prediction of clusters, as HuBERT.
 
     [bold]Example:[/]
-
       parp pretrain recipes/mini/pretrain.yaml --run my-encoder
     """
     from parp_cli.config.load import load_recipe
@@ -272,15 +231,8 @@ def pretrain(
     from parp_cli.stages.pretrain import pretrain as stage
     from parp_cli.storage.run_folder import PRETRAINED
 
+    where, target = world.device(select_device(device)), out or run / PRETRAINED
     with output.progress() as notify:
-        result = stage(
-            resolved,
-            run=run,
-            out=out or run / PRETRAINED,
-            device=world.device(select_device(device)),
-            resume=resume,
-            world=world,
-            notify=notify,
-        )
+        result = stage(resolved, run=run, out=target, device=where, resume=resume, world=world, notify=notify)
     render.pretraining(output, result)
     output.json(result)

@@ -1,17 +1,16 @@
 """`parp compare`: what the masks of several checkpoints have in common."""
 
-from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.markup import escape
 
-from parp_cli.cli.options import JsonOption, PlotOption, QuietOption
+from parp_cli.cli import options
 from parp_cli.console import Output, percent
 
 if TYPE_CHECKING:
-    from parp_cli.pruning.overlap import Overlap, Pair
+    from parp_cli.pruning.overlap import Overlap
     from parp_cli.stages.compare import Comparison
 
 _MANY_PAIRS = 3
@@ -19,10 +18,10 @@ _MANY_PAIRS = 3
 
 
 def compare(
-    checkpoints: Annotated[list[Path], typer.Argument(help="Two or more, of one architecture.", show_default=False)],
-    plot: PlotOption = None,
-    as_json: JsonOption = False,
-    quiet: QuietOption = False,
+    checkpoints: Annotated[list[Path], typer.Argument(help="Two or more, of one architecture.")],
+    plot: options.Plot = None,
+    as_json: options.Json = False,
+    quiet: options.Quiet = False,
 ) -> None:
     """Compare masks: intersection over union (IoU) of the kept weights, and agreement.
 
@@ -33,9 +32,7 @@ def compare(
     --json also has the pooled level, of masks that are random over all weights at once. Weights are not loaded.
 
     [bold]Examples:[/]
-
       parp compare mpi/mask.safetensors parp/finetune.safetensors
-
       parp compare mpi.safetensors omp.safetensors parp.safetensors --plot overlap.png
     """
     from parp_cli.stages.compare import compare as stage
@@ -49,55 +46,35 @@ def compare(
     if plot is not None:
         overlap_heatmap(plot, result.pairs)
     _show(output, result)
-    if plot is not None:
-        output.text(f"wrote {plot}")
+    output.wrote(*filter(None, [plot]))
     output.json(result)
 
 
 def _show(output: Output, result: "Comparison") -> None:
+    from parp_cli.scoring.intervals import counted
+
     files = [[f.label, percent(f.sparsity), f"{f.total - f.pruned:,}", f"{f.total:,}", f.stage] for f in result.files]
     output.table("Masks", ("", "sparsity", "kept", "of", "by"), files)
+    names = [f"{pair.first} – {pair.second}" for pair in result.pairs]
+    heads, digits = [escape(name) for name in names], 1  # rich reads square brackets in heads as markup
+    if len(names) > _MANY_PAIRS:
+        heads, digits = [f"{number}" for number, _ in enumerate(names, start=1)], 0
+        names = [f"{head:>2}  {name}" for head, name in zip(heads, names, strict=True)]
     rows = [
-        [
-            name,
-            percent(pair.overall.iou),
-            percent(pair.overall.iou_by_chance),
-            percent(pair.overall.agreement),
-            percent(pair.overall.agreement_by_chance),
-        ]
-        for name, pair in zip(_names(result), result.pairs, strict=True)
+        [name, *map(percent, (of.iou, of.iou_by_chance, of.agreement, of.agreement_by_chance))]
+        for name, of in zip(names, (pair.overall for pair in result.pairs), strict=True)
     ]
     output.table("Overlap of the kept weights", ("", "IoU", "by chance", "agreement", "by chance"), rows)
     output.text("by chance: masks that are random within each tensor, at its own two sparsities")
-    _groups(output, result, "layer", lambda pair: pair.by_layer)
-    _groups(output, result, "kind", lambda pair: pair.by_kind)
+    for what, title, groups in (
+        ("layer", "layer", [pair.by_layer for pair in result.pairs]),
+        ("kind", "kind of module", [pair.by_kind for pair in result.pairs]),
+    ):
+        rows = [[label, *(_with_chance(overlaps[label], digits) for overlaps in groups)] for label in groups[0]]
+        output.table(f"IoU in % (by chance), by {title}", (what, *heads), rows)
     if result.left_out:
-        count = len(result.left_out)
-        tensors = "1 tensor" if count == 1 else f"{count} tensors"
+        tensors = counted(len(result.left_out), "tensor")
         output.text(f"left out {tensors} that only some of the masks cover, such as {result.left_out[0]}")
-
-
-def _groups(
-    output: Output, result: "Comparison", what: str, grouped: Callable[["Pair"], Mapping[str, "Overlap"]]
-) -> None:
-    many = len(result.pairs) > _MANY_PAIRS
-    digits = 0 if many else 1
-    # rich reads square brackets in column heads as markup.
-    heads = [f"{number}" if many else escape(name) for number, name in enumerate(_names(result), start=1)]
-    rows = [
-        [label, *(_with_chance(grouped(pair)[label], digits) for pair in result.pairs)]
-        for label in grouped(result.pairs[0])
-    ]
-    title = "IoU in % (by chance), by " + {"layer": "layer", "kind": "kind of module"}[what]
-    output.table(title, (what, *heads), rows)
-
-
-def _names(result: "Comparison") -> list[str]:
-    """Of the pairs; with their numbers where tables refer to these."""
-    names = [f"{pair.first} – {pair.second}" for pair in result.pairs]
-    if len(names) <= _MANY_PAIRS:
-        return names
-    return [f"{number:2}  {name}" for number, name in enumerate(names, start=1)]
 
 
 def _with_chance(overlap: "Overlap", digits: int) -> str:

@@ -1,20 +1,10 @@
 """`parp eval`: recognise, count, compare."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
-import typer
-
-from parp_cli.cli.options import (
-    DEFAULT_RUN,
-    CorpusOption,
-    DeviceOption,
-    JsonOption,
-    OutOption,
-    QuietOption,
-    RunOption,
-    SeedOption,
-)
+from parp_cli.cli import options
+from parp_cli.cli.options import option
 from parp_cli.console import Output, duration, percent
 from parp_cli.errors import UsageError
 
@@ -26,38 +16,28 @@ _TRIALS_SHOWN = 10
 _WORST_SHOWN = 3
 
 
-def _option(name: str, help_: str, metavar: str | None = None, *, default: str | bool = False, **limits: Any) -> Any:
-    return typer.Option(name, metavar=metavar, help=help_, show_default=default, **limits)
-
-
 def evaluate(
-    checkpoint: Annotated[
-        Path | None, typer.Argument(help="By default the newest of the run folder.", show_default=False)
-    ] = None,
+    checkpoint: options.Checkpoint = None,
     split: Annotated[
-        list[str] | None,
-        _option("--split", "May be given again; by default the test split of the checkpoint's recipe."),
+        list[str] | None, option("--split", "May be given again; by default the test split of the checkpoint's recipe.")
     ] = None,
-    settings: CorpusOption = None,
+    settings: options.Corpus = None,
     mask: Annotated[
         list[Path] | None,
-        _option("--mask", "Evaluate under this file's mask too, and compare; may be given again.", "FILE"),
+        option("--mask FILE", "Evaluate under this file's mask too, and compare; may be given again."),
     ] = None,
     against: Annotated[
         list[Path] | None,
-        _option(
-            "--against",
+        option(
+            "--against RESULTS",
             "Results of another system on the same utterances, to test the difference from; may be given again.",
-            "RESULTS",
         ),
     ] = None,
-    html: Annotated[Path | None, _option("--html", "Write a page with plots and alignments.", "PATH")] = None,
-    trn: Annotated[
-        Path | None, _option("--trn", "Write PREFIX.ref.trn and PREFIX.hyp.trn for sclite.", "PREFIX")
-    ] = None,
+    html: Annotated[Path | None, option("--html PATH", "Write a page with plots and alignments.")] = None,
+    trn: Annotated[Path | None, option("--trn PREFIX", "Write PREFIX.ref.trn and PREFIX.hyp.trn for sclite.")] = None,
     decoder: Annotated[
         Literal["greedy", "beam", "lexicon"] | None,
-        _option(
+        option(
             "--decoder",
             "lexicon finds only the words of a lexicon; beam finds any, and a language model reorders them.",
             default="greedy; with --lm or --lexicon lexicon",
@@ -65,55 +45,45 @@ def evaluate(
     ] = None,
     lm: Annotated[
         str | None,
-        _option(
-            "--lm",
+        option(
+            "--lm MODEL",
             "An ARPA file, a KenLM binary, librispeech-4gram or -3gram; for beam also hf:NAME, a Transformer.",
-            "MODEL",
         ),
     ] = None,
     lexicon: Annotated[
-        Path | None, _option("--lexicon", "Words and their letters.", "PATH", default="the language model's words")
+        Path | None, option("--lexicon PATH", "Words and their letters.", default="the language model's words")
     ] = None,
-    beam_size: Annotated[int | None, _option("--beam-size", "Hypotheses kept.", default="by decoder", min=1)] = None,
+    beam_size: Annotated[int | None, option("--beam-size", "Hypotheses kept.", default="by decoder", min=1)] = None,
     lm_weight: Annotated[
-        float | None, _option("--lm-weight", "Weight of the language model.", default="2", min=0.0)
+        float | None, option("--lm-weight", "Weight of the language model.", default="2", min=0.0)
     ] = None,
-    word_score: Annotated[float | None, _option("--word-score", "Added per word.", default="0")] = None,
-    tune: Annotated[
-        bool, typer.Option("--tune", help="Find both on the validation split of the checkpoint's recipe.")
-    ] = False,
+    word_score: Annotated[float | None, option("--word-score", "Added per word.", default="0")] = None,
+    tune: Annotated[bool, option("--tune", "Find both on the validation split of the checkpoint's recipe.")] = False,
     workers: Annotated[
         int | None,
-        _option("--workers", "Processes that decode.", default="one per core, at most 8, where it pays", min=1),
+        option("--workers", "Processes that decode.", default="one per core, at most 8, where it pays", min=1),
     ] = None,
-    batch_seconds: Annotated[
-        float, typer.Option("--batch-seconds", min=1.0, help="Maximum seconds of audio per forward pass.")
-    ] = 60.0,
+    batch_seconds: options.BatchSeconds = 60.0,
     precision: Annotated[
         Literal["float32", "bfloat16"],
-        typer.Option("--precision", help="Of the encoder; with bfloat16 batches may change results by rounding."),
+        option("--precision", "Of the encoder; with bfloat16 batches may change results by rounding.", default=True),
     ] = "float32",
-    run: RunOption = DEFAULT_RUN,
-    out: OutOption = None,
-    device: DeviceOption = "auto",
-    seed: SeedOption = None,
-    as_json: JsonOption = False,
-    quiet: QuietOption = False,
+    run: options.Run = options.DEFAULT_RUN,
+    out: options.Out = None,
+    device: options.Device = "auto",
+    seed: options.Seed = None,
+    as_json: options.Json = False,
+    quiet: options.Quiet = False,
 ) -> None:
     """Recognise a split and count the errors: WER and CER, or PER, with 95 % intervals.
 
     Utterances that cannot be evaluated are named and left out, the rest is evaluated, and the exit code is 3.
 
     [bold]Examples:[/]
-
       parp eval --split test-clean
-
       parp eval --html report.html --against dense/eval-test-clean.jsonl
-
       parp eval --lm parp-run/lm.arpa --tune
-
       parp eval dense/finetune.safetensors --mask parp-a/mask.safetensors --mask parp-b/mask.safetensors
-
       parp eval model.safetensors --set data.corpus=librispeech --set data.root=~/LibriSpeech --split test-other
     """
     if tune and (lm_weight is not None or word_score is not None):
@@ -142,7 +112,7 @@ def evaluate(
         lm_weight=lm_weight,
         word_score=word_score,
     )
-    options = Options(
+    asked = Options(
         splits=splits,
         masks=tuple(mask or ()),
         decoding=decoding,
@@ -151,7 +121,7 @@ def evaluate(
         against=tuple(against or ()),
         html=html,
         trn=trn,
-        seed=0 if seed is None else seed,
+        seed=seed or 0,
         precision=precision,
         batch_seconds=batch_seconds,
     )
@@ -161,7 +131,7 @@ def evaluate(
             source,
             out=out or run / f"{'-'.join(['eval', '+'.join(splits), *searched])}.jsonl",
             data=recipe.data,
-            options=options,
+            options=asked,
             device=world.device(select_device(device)),
             world=world,
             notify=notify,
@@ -201,7 +171,7 @@ def _show(output: Output, result: "EvaluateResult", valid: str) -> None:
         output.text(f"{system.report.name}: {percent(system.sparsity)} sparse")
     for system in result.systems:
         for _, path in system.outputs.by_option:
-            output.text(f"wrote {path}")
+            output.wrote(path)
 
 
 def _show_tuning(output: Output, tuning: "Tuning", name: str, split: str) -> None:

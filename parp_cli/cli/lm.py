@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from parp_cli.cli.options import DEFAULT_RUN, CorpusOption, JsonOption, OutOption, QuietOption, RunOption
+from parp_cli.cli import options
+from parp_cli.cli.options import option
 from parp_cli.console import Output
 from parp_cli.errors import UsageError
 
@@ -32,40 +33,30 @@ def root() -> None:
 @app.command()
 def build(
     texts: Annotated[
-        list[Path] | None,
-        typer.Argument(help="Text files, one sentence per line, plain or .gz; - is stdin.", show_default=False),
+        list[Path] | None, typer.Argument(help="Text files, one sentence per line, plain or .gz; - is stdin.")
     ] = None,
-    order: Annotated[int, typer.Option("--order", min=1, max=6, help="Words of the longest n-grams.")] = 4,
+    order: Annotated[int, option("--order", "Words of the longest n-grams.", min=1, max=6, default=True)] = 4,
     split: Annotated[
         list[str] | None,
-        typer.Option("--split", help="Transcripts of this split; may be given again.", show_default="the training one"),
+        option("--split", "Transcripts of this split; may be given again.", default="the training one"),
     ] = None,
-    recipe: Annotated[
-        Path | None,
-        typer.Option("--recipe", metavar="FILE", help="Whose corpus the splits are of.", show_default=False),
-    ] = None,
-    settings: CorpusOption = None,
+    recipe: Annotated[Path | None, option("--recipe FILE", "Whose corpus the splits are of.")] = None,
+    settings: options.Corpus = None,
     lexicon: Annotated[
-        Path | None,
-        typer.Option(
-            "--lexicon", metavar="PATH", help="Where the words with their letters go.", show_default="beside the model"
-        ),
+        Path | None, option("--lexicon PATH", "Where the words with their letters go.", default="beside the model")
     ] = None,
-    run: RunOption = DEFAULT_RUN,
-    out: OutOption = None,
-    as_json: JsonOption = False,
-    quiet: QuietOption = False,
+    run: options.Run = options.DEFAULT_RUN,
+    out: options.Out = None,
+    as_json: options.Json = False,
+    quiet: options.Quiet = False,
 ) -> None:
     """Build an n-gram language model (ARPA, modified Kneser-Ney) and a lexicon from transcripts or text.
 
     Text is made upper case, as transcripts are. What you test on must not be in it.
 
     [bold]Examples:[/]
-
       parp lm build
-
       parp lm build --set data.corpus=librispeech --split train-clean-100 --order 3 --out lm.arpa.gz
-
       zcat books.txt.gz | parp lm build -
     """
     from parp_cli.config.load import load_recipe
@@ -104,5 +95,5 @@ def _show(output: Output, result: "LmResult") -> None:
         output.note(
             f"warning: {len(result.unusual):,} words have digits, punctuation or other signs, such as {examples}"
         )
-    output.text(f"wrote {result.path}")
-    output.text(f"wrote {result.lexicon}")
+    output.wrote(result.path)
+    output.wrote(result.lexicon)

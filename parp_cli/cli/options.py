@@ -1,41 +1,41 @@
-"""Options that several commands share."""
+"""Options that several commands share, each spelt once."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
 DEFAULT_RUN = Path("parp-run")
-Device = Literal["auto", "cpu", "cuda"]
 
-RunOption = Annotated[
-    Path, typer.Option("--run", metavar="DIR", help="The run folder: stages read and write here.", show_default=True)
+
+def option(spec: str, help_: str, *, default: str | bool = False, **rest: Any) -> Any:
+    """An option such as `-o --out PATH`; `default` is what its help shows as one, True the value itself."""
+    names = [word for word in spec.split() if word.startswith("-")]
+    metavar = next((word for word in spec.split() if not word.startswith("-")), None)
+    return typer.Option(*names, metavar=metavar, help=help_, show_default=default, **rest)
+
+
+Checkpoint = Annotated[Path | None, typer.Argument(help="By default the newest of the run folder.", show_default=False)]
+Run = Annotated[Path, option("--run DIR", "The run folder: stages read and write here.", default=True)]
+Out = Annotated[Path | None, option("--out PATH", "Write here instead of the run folder.")]
+Device = Annotated[
+    Literal["auto", "cpu", "cuda"],
+    option("--device", "Where to compute; auto takes CUDA where there is one.", default=True),
 ]
-OutOption = Annotated[
-    Path | None, typer.Option("--out", metavar="PATH", help="Write here instead of the run folder.", show_default=False)
-]
-DeviceOption = Annotated[Device, typer.Option("--device", help="Where to compute; auto takes CUDA where there is one.")]
-SeedOption = Annotated[
+Seed = Annotated[
     int | None,
-    typer.Option("--seed", min=0, max=2**32 - 1, help="Seed of everything random.", show_default="0, or the recipe's"),
+    option("--seed", "Seed of everything random.", min=0, max=2**32 - 1, default="0, or the recipe's"),
 ]
-PlotOption = Annotated[
-    Path | None,
-    typer.Option("--plot", metavar="PATH", help="Draw it too: a .png or .svg (extra `plot`).", show_default=False),
+Resume = Annotated[bool, option("--resume", "Go on with the interrupted run of the run folder.")]
+Plot = Annotated[Path | None, option("--plot PATH", "Draw it too: a .png or .svg (extra `plot`).")]
+Json = Annotated[bool, option("--json", "Print the result as one JSON object.")]
+Quiet = Annotated[bool, option("--quiet -q", "No progress, no notes.")]
+Keys = Annotated[bool, option("--keys", "Show every key of a recipe and what it means.")]
+BatchSeconds = Annotated[
+    float, option("--batch-seconds", "Maximum seconds of audio per forward pass.", min=1.0, default=True)
 ]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")]
-QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no notes.")]
-KeysOption = Annotated[bool, typer.Option("--keys", help="Show every key of a recipe and what it means.")]
-SetOption = Annotated[
+Set = Annotated[list[str] | None, option("--set KEY=VALUE", "Override a recipe key; may be given again.")]
+Corpus = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Override a recipe key; may be given again.", show_default=False),
-]
-CorpusOption = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--set",
-        metavar="KEY=VALUE",
-        help="Another corpus: data.corpus, data.root, data.manifest.",
-        show_default=False,
-    ),
+    option("--set KEY=VALUE", "Another corpus: data.corpus, data.root, data.manifest."),
 ]

@@ -1,58 +1,34 @@
 """`parp quickstart`: every stage in one command, within minutes."""
 
-from dataclasses import asdict, dataclass, replace
+import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated, Any
 
-import typer
-
-from parp_cli.cli.options import DeviceOption, JsonOption, QuietOption
+from parp_cli.cli import options
+from parp_cli.cli.options import option
 from parp_cli.console import Output, duration, percent, size
 
-if TYPE_CHECKING:
-    from parp_cli.config.finetune import Recipe
-
-_UPDATES = 300
-"""Updates of each of the three runs."""
-
-_METHODS = (("dense", "dense"), ("MPI (fixed mask)", "mpi"), ("PARP", "parp"))
-
-
-@dataclass(frozen=True, kw_only=True)
-class Row:
-    """Result of one method; `size` is that of the checkpoint, in bytes."""
-
-    method: str
-    word: float
-    character: float
-    sparsity: float
-    size: int
-    seconds: float
-    checkpoint: Path
-    hypotheses: Path
+_METHODS = {"dense": "dense", "MPI (fixed mask)": "mpi", "PARP": "parp"}
 
 
 def quickstart(
-    run: Annotated[Path, typer.Option("--run", metavar="DIR", help="Where everything is written.")] = Path(
-        "parp-quickstart"
-    ),
-    sparsity: Annotated[float, typer.Option("--sparsity", "-s", help="Share of weights to prune, in [0, 1).")] = 0.5,
-    updates: Annotated[int, typer.Option("--updates", min=1, help="Updates of each of the three runs.")] = _UPDATES,
-    seed: Annotated[int, typer.Option("--seed", min=0, max=2**32 - 1, help="Seed of everything random.")] = 0,
-    device: DeviceOption = "auto",
-    as_json: JsonOption = False,
-    quiet: QuietOption = False,
+    run: Annotated[Path, option("--run DIR", "Where everything is written.", default=True)] = Path("parp-quickstart"),
+    sparsity: Annotated[float, option("--sparsity -s", "Share of weights to prune, in [0, 1).", default=True)] = 0.5,
+    updates: Annotated[int, option("--updates", "Updates of each of the three runs.", min=1, default=True)] = 300,
+    seed: Annotated[int, option("--seed", "Seed of everything random.", min=0, max=2**32 - 1, default=True)] = 0,
+    device: options.Device = "auto",
+    as_json: options.Json = False,
+    quiet: options.Quiet = False,
 ) -> None:
     """Dense, fixed-mask and PARP fine-tuning of the bundled encoder on ten minutes of generated speech.
 
     Generates the corpus, gives each method the same updates, evaluates each on test-clean, and prints one table.
 
     [bold]Example:[/]
-
       parp quickstart
     """
-    import time
-
+    from parp_cli.config.load import load_recipe
     from parp_cli.pruning.methods import spec_of
     from parp_cli.runtime.device import select_device
     from parp_cli.stages.evaluate import evaluate
@@ -63,59 +39,52 @@ def quickstart(
     output = Output(as_json=as_json, quiet=quiet)
     began = time.monotonic()
     where = select_device(device)
-    rows = []
+    lengths = [f"training.updates={updates}", f"training.validate_every={max(1, updates // 3)}"]
+    rows: list[dict[str, Any]] = []
     with output.progress() as notify:
         masked = mask("mini", sparsity=sparsity, out=run / MASK, seed=seed, device=where, notify=notify)
-        for number, (name, method) in enumerate(_METHODS, start=1):
+        for number, (name, method) in enumerate(_METHODS.items(), start=1):
             output.note(f"{number} of {len(_METHODS)}: {name}")
+            folder = run / method
             tuned = finetune(
-                _recipe(method, updates, seed),
-                run=run / method,
+                load_recipe(None, [f"seed={seed}", f"pruning.method={method}", *lengths]),
+                run=folder,
                 init=masked.path if spec_of(method).accepts("magnitude") else None,
-                resume=state_path(run / method).exists(),
+                resume=state_path(folder).exists(),
                 device=where,
                 notify=notify,
             )
-            result = evaluate(
-                tuned.path, out=run / method / "eval-test-clean.jsonl", device=where, notify=notify
-            ).as_it_is
-            words, characters = result.errors("words"), result.errors("characters")
-            assert words is not None
-            assert characters is not None
+            evaluated = evaluate(tuned.path, out=folder / "eval-test-clean.jsonl", device=where, notify=notify)
+            result = evaluated.as_it_is
+            rates = {
+                unit: errors.rate for unit in ("words", "characters") if (errors := result.errors(unit)) is not None
+            }
             rows.append(
-                Row(
-                    method=name,
-                    word=words.rate,
-                    character=characters.rate,
-                    sparsity=result.sparsity,
-                    size=tuned.path.stat().st_size,
-                    seconds=tuned.cost.seconds,
-                    checkpoint=tuned.path,
-                    hypotheses=result.outputs.hypotheses,
-                )
+                {
+                    "method": name,
+                    "word": rates["words"],
+                    "character": rates["characters"],
+                    "sparsity": result.sparsity,
+                    "size": tuned.path.stat().st_size,
+                    "seconds": tuned.cost.seconds,
+                    "checkpoint": tuned.path,
+                    "hypotheses": result.outputs.hypotheses,
+                }
             )
-    _show(output, rows, masked.path, time.monotonic() - began)
-
-
-def _recipe(method: str, updates: int, seed: int) -> "Recipe":
-    """The bundled ten-minute recipe, shortened."""
-    from parp_cli.config.finetune import Recipe
-
-    whole = Recipe(seed=seed)
-    training = replace(whole.training, updates=updates, validate_every=max(1, updates // 3))
-    return replace(whole, training=training, pruning=replace(whole.pruning, method=method))
-
-
-def _show(output: Output, rows: list[Row], mask: Path, seconds: float) -> None:
+    seconds = time.monotonic() - began
+    formats: dict[str, Callable[[Any], str]] = {
+        "method": str,
+        "word": percent,
+        "character": percent,
+        "sparsity": percent,
+        "size": size,
+        "seconds": duration,
+    }
+    cells = [[show(row[key]) for key, show in formats.items()] for row in rows]
     output.table(
-        "Ten minutes of generated English, test-clean",
-        ("method", "WER", "CER", "sparsity", "file", "time"),
-        [
-            [r.method, percent(r.word), percent(r.character), percent(r.sparsity), size(r.size), duration(r.seconds)]
-            for r in rows
-        ],
+        "Ten minutes of generated English, test-clean", ("method", "WER", "CER", "sparsity", "file", "time"), cells
     )
     output.text(f"all in {duration(seconds)}; wrote")
-    for path in (mask, *(path for row in rows for path in (row.checkpoint, row.hypotheses))):
+    for path in (masked.path, *(row[key] for row in rows for key in ("checkpoint", "hypotheses"))):
         output.text(f"  {path}")
-    output.json({"rows": [asdict(row) for row in rows], "mask": mask, "seconds": seconds})
+    output.json({"rows": rows, "mask": masked.path, "seconds": seconds})

@@ -3,8 +3,9 @@
 import math
 import shutil
 import textwrap
+from collections import Counter
 from collections.abc import Sequence
-from itertools import groupby, pairwise
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from parp_cli.console import Output, duration, percent, size
@@ -37,13 +38,16 @@ def recipe_keys(output: Output, kind: Any) -> None:
 
 def plan(output: Output, plan: "Plan") -> None:
     """What a run will do, before it starts."""
-    repruning = "none"
-    if plan.reprunings:
-        repruning = f"{plan.reprunings}, every {plan.repruning_interval} updates"
+    repruning = f"{plan.reprunings}, every {plan.repruning_interval} updates" if plan.reprunings else "none"
     growth = f"{percent(plan.start_sparsity)} to " if plan.start_sparsity < plan.sparsity else ""
     updates = f"{plan.updates:,}"
-    if len(plan.rounds) > 1:
-        updates = f"{sum(count for _, count in plan.rounds):,} in {len(plan.rounds)} runs: {_rounds(plan.rounds)}"
+    if len(plan.rounds) > 1:  # IMP's rounds together: "5 rounds of 66, imp 400"
+        counts = Counter((kind.split()[0], count) for kind, count in plan.rounds)
+        words = [
+            f"{n} rounds of {count:,}" if kind == "round" else f"{kind} {count:,}"
+            for (kind, count), n in counts.items()
+        ]
+        updates = f"{sum(count for _, count in plan.rounds):,} in {len(plan.rounds)} runs: {', '.join(words)}"
     skipped = f", {plan.skipped} left out" if plan.skipped else ""
     rows = [
         ("start", f"{plan.start} ({plan.architecture})"),
@@ -57,14 +61,6 @@ def plan(output: Output, plan: "Plan") -> None:
         ("epochs", f"{plan.epochs:.1f}"),
     ]
     output.table("The run", ("", ""), rows)
-
-
-def _rounds(rounds: Sequence[tuple[str, int]]) -> str:
-    """The training runs of a method, IMP's rounds taken together: "5 rounds of 66, imp 400"."""
-    parts = []
-    for (kind, updates), group in groupby(rounds, key=lambda this: (this[0].split()[0], this[1])):
-        parts.append(f"{len(list(group))} rounds of {updates:,}" if kind == "round" else f"{kind} {updates:,}")
-    return ", ".join(parts)
 
 
 def finetune(output: Output, result: "FinetuneResult") -> None:
@@ -93,8 +89,7 @@ def finetune(output: Output, result: "FinetuneResult") -> None:
     output.text(f"{amount}, {duration(cost.audio_seconds)} of audio heard in {duration(cost.seconds)}")
     if cost.updates > result.own_cost.updates:
         output.text(f"{cost.updates:,} updates in all, {result.own_cost.updates:,} of them in the run proper")
-    output.text(f"wrote {result.path}")
-    output.text(f"wrote {result.last}")
+    output.wrote(result.path, result.last)
 
 
 def inspection(output: Output, result: "Inspection") -> None:
@@ -112,10 +107,9 @@ def inspection(output: Output, result: "Inspection") -> None:
         ("versions", ", ".join(f"{name} {version}" for name, version in sorted(metadata.versions.items()))),
     ]
     rows += [("parent", f"{p.stage}: {p.file} {p.sha256[:16]}…") for p in metadata.parents]
-    if metadata.sparsity is not None:
-        amount = metadata.sparsity
+    if (share := metadata.sparsity) is not None:
         rows.append(
-            ("sparsity", f"{percent(amount.exact)}: {amount.pruned:,} of {amount.total:,}, target {amount.target:g}")
+            ("sparsity", f"{percent(share.exact)}: {share.pruned:,} of {share.total:,}, target {share.target:g}")
         )
     output.table("Checkpoint", ("", ""), rows)
     _sparsities(output, result)
@@ -137,12 +131,12 @@ def _sparsities(output: Output, result: "Inspection") -> None:
     for layer in result.by_layer:
         cells = [result.by_layer_and_kind.get((layer.name, kind)) for kind in kinds]
         rows.append([layer.name, *(percent(cell.sparsity) if cell else "" for cell in cells), percent(layer.sparsity)])
-    rows.append(["all", *(percent(group.sparsity) for group in result.by_kind), percent(result.overall.sparsity)])
+    rows.append(["all", *(percent(group.sparsity) for group in (*result.by_kind, result.overall))])
     output.table("Sparsity by layer and kind of module", ("layer", *kinds, "all"), rows)
 
 
 def _reprunings(output: Output, result: "Inspection") -> None:
-    """Revived and dropped weights over the run, a row a layer: a column's layers have one scale, their sum its own."""
+    """Revived and dropped weights over the run, one row per layer; each sparkline is followed by its sum."""
     from parp_cli.pruning.plots import changes
 
     reprunings = result.reprunings
@@ -151,42 +145,28 @@ def _reprunings(output: Output, result: "Inspection") -> None:
     shown = changes(reprunings)
     room = min(_WIDEST, shutil.get_terminal_size((_WIDEST, 0)).columns) - _LAYER_COLUMN
     width = room // len(shown) - _BESIDE_SPARKLINE
-    by_layer = {layer: [change.by_layer[layer] for change in shown] for layer in shown[0].by_layer}
-    overall = [change.overall for change in shown]
-    scales = [_highest(list(change.by_layer.values()), width) for change in shown]
-    rows = [_drawn(layer, counts, width, scales) for layer, counts in by_layer.items()]
-    rows.append(_drawn("all", overall, width, [_highest([counts], width) for counts in overall]))
-    times = f"{len(reprunings)} times, update {reprunings[0].update:,} to {reprunings[-1].update:,}"
+    rows = [[layer] for layer in (*shown[0].by_layer, "all")]
+    for change in shown:
+        # The layers of a column have one scale, their sum has its own.
+        scale = max((max(_averaged(counts, width)) for counts in change.by_layer.values()), default=0.0)
+        for row, counts in zip(rows, (*change.by_layer.values(), change.overall), strict=True):
+            line = sparkline(counts, width, None if row[0] == "all" else scale)
+            row += [line, f"{sum(counts):,}"]
+    first, last = reprunings[0], reprunings[-1]
+    times = f"{len(reprunings)} times, update {first.update:,} to {last.update:,}"
     if len(reprunings) == 1:
-        times = f"once, at update {reprunings[0].update:,}"
-    heads = [head for change in shown for head in (change.name, "in all")]
-    output.table(f"Re-pruned {times}", ("layer", *heads), rows)
+        times = f"once, at update {first.update:,}"
+    output.table(f"Re-pruned {times}", ("layer", *(head for change in shown for head in (change.name, "in all"))), rows)
     sparsities = [repruning.sparsity for repruning in reprunings]
     if len(set(sparsities)) > 1:
         line = sparkline(sparsities, width)
-        output.text(f"sparsity {line} from {percent(sparsities[0])} to {percent(sparsities[-1])}")
-
-
-def _drawn(label: str, counts: Sequence[Sequence[int]], width: int, scales: Sequence[float]) -> list[str]:
-    """A row of sparklines, each with what its highest bar may stand for, and with its sum."""
-    cells = [label]
-    for values, scale in zip(counts, scales, strict=True):
-        cells += [sparkline(values, width, scale), f"{sum(values):,}"]
-    return cells
-
-
-def _highest(counts: Sequence[Sequence[int]], width: int) -> float:
-    """What the highest bar of several sparklines stands for."""
-    return max((mean for values in counts for mean in _averaged(values, width)), default=0.0)
+        output.text(f"sparsity {line} from {percent(first.sparsity)} to {percent(last.sparsity)}")
 
 
 def sparkline(values: Sequence[float], width: int, highest: float | None = None) -> str:
-    """Non-negative values as bars of eight heights; more than `width` are averaged.
+    """Non-negative values, at least one, as bars of eight heights; more than `width` characters are averaged.
 
-    Args:
-        values: at least one.
-        width: in characters.
-        highest: what the highest bar stands for; by default the largest value or average.
+    `highest` is what the highest bar stands for; by default the largest value or average.
     """
     means = _averaged(values, width)
     scale = (max(means) if highest is None else highest) or 1.0
@@ -212,4 +192,4 @@ def pretraining(output: Output, result: "PretrainResult") -> None:
     ]
     output.table("Masked prediction", ("stage", "update", "loss", "accuracy"), rows)
     output.text(f"learnt from {result.hours:.1f} hours of speech in {duration(result.seconds)}")
-    output.text(f"wrote {result.path}")
+    output.wrote(result.path)

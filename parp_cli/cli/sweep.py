@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from parp_cli.cli.options import DEFAULT_RUN, DeviceOption, JsonOption, QuietOption, RunOption, SetOption
+from parp_cli.cli import options
+from parp_cli.cli.options import option
 from parp_cli.console import Output
 from parp_cli.errors import ParpError
 
@@ -14,30 +15,25 @@ if TYPE_CHECKING:
 
 
 def sweep(
-    file: Annotated[Path, typer.Argument(help="A YAML file such as recipes/sweeps/mini.yaml.", show_default=False)],
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show the cells and what is left to do, without training.")
-    ] = False,
+    file: Annotated[Path, typer.Argument(help="A YAML file such as recipes/sweeps/mini.yaml.")],
+    dry_run: Annotated[bool, option("--dry-run", "Show the cells and what is left to do, without training.")] = False,
     workers: Annotated[
         int | None,
-        typer.Option(
+        option(
             "--workers",
+            "Processes on this machine that run cells at the same time.",
             min=1,
-            help="Processes on this machine that run cells at the same time.",
-            show_default="one per GPU; none on the CPU, where cells run one by one",
+            default="one per GPU; none on the CPU, where cells run one by one",
         ),
     ] = None,
     cluster: Annotated[
-        bool,
-        typer.Option(
-            "--cluster", help="Run cells on a Ray cluster; its machines all see the run folder (extra cluster)."
-        ),
+        bool, option("--cluster", "Run cells on a Ray cluster; its machines all see the run folder (extra cluster).")
     ] = False,
-    settings: SetOption = None,
-    run: RunOption = DEFAULT_RUN,
-    device: DeviceOption = "auto",
-    as_json: JsonOption = False,
-    quiet: QuietOption = False,
+    settings: options.Set = None,
+    run: options.Run = options.DEFAULT_RUN,
+    device: options.Device = "auto",
+    as_json: options.Json = False,
+    quiet: options.Quiet = False,
 ) -> None:
     """Run every combination of a grid of settings: methods, sparsities, seeds, anything.
 
@@ -46,9 +42,7 @@ def sweep(
     Training that several cells need, such as the dense run of omp, runs once.
 
     [bold]Examples:[/]
-
       parp sweep recipes/sweeps/mini.yaml --run mini-sweep --dry-run
-
       parp sweep recipes/sweeps/mini.yaml --run mini-sweep
     """
     from parp_cli.runtime.device import select_device
@@ -123,4 +117,4 @@ def _show_result(output: Output, result: "SweepResult") -> None:
         output.table("Error rate: mean ± standard deviation (seeds)", columns, rows)
         output.table("Cost: means over seeds", *cost_rows(panel))
     for path in (result.results, result.tables, *result.figures):
-        output.text(f"wrote {path}")
+        output.wrote(path)

@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from parp_cli.cli.options import DEFAULT_RUN, DeviceOption, JsonOption, QuietOption, RunOption
+from parp_cli.cli import options
+from parp_cli.cli.options import option
 from parp_cli.console import Output, duration
 from parp_cli.errors import UsageError
 
@@ -19,46 +20,33 @@ _MIN_CHUNK, _CONTEXT, _CONTEXT_SHARE = 2.0, 5.0, 0.25
 def transcribe(
     files: Annotated[
         list[str],
-        typer.Argument(metavar="FILES…", help='WAV, FLAC, OGG or MP3; "-" for standard input.', show_default=False),
+        typer.Argument(metavar="FILES…", help='WAV, FLAC, OGG or MP3; "-" for standard input.'),
     ],
-    checkpoint: Annotated[
-        Path | None,
-        typer.Option("--checkpoint", "-c", help="By default the newest of the run folder.", show_default=False),
-    ] = None,
+    checkpoint: Annotated[Path | None, option("--checkpoint -c", "By default the newest of the run folder.")] = None,
     layout: Annotated[
-        Literal["text", "json", "srt", "vtt"], typer.Option("--format", "-f", help="Of the transcripts.")
+        Literal["text", "json", "srt", "vtt"], option("--format -f", "Of the transcripts.", default=True)
     ] = "text",
-    out: Annotated[
-        Path | None,
-        typer.Option(
-            "--out", metavar="DIR", help="Write one file per audio file here instead of printing.", show_default=False
-        ),
-    ] = None,
-    times: Annotated[
-        bool, typer.Option("--times", help="Of each word too: one per line as text, or in the JSON.")
-    ] = False,
+    out: Annotated[Path | None, option("--out DIR", "Write one file per audio file here instead of printing.")] = None,
+    times: Annotated[bool, option("--times", "Of each word too: one per line as text, or in the JSON.")] = False,
     chunk_seconds: Annotated[
         float,
-        typer.Option("--chunk-seconds", min=_MIN_CHUNK, help="Of audio that the model sees at once; inf: do not cut."),
+        option(
+            "--chunk-seconds", "Of audio that the model sees at once; inf: do not cut.", min=_MIN_CHUNK, default=True
+        ),
     ] = 45.0,
-    batch_seconds: Annotated[
-        float, typer.Option("--batch-seconds", min=1.0, help="Maximum of audio in one forward pass, in seconds.")
-    ] = 60.0,
-    run: RunOption = DEFAULT_RUN,
-    device: DeviceOption = "auto",
-    as_json: JsonOption = False,
-    quiet: QuietOption = False,
+    batch_seconds: options.BatchSeconds = 60.0,
+    run: options.Run = options.DEFAULT_RUN,
+    device: options.Device = "auto",
+    as_json: options.Json = False,
+    quiet: options.Quiet = False,
 ) -> None:
     """Turn audio files of any length into text, or subtitles.
 
     Files that cannot be read are reported, the others are transcribed, and the exit code is 3.
 
     [bold]Examples:[/]
-
       parp transcribe talk.mp3
-
       parp transcribe *.flac --format srt --out subtitles
-
       ffmpeg -i film.mkv -vn -f wav - | parp transcribe - --times
     """
     if layout in ("srt", "vtt") and out is None and len(files) > 1 and not as_json:
@@ -73,7 +61,7 @@ def transcribe(
 
     def show(made: "Transcription") -> None:
         if made.path is not None:
-            output.text(f"wrote {made.path}")
+            output.wrote(made.path)
             return
         if layout == "text" and len(files) > 1:
             output.verbatim(f"{made.file}\n" if times else f"{made.file}\t")
