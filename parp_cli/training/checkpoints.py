@@ -53,9 +53,9 @@ def write_checkpoint(
 
 
 def note_finished(files: RunFiles, position: Mapping[str, Any]) -> None:
-    """Note at the end of a run what it came to, and where its last checkpoint is."""
-    last = os.path.relpath(files.last, files.finished.parent)
-    write_text(files.finished, json.dumps({**position, "last": last}, sort_keys=True) + "\n")
+    """Note at the end of a run what it came to, and where its checkpoints are."""
+    paths = [os.path.relpath(path, files.finished.parent) for path in (files.best, files.last) if path is not None]
+    write_text(files.finished, json.dumps({**position, "checkpoints": paths}, sort_keys=True) + "\n")
 
 
 def read_finished(path: Path) -> dict[str, Any] | None:
@@ -90,8 +90,9 @@ def check_not_lost(files: RunFiles, identity: Mapping[str, Any], *, replace_fini
         return
     with suppress(CheckpointError):
         check_same_run(noted, identity, files.finished)
-        if (last := files.finished.parent / noted["last"]).exists():
+        paths = [files.finished.parent / path for path in noted["checkpoints"]]
+        if all(path.exists() for path in paths):  # else there is no whole result to lose
             raise UsageError(
-                f"this run has finished, after update {noted['update']}; {last} would be overwritten",
+                f"this run has finished, after update {noted['update']}; {paths[0]} would be overwritten",
                 hint=f"see its results with --resume; {anew}",
             )
