@@ -2,10 +2,9 @@
 
 import multiprocessing
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from typing import Any, TypeVar
 
 import numpy
 import torch
@@ -15,10 +14,6 @@ from torch import Tensor
 from parp_cli.decoding.search import Hypothesis, Search
 from parp_cli.errors import ResourceError
 from parp_cli.runtime.progress import Notify, Progress, silent
-
-Shared = TypeVar("Shared")
-Item = TypeVar("Item")
-Result = TypeVar("Result")
 
 PAYS_OFF_FRAMES = 250_000
 """With fewer frames (83 minutes of speech), starting processes takes longer than they save."""
@@ -31,6 +26,9 @@ _CHUNKS_PER_WORKER = 8
 
 _CHUNK = 64
 """Utterances searched between two reports in a single process."""
+
+Arrays = Sequence[NDArray[numpy.float32]]
+"""Logits in the form sent to other processes: sending tensors would take a file handle each."""
 
 
 def usable_cores() -> int:
@@ -66,57 +64,40 @@ def search_all(
     order = sorted(range(len(logits)), key=lambda index: -len(logits[index]))
     pieces = -(-len(logits) // _CHUNK) if workers <= 1 else min(workers * _CHUNKS_PER_WORKER, len(logits))
     chunks = [order[start::pieces] for start in range(pieces)]
+    items = ([logits[index].detach().cpu().float().numpy() for index in chunk] for chunk in chunks)
+    workers = min(workers, len(chunks))
+    results = (_search(search, item) for item in items) if workers <= 1 else _in_processes(search, items, workers)
     found: dict[int, list[Hypothesis]] = {}
-    items = ([as_array(logits[index]) for index in chunk] for chunk in chunks)
-    for chunk, hypotheses in zip(chunks, shared_map(_search, search, items, min(workers, len(chunks))), strict=True):
+    for chunk, hypotheses in zip(chunks, results, strict=True):
         found.update(zip(chunk, hypotheses, strict=True))
         notify(Progress("decoding", len(found), len(logits), kind="recognition"))
     return [found[index] for index in range(len(logits))]
 
 
-def shared_map(
-    function: Callable[[Shared, Item], Result], shared: Shared, items: Iterable[Item], workers: int
-) -> Iterator[Result]:
-    """`function(shared, item)` of each item, in order, in so many processes; each is sent `shared` once."""
-    each = (function(shared, item) for item in items)
-    yield from each if workers <= 1 else _in_processes(function, shared, items, workers)
-
-
-def as_array(logits: Tensor) -> NDArray[numpy.float32]:
-    """Logits (T, V) in the form sent to other processes: sending tensors would take a file handle each."""
-    return logits.detach().cpu().float().numpy()
-
-
-def _search(search: Search, arrays: Sequence[NDArray[numpy.float32]]) -> list[list[Hypothesis]]:
+def _search(search: Search, arrays: Arrays) -> list[list[Hypothesis]]:
     return search([torch.from_numpy(array) for array in arrays])
 
 
-def _in_processes(
-    function: Callable[[Shared, Item], Result], shared: Shared, items: Iterable[Item], workers: int
-) -> Iterator[Result]:
+def _in_processes(search: Search, items: Iterable[Arrays], workers: int) -> Iterator[list[list[Hypothesis]]]:
     # Forked processes would hang in torch's thread pools, and cannot use CUDA.
     context = multiprocessing.get_context("spawn")
-    initial = (function, shared)
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=_keep, initargs=initial) as pool:
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=_keep, initargs=(search,)) as pool:
         try:
-            yield from pool.map(_apply, items)
+            yield from pool.map(_search_kept, items)
         except BrokenProcessPool as error:
             raise ResourceError("a decoding process was killed", hint="use fewer with --workers 1") from error
         finally:
             pool.shutdown(cancel_futures=True)
 
 
-_kept: tuple[Callable[[Any, Any], Any], Any] | None = None
-"""In worker processes: the function and what it shares."""
+_kept: list[Search] = []
+"""In worker processes: the search, which is sent once to each."""
 
 
-def _keep(function: Callable[[Any, Any], Any], shared: Any) -> None:
-    global _kept
+def _keep(search: Search) -> None:
     torch.set_num_threads(1)
-    _kept = function, shared
+    _kept.append(search)
 
 
-def _apply(item: Any) -> Any:
-    assert _kept is not None
-    function, shared = _kept
-    return function(shared, item)
+def _search_kept(arrays: Arrays) -> list[list[Hypothesis]]:
+    return _search(_kept[0], arrays)

@@ -4,13 +4,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 
-import numpy
-import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from parp_cli.decoding.lexicon import LexiconSearch
-from parp_cli.decoding.parallel import as_array, shared_map, workers_for
+from parp_cli.decoding.parallel import search_all, workers_for
 from parp_cli.decoding.search import Hypothesis, Rescored
 from parp_cli.runtime.progress import Notify, Progress, silent
 from parp_cli.scoring.metrics import word_errors
@@ -46,6 +43,27 @@ def best_first(trials: Iterable[Trial]) -> list[Trial]:
     return sorted(trials, key=lambda trial: (trial.errors, trial.lm_weight, abs(trial.word_score), trial.word_score))
 
 
+@dataclass(frozen=True)
+class _Grid:
+    """A search with every pair of weights at once: for each utterance one hypothesis per pair."""
+
+    search: Tunable
+    pairs: list[tuple[float, float]]
+
+    @property
+    def pays_in_processes(self) -> bool:
+        return self.search.pays_in_processes
+
+    def __call__(self, logits: Sequence[Tensor]) -> list[list[Hypothesis]]:
+        search = self.search
+        if isinstance(search, Rescored):
+            scored = search.score(logits)  # whatever the weights
+            found = [list(map(replace(search, lm_weight=a, word_score=b).order, scored)) for a, b in self.pairs]
+        else:
+            found = [replace(search, lm_weight=a, word_score=b)(logits) for a, b in self.pairs]
+        return [[each[0] if each else Hypothesis("", 0.0) for each in of_one] for of_one in zip(*found, strict=True)]
+
+
 def tune(
     search: Tunable,
     logits: Sequence[Tensor],
@@ -60,39 +78,22 @@ def tune(
         search: its own weights do not matter.
         logits: of the development split's utterances, (T_i, V): computed once, searched many times.
         references: their transcripts; none may be empty.
-        workers: processes, each of which tries other weights; by default as `parallel.workers_for` says. A search whose
-            n-best lists are only reordered runs in one process: its beam search is done once.
+        workers: processes; by default as `parallel.workers_for` says.
 
     Raises:
         UsageError: the extra `lm` is not installed.
         DataError: the language model cannot be read.
         ResourceError: a process was killed.
     """
-    search = replace(search, nbest=1)
     without_lm = isinstance(search, LexiconSearch) and search.trie.language_model is None
-    grid = list(product((0.0,) if without_lm else LM_WEIGHTS, WORD_SCORES))
-    found: Iterable[list[str]]
-    if isinstance(search, Rescored):
-        scored = search.score(logits)
-        found = (_transcripts(map(replace(search, lm_weight=a, word_score=b).order, scored)) for a, b in grid)
-    else:
-        workers = min(workers_for(search, sum(map(len, logits)) * len(grid), workers), len(grid))
-        found = shared_map(_search, (search, [as_array(item) for item in logits]), grid, workers)
+    pairs = list(product((0.0,) if without_lm else LM_WEIGHTS, WORD_SCORES))
+    workers = workers_for(search, sum(map(len, logits)) * len(pairs), workers)
+    found = search_all(_Grid(replace(search, nbest=1), pairs), logits, workers=workers, notify=notify)
     words = sum(len(reference.split()) for reference in references)
     trials: list[Trial] = []
-    for (lm_weight, word_score), texts in zip(grid, found, strict=True):
-        errors = word_errors(references, texts).errors
+    for (lm_weight, word_score), hypotheses in zip(pairs, zip(*found, strict=True), strict=True):
+        errors = word_errors(references, [hypothesis.text for hypothesis in hypotheses]).errors
         trials.append(Trial(lm_weight=lm_weight, word_score=word_score, errors=errors, rate=errors / words))
         note = f"best WER {best_first(trials)[0].rate:.1%}"
-        notify(Progress("tuning the language model", len(trials), len(grid), note=note))
+        notify(Progress("tuning the language model", len(trials), len(pairs), note=note))
     return Tuning(best=best_first(trials)[0], trials=tuple(trials))
-
-
-def _search(shared: tuple[LexiconSearch, list[NDArray[numpy.float32]]], weights: tuple[float, float]) -> list[str]:
-    search, arrays = shared
-    weighted = replace(search, lm_weight=weights[0], word_score=weights[1])
-    return _transcripts(weighted([torch.from_numpy(array) for array in arrays]))
-
-
-def _transcripts(found: Iterable[list[Hypothesis]]) -> list[str]:
-    return [hypotheses[0].text if hypotheses else "" for hypotheses in found]

@@ -96,7 +96,7 @@ def test_how_many_processes(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_no_more_processes_than_pieces_of_work(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 
-    def pool(function: object, shared: object, items: object, workers: int) -> None:
+    def pool(search: object, items: object, workers: int) -> None:
         asked.append(workers)
         raise AssertionError("processes were started")
 

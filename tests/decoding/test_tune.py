@@ -83,10 +83,10 @@ def test_the_best_first() -> None:
         assert [(trial.lm_weight, trial.word_score) for trial in best_first(some)] == expected
 
 
-def test_no_more_processes_than_there_are_trials(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_more_processes_than_there_are_utterances(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 
-    def pool(function: object, shared: object, items: object, workers: int) -> None:
+    def pool(search: object, items: object, workers: int) -> None:
         asked.append(workers)
         raise AssertionError("processes were started")
 
@@ -94,7 +94,7 @@ def test_no_more_processes_than_there_are_trials(monkeypatch: pytest.MonkeyPatch
     for workers in (2, 100):
         with pytest.raises(AssertionError, match="processes were started"):
             tune(lexicon_search(), noisy_logits(TEXT), TEXT, workers=workers)
-    assert asked == [2, len(WORD_SCORES)]
+    assert asked == [2, len(TEXT)]
 
 
 def test_what_only_reorders_searches_once() -> None:
