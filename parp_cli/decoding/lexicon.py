@@ -33,9 +33,6 @@ _BEAM_THRESHOLD = 25.0
 """Hypotheses that score this much below the best one are dropped after each frame. torchaudio's default of 50 takes
 four times as long and found the same words wherever it was tried; 15 loses some."""
 
-_NO_UNKNOWN_WORD = -1
-"""Number of the word that stands for all others: there is none, as only the lexicon's words are searched for."""
-
 
 class Spelt(NamedTuple):
     """A lexicon, and the words left out of it because the vocabulary lacks one of their letters."""
@@ -165,10 +162,8 @@ class LexiconTrie(Reloading):
             log_add=False,
             criterion_type=decoder.CriterionType.CTC,
         )
-        transitions: list[float] = []  # between labels: CTC has none
-        return decoder.LexiconDecoder(
-            options, trie, language_model, self.boundary, BLANK_ID, _NO_UNKNOWN_WORD, transitions, False
-        )
+        # No word stands for all others, as only the lexicon's are searched for, and CTC has no transitions.
+        return decoder.LexiconDecoder(options, trie, language_model, self.boundary, BLANK_ID, -1, [], False)
 
     @property
     def boundary(self) -> int:
@@ -180,7 +175,6 @@ class LexiconTrie(Reloading):
         """flashlight's language model and trie."""
         require_letters(self.vocabulary)
         decoder = flashlight("decoder")
-        ids = {symbol: label for label, symbol in enumerate(self.vocabulary.symbols)}
         language_model = self._open()
         trie = decoder.Trie(len(self.vocabulary), self.boundary)
         begin = language_model.start(False)
@@ -188,7 +182,7 @@ class LexiconTrie(Reloading):
             # The look-ahead score while a word is incomplete.
             _, score = language_model.score(begin, number)
             for letters in spellings:
-                trie.insert([ids[letter] for letter in letters], number, score)
+                trie.insert(list(map(self.vocabulary.symbols.index, letters)), number, score)
         trie.smear(decoder.SmearingMode.MAX)
         return language_model, trie
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from functools import cached_property
+from itertools import dropwhile, islice, takewhile
 from pathlib import Path
 from typing import IO, Any, Literal
 
@@ -33,7 +34,7 @@ BASE_URL = "https://download.pytorch.org/torchaudio/decoder-assets"
 _BINARY_MAGIC = b"mmap lm http://kheafield.com/code"
 _GZIP_MAGIC = b"\x1f\x8b"
 _HINT = "take an ARPA file (plain or .gz) or a KenLM binary; `parp lm build` builds one from transcripts"
-_INSTALL = "pip install 'parp-cli[lm]'"
+
 
 _TEXTS = 64
 """Texts per forward pass of a Transformer."""
@@ -65,8 +66,7 @@ def arpa_words(model: LanguageModel) -> list[str]:
     """The words in an ARPA file, in its order, without <s>, </s> and <unk>.
 
     Raises:
-        UsageError: the model is a binary.
-        DataError: the file is broken.
+        UsageError, DataError: the model is a binary, or the file is broken.
     """
     if model.kind == "binary":
         raise UsageError(
@@ -87,7 +87,7 @@ def open_text(path: Path) -> IO[str]:
     return gzip.open(path, "rt", encoding="utf-8-sig") if zipped else path.open(encoding="utf-8-sig")
 
 
-def require(module: str, package: str, purpose: str, *, install: str = _INSTALL) -> Any:
+def require(module: str, package: str, purpose: str, install: str = "pip install 'parp-cli[lm]'") -> Any:
     """Import an optional module. Raises `UsageError` where it is not installed."""
     try:
         return importlib.import_module(module)
@@ -119,8 +119,7 @@ class NGramScorer(Reloading):
     Unknown words have the probability of <unk>. A word that the model knows only in another case is looked up as such.
 
     Raises:
-        UsageError: kenlm is not installed.
-        DataError: the file cannot be read.
+        UsageError, DataError: kenlm is not installed, or the file cannot be read.
     """
 
     path: Path
@@ -148,8 +147,7 @@ class TransformerScorer(Reloading):
     """Scores lower-cased texts with a causal Transformer of the Hub, or in a folder, through transformers.
 
     Raises:
-        UsageError: transformers is not installed.
-        DataError: the model cannot be loaded.
+        UsageError, DataError: transformers is not installed, or the model cannot be loaded.
     """
 
     name: str
@@ -176,9 +174,8 @@ class TransformerScorer(Reloading):
     @cached_property
     def model(self) -> tuple[Any, Any]:
         """Tokenizer and model, loaded when first asked for."""
-        transformers = require(
-            "transformers", "transformers", "rescoring with a Transformer", install="pip install transformers"
-        )
+        name = "transformers"
+        transformers = require(name, name, "rescoring with a Transformer", "pip install transformers")
         try:
             tokenizer = transformers.AutoTokenizer.from_pretrained(self.name)
             model = transformers.AutoModelForCausalLM.from_pretrained(self.name)
@@ -186,9 +183,8 @@ class TransformerScorer(Reloading):
             hint = "name a causal language model of the Hugging Face Hub, or a folder that holds one"
             raise cannot_load(self.name, error, hint=hint) from error
         if tokenizer.eos_token_id is None:
-            raise DataError(
-                f"the tokenizer of {self.name} has no end of text", hint="take a causal model, such as gpt2"
-            )
+            hint = "take a causal model, such as gpt2"
+            raise DataError(f"the tokenizer of {self.name} has no end of text", hint=hint)
         return tokenizer, model.to(self.device).eval()
 
 
@@ -250,11 +246,6 @@ def _kind(path: Path) -> Literal["arpa", "binary"]:
 
 
 def _unigrams(file: IO[str]) -> Iterator[str]:
-    inside = False
-    for line in file:
-        text = line.strip()
-        if inside and text.startswith("\\"):
-            return
-        if inside and text:
-            yield text.split()[1]
-        inside = inside or text == "\\1-grams:"
+    lines = map(str.strip, file)
+    section = takewhile(lambda line: not line.startswith("\\"), islice(dropwhile("\\1-grams:".__ne__, lines), 1, None))
+    return (line.split()[1] for line in section if line)

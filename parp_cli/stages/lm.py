@@ -5,6 +5,7 @@ import io
 import sys
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
@@ -30,13 +31,11 @@ class LmResult:
     """A language model built from text.
 
     Attributes:
-        path: the ARPA file, gzipped where it ends in `.gz`.
+        path: the ARPA file.
         lexicon: its words with their letters, for `--lexicon`.
-        order: words of the longest n-grams.
         ngrams: number per order, from unigrams (with <s>, </s> and <unk>) upwards.
-        sentences: in the text, empty lines not counted.
-        words: in the text.
-        vocabulary: different words.
+        sentences, words: number in the text, empty lines not counted.
+        vocabulary: number of different words.
         fallback_orders: with fixed discounts, as the text was too small or too regular to estimate them.
         unusual: words with digits, punctuation or other signs, which no transcript has.
     """
@@ -69,13 +68,11 @@ def build(
         sentences: words separated by spaces; read once.
         out: the ARPA file; gzipped where it ends in `.gz`.
         lexicon: by default beside it, as `<name>-lexicon.txt`.
-        order: 1 to 6.
         sources: files that the sentences are read from, by what names them: none may be overwritten.
 
     Raises:
-        UsageError: the order is out of range, or a file cannot be written, or would overwrite another.
+        UsageError: the order is not 1 to 6, or a file cannot be written, or would overwrite another.
         DataError: there is no text, or it has words that language models reserve.
-        ResourceError: no space is left on the disk.
     """
     target = lexicon or out.with_name(out.name.removesuffix(".gz").removesuffix(".arpa") + "-lexicon.txt")
     refuse_same({"--out": out, "--lexicon": target}, sources)
@@ -124,22 +121,15 @@ def lines(paths: Iterable[Path], stdin: TextIO | None = None) -> Iterator[str]:
     """
     for path in paths:
         try:
-            if path == STDIN:
-                yield from _opened(stdin or sys.stdin)
-            else:
-                with open_text(path) as file:
-                    yield from file
+            if path == STDIN and (stdin := stdin or sys.stdin) is None:
+                raise UsageError("standard input is closed", hint="pipe text into it, or name files")
+            with open_text(path) if path != STDIN else nullcontext(stdin) as file:
+                yield from file or ()
         except (OSError, EOFError, UnicodeDecodeError) as error:
             name = "standard input" if path == STDIN else path
             reason = error.strerror if isinstance(error, OSError) else None  # gzip's errors have none
             hint = "it must be text in UTF-8" if reason is None else "check the path"
             raise DataError(f"cannot read {name}", details=[reason or str(error)], hint=hint) from error
-
-
-def _opened(stream: TextIO | None) -> TextIO:
-    if stream is None:
-        raise UsageError("standard input is closed", hint="pipe text into it, or name files")
-    return stream
 
 
 def _normalized(sentences: Iterable[str], notify: Notify) -> Iterator[str]:
@@ -156,15 +146,8 @@ def _is_unusual(word: str) -> bool:
 
 
 def _write(model: NGramModel, out: Path) -> None:
-    with replacing(out) as temporary:
-        if out.suffix == ".gz":
-            # Neither time nor name inside, so that the same text gives the same bytes.
-            with (
-                temporary.open("wb") as raw,
-                gzip.GzipFile("", "wb", fileobj=raw, mtime=0) as packed,
-                io.TextIOWrapper(packed, encoding="utf-8") as file,
-            ):
-                write_arpa(model, file)
-        else:
-            with temporary.open("w", encoding="utf-8") as file:
-                write_arpa(model, file)
+    with replacing(out) as temporary, temporary.open("wb") as raw:
+        # Neither time nor name inside, so that the same text gives the same bytes.
+        packed = gzip.GzipFile("", "wb", fileobj=raw, mtime=0) if out.suffix == ".gz" else nullcontext(raw)
+        with packed as binary, io.TextIOWrapper(binary, encoding="utf-8") as file:
+            write_arpa(model, file)
