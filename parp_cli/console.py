@@ -40,6 +40,7 @@ class Output:
         self.as_json = as_json
         self.quiet = quiet or mute
         self._mute = mute
+        self._shows_text = not as_json and not mute
         _show_all(sys.stdout)
         _show_all(sys.stderr)
         # Piped tables keep their columns: 120 characters where there is no terminal to ask.
@@ -57,25 +58,24 @@ class Output:
         if not self.quiet:
             self._err.print(escape(text), soft_wrap=True)
 
-    def text(self, text: str) -> None:
-        """A line of the result."""
-        if not self.as_json and not self._mute:
-            self._out.print(escape(text), soft_wrap=True)
+    def text(self, *lines: str) -> None:
+        """Lines of the result."""
+        for line in lines if self._shows_text else ():
+            self._out.print(escape(line), soft_wrap=True)
 
     def wrote(self, *paths: Path) -> None:
         """A line of the result for each file."""
-        for path in paths:
-            self.text(f"wrote {path}")
+        self.text(*(f"wrote {path}" for path in paths))
 
     def verbatim(self, text: str) -> None:
         """A part of the result that another program may read: tabs stay, nothing is folded."""
-        if not self.as_json and not self._mute:
+        if self._shows_text:
             sys.stdout.write(text)
             sys.stdout.flush()
 
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         """A table of the result; named columns after the first are of numbers, and nameless ones of text."""
-        if self.as_json or self._mute:
+        if not self._shows_text:
             return
         table = Table(title=title, title_justify="left", title_style="bold", show_header=any(columns))
         for index, column in enumerate(columns):
@@ -87,7 +87,12 @@ class Output:
     def json(self, value: Any) -> None:
         """The result as one object, where JSON was asked for."""
         if self.as_json and not self._mute:
-            sys.stdout.write(_json_line(jsonable(value)))
+            line = json.dumps(jsonable(value), ensure_ascii=False, sort_keys=True)
+            try:
+                line.encode(sys.stdout.encoding or "utf-8")
+            except UnicodeEncodeError:  # JSON has escapes of its own
+                line = json.dumps(json.loads(line), sort_keys=True)
+            sys.stdout.write(line + "\n")
             sys.stdout.flush()  # here, where a closed pipe can still be answered
 
     @contextmanager
@@ -126,10 +131,10 @@ class Output:
 
     def _plain_lines(self) -> Notify:
         began: dict[str, tuple[float, int]] = {}  # when, and with how much already done
-        shown = 0.0
+        last_shown = 0.0
 
         def notify(step: Progress) -> None:
-            nonlocal shown
+            nonlocal last_shown
             if step.is_line:
                 self._line(step)
                 return
@@ -137,14 +142,13 @@ class Output:
             start, first = began.setdefault(step.task, (now, step.done))
             if step.done >= step.total:
                 began.pop(step.task)
-            if step.done < step.total and now - shown < _PLAIN_LINE_SECONDS:
+            elif now - last_shown < _PLAIN_LINE_SECONDS:
                 return
-            shown = now
-            left = ""
+            last_shown = now
+            text = f"{step.task}: {step.done}/{step.total}"
             if first < step.done < step.total:
-                left = f", {duration((now - start) / (step.done - first) * (step.total - step.done))} left"
-            note = f", {step.note}" if step.note else ""
-            self.note(f"{step.task}: {step.done}/{step.total}{left}{note}")
+                text += f", {duration((now - start) / (step.done - first) * (step.total - step.done))} left"
+            self.note(text + (f", {step.note}" if step.note else ""))
 
         return notify
 
@@ -175,16 +179,6 @@ def _show_all(stream: TextIO) -> None:
         stream.reconfigure(errors="backslashreplace")
 
 
-def _json_line(value: Any) -> str:
-    """One line of JSON; non-ASCII letters are escaped only if stdout cannot encode them."""
-    line = json.dumps(value, ensure_ascii=False, sort_keys=True)
-    try:
-        line.encode(sys.stdout.encoding or "utf-8")
-    except UnicodeEncodeError:
-        line = json.dumps(value, sort_keys=True)
-    return line + "\n"
-
-
 def jsonable(value: Any) -> Any:
     """Dataclasses (by their `to_json`, else with their properties), paths and tuples as plain values."""
     if hasattr(value, "to_json"):
@@ -210,12 +204,10 @@ def duration(seconds: float) -> str:
 
 def size(count: int) -> str:
     """A number of bytes as text, with its unit."""
-    value = float(count)
-    for unit in ("B", "kB", "MB"):
-        if value < 1000:
-            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
-        value /= 1000
-    return f"{value:.2f} GB"
+    for power, unit in enumerate(("B", "kB", "MB")):
+        if count < 1000 ** (power + 1):
+            return f"{count / 1000**power:.{min(power, 1)}f} {unit}"
+    return f"{count / 1000**3:.2f} GB"
 
 
 def percent(share: float | None) -> str:

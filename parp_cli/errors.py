@@ -1,17 +1,4 @@
-"""Every error a user can cause, each with its exit code.
-
-    ParpError                 1  a bug, or a case nobody foresaw
-    ├── UsageError            2  the command line asks for something that cannot be
-    │   └── RecipeError       2  a recipe does not say what it should
-    ├── DataError             3  audio, transcripts or a corpus
-    ├── CheckpointError       4  a checkpoint cannot be used
-    │   └── MaskError         4  a mask does not fit what it is laid over
-    ├── ResourceError         5  disk, memory or a device gave out
-    └── Interrupted         130  Ctrl-C
-
-An error has one line that names the thing, details that list what is wrong with it, and a hint that
-says what to do. `console.py` draws it; nothing else prints it.
-"""
+"""Every error a user can cause, each with its exit code; `console.show_error` prints it, and nothing else does."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -36,7 +23,7 @@ class Table:
 
 
 class ParpError(Exception):
-    """Base of all errors with a message for the user.
+    """Base of all errors with a message for the user; itself a bug, or a case nobody foresaw.
 
     Args:
         message: one line, lower case, that names the offending thing.

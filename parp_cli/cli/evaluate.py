@@ -156,22 +156,15 @@ def _show(output: Output, result: "EvaluateResult", valid: str) -> None:
         output.table(table.title, table.columns, table.rows)
     if len(reports) == 1 and reports[0].worst:
         output.text("Worst utterances")
-        for aligned in reports[0].worst[:_WORST_SHOWN]:
-            for line in side_by_side(aligned, output.width):
-                output.text(line)
-    for report in reports:
-        for comparison in report.comparisons:
-            output.text(comparison.words)
+        output.text(*(line for worst in reports[0].worst[:_WORST_SHOWN] for line in side_by_side(worst, output.width)))
+    output.text(*(comparison.words for report in reports for comparison in report.comparisons))
     # Under masks the feature encoder's output is reused: their times are not comparable.
     output.text(
         f"{first.report.name}: {percent(first.sparsity)} sparse, {duration(first.audio_seconds)} of audio in "
         f"{duration(first.seconds)} (real-time factor {first.real_time_factor:.3f})"
     )
-    for system in result.systems[1:]:
-        output.text(f"{system.report.name}: {percent(system.sparsity)} sparse")
-    for system in result.systems:
-        for _, path in system.outputs.by_option:
-            output.wrote(path)
+    output.text(*(f"{system.report.name}: {percent(system.sparsity)} sparse" for system in result.systems[1:]))
+    output.wrote(*(path for system in result.systems for _, path in system.outputs.by_option))
 
 
 def _show_tuning(output: Output, tuning: "Tuning", name: str, split: str) -> None:

@@ -95,5 +95,4 @@ def _show(output: Output, result: "LmResult") -> None:
         output.note(
             f"warning: {len(result.unusual):,} words have digits, punctuation or other signs, such as {examples}"
         )
-    output.wrote(result.path)
-    output.wrote(result.lexicon)
+    output.wrote(result.path, result.lexicon)

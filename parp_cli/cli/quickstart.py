@@ -84,7 +84,6 @@ def quickstart(
     output.table(
         "Ten minutes of generated English, test-clean", ("method", "WER", "CER", "sparsity", "file", "time"), cells
     )
-    output.text(f"all in {duration(seconds)}; wrote")
-    for path in (masked.path, *(row[key] for row in rows for key in ("checkpoint", "hypotheses"))):
-        output.text(f"  {path}")
+    written = (masked.path, *(row[key] for row in rows for key in ("checkpoint", "hypotheses")))
+    output.text(f"all in {duration(seconds)}; wrote", *(f"  {path}" for path in written))
     output.json({"rows": rows, "mask": masked.path, "seconds": seconds})

@@ -29,10 +29,8 @@ def recipe_keys(output: Output, kind: Any) -> None:
 
     keys = list(keys_of(kind))
     for key in keys:
-        output.text(f"{key.name}: {key.default or ''}")
-        output.text(f"    {key.expected}")
-        for line in textwrap.wrap(key.meaning, 100):
-            output.text(f"    {line}")
+        lines = [key.expected, *textwrap.wrap(key.meaning, 100)]
+        output.text(f"{key.name}: {key.default or ''}", *(f"    {line}" for line in lines))
     output.json({"keys": keys})
 
 
@@ -79,8 +77,7 @@ def finetune(output: Output, result: "FinetuneResult") -> None:
         revived = sum(repruning.revived for repruning in result.reprunings)
         times = "once" if len(result.reprunings) == 1 else f"{len(result.reprunings)} times"
         output.text(f"re-pruned {times}, {revived:,} weights revived in all")
-    for line in first_few(result.skipped):
-        output.text(f"left out {line}")
+    output.text(*(f"left out {line}" for line in first_few(result.skipped)))
     if result.skipped_updates:
         many = "an update was" if result.skipped_updates == 1 else f"{result.skipped_updates:,} updates were"
         output.text(f"{many} skipped: no finite loss or gradient; the log in the run folder has the utterances")
@@ -117,8 +114,7 @@ def inspection(output: Output, result: "Inspection") -> None:
     if metadata.recipe is not None:
         import yaml
 
-        output.text("Recipe")
-        output.text(yaml.safe_dump(dict(metadata.recipe), sort_keys=False).rstrip())
+        output.text("Recipe", yaml.safe_dump(dict(metadata.recipe), sort_keys=False).rstrip())
 
 
 def _sparsities(output: Output, result: "Inspection") -> None:

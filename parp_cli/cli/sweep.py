@@ -116,5 +116,4 @@ def _show_result(output: Output, result: "SweepResult") -> None:
         columns, rows = error_rows(panel)
         output.table("Error rate: mean ± standard deviation (seeds)", columns, rows)
         output.table("Cost: means over seeds", *cost_rows(panel))
-    for path in (result.results, result.tables, *result.figures):
-        output.wrote(path)
+    output.wrote(result.results, result.tables, *result.figures)

@@ -6,7 +6,7 @@ False. Only null is read here.
 
 import copy
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,6 @@ class Section(dict[Text, Any]):
     """A mapping; `duplicates` are keys that come again, each with the line of the first."""
 
     def __init__(self, mark: yaml.Mark) -> None:
-        super().__init__()
         self.mark = mark
         self.duplicates: list[tuple[Text, int]] = []
 
@@ -50,9 +49,7 @@ class Section(dict[Text, Any]):
 class Items(list[Any]):
     """A sequence."""
 
-    def __init__(self, items: Iterable[Any], mark: yaml.Mark) -> None:
-        super().__init__(items)
-        self.mark = mark
+    mark: yaml.Mark
 
 
 class Problem(Exception):
@@ -76,7 +73,9 @@ class _Loader(yaml.BaseLoader):
         return None if is_null else Text(node.value, node.start_mark, self.folder)
 
     def construct_sequence(self, node: Any, deep: bool = False) -> Items:
-        return Items(map(self.construct_object, node.value), node.start_mark)
+        items = Items(map(self.construct_object, node.value))
+        items.mark = node.start_mark
+        return items
 
     def construct_mapping(self, node: Any, deep: bool = False) -> Any:
         section = Section(node.start_mark)
@@ -134,20 +133,16 @@ def compose(text: str, place: str, folder: Path | None = None) -> Any:
 
 
 def dump(values: Any) -> str:
-    """Plain values as YAML that reads back to the same."""
-    return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True, default_flow_style=False, width=120)
+    """Plain values as YAML that reads back to the same; lists of plain values take one line."""
+    return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True, default_flow_style=None, width=120)
 
 
 class _Dumper(yaml.SafeDumper):
-    """Block style, but for lists of plain values: `adam_betas: [0.9, 0.98]`."""
-
     def ignore_aliases(self, data: Any) -> bool:
         return True
 
-    def represent_sequence(self, tag: str, sequence: Iterable[Any], flow_style: bool | None = None) -> Any:
-        items = list(sequence)
-        flow = not any(isinstance(item, (dict, list, tuple)) for item in items)
-        return super().represent_sequence(tag, items, flow_style=flow)
+    def represent_mapping(self, tag: str, mapping: Any, flow_style: bool | None = None) -> Any:
+        return super().represent_mapping(tag, mapping, flow_style=False)
 
     def represent_str(self, data: str) -> Any:
         # PyYAML keeps Unicode's rarer line breaks only in double quotes, where it escapes them.
