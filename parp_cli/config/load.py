@@ -110,16 +110,19 @@ def _selected(kind: type[T] | None, root: Any) -> Any:
 
 def _unknown(value: Any, field: Mapping[str, Any], kind: Any, place: tuple[Any, ...]) -> Iterator[_Problem]:
     """Keys that no field has, and keys that come twice."""
-    if isinstance(value, tree.Section):
+    if isinstance(value, tree.Entries):
         name = "".join(f"{part}." for part in place)
         for key, line in value.duplicates:
             yield key.mark, f"duplicate key {name}{key}, first on line {line}"
+        fields = field.get("properties")
+        if fields is None and field.get("type", "object") != "object":
+            return  # a mapping where a plain value belongs
         for key, below in value.items():
-            if key in field.get("properties", {}):
-                yield from _unknown(below, field["properties"][key], kind, (*place, key))
-            elif "properties" in field:
+            if fields is None or key in fields:
+                yield from _unknown(below, (fields or {}).get(key, {}), kind, (*place, key))
+            else:
                 yield key.mark, f"unknown key {name}{key}: {_suggestion(key, field, kind, name)}"
-    elif isinstance(value, tree.Items):
+    elif isinstance(value, tree.Items) and ("items" in field or "type" not in field):
         for number, item in enumerate(value):
             yield from _unknown(item, field.get("items", {}), kind, (*place, number))
 
@@ -147,7 +150,7 @@ def _described(error: Any, root: Any, schema: Mapping[str, Any]) -> _Problem:
         place, error = place[:-1], {"type": "too_short"}
     for part in place:
         field = _below(field, part)
-        mark = value.mark_of(part) if isinstance(value, tree.Section) else getattr(value, "mark", mark)
+        mark = value.mark_of(part) if isinstance(value, tree.Entries) else getattr(value, "mark", mark)
         value = tree.child(value, part)
     name, mark = ".".join(map(str, place)), getattr(value, "mark", mark)
     if error["type"] == CONFLICT:

@@ -34,7 +34,7 @@ class Text(str):
         return self
 
 
-class Section(dict[Text, Any]):
+class Entries(dict[Text, Any]):
     """A mapping; `duplicates` are keys that come again, each with the line of the first."""
 
     def __init__(self, mark: yaml.Mark) -> None:
@@ -42,7 +42,7 @@ class Section(dict[Text, Any]):
         self.duplicates: list[tuple[Text, int]] = []
 
     def mark_of(self, name: Any) -> yaml.Mark:
-        """Where a key is, or where the section begins."""
+        """Where a key is, or where the mapping begins."""
         return next((key.mark for key in self if key == name), self.mark)
 
 
@@ -78,16 +78,16 @@ class _Loader(yaml.BaseLoader):
         return items
 
     def construct_mapping(self, node: Any, deep: bool = False) -> Any:
-        section = Section(node.start_mark)
+        entries = Entries(node.start_mark)
         for key_node, value in node.value:
             key = self.construct_object(key_node)
             if not isinstance(key, Text):
                 raise ConstructorError(None, None, f"a key must be a name, not {shown(key)}", key_node.start_mark)
-            if key in section:
-                section.duplicates.append((key, section.mark_of(key).line + 1))
+            if key in entries:
+                entries.duplicates.append((key, entries.mark_of(key).line + 1))
             else:
-                section[key] = self.construct_object(value)
-        return section
+                entries[key] = self.construct_object(value)
+        return entries
 
 
 def read_file(path: Path) -> Any:
@@ -194,7 +194,7 @@ def put(tree: Any, parts: Sequence[str], value: Any, mark: yaml.Mark, defaults: 
     first, *rest = parts
     below, defaults = child(tree, first), child(defaults, first)
     if below is None:
-        below = Section(mark) if defaults is None else compose(dump(defaults), mark.name)
+        below = Entries(mark) if defaults is None else compose(dump(defaults), mark.name)
     if not isinstance(tree, (dict, list)):
         raise Problem(f"{first} cannot lie under {shown(tree)}")
     changed: Any = copy.copy(tree)

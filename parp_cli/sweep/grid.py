@@ -272,7 +272,7 @@ def _exceptions(
             problems += [f"{place} = {text}: the grid has no such value" for text in wrong]
         if exception:
             found.append(exception)
-        elif isinstance(entry, tree.Section):
+        elif isinstance(entry, tree.Entries):
             problems.append(f"{path}:{entry.mark.line + 1}: {_EXCEPT}: an entry without keys")
     return found
 

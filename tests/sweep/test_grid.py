@@ -176,6 +176,8 @@ def test_everything_wrong_is_told_at_once(write_sweep: Any, tmp_path: Path) -> N
         ("grid: {seed: []}", "grid: seed: expected a list of values"),
         ("grid: [seed]", "grid = a list of 1: expected a mapping"),
         ("grid: {seed: [1], seed: [2]}", "duplicate key grid.seed, first on line 2"),
+        ("grid: {pruning: {sparsity: [0.1], sparsity: [0.2]}}", "duplicate key grid.pruning.sparsity, first on line 2"),
+        ("grid: {seed: [1]}\nexcept: [{seed: 1, seed: 1}]", "duplicate key except.0.seed, first on line 3"),
         ("set: {seed: 1}", "grid is missing: expected a mapping"),
         ("grid: {seed: [1]}\nsplits: []", "splits: names none"),
         ("grid: {seed: [1]}\nsets: {}", "unknown key sets: did you mean set?"),
