@@ -9,7 +9,7 @@ from parp_cli.console import Output, duration, percent
 from parp_cli.errors import UsageError
 
 if TYPE_CHECKING:
-    from parp_cli.decoding.tune import Tuning
+    from parp_cli.decoding.recognizer import Tuning
     from parp_cli.stages.evaluate import EvaluateResult
 
 _TRIALS_SHOWN = 10
@@ -169,7 +169,7 @@ def _show(output: Output, result: "EvaluateResult", valid: str) -> None:
 
 def _show_tuning(output: Output, tuning: "Tuning", name: str, split: str) -> None:
     """The best trials."""
-    from parp_cli.decoding.tune import best_first
+    from parp_cli.decoding.recognizer import best_first
 
     trials = best_first(tuning.trials)[:_TRIALS_SHOWN]
     rows = [[f"{t.lm_weight:g}", f"{t.word_score:g}", f"{t.errors:,}", percent(t.rate)] for t in trials]

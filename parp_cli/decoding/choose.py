@@ -25,8 +25,8 @@ from parp_cli.decoding.lm import (
     open_language_model,
     require_kenlm,
 )
+from parp_cli.decoding.recognizer import Tunable
 from parp_cli.decoding.search import BeamSearch, GreedySearch, Rescored
-from parp_cli.decoding.tune import Tunable
 from parp_cli.errors import UsageError, first_few
 from parp_cli.runtime.progress import Notify, silent
 

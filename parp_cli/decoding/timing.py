@@ -1,4 +1,4 @@
-"""When each word is spoken: from the frames of CTC's labels to words, and from words to subtitles.
+"""When each word is spoken: from the frames of CTC's labels to words, to subtitles, and to files with their times.
 
 A label's time is its peak: the frames in which it is the likeliest. For a greedy transcript that is also the forced
 alignment: the best path is the likeliest of all, so also of those that spell its text.
@@ -6,11 +6,13 @@ alignment: the best path is the likeliest of all, so also of those that spell it
 T frames.
 """
 
+import json
 import math
 import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -97,6 +99,12 @@ def words_of(spans: Iterable[Span], vocabulary: Vocabulary, frame_seconds: float
     ]
 
 
+Format = Literal["text", "json", "srt", "vtt"]
+
+FORMATS: tuple[Format, ...] = get_args(Format)
+
+SUFFIXES: dict[Format, str] = {"text": ".txt", "json": ".json", "srt": ".srt", "vtt": ".vtt"}
+
 LINE_CHARACTERS = 42
 """Maximum per line of a subtitle, by the usual guidelines; a longer word has a line of its own."""
 
@@ -145,3 +153,62 @@ def _longest_pause(words: Sequence[Word]) -> int:
         worth = word.start - before.end - PAUSE_SECONDS * abs(written / total - 0.5)
         best = max(best, (worth, -place))
     return -best[1]
+
+
+def srt(segments: Sequence[Segment]) -> str:
+    """SubRip: numbers from 1, times as 00:00:01,500, an empty line after each segment."""
+    return "".join(
+        f"{number}\n{_time(segment.start, ',')} --> {_time(segment.end, ',')}\n{_lines(segment.text)}\n\n"
+        for number, segment in enumerate(segments, start=1)
+    )
+
+
+def vtt(segments: Sequence[Segment]) -> str:
+    """WebVTT (W3C): times as 00:00:01.500; &, < and > escaped, which also keeps "-->" out of the text."""
+    cues = [
+        f"{_time(segment.start, '.')} --> {_time(segment.end, '.')}\n{_escaped(_lines(segment.text))}\n"
+        for segment in segments
+    ]
+    return "\n".join(["WEBVTT\n", *cues])
+
+
+def word_lines(words: Sequence[Word]) -> str:
+    """Start and end in seconds and the word, divided by tabs: what Audacity reads as labels."""
+    return "".join(f"{word.start:.3f}\t{word.end:.3f}\t{word.text}\n" for word in words)
+
+
+def json_text(
+    name: str, seconds: float, text: str, segments: Sequence[Segment], words: Sequence[Word] | None = None
+) -> str:
+    """One JSON object in one line. What of the audio file's name is no text, as `os.fsdecode` gives it, is escaped."""
+    value: dict[str, object] = {
+        "file": name,
+        "seconds": round(seconds, 3),
+        "text": text,
+        "segments": [{"start": item.start, "end": item.end, "text": item.text} for item in segments],
+    }
+    if words is not None:
+        value["words"] = [{"start": word.start, "end": word.end, "word": word.text} for word in words]
+    line = json.dumps(value, ensure_ascii=False) + "\n"
+    # Surrogates alone have no UTF-8; escaped so, they are as JSON has it.
+    return line.encode("utf-8", "backslashreplace").decode()
+
+
+def _time(seconds: float, mark: str) -> str:
+    milliseconds = round(seconds * 1000)
+    hours, rest = divmod(milliseconds, 3_600_000)
+    minutes, rest = divmod(rest, 60_000)
+    return f"{hours:02}:{minutes:02}:{rest // 1000:02}{mark}{rest % 1000:03}"
+
+
+def _lines(text: str) -> str:
+    """In as few lines as it takes, those as even as can be."""
+    lines = wrapped(text)
+    for width in range(-(-len(text) // max(1, len(lines))), LINE_CHARACTERS):
+        if len(even := wrapped(text, width)) <= len(lines):
+            return "\n".join(even)
+    return "\n".join(lines)
+
+
+def _escaped(text: str) -> str:
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")

@@ -21,8 +21,7 @@ from parp_cli.data.check import Problem, refusal
 from parp_cli.data.corpora import load
 from parp_cli.data.labels import vocabulary_of
 from parp_cli.decoding.choose import Chosen, Decoding, choose
-from parp_cli.decoding.recognizer import Precision, Recognizer
-from parp_cli.decoding.tune import Tunable, Tuning
+from parp_cli.decoding.recognizer import Precision, Recognizer, Tunable, Tuning
 from parp_cli.errors import DataError, MaskError, UsageError, first_few
 from parp_cli.models.recognizer import rebuild
 from parp_cli.models.speech.config import Architecture, frames

@@ -16,8 +16,19 @@ from torch import Tensor
 from parp_cli.data.audio import MUCH_CLIPPED, SAMPLE_RATE, AudioInfo, audio_seconds, waveform_blocks
 from parp_cli.data.labels import Vocabulary, vocabulary_of
 from parp_cli.decoding.chunks import Chunking, logits_in_chunks
-from parp_cli.decoding.subtitles import SUFFIXES, Format, json_text, srt, vtt, word_lines
-from parp_cli.decoding.timing import Segment, SpanReader, Word, segments_of, words_of
+from parp_cli.decoding.timing import (
+    SUFFIXES,
+    Format,
+    Segment,
+    SpanReader,
+    Word,
+    json_text,
+    segments_of,
+    srt,
+    vtt,
+    word_lines,
+    words_of,
+)
 from parp_cli.errors import DataError, UsageError
 from parp_cli.models.recognizer import rebuild
 from parp_cli.models.speech.moments import frame_samples

@@ -10,8 +10,8 @@ from parp_cli.decoding.choose import BEAM_SIZES, DECODERS, RESCORED_BEAM_SIZE, D
 from parp_cli.decoding.kneser_ney import estimate, write_arpa
 from parp_cli.decoding.lexicon import LexiconSearch, LexiconTrie
 from parp_cli.decoding.lm import LanguageModel, NGramScorer, TransformerScorer
+from parp_cli.decoding.recognizer import Tunable
 from parp_cli.decoding.search import BeamSearch, GreedySearch, Rescored, collapse
-from parp_cli.decoding.tune import Tunable
 from parp_cli.errors import DataError, UsageError
 
 VOCABULARY = Vocabulary((BLANK, BOUNDARY, "A", "B"), "letters")

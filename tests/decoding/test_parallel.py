@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from parp_cli.data.labels import BLANK, BOUNDARY, Vocabulary
-from parp_cli.decoding import parallel
+from parp_cli.decoding import recognizer as parallel
 from parp_cli.decoding.lexicon import LexiconSearch, LexiconTrie
 from parp_cli.decoding.lm import NGramScorer, TransformerScorer
-from parp_cli.decoding.parallel import MAX_WORKERS, PAYS_OFF_FRAMES, max_workers, search_all, usable_cores
+from parp_cli.decoding.recognizer import MAX_WORKERS, PAYS_OFF_FRAMES, max_workers, search_all, usable_cores
 from parp_cli.decoding.search import BeamSearch, GreedySearch, Hypothesis, Rescored, Search
 from parp_cli.errors import ResourceError
 from parp_cli.runtime.progress import Progress

@@ -102,7 +102,7 @@ def test_one_process_searches_as_batches_come(pays: bool, workers: int | None, b
 
 
 def test_what_is_dealt_out_is_collected_without_its_padding(batches: Batches, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("parp_cli.decoding.parallel.usable_cores", lambda: 4)
+    monkeypatch.setattr("parp_cli.decoding.recognizer.usable_cores", lambda: 4)
     spy = Spy(GREEDY, batches, True)
     steps: list[Progress] = []
     recognizer(notify=steps.append).texts(UTTERANCES, spy)

@@ -3,8 +3,7 @@
 import json
 import os
 
-from parp_cli.decoding.subtitles import json_text, srt, vtt, word_lines
-from parp_cli.decoding.timing import Segment, Word
+from parp_cli.decoding.timing import Segment, Word, json_text, srt, vtt, word_lines
 
 WORDS = (Word("HELLO", 0.0, 0.4204), Word("R&B", 59.9996, 60.5), Word("A<B-->C", 3661.0, 3662.25))
 SEGMENTS = (Segment(WORDS[:1]), Segment(WORDS[1:2]), Segment(WORDS[2:]))

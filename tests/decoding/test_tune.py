@@ -6,11 +6,11 @@ import torch
 from torch import Tensor
 
 from parp_cli.data.labels import BLANK, BOUNDARY, Vocabulary
-from parp_cli.decoding import parallel
+from parp_cli.decoding import recognizer
 from parp_cli.decoding.kneser_ney import estimate, write_arpa
 from parp_cli.decoding.lexicon import LexiconSearch, LexiconTrie, lexicon_of
+from parp_cli.decoding.recognizer import LM_WEIGHTS, WORD_SCORES, Trial, best_first, tune
 from parp_cli.decoding.search import BeamSearch, Rescored
-from parp_cli.decoding.tune import LM_WEIGHTS, WORD_SCORES, Trial, best_first, tune
 from parp_cli.runtime.progress import Progress
 from parp_cli.scoring.metrics import word_errors
 
@@ -90,7 +90,7 @@ def test_no_more_processes_than_there_are_utterances(monkeypatch: pytest.MonkeyP
         asked.append(workers)
         raise AssertionError("processes were started")
 
-    monkeypatch.setattr(parallel, "_in_processes", pool)
+    monkeypatch.setattr(recognizer, "_in_processes", pool)
     for workers in (2, 100):
         with pytest.raises(AssertionError, match="processes were started"):
             tune(lexicon_search(), noisy_logits(TEXT), TEXT, workers=workers)
