@@ -36,8 +36,7 @@ _BATCHES_AHEAD = 4
 class Chunking:
     """How recordings are cut: seconds of a chunk (infinite: not at all), and of context at each end, which is not kept.
 
-    Raises:
-        ValueError: nothing of a chunk would be kept.
+    Raises `ValueError`: nothing of a chunk would be kept.
     """
 
     seconds: float = 45.0
@@ -50,13 +49,9 @@ class Chunking:
 
 @dataclass(frozen=True)
 class Piece:
-    """Logits of consecutive frames of a recording; the pieces of one come in order.
+    """Logits (T, V), on the CPU, of consecutive frames of the recording with this number; its pieces come in order.
 
-    Attributes:
-        recording: its number.
-        logits: (T, V), on the CPU.
-        last: whether the recording ends with them.
-        error: why there are none, and no more to come: the file cannot be read (any further).
+    Where there is an error, the recording cannot be read (any further), and there are no logits.
     """
 
     recording: int
@@ -92,8 +87,7 @@ def logits_in_chunks(
         batch_seconds: padded audio in one forward pass of the Transformer. Does not change transcripts.
         encoder: as in `logits.logits_of`.
 
-    Raises:
-        CheckpointError: the model produced non-finite logits.
+    Raises `CheckpointError`: the model produced non-finite logits.
     """
     encoder = encoder or partial(encode, model)
     frame = frame_samples(architecture)
@@ -137,14 +131,10 @@ def overlapping(
     `step + 2 × context`. The kept frames together are those of the recording.
 
     Args:
-        frame: samples from one frame to the next.
-        field: samples under one frame.
+        frame, field: samples from one frame to the next, and samples under one frame.
 
-    Yields:
-        Samples, which of their frames are kept, and whether they are the last.
-
-    Raises:
-        DataError: the waveform is too short for a frame.
+    Yields samples, which of their frames are kept, and whether they are the last.
+    Raises `DataError`: the waveform is too short for a frame.
     """
     size = (step + 2 * context - 1) * frame + field
     pending, begin = [torch.zeros(0)], 0

@@ -1,13 +1,10 @@
 """Words and their spellings, and beam search for words of a lexicon with flashlight-text (extra `lm`).
 
 A lexicon is a text file with one word and its spelling per line, such as "HELLO H E L L O |". A search through it only
-finds its words: in place of any other word it returns the words of the lexicon that sound most like it. `outside`
-counts those other words.
+finds its words: in place of any other word it returns the words of the lexicon that sound most like it.
 
-The search gives the results of torchaudio's `ctc_decoder`, which is the same decoder. That one reloads lexicon and
-language model for every pair of weights; here searches with different weights share them.
-
-T frames, V labels.
+The search gives the results of torchaudio's `ctc_decoder`, which is the same decoder; but searches with different
+weights share lexicon and language model. T frames, V labels.
 """
 
 from collections import Counter
@@ -63,8 +60,7 @@ def _letters(vocabulary: Vocabulary) -> frozenset[str]:
 def lexicon_of(words: Iterable[str], vocabulary: Vocabulary) -> Spelt:
     """Words spelt letter by letter, sorted.
 
-    Raises:
-        UsageError, DataError: the vocabulary is of phones, or spells none of the words.
+    Raises `UsageError`, `DataError`: the vocabulary is of phones, or spells none of the words.
     """
     require_letters(vocabulary)
     spellings = {word: spelling(word, vocabulary) for word in sorted(set(words))}

@@ -65,8 +65,7 @@ def open_language_model(name: str, notify: Notify = silent) -> LanguageModel:
 def arpa_words(model: LanguageModel) -> list[str]:
     """The words in an ARPA file, in its order, without <s>, </s> and <unk>.
 
-    Raises:
-        UsageError, DataError: the model is a binary, or the file is broken.
+    Raises `UsageError`, `DataError`: the model is a binary, or the file is broken.
     """
     if model.kind == "binary":
         raise UsageError(
@@ -118,8 +117,7 @@ class NGramScorer(Reloading):
 
     Unknown words have the probability of <unk>. A word that the model knows only in another case is looked up as such.
 
-    Raises:
-        UsageError, DataError: kenlm is not installed, or the file cannot be read.
+    Raises `UsageError`, `DataError`: kenlm is not installed, or the file cannot be read.
     """
 
     path: Path
@@ -146,8 +144,7 @@ class NGramScorer(Reloading):
 class TransformerScorer(Reloading):
     """Scores lower-cased texts with a causal Transformer of the Hub, or in a folder, through transformers.
 
-    Raises:
-        UsageError, DataError: transformers is not installed, or the model cannot be loaded.
+    Raises `UsageError`, `DataError`: transformers is not installed, or the model cannot be loaded.
     """
 
     name: str

@@ -47,8 +47,7 @@ def logits_of(
         batch_seconds: padded audio in one forward pass.
         world: among which the batches are dealt out; an utterance may come twice so that all take equally many steps.
 
-    Raises:
-        CheckpointError: the model produced non-finite logits.
+    Raises `CheckpointError`: the model produced non-finite logits.
     """
     encoder = encoder or partial(encode, model)
     batches = sorted_batches([utterance.seconds for utterance in utterances], batch_seconds)

@@ -232,8 +232,7 @@ def search_all(
 ) -> list[list[Hypothesis]]:
     """Hypotheses of each utterance, best first, from its logits (T_i, V), in as many processes as `workers_for` says.
 
-    Raises:
-        ResourceError: a process was killed, as happens where memory is short.
+    Raises `ResourceError`: a process was killed, as happens where memory is short.
     """
     workers = workers_for(search, sum(map(len, logits)), workers)
     # Dealt by length, so that every chunk holds long and short utterances.

@@ -6,13 +6,13 @@ alignment: the best path is the likeliest of all, so also of those that spell it
 T frames.
 """
 
+import html
 import json
-import math
 import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
-from typing import Literal, get_args
+from itertools import accumulate, pairwise
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -101,8 +101,6 @@ def words_of(spans: Iterable[Span], vocabulary: Vocabulary, frame_seconds: float
 
 Format = Literal["text", "json", "srt", "vtt"]
 
-FORMATS: tuple[Format, ...] = get_args(Format)
-
 SUFFIXES: dict[Format, str] = {"text": ".txt", "json": ".json", "srt": ".srt", "vtt": ".vtt"}
 
 LINE_CHARACTERS = 42
@@ -145,31 +143,24 @@ def segments_of(words: Sequence[Word]) -> list[Segment]:
 
 def _longest_pause(words: Sequence[Word]) -> int:
     """The number of the word before which to cut."""
-    total = sum(len(word.text) for word in words)
-    written, best = 0, (-math.inf, 0)
-    for place, (before, word) in enumerate(pairwise(words), start=1):
-        written += len(before.text)
+    written = list(accumulate(len(word.text) for word in words))
+
+    def worth(place: int) -> float:
+        pause = words[place].start - words[place - 1].end
         # A pause of half the longest there can be outweighs a cut at the very edge.
-        worth = word.start - before.end - PAUSE_SECONDS * abs(written / total - 0.5)
-        best = max(best, (worth, -place))
-    return -best[1]
+        return pause - PAUSE_SECONDS * abs(written[place - 1] / written[-1] - 0.5)
+
+    return max(range(1, len(words)), key=worth)
 
 
 def srt(segments: Sequence[Segment]) -> str:
     """SubRip: numbers from 1, times as 00:00:01,500, an empty line after each segment."""
-    return "".join(
-        f"{number}\n{_time(segment.start, ',')} --> {_time(segment.end, ',')}\n{_lines(segment.text)}\n\n"
-        for number, segment in enumerate(segments, start=1)
-    )
+    return "".join(f"{number}\n{_cue(segment, ',')}\n" for number, segment in enumerate(segments, start=1))
 
 
 def vtt(segments: Sequence[Segment]) -> str:
     """WebVTT (W3C): times as 00:00:01.500; &, < and > escaped, which also keeps "-->" out of the text."""
-    cues = [
-        f"{_time(segment.start, '.')} --> {_time(segment.end, '.')}\n{_escaped(_lines(segment.text))}\n"
-        for segment in segments
-    ]
-    return "\n".join(["WEBVTT\n", *cues])
+    return "\n".join(["WEBVTT\n", *(_cue(segment, ".", escaped=True) for segment in segments)])
 
 
 def word_lines(words: Sequence[Word]) -> str:
@@ -194,6 +185,12 @@ def json_text(
     return line.encode("utf-8", "backslashreplace").decode()
 
 
+def _cue(segment: Segment, mark: str, *, escaped: bool = False) -> str:
+    text = _lines(segment.text)
+    text = html.escape(text, quote=False) if escaped else text
+    return f"{_time(segment.start, mark)} --> {_time(segment.end, mark)}\n{text}\n"
+
+
 def _time(seconds: float, mark: str) -> str:
     milliseconds = round(seconds * 1000)
     hours, rest = divmod(milliseconds, 3_600_000)
@@ -204,11 +201,5 @@ def _time(seconds: float, mark: str) -> str:
 def _lines(text: str) -> str:
     """In as few lines as it takes, those as even as can be."""
     lines = wrapped(text)
-    for width in range(-(-len(text) // max(1, len(lines))), LINE_CHARACTERS):
-        if len(even := wrapped(text, width)) <= len(lines):
-            return "\n".join(even)
-    return "\n".join(lines)
-
-
-def _escaped(text: str) -> str:
-    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    narrower = (wrapped(text, width) for width in range(-(-len(text) // max(1, len(lines))), LINE_CHARACTERS))
+    return "\n".join(next((even for even in narrower if len(even) <= len(lines)), lines))

@@ -22,7 +22,6 @@ class Comparison:
     """Two systems on the utterances that both have.
 
     Attributes:
-        metric: WER, CER or PER.
         only_ours, only_theirs: utterances of one system only, which are left out.
         better_utterances, worse_utterances: on which the first makes fewer, or more, errors.
         difference: None where there are too few units.
@@ -62,8 +61,7 @@ def compare(
     Utterances are matched by split and id, or by id alone where one side has no splits. Speakers may be known to either
     side.
 
-    Raises:
-        DataError: no utterance is in both, or their references are not the same.
+    Raises `DataError`: no utterance is in both, or their references are not the same.
     """
     pairs = _match(ours, theirs, name, other)
     # Each against its own references, which may be of another case.

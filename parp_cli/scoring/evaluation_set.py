@@ -19,8 +19,7 @@ class EvaluationSet:
 
     Attributes:
         recognitions: one per utterance, without a hypothesis yet.
-        left_out: why other utterances are missing.
-        notes: what is unusual about some.
+        left_out, notes: why other utterances are missing, and what is unusual about some.
     """
 
     splits: tuple[str, ...]
@@ -31,7 +30,6 @@ class EvaluationSet:
 
     @property
     def audio_seconds(self) -> float:
-        """Sum over all utterances."""
         return sum(utterance.seconds for utterance in self.utterances)
 
     @property
@@ -54,11 +52,9 @@ def evaluation_set(
     Utterances with labels outside the vocabulary, or more labels than frames, stay: they count as errors.
 
     Args:
-        splits: names and utterances.
         frames: how many frames the model makes of a number of samples at 16 kHz.
 
-    Raises:
-        DataError: nothing is left.
+    Raises `DataError`: nothing is left.
     """
     infos: dict[Path, Inspected] = {}
     for _, some in splits:
@@ -70,7 +66,7 @@ def evaluation_set(
     recognitions: list[Recognition] = []
     for split, some in splits:
         found = check_utterances(some, split, infos, vocabulary, frames)
-        problems = [problem for problem in found if problem.kind not in OF_TRAINING_ALONE]
+        left_out += (problems := [problem for problem in found if problem.kind not in OF_TRAINING_ALONE])
         bad = {problem.utterance_id for problem in problems}
         good = [utterance for utterance in some if utterance.id not in bad]
         usable += good
@@ -85,9 +81,8 @@ def evaluation_set(
             )
             for utterance in good
         ]
-        left_out += problems
-        foreign = [each.utterance_id for each in found if each.kind == "outside vocabulary"]
-        if foreign := [id_ for id_ in foreign if id_ not in bad]:
+        outside = (problem.utterance_id for problem in found if problem.kind == "outside vocabulary")
+        if foreign := [id_ for id_ in outside if id_ not in bad]:
             notes.append(
                 f"{split}: {vocabulary.labels} that the model cannot write in {len(foreign):,} of {len(some):,} "
                 f"references ({', '.join(first_few(foreign, 3))}): they count as errors"

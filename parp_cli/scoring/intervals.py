@@ -51,10 +51,9 @@ def counted(number: int, noun: str) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Units:
-    """What is resampled and flipped: speakers where all are known and there are several.
+    """What is resampled and flipped: speakers where all are known and there are several, or utterances.
 
-    Attributes:
-        one_speaker: whether they are utterances of one known speaker, and say nothing about others.
+    Those of `one_speaker`, who is known, say nothing about others.
     """
 
     over: Literal["utterances", "speakers"]
@@ -121,9 +120,7 @@ def rate_interval(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> Interval | None:
-    """The interval of sum(errors) / sum(tokens) of utterances; None for too few units, all of one rate above 0, or no
-    tokens.
-    """
+    """The interval of sum(errors) / sum(tokens); None for too few units, all of one rate above 0, or no tokens."""
     units = units_of(speakers)
     if not units.enough:
         return None
@@ -143,10 +140,8 @@ def paired_difference(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> Difference | None:
-    """The difference of two systems' error rates, or None for too few units.
-
-    Each resample draws the same units for both, so what makes a unit hard for both cancels out.
-    """
+    """The difference of two systems' error rates, or None for too few units."""
+    # Each resample draws the same units for both, so what makes a unit hard for both cancels out.
     units = units_of(speakers)
     if not units.enough:
         return None

@@ -62,10 +62,9 @@ Alignment = tuple[AlignmentChunk, ...]
 
 @dataclass(frozen=True, kw_only=True)
 class Confusion:
-    """A recurring error; "" stands for no token.
+    """A recurring error, of how many occurrences of the token: in the references, or of an insertion in the hypotheses.
 
-    Attributes:
-        of: occurrences of the token: in the references, or for an insertion in the hypotheses.
+    "" stands for no token.
     """
 
     reference: str

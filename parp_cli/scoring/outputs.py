@@ -43,11 +43,7 @@ class Outputs:
         return named if self.html is None else [*named, ("--html", self.html)]
 
     def write(self, recognitions: Sequence[Recognition], report: Report, figures: Mapping[str, Any]) -> None:
-        """Write all files, the most expensive to recompute first.
-
-        Raises:
-            ResourceError: a file cannot be written.
-        """
+        """Write all files, the most expensive to recompute first. Raises `ResourceError`: a file cannot be written."""
         write_text(self.hypotheses, to_lines(recognitions))
         text = json.dumps(figures, default=_plain, ensure_ascii=False, indent=2, sort_keys=True)
         write_text(self.figures, text + "\n")
@@ -60,8 +56,7 @@ class Outputs:
 def check_outputs(files: Sequence[Outputs], read: Mapping[str, Sequence[Path]]) -> None:
     """Refuse files that overwrite each other or one of those read, by what names it, and that cannot be written.
 
-    Raises:
-        UsageError: there are such files.
+    Raises `UsageError`: there are such files.
     """
     written: dict[str, list[Path]] = {}
     for option, path in (pair for each in files for pair in each.by_option):
@@ -100,8 +95,7 @@ def trn_id(recognition: Recognition) -> str:
 def check_trn(recognitions: Sequence[Recognition]) -> None:
     """Check that these can be written as .trn; before anything is recognised, that references and ids can.
 
-    Raises:
-        DataError: a word has a special meaning to sclite, or two utterances or speakers would become one.
+    Raises `DataError`: a word has a special meaning to sclite, or two utterances or speakers would become one.
     """
     ids = [trn_id(this) for this in recognitions]
     problems = [f"{id_} comes {count} times" for id_, count in Counter(ids).items() if count > 1]

@@ -52,12 +52,9 @@ class Metric:
 
 @dataclass(frozen=True, kw_only=True)
 class Group:
-    """Utterances that share a speaker, a band of durations, or a split.
+    """Utterances that share a speaker, a band of durations, or a split; errors by the report's first metric.
 
-    Attributes:
-        seconds: of audio; None where not known for all.
-        errors: by the report's first metric.
-        interval: over the group's own units; None as for `Metric`.
+    Seconds of audio are None where not known for all, the interval over the group's own units as for `Metric`.
     """
 
     name: str
@@ -95,10 +92,7 @@ class Report:
     Attributes:
         origin: where the numbers come from, as names and values. No dates, so that equal reports are equal bytes.
         seconds: of audio; None where not known for all.
-        speakers: number of known speakers.
-        faultless: utterances without an error.
-        empty: utterances in which nothing was recognised.
-        units: what the intervals of the whole are over.
+        faultless, empty: number of utterances without an error, and of those in which nothing was recognised.
         metrics: groups, confusions, worst utterances and comparisons are by the first.
         by_speaker, by_duration, by_split: empty where not known for all utterances; speakers from worst to best.
         histogram: of utterances by error rate.
@@ -140,12 +134,10 @@ def build_report(
     """Compute all metrics, groups, confusions and comparisons.
 
     Args:
-        recognitions: of one or several splits.
         against: other systems by name, to compare with on the utterances that both have.
         resamples, seed: of the bootstrap.
 
-    Raises:
-        DataError: there is no utterance, or another system has none of them, or other references.
+    Raises `DataError`: there is no utterance, or another system has none of them, or other references.
     """
     if not recognitions:
         raise DataError("there is nothing to report: no utterance was recognised")

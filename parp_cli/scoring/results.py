@@ -40,8 +40,7 @@ def to_lines(recognitions: Iterable[Recognition]) -> str:
 def read_results(path: Path) -> list[Recognition]:
     """Read a results file; keys beyond those of `Recognition` are ignored.
 
-    Raises:
-        DataError: it cannot be read, a line is no result, or an utterance is repeated.
+    Raises `DataError`: it cannot be read, a line is no result, or an utterance is repeated.
     """
     try:
         lines = path.read_text(encoding="utf-8-sig").split("\n")  # splitlines() would break at other characters too

@@ -28,11 +28,7 @@ class TextTable:
 
 
 def terminal_tables(report: Report, limit: int = 10) -> list[TextTable]:
-    """All tables that have something to show.
-
-    Args:
-        limit: rows of speakers (the worst) and of confusions.
-    """
+    """All tables that have something to show, with at most so many speakers (the worst) and confusions."""
     metric, speakers = report.metrics[0].name, report.by_speaker
     worst = f"Worst of {len(speakers)} speakers" if len(speakers) > limit else "Speakers"
     title = f"{report.name}, {counted(report.utterances, 'utterance')}; {intervals_text(report.units)}"
@@ -80,11 +76,7 @@ def _confusion_cells(confusions: Sequence[Confusion]) -> list[tuple[str, str]]:
 
 
 def systems_table(reports: Sequence[Report]) -> TextTable:
-    """One row per system, such as the subnetworks of one encoder, with differences from the first.
-
-    Args:
-        reports: of the same utterances, all but the first built against the first.
-    """
+    """One row per system, such as the subnetworks of one encoder; all but the first are built against the first."""
     first = reports[0]
     rows = []
     for report in reports:

@@ -179,8 +179,7 @@ def evaluate(
 def recorded_recipe(metadata: Metadata, overrides: Sequence[str] = ()) -> Recipe:
     """The recipe of the run that made a checkpoint (the defaults, if none did), with `overrides` as `--set` takes them.
 
-    Raises:
-        RecipeError: an override is no recipe key, or has a wrong value.
+    Raises `RecipeError`: an override is no recipe key, or has a wrong value.
     """
     values = metadata.recipe if metadata.recipe is not None and "data" in metadata.recipe else {}
     if any(override.partition("=")[0].strip() == "data.corpus" for override in overrides) and values:

@@ -98,8 +98,7 @@ def build(
 def transcripts(data: Data, splits: Sequence[str], notify: Notify = silent) -> Iterator[str]:
     """Transcripts of a recipe's corpus. Warns where they are those that the recipe validates or tests on.
 
-    Raises:
-        DataError: there is no such split, or it has no transcripts.
+    Raises `DataError`: there is no such split, or it has no transcripts.
     """
     for split in splits:
         if split in (data.valid, data.test):

@@ -15,20 +15,9 @@ from torch import Tensor
 
 from parp_cli.data.audio import MUCH_CLIPPED, SAMPLE_RATE, AudioInfo, audio_seconds, waveform_blocks
 from parp_cli.data.labels import Vocabulary, vocabulary_of
+from parp_cli.decoding import timing
 from parp_cli.decoding.chunks import Chunking, logits_in_chunks
-from parp_cli.decoding.timing import (
-    SUFFIXES,
-    Format,
-    Segment,
-    SpanReader,
-    Word,
-    json_text,
-    segments_of,
-    srt,
-    vtt,
-    word_lines,
-    words_of,
-)
+from parp_cli.decoding.timing import Segment, SpanReader, Word, segments_of, words_of
 from parp_cli.errors import DataError, UsageError
 from parp_cli.models.recognizer import rebuild
 from parp_cli.models.speech.moments import frame_samples
@@ -50,14 +39,7 @@ _QUIET = 2e-3
 
 @dataclass(frozen=True, kw_only=True)
 class Transcription:
-    """What was recognised in one file.
-
-    Attributes:
-        file: as it was named.
-        text: words, or phones, separated by spaces.
-        warnings: what may be wrong with it: silence, clipping, a header that says another length.
-        path: where it was written, if anywhere.
-    """
+    """Words, or phones, recognised in one file, what may be wrong with it, and where they were written, if anywhere."""
 
     file: str
     seconds: float
@@ -71,15 +53,15 @@ class Transcription:
         """The words as subtitles show them."""
         return tuple(segments_of(self.words))
 
-    def rendered(self, layout: Format, *, times: bool = False) -> str:
+    def rendered(self, layout: timing.Format, *, times: bool = False) -> str:
         """The content of a file: with times of each word too, "text" has one word per line; subtitles have none."""
         if layout == "srt":
-            return srt(self.segments)
+            return timing.srt(self.segments)
         if layout == "vtt":
-            return vtt(self.segments)
+            return timing.vtt(self.segments)
         if layout == "json":
-            return json_text(self.file, self.seconds, self.text, self.segments, self.words if times else None)
-        return word_lines(self.words) if times else self.text + "\n"
+            return timing.json_text(self.file, self.seconds, self.text, self.segments, self.words if times else None)
+        return timing.word_lines(self.words) if times else self.text + "\n"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,7 +101,7 @@ def transcribe(
     files: Sequence[str],
     *,
     out: Path | None = None,
-    layout: Format = "text",
+    layout: timing.Format = "text",
     times: bool = False,
     chunking: Chunking | None = None,
     batch_seconds: float = 60.0,
@@ -151,8 +133,11 @@ def transcribe(
     require_head(source, content.metadata)
     vocabulary = vocabulary_of(source, content.metadata.task)
     architecture, model = rebuild(content, device or torch.device("cpu"), source=str(source))
-    if out is not None:
-        _make_folder(out)
+    if out is not None:  # an unwritable folder is reported before anything is computed
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise write_error(out, error) from error
     began, done, total = time.monotonic(), 0.0, sum(map(_declared_seconds, files))
     work = [_Reading(file, targets[file]) for file in files]
     transcriptions: list[Transcription] = []
@@ -218,7 +203,9 @@ class _Reading:
                 raise DataError(f"cannot read {self.file}", details=[error.strerror or str(error)]) from error
             yield from waveform_blocks(Path(copy.name), self.info)
 
-    def transcription(self, vocabulary: Vocabulary, frame_seconds: float, layout: Format, times: bool) -> Transcription:
+    def transcription(
+        self, vocabulary: Vocabulary, frame_seconds: float, layout: timing.Format, times: bool
+    ) -> Transcription:
         """What was recognised, written if it is to be; silence has no words, whatever the model writes."""
         words = [] if self.info.silent else words_of(self.spans.spans, vocabulary, frame_seconds)
         made = Transcription(
@@ -250,22 +237,20 @@ def _warnings(info: AudioInfo) -> Iterator[str]:
         yield f"its header says {info.declared / info.rate:.2f} s, but {info.seconds:.2f} s can be decoded: all is used"
 
 
-def _targets(files: Sequence[str], out: Path | None, layout: Format) -> dict[str, Path | None]:
+def _targets(files: Sequence[str], out: Path | None, layout: timing.Format) -> dict[str, Path | None]:
     """Where the transcript of each file is written.
 
-    Raises:
-        UsageError: a file is named twice, two would have one name, or one would be written over what is read.
+    Raises `UsageError`: a file is named twice, two would have one name, or one would be written over what is read.
     """
     targets: dict[str, Path | None] = {}
     taken: dict[Path, str] = {}
     for file in files:
         if file in targets:
             raise UsageError(f"{_named(file)} is named twice", hint="name each file once")
+        targets[file] = None
         if out is None:
-            targets[file] = None
             continue
-        target = out / ("stdin" if file == STANDARD_INPUT else Path(file).stem)
-        target = target.with_name(target.name + SUFFIXES[layout])
+        target = out / f"{'stdin' if file == STANDARD_INPUT else Path(file).stem}{timing.SUFFIXES[layout]}"
         if target in taken:
             raise UsageError(
                 f"{_named(taken[target])} and {_named(file)} would both be written to {target}",
@@ -274,14 +259,6 @@ def _targets(files: Sequence[str], out: Path | None, layout: Format) -> dict[str
         taken[target], targets[file] = file, target
     refuse_same({"the transcript": list(taken)}, {"the audio file": [Path(file) for file in files]})
     return targets
-
-
-def _make_folder(folder: Path) -> None:
-    """Before anything is computed, so that an unwritable folder is reported at once."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise write_error(folder, error) from error
 
 
 def _declared_seconds(file: str) -> float:
@@ -297,11 +274,7 @@ def _named(file: str) -> str:
 
 
 def _stream(files: Sequence[str], given: BinaryIO | None) -> BinaryIO | None:
-    """Where "-" is read from; None where no file is named so.
-
-    Raises:
-        UsageError: standard input is closed.
-    """
+    """Where "-" is read from; None where no file is named so. Raises `UsageError`: standard input is closed."""
     if given is not None or STANDARD_INPUT not in files:
         return given
     if sys.stdin is None:
