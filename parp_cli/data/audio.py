@@ -1,7 +1,4 @@
-"""Audio files in, waveforms out: any rate and channel count becomes 16 kHz mono, at once or a block at a time.
-
-S samples.
-"""
+"""Audio files decoded to 16 kHz mono waveforms of S samples, whole or in blocks."""
 
 import math
 import os
@@ -10,7 +7,9 @@ import shlex
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import soundfile
@@ -26,26 +25,26 @@ SAMPLE_RATE = 16_000
 """Hz of every waveform inside parp."""
 
 AUDIO_SUFFIXES = frozenset({".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3"})
-"""Lower-case suffixes of the files that are taken for audio when a folder is searched."""
+"""Lower-case suffixes of the audio files that a folder is searched for."""
 
 MUCH_CLIPPED = 1e-3
-"""A share of clipped samples beyond which accuracy suffers."""
+"""Fraction of clipped samples beyond which accuracy suffers."""
 
-# Weights of the filter that resamples; those of 44,100 Hz are 71,000, and of 44,101 Hz 706 million, which take minutes.
+# Weights of the resampling filter: 71,000 for 44,100 Hz, and 706 million for 44,101 Hz, which take minutes.
 _MAX_FILTER = 20_000_000
 
 # Of torchaudio's resampling: zero crossings of its filter on each side, and its cut-off relative to the lower rate.
 _ZERO_CROSSINGS, _ROLLOFF = 6, 0.99
 
 _CLIPPED = 0.999
-"""Of full scale. Two equal neighbours as large as this are taken for a flattened peak."""
+"""Fraction of full scale; two equal neighbours of at least this amplitude count as clipped."""
 
 _BLOCK_SECONDS = 10
 
-# A header says more than there is: up to here that is a note, beyond it the file is damaged.
+# Missing audio is a note up to the larger of the first two, and damage beyond it.
 _MISSING_SHARE, _MISSING_SECONDS, _NOTED_SECONDS = 0.05, 0.05, 0.01
 
-# Counts of samples beyond it mean that the header leaves the length open (FLAC from a pipe).
+# Larger counts of samples mean that the header leaves the length open (FLAC from a pipe).
 _OPEN_FRAMES = 1 << 48
 
 # What writers that could not seek back put as the size of a WAV's data; everything up to the file's end is meant.
@@ -63,38 +62,29 @@ _REENCODE = "replace the file, or re-encode it as 16-bit FLAC"
 
 @dataclass(kw_only=True)
 class AudioInfo:
-    """What was found in an audio file; complete once the file was read to its end.
+    """What is in an audio file; complete once the file was read to its end."""
 
-    Attributes:
-        rate: Hz.
-        channels: how many.
-        samples: of each channel, at the file's own rate.
-        declared: samples of each channel by the header; 0 where it does not say.
-        lowest, highest: sample, the channels averaged; full scale is 1.
-        clipped: samples of all channels that are in a flattened peak.
-    """
-
-    rate: int = 0
+    rate: int = 0  # Hz
     channels: int = 0
-    samples: int = 0
-    declared: int = 0
-    lowest: float = math.inf
+    samples: int = 0  # of each channel, at the file's own rate
+    declared: int = 0  # samples of each channel by the header; 0 where it does not say
+    lowest: float = math.inf  # sample, the channels averaged; full scale is 1
     highest: float = -math.inf
-    clipped: int = 0
+    clipped: int = 0  # samples of all channels that are in a flattened peak
 
     @property
     def seconds(self) -> float:
-        """Length of the audio."""
+        """Length in seconds."""
         return self.samples / self.rate if self.rate else 0.0
 
     @property
     def resampled(self) -> int:
-        """How many samples `read_audio` makes of it."""
+        """Samples that `read_audio` returns."""
         return -(-self.samples * SAMPLE_RATE // self.rate)
 
     @property
     def missing_seconds(self) -> float:
-        """By how much the audio is shorter than its header says; below 0 where it is longer."""
+        """Declared minus actual length in seconds; negative where there is more than the header says."""
         return (self.declared - self.samples) / self.rate if self.declared else 0.0
 
     @property
@@ -109,16 +99,16 @@ class AudioInfo:
 
     @property
     def peak_to_peak(self) -> float:
-        """Between the lowest sample and the highest; 2 at full scale."""
+        """Highest minus lowest sample; 2 at full scale."""
         return max(0.0, self.highest - self.lowest)
 
     @property
     def clipped_share(self) -> float:
-        """Of all samples."""
+        """Fraction of all samples."""
         return self.clipped / max(1, self.samples * self.channels)
 
     def add(self, block: NDArray[np.float32], mono: NDArray[np.float32]) -> None:
-        """Take in the next samples (S, channels), and their average (S,)."""
+        """Count the next samples (S, channels), whose average is `mono` (S,)."""
         self.samples += len(block)
         self.lowest = min(self.lowest, float(mono.min()))
         self.highest = max(self.highest, float(mono.max()))
@@ -127,25 +117,19 @@ class AudioInfo:
 
 
 def read_audio(path: Path) -> Tensor:
-    """Read a WAV, FLAC, OGG or MP3 file.
-
-    Args:
-        path: of any sampling rate; several channels are averaged.
-
-    Returns:
-        Samples (S,), float32 at `SAMPLE_RATE`; full scale is 1.
+    """Samples (S,), float32 at `SAMPLE_RATE`, of a WAV, FLAC, OGG or MP3 file; channels are averaged, full scale is 1.
 
     Raises:
-        DataError: the file is missing, unreadable, empty, damaged, has samples that are not finite, or a sampling
-            rate that cannot well be changed.
+        DataError: the file is missing, unreadable, empty or damaged, has samples that are not finite, or a sampling
+            rate without a simple ratio to `SAMPLE_RATE`.
     """
     return resample(*decode_audio(path))
 
 
 def decode_audio(path: Path) -> tuple[Tensor, int]:
-    """Samples (S,) at the file's own rate, and that rate in Hz; arguments and errors are those of `read_audio`.
+    """Samples (S,) at the file's own rate, and that rate in Hz; errors as `read_audio`.
 
-    There is no arithmetic of torch in it, whose threads would take turns with those of the caller's other threads.
+    It does no arithmetic in torch, whose threads would compete with the caller's other threads.
     """
     info = AudioInfo()
     blocks = list(_mono_blocks(path, info))
@@ -154,31 +138,23 @@ def decode_audio(path: Path) -> tuple[Tensor, int]:
 
 
 def waveform_blocks(path: Path, info: AudioInfo | None = None) -> Iterator[Tensor]:
-    """What `read_audio` returns, to rounding, in consecutive blocks (S,): there are no seams.
-
-    Args:
-        path: of a file of any length.
-        info: is filled in on the way.
+    """What `read_audio` returns, to rounding, in consecutive blocks (S,) without seams; `info` is filled in on the way.
 
     Raises:
-        DataError: as `read_audio`; that a file is damaged, only when it comes to it.
+        DataError: as `read_audio`; for a damaged file only when the damage is reached.
     """
     info = info or AudioInfo()
     blocks = map(torch.from_numpy, _mono_blocks(path, info))
     first = next(blocks)
     _require_resampling(path, info.rate)
-    if info.rate == SAMPLE_RATE:
-        yield first
-        yield from blocks
-    else:
-        yield from _resampled(first, blocks, info.rate)
+    yield from chain([first], blocks) if info.rate == SAMPLE_RATE else _resampled(first, blocks, info.rate)
 
 
 def inspect_audio(path: Path) -> AudioInfo:
-    """Read an audio file to its end for what can be known of it; without torch, so that threads may do it.
+    """Decode an audio file to its end; without torch, so that threads may do it.
 
     Raises:
-        DataError: as `read_audio`, but for its rate.
+        DataError: as `read_audio`, except for the sampling rate.
     """
     info = AudioInfo()
     for _ in _mono_blocks(path, info):
@@ -201,14 +177,11 @@ def audio_seconds(path: Path) -> float:
 
 def resample(samples: Tensor, rate: int) -> Tensor:
     """Samples (S,) of `rate` Hz at `SAMPLE_RATE`, on the device they are on."""
-    if rate == SAMPLE_RATE:
-        return samples
-    resampled: Tensor = torchaudio.functional.resample(samples, rate, SAMPLE_RATE)
-    return resampled
+    return cast("Tensor", torchaudio.functional.resample(samples, rate, SAMPLE_RATE))
 
 
 def can_resample(rate: int) -> bool:
-    """Whether a sampling rate in Hz has a ratio to `SAMPLE_RATE` that is simple enough."""
+    """Whether the ratio of a rate in Hz to `SAMPLE_RATE` is simple enough for a small filter."""
     return rate * SAMPLE_RATE // math.gcd(rate, SAMPLE_RATE) ** 2 <= _MAX_FILTER
 
 
@@ -239,7 +212,7 @@ def _mono_blocks(path: Path, info: AudioInfo) -> Iterator[NDArray[np.float32]]:
 
 
 def _blocks(path: Path, file: "_AudioFile", info: AudioInfo) -> Iterator[NDArray[np.float32]]:
-    """Samples (S, channels) of one part; where it breaks off in the middle of a block, what there is of it."""
+    """Samples (S, channels) of one part, including those of a block in which decoding fails."""
     while True:
         # A NaN that stays is a sample that was not decoded.
         block = np.full((_BLOCK_SECONDS * info.rate, info.channels), np.nan, dtype=np.float32)
@@ -249,15 +222,14 @@ def _blocks(path: Path, file: "_AudioFile", info: AudioInfo) -> Iterator[NDArray
             block = block[: int(np.count_nonzero(~np.isnan(block[:, -1])))]
             if not info.declared:
                 raise
-            if _is_damaged(info.declared - info.samples - len(block), info):
-                left = (info.samples + len(block)) / info.rate
-                raise _unreadable(path, f"it is cut short or damaged: {left:.2f} s can be read") from error
-            if len(block):
-                yield block
+            samples = info.samples + len(block)
+            if _is_damaged(info.declared - samples, info):
+                reason = f"it is cut short or damaged: {samples / info.rate:.2f} s can be read"
+                raise _unreadable(path, reason) from error
+        if len(block):
+            yield block
+        if len(block) < _BLOCK_SECONDS * info.rate:
             return
-        if len(block) == 0:
-            return
-        yield block
 
 
 def _is_damaged(missing: int, info: AudioInfo) -> bool:
@@ -275,7 +247,7 @@ def _require_whole(path: Path, kind: str, info: AudioInfo) -> None:
 
 
 class _AudioFile(soundfile.SoundFile):  # type: ignore[misc]  # soundfile has no types
-    """A file that is read once from the beginning; soundfile would seek after each block, which not all files allow."""
+    """A file that is read once from the beginning: soundfile would seek after each block, which not all files allow."""
 
     def seekable(self) -> bool:
         """No."""
@@ -284,7 +256,7 @@ class _AudioFile(soundfile.SoundFile):  # type: ignore[misc]  # soundfile has no
 
 @contextmanager
 def _opened(path: Path) -> Iterator[Iterator[_AudioFile]]:
-    """The parts of a file, usually one, each open; libsndfile's errors become ours, those while decoding included."""
+    """The open parts of a file, usually one; libsndfile's errors, also while decoding, become DataErrors."""
     try:
         if not path.is_file():
             what = "it is a folder" if path.is_dir() else "there is no such file"
@@ -292,11 +264,8 @@ def _opened(path: Path) -> Iterator[Iterator[_AudioFile]]:
         if path.stat().st_size == 0:
             raise _unreadable(path, "it is empty: 0 bytes")
         with ExitStack() as stack:
-            sources = parts(path, stack)
-            yield (
-                stack.enter_context(_AudioFile(os.fsencode(source) if isinstance(source, Path) else source))
-                for source in sources
-            )
+            sources = (os.fsencode(part) if isinstance(part, Path) else part for part in parts(path, stack))
+            yield (stack.enter_context(_AudioFile(source)) for source in sources)
     except soundfile.LibsndfileError as error:
         # Its own text repeats the path.
         reason = error.error_string.strip() or "it cannot be decoded"
@@ -308,7 +277,7 @@ def _opened(path: Path) -> Iterator[Iterator[_AudioFile]]:
 
 
 def conversion(path: Path) -> str:
-    """The command line that writes a file's audio, also that of a video, beside it as 16 kHz mono FLAC."""
+    """The ffmpeg command that writes the audio of a file or video beside it as 16 kHz mono FLAC."""
     target = path.with_suffix(".flac")
     if path.suffix.lower() == ".flac":  # some file systems do not tell cases apart
         target = path.with_name(f"{path.stem}-audio.flac")
@@ -330,8 +299,8 @@ def _declared(file: soundfile.SoundFile) -> int:
 def _resampled(first: Tensor, blocks: Iterator[Tensor], rate: int) -> Iterator[Tensor]:
     """Blocks (S,) of `rate` Hz at `SAMPLE_RATE`.
 
-    The filter makes `made` samples of every `group`, and reaches some samples further on both sides: so each block is
-    resampled with `context` samples around it, which are whole groups, and what came of those is dropped.
+    The filter turns every `group` samples into `made`, and reaches further on both sides: so each block is resampled
+    with `context` samples (whole groups) around it, whose results are dropped.
     """
     common = math.gcd(rate, SAMPLE_RATE)
     group, made = rate // common, SAMPLE_RATE // common

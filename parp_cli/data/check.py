@@ -1,4 +1,4 @@
-"""What is wrong with utterances, found before anything is trained: their audio, length and labels."""
+"""Problems of utterances, found before anything is trained: in their audio, length and labels."""
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -13,10 +13,10 @@ from parp_cli.data.utterances import Utterance
 from parp_cli.errors import MAX_DETAILS, DataError, Table, first_few
 
 LOWEST_RATE = 8000
-"""Hz of the telephone; below that most consonants are lost."""
+"""Hz of telephone speech; below it most consonants are lost."""
 
 _LENGTH_SECONDS, _LENGTH_SHARE = 0.1, 0.01
-"""A length differs from the given one beyond the larger of these: lossy formats add samples, and manifests round."""
+"""Tolerance of a given length, the larger of the two: lossy formats add samples, and manifests round."""
 
 ProblemKind = Literal[
     "missing audio",
@@ -32,12 +32,12 @@ ProblemKind = Literal[
 ]
 
 OF_TRAINING_ALONE: frozenset[ProblemKind] = frozenset(["more labels than frames", "outside vocabulary"])
-"""No problems in evaluation: there they count as recognition errors."""
+"""In evaluation they are no problems, but count as recognition errors."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Problem:
-    """Why an utterance cannot be trained on, or evaluated."""
+    """Why an utterance cannot be trained on or evaluated."""
 
     utterance_id: str
     split: str
@@ -47,17 +47,12 @@ class Problem:
 
     @property
     def message(self) -> str:
-        """All but the kind, in one line."""
+        """Everything except the kind, in one line."""
         return f"{self.utterance_id}: {self.what} ({self.split}, {self.audio})"
 
 
 def with_lengths(utterances: Iterable[Utterance], infos: Mapping[Path, Inspected]) -> list[Utterance]:
-    """The utterances with the lengths of their audio, where none was given.
-
-    Args:
-        utterances: from a corpus.
-        infos: what is in their audio, from `inspect_files`.
-    """
+    """The utterances, with lengths from `inspect_files` where the corpus gave none."""
     return [
         replace(utterance, seconds=info.seconds)
         if utterance.seconds == 0 and isinstance(info := infos[utterance.audio], AudioInfo)
@@ -73,75 +68,62 @@ def check_utterances(
     vocabulary: Vocabulary,
     frames: Callable[[int], int],
 ) -> list[Problem]:
-    """Everything that keeps utterances from being trained on, in their order; the caller skips them or refuses.
+    """All problems that make utterances of a split unusable for training, in their order.
 
     Args:
-        utterances: to check.
-        split: they belong to.
-        infos: what is in their audio, from `inspect_files`.
+        infos: of their audio, from `inspect_files`.
         vocabulary: of the head to be trained.
         frames: of the model, by samples at 16 kHz.
     """
-    problems: list[Problem] = []
     utterances = list(utterances)
     count = Counter(utterance.id for utterance in utterances)
-    for utterance in utterances:
-        info = infos[utterance.audio]
-        wrong = [*_wrong_audio(utterance, info, frames), *_wrong_labels(utterance, info, vocabulary, frames)]
-        if count[utterance.id] > 1:
-            wrong.append(("repeated id", f"{count[utterance.id]} utterances have this id"))
-        problems += [
-            Problem(utterance_id=utterance.id, split=split, kind=kind, what=what, audio=utterance.audio)
-            for kind, what in wrong
-        ]
-    return problems
+    return [
+        Problem(utterance_id=utterance.id, split=split, kind=kind, what=what, audio=utterance.audio)
+        for utterance in utterances
+        for kind, what in _problems(utterance, infos[utterance.audio], vocabulary, frames, count[utterance.id])
+    ]
 
 
 def notes_of(splits: Sequence[tuple[str, Sequence[Utterance]]], infos: Mapping[Path, Inspected]) -> list[str]:
-    """What is unusual in the audio of splits and yet can be used, a line for each kind and split.
+    """What is unusual in the audio of splits and yet usable, one line for each kind and split.
 
     Args:
-        splits: names and utterances.
-        infos: what is in their audio, from `inspect_files`.
+        splits: names and utterances; the same split again (to train and to validate on) is ignored.
+        infos: of their audio, from `inspect_files`.
     """
     by_split: dict[str, list[tuple[str, AudioInfo]]] = {}
-    for split, utterances in splits:
-        if split in by_split:  # to train and to validate on
-            continue
+    for split, utterances in dict(reversed(splits)).items():
         pairs = [(utterance.id, infos[utterance.audio]) for utterance in utterances]
         # Rates that are problems anyway are not reported again.
-        by_split[split] = [(id_, info) for id_, info in pairs if isinstance(info, AudioInfo) and _is_fit(info.rate)]
-    rates = Counter(info.rate for some in by_split.values() for _, info in some)
+        by_split[split] = [
+            (id_, info)
+            for id_, info in pairs
+            if isinstance(info, AudioInfo) and info.rate >= LOWEST_RATE and can_resample(info.rate)
+        ]
+    rates = Counter(info.rate for pairs in by_split.values() for _, info in pairs)
     usual = max(rates, key=lambda rate: (rates[rate], rate), default=SAMPLE_RATE)
-    return [f"{split}: {note}" for split, some in by_split.items() for note in _notes(some, usual)]
+    return [f"{split}: {note}" for split in dict(splits) for note in _notes(by_split[split], usual)]
 
 
 def _notes(infos: Sequence[tuple[str, AudioInfo]], usual_rate: int) -> Iterable[str]:
     """Notes on the audio of one split, by utterance."""
     if others := sorted({info.rate for _, info in infos} - {usual_rate}):
-        apart = "; ".join(f"{_few(id_ for id_, info in infos if info.rate == r)} at {r:,} Hz" for r in others)
+        apart = "; ".join(f"{_few(id_ for id_, info in infos if info.rate == rate)} at {rate:,} Hz" for rate in others)
         lacking = ", and lower rates lack high frequencies" if others[0] < SAMPLE_RATE else ""
         yield (
             f"most audio is sampled at {usual_rate:,} Hz, but {apart} (all is resampled to {SAMPLE_RATE:,} Hz{lacking})"
         )
-    for channels in sorted({info.channels for _, info in infos} - {1}):
-        yield (
-            f"{_few(id_ for id_, info in infos if info.channels == channels)} with {channels} channels "
-            "(they are averaged: if each has a speaker of its own, separate them)"
-        )
-    if clipped := {id_: info.clipped_share for id_, info in infos if info.clipped_share > MUCH_CLIPPED}:
-        yield (
-            f"{_few(clipped)} clipped, up to {max(clipped.values()):.1%} of the samples "
-            "(recorded too loud, which costs accuracy)"
-        )
-    differing = {id_: info.missing_seconds for id_, info in infos if info.differs_from_header}
-    for word, some in (
-        ("shorter", {id_: seconds for id_, seconds in differing.items() if seconds > 0}),
-        ("longer", {id_: -seconds for id_, seconds in differing.items() if seconds < 0}),
-    ):
-        if some:
+    for count in sorted({info.channels for _, info in infos} - {1}):
+        ids = _few(id_ for id_, info in infos if info.channels == count)
+        yield f"{ids} with {count} channels (they are averaged: if each has a speaker of its own, separate them)"
+    if clipped := _few(id_ for id_, info in infos if info.clipped_share > MUCH_CLIPPED):
+        largest = max(info.clipped_share for _, info in infos)
+        yield f"{clipped} clipped, up to {largest:.1%} of the samples (recorded too loud, which costs accuracy)"
+    for word, sign in (("shorter", 1), ("longer", -1)):
+        if ids := _few(id_ for id_, info in infos if info.differs_from_header and sign * info.missing_seconds > 0):
+            seconds = max(sign * info.missing_seconds for _, info in infos)
             yield (
-                f"{_few(some)} {word} than the file's header says, by up to {max(some.values()):.2f} s "
+                f"{ids} {word} than the file's header says, by up to {seconds:.2f} s "
                 "(everything that can be decoded is used)"
             )
 
@@ -150,17 +132,12 @@ def _few(ids: Iterable[str]) -> str:
     return ", ".join(first_few(list(ids), 3))
 
 
-def _is_fit(rate: int) -> bool:
-    return rate >= LOWEST_RATE and can_resample(rate)
-
-
 def refusal(problems: Sequence[Problem], notes: Iterable[str], *, left_out: bool = False) -> DataError:
-    """The error that shows all problems of all splits in one table.
+    """The error that shows all problems, at least one, of all splits in one table.
 
     Args:
-        problems: at least one.
-        notes: what else was found, a line each.
-        left_out: whether the work was done nevertheless, without these utterances.
+        notes: further details, one line each.
+        left_out: whether the work was done without these utterances.
     """
     kinds = get_args(ProblemKind)
     splits = list(dict.fromkeys(problem.split for problem in problems))
@@ -182,35 +159,33 @@ def refusal(problems: Sequence[Problem], notes: Iterable[str], *, left_out: bool
     )
 
 
-def _wrong_audio(
-    utterance: Utterance, info: Inspected, frames: Callable[[int], int]
+def _problems(
+    utterance: Utterance, info: Inspected, vocabulary: Vocabulary, frames: Callable[[int], int], count: int
 ) -> Iterable[tuple[ProblemKind, str]]:
+    """Kinds and descriptions, for an utterance whose id `count` utterances have."""
+    available = 0
     if isinstance(info, Unreadable):
         yield ("missing audio" if info.missing else "unreadable audio"), info.reason
-        return
-    if info.silent:
-        yield "silence", "all of its samples are the same"
-    if info.rate < LOWEST_RATE:
-        yield "sampling rate", f"{info.rate:,} Hz: speech needs at least {LOWEST_RATE:,} Hz"
-    elif not can_resample(info.rate):
-        yield "sampling rate", f"{info.rate:,} Hz have no simple ratio to {SAMPLE_RATE:,} Hz: convert it"
-    given = utterance.seconds
-    if given and abs(info.seconds - given) > max(_LENGTH_SECONDS, _LENGTH_SHARE * info.seconds):
-        yield "wrong length", f"{info.seconds:.2f} s, but the corpus says {given:.2f} s"
-    if frames(info.resampled) == 0:
-        yield "too short", f"{info.seconds:.3f} s make no frame"
-
-
-def _wrong_labels(
-    utterance: Utterance, info: Inspected, vocabulary: Vocabulary, frames: Callable[[int], int]
-) -> Iterable[tuple[ProblemKind, str]]:
-    foreign = vocabulary.outside(utterance)
+    else:
+        available = frames(info.resampled)
+        if info.silent:
+            yield "silence", "all of its samples are the same"
+        if info.rate < LOWEST_RATE:
+            yield "sampling rate", f"{info.rate:,} Hz: speech needs at least {LOWEST_RATE:,} Hz"
+        elif not can_resample(info.rate):
+            yield "sampling rate", f"{info.rate:,} Hz have no simple ratio to {SAMPLE_RATE:,} Hz: convert it"
+        given = utterance.seconds
+        if given and abs(info.seconds - given) > max(_LENGTH_SECONDS, _LENGTH_SHARE * info.seconds):
+            yield "wrong length", f"{info.seconds:.2f} s, but the corpus says {given:.2f} s"
+        if not available:
+            yield "too short", f"{info.seconds:.3f} s make no frame"
     if not vocabulary.reference(utterance):
         yield "no label", f"no {vocabulary.labels}"
-    elif foreign:
+    elif foreign := vocabulary.outside(utterance):
         yield "outside vocabulary", f"{vocabulary.labels} outside the vocabulary: {' '.join(map(visible, foreign))}"
-    elif isinstance(info, AudioInfo) and (available := frames(info.resampled)):
+    elif available:
         ids = vocabulary.encode(utterance)
-        needed = frames_needed(ids)
-        if needed > available:
+        if (needed := frames_needed(ids)) > available:
             yield "more labels than frames", f"{len(ids)} labels need {needed} frames, but it has {available}"
+    if count > 1:
+        yield "repeated id", f"{count} utterances have this id"

@@ -1,29 +1,23 @@
-"""Audio files whose headers do not tell how much is in them: joined ones, and such as were never finished.
+"""Audio files whose headers declare too little: joined and unfinished ones.
 
-libsndfile reads as many samples as a file's first header declares. `parts` divides or mends what declares too little:
+libsndfile reads as many samples as the first header declares. Therefore `parts` splits or repairs:
 
-* FLAC, OGG and WAV files one after another are a part each (an OGG chain, RFC 3533, section 4),
-* an OGG without the mark of its end (as of Android's recorder) gets it,
-* a WAV whose data chunk is said to be empty, or followed by what is no chunk, goes on to the file's end,
-* an MP3 without the first frame that counts the others, or with more of them, gets one that does.
+* FLAC, OGG (RFC 3533, section 4) and WAV files one after another are one part each,
+* a WAV whose data chunk declares 0 bytes, or is followed by something that is no chunk, lasts to the end of the file,
+* an MP3 without a first frame that counts all others gets one.
 """
 
 import io
 import mmap
 import struct
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from typing_extensions import Buffer
-
-_FLAC = b"fLaC\x00\x00\x00\x22"  # and the length of STREAMINFO, which comes first
-_OGG, _BEGIN, _END = b"OggS", 0x02, 0x04
+_FLAC = b"fLaC\x00\x00\x00\x22"  # with the length of STREAMINFO, which comes first
 _OPEN_SIZE = struct.pack("<I", 0xFFFFFFFF)
-_WAV_HEADER_BYTES, _MAX_WAV_BYTES = 1 << 20, 1 << 30
+_MAX_WAV_BYTES = 1 << 26
 
 # MPEG audio, layer III: kbit/s by index, Hz by index, of version 1 and of the others (ISO 11172-3, 13818-3).
 _KBITS = (
@@ -33,12 +27,8 @@ _KBITS = (
 _RATES = (44_100, 48_000, 32_000)
 
 
-def parts(path: Path, stack: ExitStack) -> list[Path | io.RawIOBase]:
-    """What to read one after another instead of a file: usually the file itself.
-
-    Args:
-        path: of the file, which is not empty.
-        stack: closes what is opened.
+def parts(path: Path, stack: ExitStack) -> Iterable[Path | io.BytesIO]:
+    """What to read one after another instead of a non-empty file: usually the file itself. `stack` closes it.
 
     Raises:
         OSError: the file cannot be read.
@@ -47,23 +37,18 @@ def parts(path: Path, stack: ExitStack) -> list[Path | io.RawIOBase]:
     data = stack.enter_context(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
     head = data[:12]
     if head.startswith(_FLAC):
-        starts = [0, *_occurrences(data, _FLAC)]
-    elif head.startswith(_OGG):
-        return _ogg_parts(path, data)
-    elif head[:4] == b"RIFF" and head[8:] == b"WAVE":
+        return _split(path, data, [0, *_occurrences(data, _FLAC)])
+    if head.startswith(b"OggS"):
+        return _split(path, data, _ogg_starts(data))
+    if head[:4] == b"RIFF" and head[8:] == b"WAVE":
         return _wav_parts(path, data)
-    elif _mp3_length(data, 0) or head.startswith(b"ID3"):
-        mended = _counted_mp3(data)
-        if mended is None:
-            return [path]
-        # libsndfile recognises MP3 by the name.
+    if (_mp3_length(data, 0) or head.startswith(b"ID3")) and (repaired := _counted_mp3(data)) is not None:
+        # libsndfile recognises MP3 by its name.
         copy = stack.enter_context(tempfile.NamedTemporaryFile(prefix="parp-", suffix=".mp3"))  # noqa: SIM115
-        copy.write(mended)
+        copy.write(repaired)
         copy.flush()
         return [Path(copy.name)]
-    else:
-        return [path]
-    return [path] if len(starts) == 1 else _views(data, starts)
+    return [path]
 
 
 def ogg_is_cut(path: Path) -> bool:
@@ -73,133 +58,68 @@ def ogg_is_cut(path: Path) -> bool:
         return not pages or pages[-1][1] > len(data)
 
 
+def _split(path: Path, data: mmap.mmap, starts: list[int]) -> Iterable[Path | io.BytesIO]:
+    if len(starts) < 2:
+        return [path]
+    return (io.BytesIO(data[start:end]) for start, end in zip(starts, [*starts[1:], len(data)], strict=True))
+
+
 def _occurrences(data: mmap.mmap, magic: bytes) -> Iterator[int]:
-    """Where `magic` is, but at the beginning."""
-    place = data.find(magic, 1)
-    while place >= 0:
+    place = 0
+    while (place := data.find(magic, place + 1)) >= 0:
         yield place
-        place = data.find(magic, place + 1)
 
 
-class _View(io.RawIOBase):
-    """A part of a file, behind other bytes."""
-
-    def __init__(self, data: mmap.mmap, start: int, end: int, prefix: bytes = b"") -> None:
-        self._data, self._start, self._end, self._prefix, self._place = data, start, end, prefix, 0
-
-    def readable(self) -> bool:
-        """Yes."""
-        return True
-
-    def readinto(self, buffer: "Buffer") -> int:
-        """Fill a buffer, and go on by as many bytes."""
-        into = memoryview(buffer)
-        prefix = self._prefix[self._place : self._place + len(into)]
-        start = self._start + max(0, self._place - len(self._prefix))
-        found = prefix + self._data[start : min(self._end, start + len(into) - len(prefix))]
-        into[: len(found)] = found
-        self._place += len(found)
-        return len(found)
-
-    def seekable(self) -> bool:
-        """Yes."""
-        return True
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """Go to a byte."""
-        size = len(self._prefix) + self._end - self._start
-        self._place = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._place, io.SEEK_END: size}[whence]
-        return self._place
-
-    def tell(self) -> int:
-        """The byte that is read next."""
-        return self._place
-
-
-def _views(data: mmap.mmap, starts: list[int]) -> list[Path | io.RawIOBase]:
-    return [_View(data, start, end) for start, end in zip(starts, [*starts[1:], len(data)], strict=True)]
-
-
-def _ogg_pages(data: mmap.mmap, place: int = 0) -> Iterator[tuple[int, int]]:
+def _ogg_pages(data: mmap.mmap) -> Iterator[tuple[int, int]]:
     """First byte of each page, and the byte after its last, which the last page may lack."""
-    while data[place : place + 4] == _OGG and place + 27 <= len(data):
+    place = 0
+    while data[place : place + 4] == b"OggS" and place + 27 <= len(data):
         segments = data[place + 26]
         end = place + 27 + segments + sum(data[place + 27 : place + 27 + segments])
         yield place, end
         place = end
 
 
-def _ogg_parts(path: Path, data: mmap.mmap) -> list[Path | io.RawIOBase]:
-    starts, last, begins = [], 0, False
-    for place, end in _ogg_pages(data):
-        if end > len(data):
-            break
-        begun, begins = begins, bool(data[place + 5] & _BEGIN)
-        if begins and not begun:  # streams that are multiplexed all begin together
+def _ogg_starts(data: mmap.mmap) -> list[int]:
+    """Pages at which a recording begins; streams that are multiplexed all begin together."""
+    starts, begins = [], False
+    for place, _ in _ogg_pages(data):
+        begun, begins = begins, bool(data[place + 5] & 0x02)
+        if begins and not begun:
             starts.append(place)
-        last = place
-    if not starts or (len(starts) == 1 and data[last + 5] & _END):
-        return [path]
-    found = _views(data, starts)
-    if not data[last + 5] & _END:
-        _, end = next(_ogg_pages(data, last))
-        page = bytearray(data[last:end])
-        page[5] |= _END
-        page[22:26] = bytes(4)
-        page[22:26] = struct.pack("<I", _ogg_checksum(page))
-        found[-1] = _View(data, end, len(data), data[starts[-1] : last] + page)
-    return found
+    return starts
 
 
-def _ogg_checksum(page: bytes | bytearray) -> int:
-    """CRC-32 with the polynomial 0x04c11db7, most significant bit first (RFC 3533, section 6)."""
-    checksum = 0
-    for byte in page:
-        checksum ^= byte << 24
-        for _ in range(8):
-            checksum = (checksum << 1 ^ 0x04C11DB7 if checksum & 0x80000000 else checksum << 1) & 0xFFFFFFFF
-    return checksum
-
-
-def _wav_parts(path: Path, data: mmap.mmap) -> list[Path | io.RawIOBase]:
-    start = _wav_data(data)
-    if start is None or start >= len(data):
-        return [path]
-    size = int.from_bytes(data[start - 4 : start], "little")
-    place = start + size
-    while size and place + 8 <= len(data):  # chunks behind the audio
+def _wav_parts(path: Path, data: mmap.mmap) -> Iterable[Path | io.BytesIO]:
+    place, start = 12, 0  # of a chunk, of the audio
+    while place + 8 <= len(data):
         if not _is_chunk(data, place):
             place += place % 2  # not every writer pads chunks to an even length
-        if data[place : place + 4] == b"RIFF" and data[place + 8 : place + 12] == b"WAVE":
-            return _views(data, [0, place])
-        if data[place : place + 3] in (b"ID3", b"TAG"):
-            return [path]
-        if not _is_chunk(data, place):
-            size = 0
-        place += 8 + int.from_bytes(data[place + 4 : place + 8], "little")
-    if size:
+        name, size = data[place : place + 4], int.from_bytes(data[place + 4 : place + 8], "little")
+        if not start and name == b"data":
+            start = place + 8
+            if size == 0 and start < len(data):
+                break
+        elif start and name == b"RIFF" and data[place + 8 : place + 12] == b"WAVE":
+            return _split(path, data, [0, place])
+        elif not _is_chunk(data, place):
+            if not start or name[:3] in (b"ID3", b"TAG"):
+                return [path]
+            break
+        place += 8 + size
+    else:
         return [path]
     form = data.find(b"fmt ", 12) + 8
     align = max(1, int.from_bytes(data[form + 12 : form + 14], "little"))
     step = _MAX_WAV_BYTES // align * align
     header = data[: start - 4] + _OPEN_SIZE
-    return [_View(data, at, min(at + step, len(data)), header) for at in range(start, len(data), step)]
+    return (io.BytesIO(header + data[at : at + step]) for at in range(start, len(data), step))
 
 
 def _is_chunk(data: mmap.mmap, place: int) -> bool:
     length = int.from_bytes(data[place + 4 : place + 8], "little")
-    return data[place : place + 4].strip().isalnum() and place + 8 + length <= len(data) + 1
-
-
-def _wav_data(data: mmap.mmap) -> int | None:
-    """The first byte of a WAV file's audio."""
-    place = 12
-    while place + 8 <= min(len(data), _WAV_HEADER_BYTES):
-        if data[place : place + 4] == b"data":
-            return place + 8
-        length = int.from_bytes(data[place + 4 : place + 8], "little")
-        place += 8 + length + length % 2
-    return None
+    name = data[place : place + 4].replace(b"_", b"").strip()
+    return name.isalnum() and place + 8 + length <= len(data) + 1
 
 
 def _mp3_length(data: mmap.mmap | bytes, place: int) -> int:
@@ -210,17 +130,17 @@ def _mp3_length(data: mmap.mmap | bytes, place: int) -> int:
     other, kbits, rate = int(head[1] & 0x18 != 0x18), head[2] >> 4, head[2] >> 2 & 3
     if kbits in (0, 15) or rate == 3:
         return 0
-    hertz = _RATES[rate] // (1, 2, 4)[(head[1] & 0x18 != 0x18) + (head[1] & 0x18 == 0)]
+    hertz = _RATES[rate] >> other + (head[1] & 0x18 == 0)
     return (144, 72)[other] * 1000 * _KBITS[other][kbits] // hertz + (head[2] >> 1 & 1)
 
 
 def _mp3_frames(data: mmap.mmap) -> Iterator[int]:
-    """Where frames begin; what stands between them, such as tags, is passed over."""
+    """Where frames begin; what stands between them, such as tags, is skipped."""
     place = 0
-    while place + 4 <= len(data):
-        length = _mp3_length(data, place)
-        after = place + length
-        if length and (after + 4 > len(data) or _mp3_length(data, after) or _is_tag(data, after)):
+    while 0 <= place <= len(data) - 4:
+        after = place + (length := _mp3_length(data, place))
+        is_tag = data[after : after + 3] in (b"ID3", b"TAG") or data[after : after + 8] == b"APETAGEX"
+        if length and (after + 4 > len(data) or _mp3_length(data, after) or is_tag):
             yield place
             place = after
         elif data[place : place + 3] == b"ID3":
@@ -228,12 +148,6 @@ def _mp3_frames(data: mmap.mmap) -> Iterator[int]:
             place += 10 + sum(byte << shift for byte, shift in zip(size, (21, 14, 7, 0), strict=False))
         else:
             place = data.find(b"\xff", place + 1)
-            if place < 0:
-                return
-
-
-def _is_tag(data: mmap.mmap, place: int) -> bool:
-    return data[place : place + 3] in (b"ID3", b"TAG") or data[place : place + 8] == b"APETAGEX"
 
 
 def _counted_mp3(data: mmap.mmap) -> bytes | None:
@@ -256,5 +170,4 @@ def _counted_mp3(data: mmap.mmap) -> bytes | None:
     head[1] |= 1  # no checksum
     head[2] = head[2] & 0x0C | 0x90  # a frame that is long enough
     counter = bytes(head) + bytes(side) + b"Info" + struct.pack(">II", 1, count)
-    length = _mp3_length(counter, 0)
-    return counter.ljust(length, b"\0") + data[places[0] :]
+    return counter.ljust(_mp3_length(counter, 0), b"\0") + data[places[0] :]

@@ -1,9 +1,10 @@
-"""Where utterances come from: one function for every corpus, and one for folders of sound without labels."""
+"""Loading utterances: of any corpus, and of folders of unlabelled audio."""
 
 from pathlib import Path
 from typing import get_args
 
 from parp_cli.config.finetune import Corpus, Data
+from parp_cli.data import generated
 from parp_cli.data.audio import AUDIO_SUFFIXES, audio_seconds
 from parp_cli.data.downloads import download_librilight, download_librispeech
 from parp_cli.data.librispeech import (
@@ -23,17 +24,7 @@ CORPORA: tuple[Corpus, ...] = get_args(Corpus)
 
 
 def load(data: Data, split: str, notify: Notify, *, lenient: bool = False) -> list[Utterance]:
-    """One split of a recipe's corpus; the same utterances for every seed, so that runs can be compared.
-
-    Args:
-        data: names the corpus and where it is.
-        split: to load.
-        notify: is told how much has been generated or downloaded.
-        lenient: as of `load_split`.
-
-    Raises:
-        DataError: as `load_split`.
-    """
+    """One split of a recipe's corpus, as `load_split`; the same for every seed, so that runs can be compared."""
     return load_split(
         data.corpus,
         split,
@@ -60,25 +51,23 @@ def load_split(
 
     Args:
         corpus: one of `CORPORA`. "librispeech" is any corpus in LibriSpeech's layout.
-        split: its name, as the corpus spells it.
+        split: its name in the corpus.
         root: the corpus's folder; by default one in the user's cache folder. Manifests have none.
-        manifest: the file, where `corpus` is "manifest".
-        download: fetch LibriSpeech or Libri-light limited where it is not under `root`.
-        progress: called with done and total: bytes where something is downloaded, speakers where it is generated.
+        manifest: the file if `corpus` is "manifest".
+        download: fetch LibriSpeech or Libri-light limited if it is not under `root`.
+        progress: called with done and total: bytes of a download, speakers of the generated corpus.
         seed: of the generated corpus.
         lenient: as of `read_manifest` and `load_librispeech`.
 
     Raises:
-        DataError: there is no such corpus or split (those there are listed), or it is broken or cannot be fetched.
+        DataError: there is no such corpus or split, or it is broken or cannot be fetched.
     """
     match corpus:
         case "generated":
-            from parp_cli.data.generated import ensure_split
-
-            folder = ensure_split(split, root=root, seed=seed, progress=progress)
+            folder = generated.ensure_split(split, root=root, seed=seed, progress=progress)
             return load_librispeech(folder, split, lenient=lenient)
         case "librispeech":
-            folder = root or _cached("librispeech")
+            folder = root or generated.cache_folder() / "librispeech"
             if download and split not in librispeech_splits(folder):
                 download_librispeech(split, folder, progress=progress)
             _require(folder, "LibriSpeech")
@@ -87,7 +76,7 @@ def load_split(
             # It has no dev and test sets of its own: they are LibriSpeech's, under the same root.
             return load_split("librispeech", split, root=root, download=download, progress=progress, lenient=lenient)
         case "librilight":
-            folder = root or _cached("librilight")
+            folder = root or generated.cache_folder() / "librilight"
             if download and not (librilight_base(folder) / "1h").is_dir():
                 download_librilight(folder, progress=progress)
             _require(folder, "Libri-light limited")
@@ -98,41 +87,33 @@ def load_split(
 
 
 def find_audio(folder: Path) -> list[Utterance]:
-    """Every sound file under a folder, unlabelled, sorted by path; ids are paths from the folder.
+    """Every audio file under a folder, unlabelled, sorted by path; ids are paths from the folder.
 
     Raises:
-        DataError: there is no such folder, no sound in it, or files that cannot be read (all are listed).
+        DataError: there is no such folder, no audio in it, or files that cannot be read (all are listed).
     """
     if not folder.is_dir():
-        raise DataError(f"no folder {folder}", hint="name a folder that holds sound files")
+        raise DataError(f"no folder {folder}", hint="name a folder that holds audio files")
     utterances: list[Utterance] = []
     problems: list[str] = []
     for path in sorted(folder.rglob("*")):
         if path.suffix.lower() not in AUDIO_SUFFIXES or path.name.startswith(".") or not path.is_file():
             continue
         try:
-            seconds = audio_seconds(path)
+            name, seconds = path.relative_to(folder).as_posix(), audio_seconds(path)
+            utterances.append(Utterance(id=name, audio=path, split="", seconds=seconds))
         except DataError as error:
             problems.append(f"{path}: {'; '.join(error.details)}")
-            continue
-        name = path.relative_to(folder).as_posix()
-        utterances.append(Utterance(id=name, audio=path, split="", seconds=seconds))
     if problems:
         raise DataError(
-            f"{len(problems):,} sound files under {folder} cannot be read",
+            f"{len(problems):,} audio files under {folder} cannot be read",
             details=first_few(problems),
-            hint="remove them, or convert them anew to 16-bit FLAC",
+            hint="remove them, or re-encode them as 16-bit FLAC",
         )
     if not utterances:
         endings = " ".join(sorted(AUDIO_SUFFIXES))
-        raise DataError(f"no sound files under {folder}", hint=f"files that end in {endings} are looked for")
+        raise DataError(f"no audio files under {folder}", hint=f"add files that end in {endings}")
     return utterances
-
-
-def _cached(corpus: str) -> Path:
-    from parp_cli.data.generated import cache_folder
-
-    return cache_folder() / corpus
 
 
 def _require(folder: Path, corpus: str) -> None:

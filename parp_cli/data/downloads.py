@@ -1,4 +1,4 @@
-"""Published corpora: downloaded, and unpacked whole or not at all."""
+"""Published corpora: downloaded, and unpacked completely or not at all."""
 
 import tarfile
 import tempfile
@@ -16,8 +16,7 @@ def download_librispeech(split: str, root: Path, *, progress: ByteProgress | Non
     """Download one split into `root/LibriSpeech/<split>` (into `root` itself where that is named LibriSpeech).
 
     Raises:
-        DataError: there is no such split, or its archive cannot be had or is damaged.
-        ResourceError: no space is left on the disk.
+        DataError: there is no such split, or as `fetch`.
     """
     if split not in LIBRISPEECH_SPLITS:
         raise DataError(
@@ -28,12 +27,7 @@ def download_librispeech(split: str, root: Path, *, progress: ByteProgress | Non
 
 
 def download_librilight(root: Path, *, progress: ByteProgress | None = None) -> None:
-    """Download Libri-light limited, all splits of it, into `root/librispeech_finetuning`.
-
-    Raises:
-        DataError: the archive cannot be had or is damaged.
-        ResourceError: no space is left on the disk.
-    """
+    """Download all splits of Libri-light limited into `root/librispeech_finetuning`; errors as `fetch`."""
     url, sha256 = _librilight_archive()
     fetch(url, _outside(root, LIBRILIGHT_FOLDER), sha256=sha256, progress=progress)
 
@@ -41,11 +35,7 @@ def download_librilight(root: Path, *, progress: ByteProgress | None = None) -> 
 def fetch(url: str, root: Path, *, sha256: str, progress: ByteProgress | None = None) -> None:
     """Download a tar archive and unpack it into `root`, then delete it.
 
-    An archive of that name that lies in `root` already is used, and kept.
-
-    Raises:
-        DataError: it cannot be had, is damaged, or would write outside `root`.
-        ResourceError: no space is left on the disk.
+    An archive of that name that is in `root` already is used, and kept. Errors as `unpack`, or the download fails.
     """
     archive = root / url.rsplit("/", 1)[-1]
     was_there = archive.is_file()
@@ -59,14 +49,14 @@ def fetch(url: str, root: Path, *, sha256: str, progress: ByteProgress | None = 
 
 
 def unpack(archive: Path, root: Path) -> None:
-    """Unpack a tar archive, compressed or not, into `root`; files that are there already stay as they are.
+    """Unpack a tar archive, compressed or not, into `root`; existing files are kept.
 
     Raises:
-        DataError: the archive is damaged, or has members that would end up outside `root`.
+        DataError: the archive is damaged, or has members outside `root`.
         ResourceError: no space is left on the disk.
     """
     try:
-        # Unpacked beside its place and then moved: a folder of the corpus is there whole or not at all.
+        # Unpacked beside its place and then moved, so that no folder of the corpus is ever incomplete.
         with tempfile.TemporaryDirectory(prefix=".unpacking-", dir=root) as folder:
             with tarfile.open(archive) as tar:
                 tar.extractall(folder, filter="data")
@@ -80,7 +70,7 @@ def unpack(archive: Path, root: Path) -> None:
 
 
 def _librispeech_archive(split: str) -> tuple[str, str]:
-    """Address and SHA-256 of a split. torchaudio has them in a private table alone; its download cannot resume."""
+    """URL and SHA-256 of a split. torchaudio has them only in a private table, and its download cannot resume."""
     from torchaudio.datasets import librispeech
 
     for url, sha256 in librispeech._CHECKSUMS.items():
@@ -101,7 +91,7 @@ def _outside(root: Path, name: str) -> Path:
 
 
 def _merge(source: Path, target: Path) -> None:
-    """Move what lies in `source` into `target`, a whole folder at a time where `target` does not have it."""
+    """Move the content of `source` into `target`, whole folders where `target` lacks them."""
     for path in source.iterdir():
         if not (target / path.name).exists():
             path.rename(target / path.name)

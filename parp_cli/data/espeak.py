@@ -1,8 +1,7 @@
-"""Speech and phones from espeak-ng, called in process through espeakng-loader (extra `demo`).
+"""Speech and phones from espeak-ng, through espeakng-loader (extra `demo`).
 
-espeak-ng keeps state between utterances (the phase of its noise and flutter generators), so the same call
-gives other samples the second time. A speaker is therefore synthesised in a process of its own, always
-from the same state: `synthesise` starts it and is deterministic, `python -m parp_cli.data.espeak` is it.
+espeak-ng keeps state between utterances (the phase of its noise and flutter generators), so that a repeated call gives
+different samples. So `synthesise` starts a process (`python -m parp_cli.data.espeak`) per speaker, and is deterministic.
 """
 
 import ctypes
@@ -12,18 +11,16 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from typing import Any
 
 from parp_cli.errors import DataError, UsageError
 
 SAMPLE_RATE = 22_050
-"""Hz of what espeak-ng returns."""
+"""Hz of espeak-ng's output."""
 
 # From espeak-ng's speak_lib.h.
-_OUTPUT_SYNCHRONOUS = 2
-_PHONEME_EVENTS_AS_IPA = 0x1 | 0x2
-_DONT_EXIT = 0x8000
-_CHARS_UTF8 = 1
+_OUTPUT_SYNCHRONOUS, _PHONEME_EVENTS_AS_IPA, _DONT_EXIT, _CHARS_UTF8 = 2, 0x1 | 0x2, 0x8000, 1
 _RATE, _PITCH = 1, 3
 _EVENT_END, _EVENT_WORD, _EVENT_PHONEME = 0, 1, 7
 _STRESS_MARKS = "ˈˌ"
@@ -31,7 +28,7 @@ _STRESS_MARKS = "ˈˌ"
 
 @dataclass(frozen=True, kw_only=True)
 class Voice:
-    """A speaker: espeak-ng's language and voice variant, its pitch (0 to 99) and rate (words a minute)."""
+    """A speaker: espeak-ng's language, voice variant, pitch (0 to 99) and rate (words per minute)."""
 
     language: str
     variant: str
@@ -40,13 +37,13 @@ class Voice:
 
     @property
     def name(self) -> str:
-        """What espeak-ng calls it, e.g. `en-us+f3`."""
+        """Its name in espeak-ng, such as `en-us+f3`."""
         return f"{self.language}+{self.variant}" if self.variant else self.language
 
 
 @dataclass(frozen=True)
 class Speech:
-    """One synthesised sentence: 16-bit samples at `SAMPLE_RATE`, little endian, and its words as phones (IPA)."""
+    """One synthesised sentence: 16-bit samples at `SAMPLE_RATE`, and the phones (IPA) of each word."""
 
     text: str
     pcm: bytes
@@ -62,16 +59,8 @@ class _EventId(ctypes.Union):
 
 
 class _Event(ctypes.Structure):
-    _fields_ = [
-        ("type", ctypes.c_int),
-        ("unique_identifier", ctypes.c_uint),
-        ("text_position", ctypes.c_int),
-        ("length", ctypes.c_int),
-        ("audio_position", ctypes.c_int),
-        ("sample", ctypes.c_int),
-        ("user_data", ctypes.c_void_p),
-        ("id", _EventId),
-    ]
+    _numbers = ("type", "unique_identifier", "text_position", "length", "audio_position", "sample")
+    _fields_ = [*((name, ctypes.c_int) for name in _numbers), ("user_data", ctypes.c_void_p), ("id", _EventId)]
 
 
 _Callback = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.POINTER(_Event))
@@ -81,9 +70,8 @@ def _loader() -> Any:
     try:
         import espeakng_loader
     except ImportError:
-        raise UsageError(
-            "generated speech needs the package espeakng-loader", hint="pip install 'parp-cli[demo]'"
-        ) from None
+        needed = "generated speech needs the package espeakng-loader"
+        raise UsageError(needed, hint="pip install 'parp-cli[demo]'") from None
     return espeakng_loader
 
 
@@ -93,21 +81,13 @@ def variants() -> list[str]:
 
 
 def versions() -> dict[str, str]:
-    """Versions of what decides the samples.
-
-    Raises:
-        UsageError: espeakng-loader is not installed.
-    """
+    """Versions of the packages that determine the samples; raises a UsageError if espeakng-loader is missing."""
     _loader()
-    from importlib.metadata import version
-
     return {"espeakng-loader": version("espeakng-loader")}
 
 
 def synthesise(voice: Voice, texts: Sequence[str], *, seconds: float, seed: int = 0) -> list[Speech]:
-    """Speak `texts` one after another until the next one would not fit into `seconds`.
-
-    The same arguments give the same samples, whatever was synthesised before.
+    """As many of `texts`, in order, as fit into `seconds`. The same arguments always give the same samples.
 
     Raises:
         UsageError: espeakng-loader is not installed.
@@ -116,7 +96,7 @@ def synthesise(voice: Voice, texts: Sequence[str], *, seconds: float, seed: int 
     _loader()
     request = {"voice": asdict(voice), "texts": list(texts), "seconds": seconds, "seed": seed}
     done = subprocess.run(
-        # -P: a file in the working folder named like a module is not run in its place.
+        # -P: a file in the working folder cannot replace a module.
         [sys.executable, "-P", "-m", "parp_cli.data.espeak"],
         env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
         input=json.dumps(request).encode(),
@@ -139,7 +119,7 @@ def synthesise(voice: Voice, texts: Sequence[str], *, seconds: float, seed: int 
 
 
 class _Engine:
-    """The library, which can be initialised once a process."""
+    """The library, which can be initialised once per process."""
 
     def __init__(self, seed: int) -> None:
         loader = _loader()
@@ -149,11 +129,11 @@ class _Engine:
             _OUTPUT_SYNCHRONOUS, 0, data_folder.encode(), _PHONEME_EVENTS_AS_IPA | _DONT_EXIT
         )
         if rate != SAMPLE_RATE:
-            raise DataError(f"espeak-ng gives {rate} samples a second, {SAMPLE_RATE} expected")
+            raise DataError(f"espeak-ng gives {rate} samples per second instead of {SAMPLE_RATE}")
         self._library.espeak_ng_SetRandSeed(ctypes.c_long(seed))
         self._pcm: list[bytes] = []
         self._words: list[list[str]] = [[]]
-        self._callback = _Callback(self._receive)  # kept alive as long as the library may call it
+        self._callback = _Callback(self._receive)  # kept alive: the library calls it
         self._library.espeak_SetSynthCallback(self._callback)
 
     def _receive(self, samples: Any, count: int, events: Any) -> int:

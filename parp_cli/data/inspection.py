@@ -1,7 +1,7 @@
-"""Every audio file of a corpus decoded once; what was found is kept, so that later runs only look at the file's time.
+"""Every audio file of a corpus decoded once: later runs only compare sizes and times with a cache.
 
-One JSON file per folder, in the cache. It is only a cache: where it is damaged, of another version, or cannot be
-written, files are decoded again.
+The cache has one JSON file per folder. Where that is damaged, of another version, or cannot be written, files are
+decoded again.
 """
 
 import hashlib
@@ -18,28 +18,21 @@ from typing import Any
 import soundfile
 
 from parp_cli.data.audio import AudioInfo, inspect_audio
+from parp_cli.data.generated import cache_folder
 from parp_cli.errors import DataError, ParpError
 from parp_cli.runtime.progress import Notify, Progress, silent
 from parp_cli.storage.atomic import write_text
 
 _VERSION = f"1, libsndfile {soundfile.__libsndfile_version__}"
-"""Of what is kept, and of what it was found by."""
-
-_SETTLED_SECONDS = 2.0
-"""A file may change twice within one tick of its clock: one that changed just now is not recognised by its time."""
-
-_SAVE_SECONDS = 30.0
-"""Between two writings of what was found: all that a kill can lose."""
-
-_SYSTEM_ERROR = 2
-"""libsndfile's code where the operating system is to blame rather than the file."""
-
+_SETTLED_SECONDS = 2.0  # a file changed more recently may change again within one tick of its clock
+_SAVE_SECONDS = 30.0  # of work that a kill may lose
+_SYSTEM_ERROR = 2  # libsndfile's code for errors of the operating system rather than the file
 _MAX_READERS = 8
 
 
 @dataclass(frozen=True)
 class Unreadable:
-    """An audio file that cannot be used, and why; `missing` where there is none."""
+    """Why an audio file cannot be used; `missing` if it does not exist."""
 
     reason: str
     missing: bool = False
@@ -51,77 +44,68 @@ Inspected = AudioInfo | Unreadable
 def inspect_files(
     paths: Iterable[Path], *, cache: Path | None = None, notify: Notify = silent
 ) -> dict[Path, Inspected]:
-    """Decode each audio file to its end, unless it has not changed since that was done.
-
-    Args:
-        paths: of the files, in any order; repeated ones are read once.
-        cache: the folder that keeps what was found; by default the user's cache folder.
-        notify: is told of the files that have to be opened.
-    """
+    """Decode each audio file once to its end, except those that `cache` has, by default the user's cache folder."""
     paths = list(dict.fromkeys(paths))
-    kept_in = _cache_file(paths, cache)
-    known = _load(kept_in)
-    found: dict[Path, Inspected] = {}
+    cache_file = _cache_file(paths, cache)
+    known = _load(cache_file)
+    infos: dict[Path, Inspected] = {}
     unread: dict[Path, list[int]] = {}
     for path in paths:
         try:
             stamp = _stamp(path)
         except (FileNotFoundError, NotADirectoryError):
-            found[path] = Unreadable("there is no such file", missing=True)
+            infos[path] = Unreadable("there is no such file", missing=True)
         except OSError as error:
-            found[path] = Unreadable(error.strerror or str(error))
+            infos[path] = Unreadable(error.strerror or str(error))
         else:
-            entry = known.get(_key(path))
-            if entry is not None and entry[0] == stamp:
-                found[path] = _from_json(entry[1])
+            before, content = known.get(_key(path), (None, ""))
+            if before == stamp:
+                infos[path] = Unreadable(content) if isinstance(content, str) else AudioInfo(**content)
             else:
                 unread[path] = stamp
-    return found | _inspect(unread, known, kept_in, notify)
+    return infos | _inspect(unread, known, cache_file, notify)
 
 
 def _inspect(
-    unread: Mapping[Path, list[int]], known: dict[str, Any], kept_in: Path, notify: Notify
+    unread: Mapping[Path, list[int]], known: dict[str, Any], cache_file: Path, notify: Notify
 ) -> dict[Path, Inspected]:
-    """Decode files, several at a time, and add what was found to the cache."""
-    found: dict[Path, Inspected] = {}
+    """Decode files, several at a time, and add them to the cache."""
+    infos: dict[Path, Inspected] = {}
     saved = time.monotonic()
     pool = ThreadPoolExecutor(min(_MAX_READERS, os.cpu_count() or 1))
     try:
         readings = {pool.submit(_inspect_one, path): path for path in unread}
         for done, reading in enumerate(as_completed(readings), start=1):
             path = readings[reading]
-            found[path], lasting = reading.result()
-            if lasting and _is_settled(unread[path]):
-                known[_key(path)] = [unread[path], _to_json(found[path])]
+            info, is_lasting = reading.result()
+            infos[path] = info
+            if is_lasting and time.time() - max(unread[path][1:]) / 1e9 > _SETTLED_SECONDS:
+                known[_key(path)] = [unread[path], info.reason if isinstance(info, Unreadable) else asdict(info)]
             if time.monotonic() - saved > _SAVE_SECONDS:
-                _save(known, kept_in)
+                _save(known, cache_file)
                 saved = time.monotonic()
             notify(Progress("checking audio", done, len(unread)))
     finally:
-        pool.shutdown(cancel_futures=True)  # Ctrl-C waits for the few files that are open, not for those that are left
+        pool.shutdown(cancel_futures=True)  # Ctrl-C waits only for the files that are open
         if unread:
-            _save(known, kept_in)
-    return found
+            _save(known, cache_file)
+    return infos
 
 
 def _inspect_one(path: Path) -> tuple[Inspected, bool]:
-    """What is in a file, and whether that would be found again: not where the disk or the network failed."""
+    """What is in a file, and whether to cache it: not where the disk or the network failed."""
     try:
         return inspect_audio(path), True
     except DataError as error:
         cause = error.__cause__
-        of_the_system = isinstance(cause, OSError) or getattr(cause, "code", 0) == _SYSTEM_ERROR
-        return Unreadable("; ".join(error.details)), not of_the_system
+        is_of_system = isinstance(cause, OSError) or getattr(cause, "code", 0) == _SYSTEM_ERROR
+        return Unreadable("; ".join(error.details)), not is_of_system
 
 
 def _cache_file(paths: list[Path], cache: Path | None) -> Path:
-    """Where what was found in these files is kept: by the folder that they have in common."""
-    if cache is None:
-        from parp_cli.data.generated import cache_folder
-
-        cache = cache_folder()
+    """Named after the folder that the files have in common."""
     folder = os.path.commonpath([path.absolute().parent for path in paths]) if paths else ""
-    return cache / "audio" / f"{hashlib.sha256(os.fsencode(folder)).hexdigest()[:16]}.json"
+    return (cache or cache_folder()) / "audio" / f"{hashlib.sha256(os.fsencode(folder)).hexdigest()[:16]}.json"
 
 
 def _load(path: Path) -> dict[str, Any]:
@@ -138,22 +122,9 @@ def _save(known: Mapping[str, Any], path: Path) -> None:
 
 
 def _stamp(path: Path) -> list[int]:
-    """Size and times of a file, which differ once it has changed."""
-    about = path.stat()
-    return [about.st_size, about.st_mtime_ns, about.st_ctime_ns]
-
-
-def _is_settled(stamp: list[int]) -> bool:
-    return time.time() - max(stamp[1:]) / 1e9 > _SETTLED_SECONDS
+    status = path.stat()
+    return [status.st_size, status.st_mtime_ns, status.st_ctime_ns]
 
 
 def _key(path: Path) -> str:
     return str(path.absolute())  # a name that is not UTF-8 has surrogates, which JSON escapes
-
-
-def _to_json(item: Inspected) -> str | dict[str, Any]:
-    return item.reason if isinstance(item, Unreadable) else asdict(item)
-
-
-def _from_json(value: str | dict[str, Any]) -> Inspected:
-    return Unreadable(value) if isinstance(value, str) else AudioInfo(**value)

@@ -1,4 +1,4 @@
-"""Vocabularies of letters or phones: what a CTC head spells."""
+"""Vocabularies of letters or phones, the outputs of a CTC head."""
 
 import re
 import string
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from parp_cli.data.text import Case, final_sigmas, fold, in_case
 from parp_cli.data.utterances import Utterance
@@ -16,24 +16,21 @@ from parp_cli.errors import CheckpointError, DataError
 from parp_cli.storage.checkpoint import ctc_task
 
 BLANK = "<blank>"
-"""CTC's blank."""
+"""Symbol of CTC's blank."""
 
 BLANK_ID = 0
-"""Its label id, always."""
+"""Label id of the blank."""
 
 BOUNDARY = "|"
 """Separates the words of a vocabulary of letters."""
 
-_BAR = f"{BOUNDARY} in the text"
-"""Stands for a "|" of a transcript, which no symbol spells."""
+_BAR = f"{BOUNDARY} in the text"  # stands for a "|" of a transcript, which no symbol spells
 
 Labels = Literal["letters", "phones"]
 
 _LETTERS = (*string.ascii_uppercase, "'")
-_STRESSED = re.compile(r"([A-Z]{2})[012]")  # ARPAbet's vowels, such as AH0
-_SPECIAL = re.compile(r"<.+>")  # symbols of imported models that stand for no sound, such as <unk>
-
-
+_STRESSED = re.compile(r"[A-Z]{2}[012]")  # ARPAbet's vowels, such as AH0
+_SPECIAL = re.compile(r"<.+>")  # symbols of imported models that stand for nothing spoken, such as <unk>
 _TURKISH = {"i": "İ", "I": "ı", "İ": "i", "ı": "I"}  # the other case where both kinds of i are letters
 
 
@@ -41,8 +38,8 @@ _TURKISH = {"i": "İ", "I": "ı", "İ": "i", "ı": "I"}  # the other case where 
 class Vocabulary:
     """The symbols of a CTC head: label `id` stands for `symbols[id]`.
 
-    Letters of a text are taken in the vocabulary's case, unless it has both: to a model with the letters a to z, "A" is
-    "a". They may be composed or not: a text's "é" is spelt "e" and a combining accent where these are the symbols.
+    Letters of a text are converted to the vocabulary's case unless it has both: with the letters a to z, "A" is "a".
+    They may be composed or not: "é" is spelt "e" and a combining accent if these are the symbols.
 
     Raises:
         DataError: `symbols` does not begin with "<blank>", repeats a symbol, or is of letters without "|".
@@ -65,17 +62,17 @@ class Vocabulary:
         return len(self.symbols)
 
     def to_json(self) -> dict[str, Any]:
-        """The task of a checkpoint (`Metadata.task`) whose head has these outputs."""
+        """`Metadata.task` of a checkpoint whose head has these outputs."""
         return ctc_task(self.symbols, self.labels)
 
     @property
     def strips_stress(self) -> bool:
-        """Whether AH0, AH1 and AH2 are all AH: so it is where no symbol carries a stress digit."""
+        """Whether AH0, AH1 and AH2 are all AH: if no symbol has a stress digit."""
         return self.labels == "phones" and not any(map(_STRESSED.fullmatch, self.symbols))
 
     @cached_property
     def case(self) -> Case | None:
-        """The case of the letters; None where some are there in both, so that it makes a difference."""
+        """The case of the letters; None if some are symbols in both cases."""
         capitals = {symbol for symbol in self._spellings if in_case(symbol, "lower") != symbol}
         small = {symbol for symbol in self._spellings if in_case(symbol, "upper") != symbol}
         if any(in_case(symbol, "upper") in capitals for symbol in small):
@@ -88,43 +85,36 @@ class Vocabulary:
         Raises:
             DataError: the utterance has no such labels, or they are outside the vocabulary.
         """
-        wanted = self._spell(utterance)
-        if not wanted:
+        symbols = self._spell(utterance)
+        if not symbols:
             column = "text" if self.labels == "letters" else "phones"
-            raise DataError(
-                f"utterance {utterance.id} has no {self.labels}",
-                hint=f"give it {column}, or leave it out of the split",
-            )
-        foreign = self.outside(utterance)
-        if foreign:
+            hint = f"give it {column}, or leave it out of the split"
+            raise DataError(f"utterance {utterance.id} has no {self.labels}", hint=hint)
+        if foreign := self.outside(utterance):
             raise DataError(
                 f"utterance {utterance.id} has {self.labels} outside the vocabulary",
                 details=[" ".join(map(visible, foreign))],
-                hint="correct or leave out the utterance, or build the alphabet from the transcripts: "
+                hint="correct or leave out the utterance, or use all letters of the transcripts: "
                 "--set data.alphabet=found",
             )
-        return [self._ids[symbol] for symbol in wanted]
+        return [self._ids[symbol] for symbol in symbols]
 
     def outside(self, utterance: Utterance) -> list[str]:
         """The letters or phones of an utterance that the vocabulary lacks, sorted."""
         return sorted({symbol for symbol in self._spell(utterance) if symbol not in self._ids})
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Text of labels: words separated by spaces from letters, phones separated by spaces from phones; in NFC.
+        """Text (NFC) of labels: words, or phones, separated by spaces.
 
-        Repeated ids are kept: collapsing CTC's output is up to decoders. Blanks and symbols in angle brackets are
+        Repeated ids are kept, as collapsing CTC's output is up to decoders. Blanks and symbols in angle brackets are
         dropped.
         """
         kept = [self.symbols[index] for index in ids if not _SPECIAL.fullmatch(self.symbols[index])]
-        if self.labels == "phones":
-            return unicodedata.normalize("NFC", " ".join(kept))
-        return unicodedata.normalize("NFC", " ".join("".join(kept).replace(BOUNDARY, " ").split()))
+        words = kept if self.labels == "phones" else "".join(kept).replace(BOUNDARY, " ").split()
+        return unicodedata.normalize("NFC", " ".join(words))
 
     def reference(self, utterance: Utterance) -> str:
-        """The hypothesis without errors, in the vocabulary's case; "" where the utterance has no labels.
-
-        Letters and phones outside the vocabulary are part of it.
-        """
+        """The reference in the vocabulary's case, with labels outside the vocabulary; "" without labels."""
         symbols = self._spell(utterance)
         if self.labels == "phones":
             return unicodedata.normalize("NFC", " ".join(symbols))
@@ -132,9 +122,9 @@ class Vocabulary:
         return unicodedata.normalize("NFC", text)
 
     def spelling(self, text: str) -> list[str]:
-        """Symbols that spell a text (as `normalize_text` gives it), with `BOUNDARY` for spaces.
+        """Symbols of a text from `normalize_text`, with `BOUNDARY` for spaces.
 
-        A character that no symbol spells stands for itself, in the vocabulary's case.
+        A character without a symbol stands for itself, in the vocabulary's case.
         """
         if self.case is not None and "ς" in self._spellings and "Σ" not in self._spellings:
             text = final_sigmas(text)
@@ -142,14 +132,11 @@ class Vocabulary:
 
     def _spelling(self, part: str) -> list[str]:
         """Symbols of one character, or of several that are one symbol."""
-        if part in (" ", BOUNDARY):  # a "|" in a transcript is no word boundary: spelt so that no symbol matches
+        if part in (" ", BOUNDARY):
             return [BOUNDARY if part == " " else _BAR]
-        known = self._spellings.get(part)
-        if known is None:
-            for other in self._in_other_case(part):
-                known = known or self._spellings.get(other)
-        if known is not None:
-            return [known]
+        for same in (part, *self._in_other_case(part)):
+            if same in self._spellings:
+                return [self._spellings[same]]
         decomposed = unicodedata.normalize("NFD", part)
         if len(decomposed) > len(part):
             symbols = [symbol for character in decomposed for symbol in self._spelling(character)]
@@ -158,7 +145,7 @@ class Vocabulary:
         return [part if self.case is None else in_case(part, self.case)]
 
     def _in_other_case(self, part: str) -> list[str]:
-        """What else may be the same letter, most likely first; nothing that would be another letter in turn."""
+        """Other forms of the same letter, most likely first."""
         if self.case is None:
             return []
         others = [other for other in (part.lower(), part.upper(), fold(part)) if fold(other) == fold(part)]
@@ -170,22 +157,22 @@ class Vocabulary:
 
     @cached_property
     def _spellings(self) -> dict[str, str]:
-        """Symbols that stand for something, by their NFC."""
+        """Symbols of letters or phones, by their NFC."""
         return {unicodedata.normalize("NFC", symbol): symbol for symbol in self._ids if symbol != BOUNDARY}
 
     @cached_property
     def _is_turkish(self) -> bool:
-        """Whether both kinds of i are letters, in one case alone."""
+        """Whether both kinds of i are letters, in one case only."""
         return {letter for letter in _TURKISH if letter in self._spellings} in ({"ı", "i"}, {"I", "İ"})
 
     @cached_property
     def _parts(self) -> re.Pattern[str]:
-        """What one symbol may stand for: the longest symbol that fits, or a character."""
+        """Matches the longest symbol that fits, or a character."""
         longer = sorted((symbol for symbol in self._spellings if len(symbol) > 1), key=len, reverse=True)
         return re.compile("|".join([*map(re.escape, longer), "."]), re.DOTALL)
 
     def _spell(self, utterance: Utterance) -> list[str]:
-        """Symbols of an utterance, whether they are in the vocabulary or not."""
+        """Symbols of an utterance, in the vocabulary or not."""
         if self.labels == "letters":
             return self.spelling(utterance.text or "")
         phones = [phone for word in utterance.phones or () for phone in word]
@@ -194,23 +181,14 @@ class Vocabulary:
 
 
 def recorded_vocabulary(task: Mapping[str, Any] | None) -> Vocabulary | None:
-    """The inverse of `Vocabulary.to_json`; None where the task is another, or of neither letters nor phones.
-
-    Args:
-        task: `Metadata.task` of a checkpoint.
-    """
-    kinds: dict[str | None, Labels] = {"letters": "letters", "phones": "phones"}
-    if task is None or task["kind"] != "ctc" or task["labels"] not in kinds:
+    """The inverse of `Vocabulary.to_json`; None if the task is not CTC of letters or phones."""
+    if task is None or task["kind"] != "ctc" or task["labels"] not in get_args(Labels):
         return None
-    return Vocabulary(tuple(task["vocabulary"]), kinds[task["labels"]])
+    return Vocabulary(tuple(task["vocabulary"]), task["labels"])
 
 
 def vocabulary_of(source: Path, task: Mapping[str, Any] | None) -> Vocabulary:
-    """The vocabulary that the checkpoint `source` records in `task`.
-
-    Raises:
-        CheckpointError: it has none, or one of neither letters nor phones.
-    """
+    """As `recorded_vocabulary`; raises a CheckpointError that names the checkpoint `source` if there is none."""
     vocabulary = recorded_vocabulary(task)
     if vocabulary is None:
         outputs = "nothing" if task is None else task.get("labels") or task["kind"]
@@ -219,7 +197,7 @@ def vocabulary_of(source: Path, task: Mapping[str, Any] | None) -> Vocabulary:
 
 
 def letters_vocabulary(utterances: Iterable[Utterance] | None = None) -> Vocabulary:
-    """Blank, "|", and the letters: capitals of English with the apostrophe, or of the transcripts, sorted."""
+    """Blank, "|", and letters: of English with the apostrophe, or of the transcripts, sorted; upper case."""
     letters: Iterable[str] = _LETTERS
     if utterances is not None:
         texts = (in_case(utterance.text or "", "upper") for utterance in utterances)
@@ -230,32 +208,27 @@ def letters_vocabulary(utterances: Iterable[Utterance] | None = None) -> Vocabul
 
 
 def phones_vocabulary(utterances: Iterable[Utterance], *, strip_stress: bool = False) -> Vocabulary:
-    """Blank and the phones found, sorted.
-
-    Args:
-        utterances: those to train on.
-        strip_stress: take AH0, AH1 and AH2 for one phone AH.
+    """Blank and the phones of the utterances, sorted; `strip_stress` merges AH0, AH1 and AH2 to AH.
 
     Raises:
         DataError: no utterance has phones.
     """
-    found = {phone for utterance in utterances for word in utterance.phones or () for phone in word}
-    phones = sorted({_strip_stress(phone) for phone in found} if strip_stress else found)
+    stressed = {phone for utterance in utterances for word in utterance.phones or () for phone in word}
+    phones = sorted(set(map(_strip_stress, stressed)) if strip_stress else stressed)
     if not phones:
         raise DataError("no phones to build a vocabulary from", hint="the training utterances have none: use letters")
     return Vocabulary((BLANK, *phones), "phones")
 
 
 def frames_needed(ids: Sequence[int]) -> int:
-    """The fewest frames that CTC can spell `ids` in: one per label, and a blank between equal neighbours."""
+    """Minimum number of frames of CTC: one per label, and a blank between equal neighbours."""
     return len(ids) + sum(left == right for left, right in pairwise(ids))
 
 
 def visible(symbol: str) -> str:
-    """A symbol for a message: combining marks are on a dotted circle, or they would stand on what is before them."""
+    """A symbol for a message, with combining marks on a dotted circle."""
     return f"◌{symbol}" if unicodedata.category(symbol[:1])[0] == "M" else symbol
 
 
 def _strip_stress(phone: str) -> str:
-    stressed = _STRESSED.fullmatch(phone)
-    return stressed[1] if stressed else phone
+    return phone[:-1] if _STRESSED.fullmatch(phone) else phone

@@ -1,4 +1,4 @@
-"""LibriSpeech and Libri-light limited as they are published, and other corpora laid out like LibriSpeech.
+"""LibriSpeech and Libri-light limited as published, and other corpora in the same layout.
 
 LibriSpeech/<split>/<speaker>/<chapter>/<id>.flac
                                         <speaker>-<chapter>.trans.txt     id WORDS OF THE TRANSCRIPT
@@ -19,13 +19,8 @@ LIBRISPEECH_FOLDER = "LibriSpeech"
 LIBRILIGHT_FOLDER = "librispeech_finetuning"
 
 LIBRISPEECH_SPLITS = (
-    "train-clean-100",
-    "train-clean-360",
-    "train-other-500",
-    "dev-clean",
-    "dev-other",
-    "test-clean",
-    "test-other",
+    *("train-clean-100", "train-clean-360", "train-other-500"),
+    *("dev-clean", "dev-other", "test-clean", "test-other"),
 )
 
 _FOLDS = range(6)
@@ -45,25 +40,18 @@ def librispeech_base(root: Path) -> Path:
 
 
 def librispeech_splits(root: Path) -> list[str]:
-    """Names of the splits that lie under `root`, sorted."""
-    base = librispeech_base(root)
-    if not base.is_dir():
-        return []
-    return sorted(
-        folder.name
-        for folder in base.iterdir()
-        # A split in the making has a hidden name.
-        if not folder.name.startswith(".") and folder.is_dir() and _has_audio(folder)
-    )
+    """Names of the splits under `root`, sorted. Folders with hidden names are incomplete splits."""
+    folders = librispeech_base(root).glob("[!.]*/")
+    return sorted(folder.name for folder in folders if next(folder.glob("*/*/*.flac"), None) is not None)
 
 
 def load_librispeech(root: Path, split: str, *, lenient: bool = False) -> list[Utterance]:
     """One split of LibriSpeech, or of any corpus in its layout, sorted by id.
 
     Args:
-        root: the folder named LibriSpeech, or the one it lies in.
-        split: a folder under it, such as "train-clean-100".
-        lenient: open no audio, which may be missing: that is left to `inspect_files`. All lengths are 0.
+        root: the folder named LibriSpeech, or its parent.
+        split: a folder in it, such as "train-clean-100".
+        lenient: do not open the audio, which `inspect_files` checks; all lengths are 0.
 
     Raises:
         DataError: there is no such split, audio cannot be read, or a transcript has no audio.
@@ -87,7 +75,7 @@ def load_librilight(root: Path, split: str, *, lenient: bool = False) -> list[Ut
     """One split of Libri-light limited, sorted by id.
 
     Args:
-        root: the folder named librispeech_finetuning, or the one it lies in.
+        root: the folder named librispeech_finetuning, or its parent.
         split: a key of `LIBRILIGHT_SPLITS`.
         lenient: as of `load_librispeech`.
 
@@ -101,8 +89,8 @@ def load_librilight(root: Path, split: str, *, lenient: bool = False) -> list[Ut
     missing = [part for part in parts if next((base / part).glob("*/*/*/*.flac"), None) is None]
     if missing:
         raise DataError(
-            f"split {split} of Libri-light limited is not whole in {base}",
-            details=[f"{base / part}: no {{clean,other}}/<speaker>/<chapter>/*.flac in it" for part in missing],
+            f"split {split} of Libri-light limited is incomplete in {base}",
+            details=[f"{base / part} has no {{clean,other}}/<speaker>/<chapter>/*.flac" for part in missing],
             hint=f"name the folder that holds {LIBRILIGHT_FOLDER}, or have it downloaded",
         )
     chapters = [chapter for part in parts for chapter in (base / part).glob("*/*/*")]
@@ -113,16 +101,11 @@ def _inside(root: Path, name: str) -> Path:
     return root / name if (root / name).is_dir() else root
 
 
-def _has_audio(folder: Path) -> bool:
-    return next(folder.glob("*/*/*.flac"), None) is not None
-
-
 def _load_chapters(chapters: Iterable[Path], split: str, lenient: bool) -> list[Utterance]:
     utterances: list[Utterance] = []
     problems: list[str] = []
-    for chapter in chapters:
-        if chapter.is_dir():
-            utterances += _load_chapter(chapter, split, problems, lenient)
+    for chapter in filter(Path.is_dir, chapters):
+        utterances += _load_chapter(chapter, split, problems, lenient)
     if problems:
         raise DataError(
             f"split {split} has {len(problems):,} broken or missing files",
@@ -133,7 +116,7 @@ def _load_chapters(chapters: Iterable[Path], split: str, lenient: bool) -> list[
 
 
 def _load_chapter(chapter: Path, split: str, problems: list[str], lenient: bool) -> list[Utterance]:
-    """The utterances of a folder `<speaker>/<chapter>`; what is wrong with it is added to `problems`."""
+    """The utterances of a folder `<speaker>/<chapter>`; adds to `problems`."""
     speaker = chapter.parent.name
     prefix = f"{speaker}-{chapter.name}"
     texts = _read_lines(chapter / f"{prefix}.trans.txt", problems)
@@ -166,7 +149,7 @@ def _load_chapter(chapter: Path, split: str, problems: list[str], lenient: bool)
 
 
 def _read_lines(path: Path, problems: list[str]) -> dict[str, str]:
-    """Lines `id rest` as a dict; empty where the file is not there."""
+    """Lines `id rest` as a dict; empty without the file."""
     if not path.is_file():
         return {}
     try:

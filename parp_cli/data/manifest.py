@@ -1,14 +1,15 @@
-"""Manifests: one's own recordings, listed in a TSV file with a header row or in JSON Lines.
+"""Manifests: the user's recordings, listed in a TSV file with a header row or in JSON Lines.
 
-Columns or keys: id, audio (a path from the manifest's folder), split; text and phones ("HH AH0 | DH EH1 R": phones
-divided by spaces, words by "|"), either or both, and neither for unlabelled audio; optionally speaker and seconds
-(read from the audio's header where it is missing). Others are not looked at.
+Columns or keys: id, audio (a path relative to the manifest), split; text and phones ("HH AH0 | DH EH1 R": phones
+separated by spaces, words by "|"), either, both, or neither for unlabelled audio; optionally speaker and seconds
+(by default from the audio's header). Others are ignored.
 """
 
 import json
 import math
 import unicodedata
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,15 +24,14 @@ _HINT = "required are id, audio and split; text, phones, speaker and seconds are
 
 
 def read_manifest(path: Path, *, lenient: bool = False) -> list[Utterance]:
-    """Read a manifest, in its own order; the format is told from the first character ("{" is JSON Lines).
+    """Read a manifest, in its order; if its first character is "{", it is JSON Lines.
 
     Args:
         path: of the manifest.
-        lenient: allow repeated ids, and open no audio, which may be missing: that is left to `inspect_files`. A
-            length that the manifest does not give is 0.
+        lenient: allow repeated ids, and do not open the audio, which `inspect_files` checks; missing lengths are 0.
 
     Raises:
-        DataError: the file cannot be read, or lines of it are wrong: all of them are listed with their numbers.
+        DataError: the file cannot be read, or has wrong lines, all of which are listed with their numbers.
     """
     problems: list[str] = []
     utterances: list[Utterance] = []
@@ -40,16 +40,15 @@ def read_manifest(path: Path, *, lenient: bool = False) -> list[Utterance]:
         utterance = _utterance(path.parent, fields, f"line {line}", problems, lenient)
         if utterance is None:
             continue
-        if utterance.id in first_line and not lenient:
-            problems.append(f"line {line}: id {utterance.id} is that of line {first_line[utterance.id]}")
-        else:
-            first_line.setdefault(utterance.id, line)
-            utterances.append(utterance)
+        first = first_line.setdefault(utterance.id, line)
+        if first != line and not lenient:
+            problems.append(f"line {line}: id {utterance.id} is that of line {first}")
+        utterances.append(utterance)
     if problems:
         count = "a problem" if len(problems) == 1 else f"{len(problems):,} problems"
         raise DataError(f"manifest {path} has {count}", details=first_few(problems), hint=_HINT)
     if not utterances:
-        raise DataError(f"manifest {path} lists no utterances", hint="add a line for each sound file")
+        raise DataError(f"manifest {path} lists no utterances", hint="add a line for each audio file")
     return utterances
 
 
@@ -65,7 +64,7 @@ def _text(path: Path) -> str:
 
 def _rows(path: Path, text: str, problems: list[str]) -> Iterator[tuple[int, dict[str, Any]]]:
     """Line number (from 1) and fields of every line that is not blank."""
-    # Not splitlines: it takes characters for line ends that may stand in a transcript.
+    # Not splitlines, which also splits at characters that a transcript may contain.
     lines = [(number, line) for number, line in enumerate(text.split("\n"), start=1) if line.strip()]
     if text.lstrip().startswith("{"):
         yield from _json_rows(lines, problems)
@@ -88,15 +87,15 @@ def _json_rows(lines: list[tuple[int, str]], problems: list[str]) -> Iterator[tu
 
 
 def _tsv_rows(path: Path, lines: list[tuple[int, str]], problems: list[str]) -> Iterator[tuple[int, dict[str, Any]]]:
-    # Plain splitting: an apostrophe or quotation mark in a transcript is itself, not a way of quoting.
+    # Not the csv module: quotation marks in a transcript do not quote.
     rows = [(number, line.split("\t")) for number, line in lines]
     header = [name.strip() for name in rows[0][1]]
     missing = [name for name in REQUIRED if name not in header]
     repeated = sorted({name for name in header if header.count(name) > 1})
     if missing or repeated:
         details = [f"line {rows[0][0]}: no column {name}" for name in missing]
-        details += [f"line {rows[0][0]}: column {name} stands there twice" for name in repeated]
-        details.append("columns there: " + ", ".join(header))
+        details += [f"line {rows[0][0]}: column {name} is repeated" for name in repeated]
+        details.append("columns: " + ", ".join(header))
         raise DataError(f"manifest {path} has a wrong header row", details=details, hint=_HINT)
     for number, row in rows[1:]:
         if len(row) == len(header):
@@ -108,18 +107,20 @@ def _tsv_rows(path: Path, lines: list[tuple[int, str]], problems: list[str]) -> 
 def _utterance(
     folder: Path, fields: dict[str, Any], where: str, problems: list[str], lenient: bool
 ) -> Utterance | None:
-    """The utterance of one line; what is wrong with it is added to `problems`."""
-    found = len(problems)
+    """The utterance of one line, or None and `problems`."""
+    before = len(problems)
     for name in _STRINGS:
         if name in fields and not isinstance(fields[name], str):
             problems.append(f"{where}: {name} is {fields[name]!r}, not a string")
         elif name in REQUIRED and not fields.get(name, "").strip():
             problems.append(f"{where}: no {name}")
-    if len(problems) > found:
+    if len(problems) > before:
         return None
     audio = _in_any_form(folder / fields["audio"].strip())
-    seconds = _seconds(fields, audio, where, problems, lenient)
-    if seconds is None:
+    try:
+        seconds = _seconds(fields, audio, lenient)
+    except DataError as error:
+        problems.append(": ".join([where, error.message, *error.details]))
         return None
     return Utterance(
         id=fields["id"].strip(),
@@ -133,27 +134,18 @@ def _utterance(
 
 
 def _in_any_form(path: Path) -> Path:
-    """The path of a file whose name may be in another Unicode form than in the manifest."""
+    """The path of a file whose name may have another Unicode form than in the manifest."""
     forms = (path, *(Path(unicodedata.normalize(form, str(path))) for form in ("NFC", "NFD")))
     return next((same for same in forms if same.exists()), path)
 
 
-def _seconds(fields: dict[str, Any], audio: Path, where: str, problems: list[str], lenient: bool) -> float | None:
+def _seconds(fields: dict[str, Any], audio: Path, lenient: bool) -> float:
     if not lenient and not audio.is_file():
-        problems.append(f"{where}: no audio file {audio}")
-        return None
+        raise DataError(f"no audio file {audio}")
     if "seconds" not in fields:
-        try:
-            return 0.0 if lenient else audio_seconds(audio)
-        except DataError as error:
-            problems.append(f"{where}: {error.message}: {'; '.join(error.details)}")
-            return None
+        return 0.0 if lenient else audio_seconds(audio)
     value = fields["seconds"]
-    try:
-        seconds = math.nan if isinstance(value, bool) else float(value)
-    except (TypeError, ValueError):
-        seconds = math.nan
-    if math.isfinite(seconds) and seconds > 0:
-        return seconds
-    problems.append(f"{where}: seconds is {value!r}, not a number above 0")
-    return None
+    with suppress(TypeError, ValueError):
+        if not isinstance(value, bool) and 0 < float(value) < math.inf:
+            return float(value)
+    raise DataError(f"seconds is {value!r}, not a number above 0")

@@ -1,4 +1,4 @@
-"""Unlabelled speech as one long waveform a speaker, from which pre-training cuts its crops without padding."""
+"""Unlabelled speech as one long waveform per speaker, from which pre-training cuts crops without padding."""
 
 import random
 from collections.abc import Iterable, Sequence
@@ -13,37 +13,33 @@ from parp_cli.errors import DataError
 from parp_cli.runtime.progress import Notify, Progress
 
 FRAME = 320
-"""Samples between two frames of the front end (20 ms)."""
+"""Stride of the feature encoder in samples (20 ms)."""
 
 OVERHANG = 80
-"""Samples by which the front end's receptive field (400) exceeds its stride."""
+"""Samples by which the feature encoder's receptive field (400) exceeds its stride."""
 
 
 @dataclass(frozen=True)
 class Stream:
-    """All of one speaker's utterances, one after another.
-
-    Attributes:
-        name: the speaker.
-        samples: (S,) int16, half the memory of floats; full scale is 32768.
-    """
+    """All utterances of one speaker, concatenated."""
 
     name: str
     samples: Tensor
+    """(S,) int16, half the memory of floats; full scale is 32768."""
 
     @property
     def frames(self) -> int:
-        """Front-end frames T in the stream."""
+        """Frames T that the feature encoder makes of the stream."""
         return max(0, (len(self.samples) - OVERHANG) // FRAME)
 
     def cut(self, first: int, frames: int) -> Tensor:
-        """The waveform (S,) in [-1, 1] that the front end turns into `frames` frames from frame `first` on."""
+        """The waveform (S,) in [-1, 1] of `frames` frames from frame `first` on."""
         start = first * FRAME
         return self.samples[start : start + frames * FRAME + OVERHANG].float() / 32768
 
 
 def read_streams(utterances: Sequence[Utterance], notify: Notify) -> list[Stream]:
-    """Read all audio of one source, joined by speaker; an utterance without a speaker is a stream of its own."""
+    """Read all audio of one source, concatenated by speaker; an utterance without a speaker is its own stream."""
     pieces: dict[str, list[Tensor]] = {}
     for done, utterance in enumerate(utterances, start=1):
         samples = (read_audio(utterance.audio) * 32767).round().clamp(-32768, 32767).to(torch.int16)
@@ -54,19 +50,12 @@ def read_streams(utterances: Sequence[Utterance], notify: Notify) -> list[Stream
 
 
 def seconds_of(streams: Iterable[Stream]) -> float:
-    """Length of all streams together."""
+    """Total length."""
     return sum(len(stream.samples) for stream in streams) / SAMPLE_RATE
 
 
 class Crops:
-    """Random windows of a fixed number of frames T, uniform over all the speech.
-
-    Args:
-        streams: what to cut from; those shorter than a crop are left out.
-        frames: T, the length of a crop.
-
-    Attributes:
-        streams: those that are long enough.
+    """Random windows of `frames` frames, uniform over all `streams` that are long enough.
 
     Raises:
         DataError: no stream is as long as a crop.
@@ -83,7 +72,7 @@ class Crops:
         self._weights = [stream.frames - frames + 1 for stream in self.streams]
 
     def places(self, count: int, rng: random.Random) -> list[tuple[int, int]]:
-        """Draw `count` crops: of each the index of its stream in `streams` and its first frame."""
+        """Draw `count` crops: the index of the stream in `streams` and the first frame of each."""
         chosen = rng.choices(range(len(self.streams)), self._weights, k=count)
         return [(index, rng.randrange(self._weights[index])) for index in chosen]
 

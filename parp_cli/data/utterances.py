@@ -1,4 +1,4 @@
-"""One utterance: what every corpus is a list of."""
+"""Utterances, of which every corpus is a list."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,31 +8,28 @@ from parp_cli.data.text import normalize_text
 
 @dataclass(frozen=True, kw_only=True)
 class Utterance:
-    """A recording and what is known about it.
-
-    `text` and `phones` are both None for unlabelled audio, which pre-training reads.
-    """
+    """A recording and its labels; pre-training reads audio with neither `text` nor `phones`."""
 
     id: str
     """Unique within its split, such as "84-121123-0001"."""
 
     audio: Path
-    """The audio file, ready to open (not relative to a manifest)."""
+    """The audio file, as it can be opened (not relative to a manifest)."""
 
     split: str
-    """The split it belongs to, such as "test-clean"; "" where there are no splits."""
+    """Its split, such as "test-clean"; "" if there are no splits."""
 
     seconds: float
-    """Length in seconds; 0 where the corpus does not give it, until the audio is decoded."""
+    """Length in seconds; 0 if the corpus does not give it, until the audio is decoded."""
 
     text: str | None = None
-    """Transcript in Unicode's NFC, words separated by single spaces; in the case that it has in its corpus."""
+    """Transcript in Unicode's NFC, words separated by single spaces; in the case of its corpus."""
 
     phones: tuple[tuple[str, ...], ...] | None = None
     """Phone symbols, one tuple per word."""
 
     speaker: str | None = None
-    """Name of the speaker, where the corpus has it."""
+    """Name of the speaker, if the corpus gives it."""
 
 
 def parse_phones(line: str) -> tuple[tuple[str, ...], ...]:

@@ -96,7 +96,10 @@ def test_everything_that_decodes_is_read(name: str, tmp_path: Path) -> None:
     content, seconds = WHOLE[name]
     (tmp_path / name).write_bytes(content)
     info = inspect_audio(tmp_path / name)
-    slack = DELAY * max(1, round(seconds / 3)) if name.endswith("mp3") else 1e-3
+    # At an end that is not marked, libsndfile drops as much of an Opus stream as its encoder adds at the beginning.
+    slack = 0.01 if name == "endless.opus" else 1e-3
+    if name.endswith("mp3"):
+        slack = DELAY * max(1, round(seconds / 3))
     assert info.seconds == pytest.approx(seconds, abs=slack)
     assert audio_seconds(tmp_path / name) == pytest.approx(seconds, abs=max(slack, 0.1))
     samples = read_audio(tmp_path / name)

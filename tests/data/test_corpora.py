@@ -89,11 +89,11 @@ def test_find_audio(tmp_path, write_tone):
 def test_find_audio_refuses_what_it_cannot_read(tmp_path, write_tone):
     with pytest.raises(DataError, match="no folder"):
         find_audio(tmp_path / "none")
-    with pytest.raises(DataError, match="no sound files"):
+    with pytest.raises(DataError, match="no audio files"):
         find_audio(tmp_path)
     write_tone(tmp_path / "a.wav")
     (tmp_path / "b.wav").write_bytes(b"noise")
     (tmp_path / "c.flac").write_bytes(b"")
-    with pytest.raises(DataError, match="2 sound files") as caught:
+    with pytest.raises(DataError, match="2 audio files") as caught:
         find_audio(tmp_path)
     assert [Path(detail.split(":")[0]).name for detail in caught.value.details] == ["b.wav", "c.flac"]

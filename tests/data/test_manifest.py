@@ -145,8 +145,8 @@ def test_missing_and_repeated_columns(folder):
     assert caught.value.details == (
         "line 1: no column audio",
         "line 1: no column split",
-        "line 1: column text stands there twice",
-        "columns there: id, path, text, text",
+        "line 1: column text is repeated",
+        "columns: id, path, text, text",
     )
 
 
