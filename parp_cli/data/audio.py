@@ -44,8 +44,8 @@ _BLOCK_SECONDS = 10
 # Missing audio is a note up to the larger of the first two, and damage beyond it.
 _MISSING_SHARE, _MISSING_SECONDS, _NOTED_SECONDS = 0.05, 0.05, 0.01
 
-# Larger counts of samples mean that the header leaves the length open (FLAC from a pipe).
-_OPEN_FRAMES = 1 << 48
+# Larger counts of samples mean that the header leaves the length open (FLAC from a pipe, MP3 without a count).
+_OPEN_FRAMES = 1 << 40
 
 # What writers that could not seek back put as the size of a WAV's data; everything up to the file's end is meant.
 _OPEN_WAV_SIZE = 0x7FFF0000
@@ -163,16 +163,16 @@ def inspect_audio(path: Path) -> AudioInfo:
 
 
 def audio_seconds(path: Path) -> float:
-    """Length of an audio file in seconds, from its header alone.
+    """Length of an audio file in seconds: from its header, or decoded if that does not give it.
 
     Raises:
         DataError: the file is missing, unreadable or empty.
     """
     with _opened(path) as files:
         lengths = [(_declared(file), int(file.samplerate)) for file in files]
-    if not all(declared for declared, _ in lengths):
-        raise _unreadable(path, "its header does not give its length, or no samples")
-    return sum(declared / rate for declared, rate in lengths)
+    if all(declared for declared, _ in lengths):
+        return sum(declared / rate for declared, rate in lengths)
+    return inspect_audio(path).seconds
 
 
 def resample(samples: Tensor, rate: int) -> Tensor:

@@ -4,7 +4,7 @@ libsndfile reads as many samples as the first header declares. Therefore `parts`
 
 * FLAC, OGG (RFC 3533, section 4) and WAV files one after another are one part each,
 * a WAV whose data chunk declares 0 bytes, or is followed by something that is no chunk, lasts to the end of the file,
-* an MP3 without a first frame that counts all others gets one.
+* an MP3 without a first frame that counts all others gets one that counts too many.
 """
 
 import io
@@ -25,6 +25,7 @@ _KBITS = (
     (0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
 )
 _RATES = (44_100, 48_000, 32_000)
+_MP3_FRAMES = 0x7FFFFFFF  # more samples than any other header can declare
 
 
 def parts(path: Path, stack: ExitStack) -> Iterable[Path | io.BytesIO]:
@@ -42,7 +43,7 @@ def parts(path: Path, stack: ExitStack) -> Iterable[Path | io.BytesIO]:
         return _split(path, data, _ogg_starts(data))
     if head[:4] == b"RIFF" and head[8:] == b"WAVE":
         return _wav_parts(path, data)
-    if (_mp3_length(data, 0) or head.startswith(b"ID3")) and (repaired := _counted_mp3(data)) is not None:
+    if (_mp3_length(data, 0) or head.startswith(b"ID3")) and (repaired := _uncounted_mp3(data)) is not None:
         # libsndfile recognises MP3 by its name.
         copy = stack.enter_context(tempfile.NamedTemporaryFile(prefix="parp-", suffix=".mp3"))  # noqa: SIM115
         copy.write(repaired)
@@ -134,40 +135,33 @@ def _mp3_length(data: mmap.mmap | bytes, place: int) -> int:
     return (144, 72)[other] * 1000 * _KBITS[other][kbits] // hertz + (head[2] >> 1 & 1)
 
 
-def _mp3_frames(data: mmap.mmap) -> Iterator[int]:
-    """Where frames begin; what stands between them, such as tags, is skipped."""
+def _first_mp3_frame(data: mmap.mmap) -> int:
+    """Where the first frame that another one follows begins, behind tags; -1 if there is none."""
     place = 0
-    while 0 <= place <= len(data) - 4:
-        after = place + (length := _mp3_length(data, place))
-        is_tag = data[after : after + 3] in (b"ID3", b"TAG") or data[after : after + 8] == b"APETAGEX"
-        if length and (after + 4 > len(data) or _mp3_length(data, after) or is_tag):
-            yield place
-            place = after
-        elif data[place : place + 3] == b"ID3":
+    while place >= 0 and not ((length := _mp3_length(data, place)) and _mp3_length(data, place + length)):
+        if data[place : place + 3] == b"ID3":
             size = data[place + 6 : place + 10]
             place += 10 + sum(byte << shift for byte, shift in zip(size, (21, 14, 7, 0), strict=False))
         else:
             place = data.find(b"\xff", place + 1)
+    return place
 
 
-def _counted_mp3(data: mmap.mmap) -> bytes | None:
-    """The file behind a first frame that counts the others; None where it has one that is right."""
-    places = list(_mp3_frames(data))
-    if not places:
+def _uncounted_mp3(data: mmap.mmap) -> bytes | None:
+    """The file behind a first frame that declares more frames than it has; None if its own first frame is right."""
+    place = _first_mp3_frame(data)
+    if place < 0:
         return None
-    head = bytearray(data[places[0] : places[0] + 4])
+    head = bytearray(data[place : place + 4])
     is_first_version, is_mono = head[1] & 0x18 == 0x18, head[3] >> 6 == 3
     side = (9 if is_mono else 17) if not is_first_version else (17 if is_mono else 32)
-    tag = places[0] + 4 + side
-    count = len(places)
+    tag = place + 4 + side
     if data[tag : tag + 4] in (b"Xing", b"Info"):
-        count -= 1
-        if data[tag + 7] & 1 and int.from_bytes(data[tag + 8 : tag + 12], "big") >= count:
+        end = place + int.from_bytes(data[tag + 12 : tag + 16], "big")
+        if data[tag + 7] & 3 == 3 and not _mp3_length(data, end) and data[end : end + 3] != b"ID3":
             return None
-        places = places[1:]
-    if not places:
-        return None
+        place += _mp3_length(data, place)
     head[1] |= 1  # no checksum
     head[2] = head[2] & 0x0C | 0x90  # a frame that is long enough
-    counter = bytes(head) + bytes(side) + b"Info" + struct.pack(">II", 1, count)
-    return counter.ljust(_mp3_length(counter, 0), b"\0") + data[places[0] :]
+    counter = bytes(head) + bytes(side) + b"Info" + struct.pack(">II", 1, _MP3_FRAMES)
+    return counter.ljust(_mp3_length(counter, 0), b"\0") + data[place:]

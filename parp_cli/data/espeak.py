@@ -1,7 +1,7 @@
 """Speech and phones from espeak-ng, through espeakng-loader (extra `demo`).
 
 espeak-ng keeps state between utterances (the phase of its noise and flutter generators), so that a repeated call gives
-different samples. So `synthesise` starts a process (`python -m parp_cli.data.espeak`) per speaker, and is deterministic.
+different samples. So `synthesise` starts a process (`python -m parp_cli.data.espeak`) per speaker.
 """
 
 import ctypes

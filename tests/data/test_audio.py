@@ -112,5 +112,4 @@ def test_a_flac_without_a_length_is_read_to_its_end(tmp_path, write_tone):
     content[22:26] = bytes(4)
     path.write_bytes(content)
     assert torch.equal(read_audio(path), whole)
-    with pytest.raises(DataError, match="cannot read audio"):
-        audio_seconds(path)
+    assert audio_seconds(path) == len(whole) / SAMPLE_RATE
