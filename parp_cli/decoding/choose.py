@@ -159,43 +159,29 @@ def choose(decoding: Decoding, vocabulary: Vocabulary, *, device: str = "cpu", n
 
 def _check(decoding: Decoding) -> None:
     decoder, lm, lexicon = decoding.decoder, decoding.lm, decoding.lexicon
-    beam_size, lm_weight = decoding.beam_size, decoding.lm_weight
-    greedy, by_lexicon = decoder == "greedy", decoder == "lexicon"
-    refused = (
-        (decoder not in DECODERS, f"no decoder {decoder}", "name one of " + ", ".join(DECODERS)),
-        (
-            greedy and (lm is not None or lexicon is not None),
-            "greedy decoding has no use for a language model or a lexicon",
-            "add --decoder lexicon, or beam",
-        ),
-        (
-            decoder == "beam" and lexicon is not None,
-            "a beam search without lexicon was given a lexicon",
-            "add --decoder lexicon",
-        ),
-        (
-            by_lexicon and lm is None and lexicon is None,
-            "decoding with a lexicon needs to know its words",
-            "name a language model with --lm or a lexicon with --lexicon; `parp lm build` makes both",
-        ),
-        (
-            by_lexicon and (lm or "").startswith(_HUB),
-            "a Transformer can only reorder hypotheses, not search for words",
-            "add --decoder beam",
-        ),
-        # Numbers that would not affect the search: who gives one expects that it counts.
-        (greedy and beam_size is not None, *_no_use(decoder, "--beam-size", "--decoder beam or lexicon")),
-        (lm is None and lm_weight is not None, *_no_use(decoder, "--lm-weight", "a language model with --lm")),
-        (
-            lm is None and not by_lexicon and decoding.word_score is not None,
-            *_no_use(decoder, "--word-score", "a language model with --lm"),
-        ),
-        (beam_size is not None and beam_size < 1, f"a beam of {beam_size}", "give --beam-size at least 1"),
-        ((lm_weight or 0) < 0, f"a language model weight of {lm_weight}", "give --lm-weight at least 0"),
-    )
-    for wrong, message, hint in refused:
+    beam_size, lm_weight, word_score = decoding.beam_size, decoding.lm_weight, decoding.word_score
+    greedy, by_lexicon, no_lm = decoder == "greedy", decoder == "lexicon", lm is None
+    with_lm = "a language model with --lm"
+
+    def refuse(wrong: bool, message: str, hint: str) -> None:
         if wrong:
             raise UsageError(message, hint=hint)
+
+    refuse(decoder not in DECODERS, f"no decoder {decoder}", "name one of " + ", ".join(DECODERS))
+    useless = "greedy decoding has no use for a language model or a lexicon"
+    refuse(greedy and not (no_lm and lexicon is None), useless, "add --decoder lexicon, or beam")
+    useless = "a beam search without lexicon was given a lexicon"
+    refuse(decoder == "beam" and lexicon is not None, useless, "add --decoder lexicon")
+    remedy = "name a language model with --lm or a lexicon with --lexicon; `parp lm build` makes both"
+    refuse(by_lexicon and no_lm and lexicon is None, "decoding with a lexicon needs to know its words", remedy)
+    useless = "a Transformer can only reorder hypotheses, not search for words"
+    refuse(by_lexicon and (lm or "").startswith(_HUB), useless, "add --decoder beam")
+    # Numbers that would not affect the search: who gives one expects that it counts.
+    refuse(greedy and beam_size is not None, *_no_use(decoder, "--beam-size", "--decoder beam or lexicon"))
+    refuse(no_lm and lm_weight is not None, *_no_use(decoder, "--lm-weight", with_lm))
+    refuse(no_lm and not by_lexicon and word_score is not None, *_no_use(decoder, "--word-score", with_lm))
+    refuse(beam_size is not None and beam_size < 1, f"a beam of {beam_size}", "give --beam-size at least 1")
+    refuse((lm_weight or 0) < 0, f"a language model weight of {lm_weight}", "give --lm-weight at least 0")
 
 
 def _no_use(decoder: str, option: str, remedy: str) -> tuple[str, str]:

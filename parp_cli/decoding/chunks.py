@@ -94,32 +94,24 @@ def logits_in_chunks(
     batch_frames = batch_seconds * SAMPLE_RATE / frame
     step = max(1, round(min(chunking.seconds - 2 * chunking.context, _MAX_SECONDS) * SAMPLE_RATE / frame))
     context = round(chunking.context * SAMPLE_RATE / frame)
+
+    def chunks(number: int, blocks: Iterable[Tensor]) -> Iterator[_Chunk | Piece]:
+        try:
+            for waveform, keep, last in overlapping(blocks, frame, field_samples(architecture), step, context):
+                with torch.inference_mode():
+                    features = front_end(model, architecture, waveform)
+                yield _Chunk(number, features, keep, last)
+        except DataError as error:
+            yield Piece(number, torch.zeros(0, 0), True, error)
+
     pool: list[_Chunk | Piece] = []
     for number, blocks in enumerate(recordings):
-        for item in _chunks(model, architecture, number, blocks, step, context):
+        for item in chunks(number, blocks):
             pool.append(item)
             if sum(len(each.features) for each in pool if isinstance(each, _Chunk)) >= _BATCHES_AHEAD * batch_frames:
                 yield from _encoded(encoder, pool, batch_frames)
                 pool = []
     yield from _encoded(encoder, pool, batch_frames)
-
-
-def _chunks(
-    model: "SpeechNetwork",
-    architecture: Architecture,
-    number: int,
-    blocks: Iterable[Tensor],
-    step: int,
-    context: int,
-) -> Iterator[_Chunk | Piece]:
-    frame, field = frame_samples(architecture), field_samples(architecture)
-    try:
-        for waveform, keep, last in overlapping(blocks, frame, field, step, context):
-            with torch.inference_mode():
-                features = front_end(model, architecture, waveform)
-            yield _Chunk(number, features, keep, last)
-    except DataError as error:
-        yield Piece(number, torch.zeros(0, 0), True, error)
 
 
 def overlapping(

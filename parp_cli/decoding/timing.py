@@ -9,7 +9,7 @@ T frames.
 import html
 import json
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from typing import Literal
@@ -18,15 +18,6 @@ import torch
 from torch import Tensor
 
 from parp_cli.data.labels import BLANK_ID, BOUNDARY, Vocabulary
-
-
-@dataclass(frozen=True)
-class Span:
-    """The id of a label, the first of the consecutive frames it is in, and the frame after the last."""
-
-    label: int
-    start: int
-    end: int
 
 
 @dataclass(frozen=True)
@@ -60,39 +51,21 @@ class Segment:
         return " ".join(word.text for word in self.words)
 
 
-class SpanReader:
-    """Collects the spans of a path that comes in pieces (T_i,): labels that go on in the next piece are one."""
-
-    def __init__(self) -> None:
-        self.spans: list[Span] = []  # of all labels but the blank, in order
-        self.frames = 0
-
-    def add(self, path: Tensor) -> None:
-        """Take in the likeliest labels (T,) of the next frames."""
-        labels, counts = torch.unique_consecutive(path, return_counts=True)
-        for label, count in zip(labels.tolist(), counts.tolist(), strict=True):
-            start, end = self.frames, self.frames + count
-            before = self.spans[-1] if self.spans else None
-            if before is not None and (before.label, before.end) == (label, start):
-                self.spans[-1] = Span(label, before.start, end)
-            elif label != BLANK_ID:
-                self.spans.append(Span(label, start, end))
-            self.frames = end
-
-
-def words_of(spans: Iterable[Span], vocabulary: Vocabulary, frame_seconds: float) -> list[Word]:
-    """Words with their times, of spans in order. Their texts are what `Vocabulary.decode` makes of the labels."""
-    groups: list[list[Span]] = [[]]
-    for span in spans:
-        if vocabulary.labels == "phones" or vocabulary.symbols[span.label] == BOUNDARY:
+def words_of(path: Tensor, vocabulary: Vocabulary, frame_seconds: float) -> list[Word]:
+    """Words with their times, of the likeliest labels (T,). Their texts are what `Vocabulary.decode` makes of these."""
+    labels, counts = torch.unique_consecutive(path, return_counts=True)
+    ends = counts.cumsum(0)
+    groups: list[list[tuple[int, int, int]]] = [[]]
+    for label, start, end in zip(labels.tolist(), (ends - counts).tolist(), ends.tolist(), strict=True):
+        if label != BLANK_ID and (vocabulary.labels == "phones" or vocabulary.symbols[label] == BOUNDARY):
             groups.append([])
-        if vocabulary.decode([span.label]):  # not a boundary or a special symbol
-            groups[-1].append(span)
+        if vocabulary.decode([label]):  # not the blank, a boundary or a special symbol
+            groups[-1].append((label, start, end))
     return [
         Word(
-            vocabulary.decode(span.label for span in group),
-            round(group[0].start * frame_seconds, 3),
-            round(group[-1].end * frame_seconds, 3),
+            vocabulary.decode(label for label, _, _ in group),
+            round(group[0][1] * frame_seconds, 3),
+            round(group[-1][2] * frame_seconds, 3),
         )
         for group in groups
         if group

@@ -1,9 +1,8 @@
 """Confidence intervals of error rates, and whether two systems differ: bootstrap and sign-flip test over units.
 
-A unit is an utterance, or a speaker with all their utterances. Errors of one speaker are correlated, so where speakers
-are known the units are speakers: over utterances alone an interval would be too short. With 2 to 4 speakers there is no
-interval, as so few do not show how much speakers vary. With a single speaker the units are utterances again, and the
-interval holds for that speaker alone.
+A unit is an utterance, or a speaker with all their utterances: errors of one speaker are correlated, so that over
+utterances alone an interval would be too short. 2 to 4 speakers do not show how much speakers vary: there is no
+interval. With a single speaker the units are utterances again, and the interval holds for that speaker alone.
 
 The interval is a bootstrap over units, resampled with replacement (Efron 1979; for speech Bisani and Ney 2004).
 Resampling n of n underestimates the spread for small n: deviations are stretched by sqrt(n / (n - 1)) and by the ratio
@@ -23,7 +22,7 @@ is at least as far from 0 as the observed one. That is exact for any number of u
 for the 95 % interval only. Where two systems are equally good on average but not the same (one is much worse on a few
 units and slightly better on all others), p is below 0.05 in about 8 % of cases.
 
-Letters: U units, R resamples.
+U units, R resamples.
 """
 
 import math

@@ -9,7 +9,6 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
-from itertools import repeat
 from pathlib import Path
 from typing import Any, Literal
 
@@ -188,37 +187,36 @@ def recorded_recipe(metadata: Metadata, overrides: Sequence[str] = ()) -> Recipe
     return recipe_from_dict(values, overrides)
 
 
+@dataclass
 class _Evaluator:
     """Everything that is read before anything is computed; `result` then evaluates one system after another."""
 
-    def __init__(
-        self,
-        source: Path,
-        out: Path,
-        data: Data | None,
-        options: Options,
-        device: torch.device,
-        world: World,
-        notify: Notify,
-    ) -> None:
-        self._source, self._options, self._device = source, options, device
-        self._world, self._notify = world, notify
+    source: Path
+    out: Path
+    data: Data | None
+    options: Options
+    device: torch.device
+    world: World
+    notify: Notify
+
+    def __post_init__(self) -> None:
+        source, options = self.source, self.options
         self._content = checkpoint.read(source)
         metadata = self._content.metadata
         require_head(source, metadata)
-        self._data = data or recorded_recipe(metadata).data
+        self._data = self.data or recorded_recipe(metadata).data
         self._splits = options.splits or (self._data.test,)
         self._architecture = Architecture.from_json(metadata.architecture)
         self._vocabulary = vocabulary_of(source, metadata.task)
-        names = shortest_labels([source if options.masks else out, *options.masks, *options.against])
-        self._systems = [self._system(names[0] if len(names) > 1 else str(source), None, out)]
-        self._systems += map(self._system, names[1:], options.masks, repeat(out))
+        names = shortest_labels([source if options.masks else self.out, *options.masks, *options.against])
+        self._systems = [self._system(names[0] if len(names) > 1 else str(source), None)]
+        self._systems += map(self._system, names[1:], options.masks)
         self._check_files()
-        self._chosen = choose(options.decoding, self._vocabulary, device=str(device), notify=notify)
+        self._chosen = choose(options.decoding, self._vocabulary, device=str(self.device), notify=self.notify)
         if options.tuned:
             self._check_tunable()
         self._against = dict(zip(names[len(self._systems) :], map(read_results, options.against), strict=True))
-        with world.main_first():
+        with self.world.main_first():
             self._test = self._read(self._splits)
             self._valid = self._read((self._data.valid,)) if options.tuned else None
         # Incomparable results and transcripts that sclite cannot take are refused before anything is recognised.
@@ -234,10 +232,10 @@ class _Evaluator:
         """Evaluate all systems and write their files."""
         warnings = list(self._notes)
         if self._content.masks and len(self._systems) > 1:
-            pruned = f"{self._source} is itself pruned to {sparsity(self._content.masks):.1%}"
+            pruned = f"{self.source} is itself pruned to {sparsity(self._content.masks):.1%}"
             warnings.append(f"{pruned}: what it prunes stays so under each mask")
-        for warning in warnings if self._world.is_main else ():
-            self._notify(Progress("evaluating", 0, 0, warning=warning))
+        for warning in warnings if self.world.is_main else ():
+            self.notify(Progress("evaluating", 0, 0, warning=warning))
         evaluated: list[Evaluated] = []
         against: dict[str, Sequence[Recognition]] = dict(self._against)
         for system in self._systems:
@@ -266,10 +264,10 @@ class _Evaluator:
             name=system.name,
             origin=self._origin(system, chosen, tuning),
             against=against,
-            seed=self._options.seed,
+            seed=self.options.seed,
         )
         result = Evaluated(
-            checkpoint=self._source,
+            checkpoint=self.source,
             mask=system.mask,
             splits=self._test.splits,
             sparsity=sparsity(system.masks) if system.masks else 0.0,
@@ -280,16 +278,16 @@ class _Evaluator:
             seconds=seconds,
             outputs=system.outputs,
         )
-        if self._world.is_main:
+        if self.world.is_main:
             about = {"data": self._data, "left_out": self._left_out, "notes": self._notes, "versions": versions()}
-            metrics = {**result.to_json(), **about, "precision": self._options.precision}
+            metrics = {**result.to_json(), **about, "precision": self.options.precision}
             system.outputs.write(recognitions, report, metrics)
         return recognitions, result
 
     def _recognizer(self, system: _System) -> Recognizer:
         weights = {**self._content.weights, **{name: self._content.weights[name].clone() for name in system.masks}}
         apply_(system.masks, weights)
-        _, model = rebuild(replace(self._content, weights=weights), self._device, source=str(self._source))
+        _, model = rebuild(replace(self._content, weights=weights), self.device, source=str(self.source))
         # The output of the checkpoint's own feature encoder is computed once, for all masks that do not touch it.
         own = system.mask is not None and touches_front_end(checkpoint.read_masks(system.mask))
         features = self._features
@@ -300,27 +298,27 @@ class _Evaluator:
         return Recognizer(
             model=model,
             features=features,
-            precision=self._options.precision,
-            batch_seconds=self._options.batch_seconds,
-            workers=self._options.workers,
-            world=self._world,
-            notify=self._notify,
+            precision=self.options.precision,
+            batch_seconds=self.options.batch_seconds,
+            workers=self.options.workers,
+            world=self.world,
+            notify=self.notify,
         )
 
     def _read(self, splits: Sequence[str]) -> EvaluationSet:
-        listed = [(split, load(self._data, split, self._notify, lenient=True)) for split in dict.fromkeys(splits)]
-        return evaluation_set(listed, self._vocabulary, partial(frames, self._architecture), self._notify)
+        listed = [(split, load(self._data, split, self.notify, lenient=True)) for split in dict.fromkeys(splits)]
+        return evaluation_set(listed, self._vocabulary, partial(frames, self._architecture), self.notify)
 
     def _origin(self, system: _System, chosen: Chosen, tuning: Tuning | None) -> list[tuple[str, str]]:
         """Where the numbers come from, for people."""
-        files = {"checkpoint": self._source, "mask": system.mask}
+        files = {"checkpoint": self.source, "mask": system.mask}
         tuned = "" if tuning is None else f", tuned on {self._data.valid} in {len(tuning.trials)} trials"
         rows = [(name, f"{path}, SHA-256 {checkpoint.file_hash(path)}") for name, path in files.items() if path]
         rows += [
             ("sparsity", f"{sparsity(system.masks):.2%}" if system.masks else "dense"),
             ("corpus", f"{self._data.corpus}, {', '.join(self._splits)}"),
             ("decoding", chosen.describe() + tuned),
-            ("precision", self._options.precision),
+            ("precision", self.options.precision),
         ]
         if self._left_out:
             count = len({(problem.split, problem.utterance_id) for problem in self._left_out})
@@ -329,42 +327,39 @@ class _Evaluator:
         rows += [("note", note) for note in self._notes]
         return [*rows, ("versions", ", ".join(f"{name} {version}" for name, version in versions().items()))]
 
-    def _system(self, name: str, mask: Path | None, out: Path) -> _System:
-        own, options = self._content.masks, self._options
+    def _system(self, name: str, mask: Path | None) -> _System:
+        own, options = self._content.masks, self.options
         if mask is None:
-            return _System(name=name, masks=own, outputs=outputs(out, options.html, options.trn))
+            return _System(name=name, masks=own, outputs=outputs(self.out, options.html, options.trn))
         masks = checkpoint.read_masks(mask)
         if not masks:
             raise MaskError(f"{mask} has no mask", hint="`parp mask` makes one; a dense checkpoint needs no --mask")
-        check_fit(masks, self._content.weights, what=str(self._source))
+        check_fit(masks, self._content.weights, what=str(self.source))
         both = {name: keep & own[name] if name in own else keep for name, keep in masks.items()}
-        files = outputs(out, options.html, options.trn, name.replace("/", "-"))
+        files = outputs(self.out, options.html, options.trn, name.replace("/", "-"))
         return _System(name=name, mask=mask, masks={**own, **both}, outputs=files)
 
     def _check_files(self) -> None:
         """No file may be named twice, or overwrite another."""
-        options = self._options
+        options = self.options
         twice = [str(path) for path, count in Counter([*options.masks, *options.against]).items() if count > 1]
         if twice:
             raise UsageError(f"{' and '.join(twice)} named twice", hint="name each file once")
-        single = {
-            "the checkpoint": self._source,
+        maybe = {
             "--lexicon": options.decoding.lexicon,
             "--lm": options.decoding.lm,
             "data.manifest": self._data.manifest,
         }
-        read = {name: [Path(path)] for name, path in single.items() if path is not None}
-        check_outputs(
-            [system.outputs for system in self._systems],
-            {**read, "--mask": [*options.masks], "--against": [*options.against]},
-        )
+        read = {name: [Path(path)] for name, path in maybe.items() if path is not None}
+        read |= {"the checkpoint": [self.source], "--mask": [*options.masks], "--against": [*options.against]}
+        check_outputs([system.outputs for system in self._systems], read)
 
     def _check_tunable(self) -> None:
         valid = self._data.valid
         if not isinstance(self._chosen.search, Tunable):
             hint = "add --lm and --decoder lexicon (or beam), or leave out --tune"
             raise UsageError("there are no weights to tune", hint=hint)
-        if self._world.world_size > 1:
+        if self.world.world_size > 1:
             hint = "tune without torchrun, then give --lm-weight and --word-score"
             raise UsageError("weights are tuned by one process", hint=hint)
         if valid in self._splits:

@@ -17,7 +17,7 @@ from parp_cli.data.audio import MUCH_CLIPPED, SAMPLE_RATE, AudioInfo, audio_seco
 from parp_cli.data.labels import Vocabulary, vocabulary_of
 from parp_cli.decoding import timing
 from parp_cli.decoding.chunks import Chunking, logits_in_chunks
-from parp_cli.decoding.timing import Segment, SpanReader, Word, segments_of, words_of
+from parp_cli.decoding.timing import Segment, Word, segments_of, words_of
 from parp_cli.errors import DataError, UsageError
 from parp_cli.models.recognizer import rebuild
 from parp_cli.models.speech.moments import frame_samples
@@ -128,7 +128,9 @@ def transcribe(
         UsageError: files are in each other's way, `out` cannot be written to, or standard input is closed.
     """
     targets = _targets(files, out, layout)
-    stream = _stream(files, standard_input)
+    stream = standard_input or getattr(sys.stdin, "buffer", None)
+    if stream is None and STANDARD_INPUT in files:
+        raise UsageError("standard input is closed", hint=_STANDARD_INPUT_HINT)
     content = checkpoint.read(source)
     require_head(source, content.metadata)
     vocabulary = vocabulary_of(source, content.metadata.task)
@@ -156,7 +158,7 @@ def transcribe(
                 failures.append(reading.failure(piece.error))
                 warnings: tuple[str, ...] = (failures[-1].reason,)
             else:
-                reading.spans.add(piece.logits.argmax(-1))
+                reading.path.append(piece.logits.argmax(-1))
                 done += len(piece.logits) * frame_samples(architecture) / SAMPLE_RATE
                 seconds = max(1, round(max(total, done)))  # not every file's header has its length
                 notify(Progress("seconds transcribed", round(done), seconds))
@@ -185,7 +187,7 @@ class _Reading:
     file: str
     target: Path | None
     info: AudioInfo = field(default_factory=AudioInfo)
-    spans: SpanReader = field(default_factory=SpanReader)
+    path: list[Tensor] = field(default_factory=list)
 
     def blocks(self, stream: BinaryIO | None) -> Iterator[Tensor]:
         """Its waveform; pipes, in which no library can go back, are copied to a temporary file."""
@@ -207,7 +209,7 @@ class _Reading:
         self, vocabulary: Vocabulary, frame_seconds: float, layout: timing.Format, times: bool
     ) -> Transcription:
         """What was recognised, written if it is to be; silence has no words, whatever the model writes."""
-        words = [] if self.info.silent else words_of(self.spans.spans, vocabulary, frame_seconds)
+        words = [] if self.info.silent else words_of(torch.cat(self.path), vocabulary, frame_seconds)
         made = Transcription(
             file=self.file,
             seconds=self.info.seconds,
@@ -271,12 +273,3 @@ def _declared_seconds(file: str) -> float:
 
 def _named(file: str) -> str:
     return "standard input" if file == STANDARD_INPUT else file
-
-
-def _stream(files: Sequence[str], given: BinaryIO | None) -> BinaryIO | None:
-    """Where "-" is read from; None where no file is named so. Raises `UsageError`: standard input is closed."""
-    if given is not None or STANDARD_INPUT not in files:
-        return given
-    if sys.stdin is None:
-        raise UsageError("standard input is closed", hint=_STANDARD_INPUT_HINT)
-    return sys.stdin.buffer

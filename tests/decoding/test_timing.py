@@ -4,7 +4,6 @@ import textwrap
 from itertools import pairwise
 
 import torch
-from torch import Tensor
 
 from parp_cli.data.labels import Vocabulary
 from parp_cli.decoding.search import collapse
@@ -12,8 +11,6 @@ from parp_cli.decoding.timing import (
     MAX_SEGMENT_SECONDS,
     PAUSE_SECONDS,
     Segment,
-    Span,
-    SpanReader,
     Word,
     segments_of,
     words_of,
@@ -23,32 +20,27 @@ LETTERS = Vocabulary(("<blank>", "|", "A", "B", "<unk>"), "letters")
 PHONES = Vocabulary(("<blank>", "AH", "B"), "phones")
 
 
-def spans_of(path: Tensor, *cuts: int) -> list[Span]:
-    reader = SpanReader()
-    for part in path.tensor_split(list(cuts)):
-        reader.add(part)
-    assert reader.frames == len(path)
-    return reader.spans
-
-
-def test_labels_with_their_frames() -> None:
+def test_words_with_their_frames() -> None:
     path = torch.tensor([0, 2, 2, 0, 2, 3, 3, 1, 1, 0, 3])
-    expected = [Span(2, 1, 3), Span(2, 4, 5), Span(3, 5, 7), Span(1, 7, 9), Span(3, 10, 11)]
-    assert spans_of(path) == expected
-    assert words_of(expected, LETTERS, 0.02) == [Word("AAB", 0.02, 0.14), Word("B", 0.2, 0.22)]
+    assert words_of(path, LETTERS, 0.02) == [Word("AAB", 0.02, 0.14), Word("B", 0.2, 0.22)]
+    assert words_of(path[:0], LETTERS, 0.02) == words_of(path[:1], LETTERS, 0.02) == []
+    assert words_of(torch.tensor([1, 1, 0, 0, 1, 2]), PHONES, 0.02) == [
+        Word("AH", 0.0, 0.04),
+        Word("AH", 0.08, 0.1),
+        Word("B", 0.1, 0.12),
+    ]
 
 
-def test_pieces_are_of_no_matter_and_words_are_what_is_decoded() -> None:
+def test_words_are_what_is_decoded() -> None:
     generator = torch.Generator().manual_seed(0)
     for _ in range(100):
         path = torch.randint(5, (40,), generator=generator)
-        whole = spans_of(path)
-        cuts = sorted(torch.randint(41, (4,), generator=generator).tolist())
-        assert spans_of(path, *cuts) == whole
-        assert [span.label for span in whole] == collapse(path)
-        assert " ".join(word.text for word in words_of(whole, LETTERS, 0.02)) == LETTERS.decode(collapse(path))
+        words = words_of(path, LETTERS, 0.02)
+        assert " ".join(word.text for word in words) == LETTERS.decode(collapse(path))
+        times = [time for word in words for time in (word.start, word.end)]
+        assert times == sorted(times)
         of_phones = path % 3
-        words = words_of(spans_of(of_phones), PHONES, 0.02)
+        words = words_of(of_phones, PHONES, 0.02)
         assert " ".join(word.text for word in words) == PHONES.decode(collapse(of_phones))
 
 
