@@ -12,6 +12,7 @@ import torch
 
 from parp_cli.config.finetune import Recipe
 from parp_cli.config.load import recipe_to_dict
+from parp_cli.data.labels import recorded_vocabulary
 from parp_cli.pruning.methods import Settings
 from parp_cli.pruning.pruner import Repruning
 from parp_cli.runtime.device import deterministic_algorithms, tensor_cores, versions, with_resolved_precision
@@ -150,7 +151,7 @@ def prepare(recipe: Recipe, init: Path | None, notify: Notify) -> Preparation:
         rewound(start, Path(recipe.pruning.rewind))  # what is wrong with it is said now, not after the first run
     sparsities = sparsities_of(recipe.pruning, start)
     check_weights(recipe, start)
-    data = load_data(recipe.data, start.architecture, start.vocabulary, notify)
+    data = load_data(recipe.data, start.architecture, recorded_vocabulary(start.task), notify)
     settings = settings_of(recipe, start, sparsities, [utterance.seconds for utterance in data.train])
     return Preparation(
         start=start, settings=settings, task=CtcTask(recipe=recipe, data=data, architecture=start.architecture)

@@ -68,8 +68,8 @@ class Origin(Protocol):
         """By name; with a head where the origin was trained for a task."""
 
     @property
-    def vocabulary(self) -> Any:
-        """What that head tells apart; None without one."""
+    def task(self) -> Mapping[str, Any] | None:
+        """What that head is for, as `Task.describe` has it; None without one."""
 
     @property
     def source(self) -> str:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
 from parp_cli.config.finetune import DEFAULT_MODEL, Pruning, Recipe
-from parp_cli.data.labels import Vocabulary, recorded_vocabulary
 from parp_cli.errors import CheckpointError, UsageError
 from parp_cli.models.sources.load import load_encoder
 from parp_cli.models.speech.config import ARCHITECTURES, Architecture
@@ -113,7 +113,8 @@ class Start:
     """What a run begins from.
 
     Attributes:
-        weights: of the encoder, with a CTC head if there is a vocabulary.
+        weights: of the encoder, with a head if there is a task.
+        task: what the head is for, as `Metadata.task`; None without a head.
         masks: of the checkpoint; empty if it has none, or if the run begins from a model.
         target: sparsity the masks were made for, or None.
         chosen_by: how the masks were chosen, where a `parp mask` says it; or None.
@@ -126,7 +127,7 @@ class Start:
     masks: Mapping[str, Tensor]
     target: float | None
     chosen_by: str | None
-    vocabulary: Vocabulary | None
+    task: Mapping[str, Any] | None
     parents: tuple[Parent, ...]
     source: str
 
@@ -146,7 +147,7 @@ def read_start(recipe: Recipe, init: Path | None, notify: Notify) -> Start:
             masks={},
             target=None,
             chosen_by=None,
-            vocabulary=None,
+            task=None,
             parents=encoder.parents,
             source=recipe.model or DEFAULT_MODEL,
         )
@@ -165,7 +166,7 @@ def read_start(recipe: Recipe, init: Path | None, notify: Notify) -> Start:
         masks=content.masks,
         target=None if metadata.sparsity is None else metadata.sparsity.target,
         chosen_by=(metadata.recipe or {}).get("method"),
-        vocabulary=recorded_vocabulary(metadata.task),
+        task=metadata.task,
         parents=lineage(init, metadata),
         source=str(init),
     )
@@ -225,7 +226,7 @@ def rewound(start: Start, path: Path) -> Start:
     return replace(
         start,
         weights=content.weights,
-        vocabulary=recorded_vocabulary(content.metadata.task),
+        task=content.metadata.task,
         parents=(*start.parents, *lineage(path, content.metadata)),
     )
 

@@ -12,7 +12,7 @@ from torch import nn
 
 from parp_cli.config.finetune import Recipe
 from parp_cli.data.batching import sorted_batches
-from parp_cli.data.labels import frames_needed
+from parp_cli.data.labels import frames_needed, recorded_vocabulary
 from parp_cli.data.utterances import Utterance
 from parp_cli.errors import CheckpointError, UsageError
 from parp_cli.models.sources.names import MASK_EMBEDDING
@@ -118,7 +118,7 @@ class CtcTask:
         )
         network.register_parameter(MASK_EMBEDDING, nn.Parameter(torch.rand(architecture.width)))
         fresh = network.state_dict()
-        same_head = origin.vocabulary == self.data.vocabulary
+        same_head = recorded_vocabulary(origin.task) == self.data.vocabulary
         weights = {n: w.float() for n, w in origin.weights.items() if same_head or not network.is_head(n)}
         missing = [n for n in fresh if n not in weights and not network.is_head(n) and n != MASK_EMBEDDING]
         if missing or not set(weights) <= set(fresh):
