@@ -202,7 +202,7 @@ def test_too_many_bad_losses_stop_it(parp: Any, world: World) -> None:
     )
     assert whose == "  their loss is not finite: train-2"
     assert "finetune.jsonl" in where
-    assert hint.startswith("  hint: look at these utterances")
+    assert hint.startswith("  hint: look at these, lower training.learning_rate")
 
 
 def test_all_blanks_are_told(parp: Any, world: World) -> None:
