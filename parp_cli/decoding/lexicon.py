@@ -83,9 +83,7 @@ def lexicon_lines(lexicon: Lexicon) -> str:
 def read_lexicon(path: Path, vocabulary: Vocabulary) -> Spelt:
     """The words of a lexicon file; spellings may be of another case, and lack the boundary at their end.
 
-    Raises:
-        UsageError: the vocabulary is of phones.
-        DataError: the file cannot be read, has lines that are no word with a spelling, or no word is left.
+    Raises as `lexicon_of`, also for files that cannot be read or have lines that are no word with a spelling.
     """
     require_letters(vocabulary)
     try:
@@ -238,11 +236,8 @@ class LexiconSearch(Reloading):
         return list(best.values())[: self.nbest]
 
     def _with_end(self, logits: Tensor) -> Tensor:
-        """Log probabilities (T + 1, V) of logits (T, V), with a frame appended that is certainly a word boundary.
-
-        Spellings end with the boundary, so that words cannot run together; but models learn to write it only between
-        words.
-        """
+        """Log probabilities (T + 1, V) of logits (T, V), with a frame appended that is certainly a word boundary."""
+        # Spellings end with it, so that words cannot run together; but models learn to write it only between words.
         frames = logits.detach().cpu().float().log_softmax(-1)
         end = torch.full((1, len(self.trie.vocabulary)), float("-inf"))
         end[0, self.trie.boundary] = 0.0

@@ -52,9 +52,7 @@ class LanguageModel:
 def open_language_model(name: str, notify: Notify = silent) -> LanguageModel:
     """A language model by its path, or by its name in `PUBLISHED`, which is downloaded once into torch's hub folder.
 
-    Raises:
-        DataError: there is no such file, it is no language model, or it cannot be downloaded.
-        ResourceError: no space is left on the disk.
+    Raises `DataError`: there is no such file, it is no language model, or it cannot be downloaded.
     """
     if name in PUBLISHED and not Path(name).exists():
         return _published(name, notify)

@@ -119,10 +119,7 @@ class Recognizer:
     def tuned(
         self, search: Tunable, utterances: Sequence[Utterance], references: Sequence[str]
     ) -> tuple[Tunable, Tuning]:
-        """The search with the weights that make the fewest word errors on these utterances, and how they were found.
-
-        Raises as `texts`.
-        """
+        """The search with the weights that make the fewest word errors, and how they were found. Raises as `texts`."""
         logits = dict(self._logits(utterances, SINGLE))
         in_order = [logits[index] for index in range(len(utterances))]
         found = tune(search, in_order, references, workers=self.workers, notify=self.notify)
@@ -188,10 +185,7 @@ def tune(
         references: their transcripts; none may be empty.
         workers: processes; by default as `workers_for` says.
 
-    Raises:
-        UsageError: the extra `lm` is not installed.
-        DataError: the language model cannot be read.
-        ResourceError: a process was killed.
+    Raises as `Search` and `search_all`.
     """
     without_lm = isinstance(search, LexiconSearch) and search.trie.language_model is None
     pairs = list(product((0.0,) if without_lm else LM_WEIGHTS, WORD_SCORES))
@@ -213,10 +207,7 @@ def usable_cores() -> int:
 
 
 def max_workers(search: Search, requested: int | None = None) -> int:
-    """Processes that a search may be divided among: as requested, or one per core, at most `MAX_WORKERS`.
-
-    1, whatever was requested, where processes do not pay.
-    """
+    """Processes for a search: as requested, or one per core up to `MAX_WORKERS`; always 1 where they do not pay."""
     if not search.pays_in_processes:
         return 1
     return min(usable_cores(), MAX_WORKERS) if requested is None else requested

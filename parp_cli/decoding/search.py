@@ -40,11 +40,9 @@ class Search(Protocol):
     @property
     def pays_in_processes(self) -> bool:
         """Whether several processes search faster than one, counting their start and what each has to load."""
-        ...
 
     def __call__(self, logits: Sequence[Tensor], /) -> list[list[Hypothesis]]:
         """Hypotheses of each utterance, best first, from its logits (T_i, V)."""
-        ...
 
 
 def collapse(path: Tensor) -> list[int]:
@@ -71,10 +69,8 @@ class GreedySearch:
 class BeamSearch:
     """Beam search over labels alone. The score is the natural logarithm of the text's CTC probability.
 
-    Attributes:
-        beam_size: label sequences kept after each frame.
-        nbest: maximum hypotheses per utterance. Label sequences that read the same (with and without a word boundary
-            at the end) are one hypothesis, whose probabilities are added.
+    Label sequences that read the same (with and without a word boundary at the end) are one hypothesis, whose
+    probabilities are added.
     """
 
     vocabulary: Vocabulary

@@ -31,23 +31,20 @@ class Word:
 
 @dataclass(frozen=True)
 class Segment:
-    """Words that are shown together; at least one."""
+    """Words that are shown together, at least one, with their times in seconds."""
 
     words: tuple[Word, ...]
 
     @property
     def start(self) -> float:
-        """Of the first word, in seconds."""
         return self.words[0].start
 
     @property
     def end(self) -> float:
-        """Of the last word, in seconds."""
         return self.words[-1].end
 
     @property
     def text(self) -> str:
-        """The words, separated by spaces."""
         return " ".join(word.text for word in self.words)
 
 
@@ -61,15 +58,11 @@ def words_of(path: Tensor, vocabulary: Vocabulary, frame_seconds: float) -> list
             groups.append([])
         if vocabulary.decode([label]):  # not the blank, a boundary or a special symbol
             groups[-1].append((label, start, end))
-    return [
-        Word(
-            vocabulary.decode(label for label, _, _ in group),
-            round(group[0][1] * frame_seconds, 3),
-            round(group[-1][2] * frame_seconds, 3),
-        )
-        for group in groups
-        if group
-    ]
+    words = []
+    for group in filter(None, groups):
+        begin, end = group[0][1] * frame_seconds, group[-1][2] * frame_seconds
+        words.append(Word(vocabulary.decode(label for label, _, _ in group), round(begin, 3), round(end, 3)))
+    return words
 
 
 Format = Literal["text", "json", "srt", "vtt"]

@@ -118,9 +118,7 @@ def _match(
     mine, yours = keyed(ours, name), keyed(theirs, other)
     common = [key for key in mine if key in yours]
     if not common:
-        alone = (
-            [f"{_named(key)} is only in {owner}" for key in keys] for keys, owner in ((mine, name), (yours, other))
-        )
+        alone = [[f"{_named(k)} is only in {owner}" for k in keys] for keys, owner in ((mine, name), (yours, other))]
         raise DataError(
             f"{name} and {other} are not of the same utterances: none is in both",
             details=[line for lines in alone for line in first_few(lines, 5)],

@@ -21,9 +21,8 @@ _MARGIN = 14  # pixels left and right of a scale, for half of a label
 def page(report: Report) -> str:
     """The whole page."""
     folder = resources.files("parp_cli") / "scoring"
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
+    strict = jinja2.StrictUndefined
+    environment = jinja2.Environment(autoescape=True, undefined=strict, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {
         "interval": interval_text,
         "length_of": _length,
@@ -33,9 +32,7 @@ def page(report: Report) -> str:
         "sentence": _sentence,
         "visible": visible,
     }
-    environment.tests["with_errors"] = lambda some: bool(
-        some and (some.substitutions or some.deletions or some.insertions)
-    )
+    environment.tests["with_errors"] = lambda some: some and (some.substitutions or some.deletions or some.insertions)
     template = environment.from_string((folder / "page.html").read_text(encoding="utf-8"))
     return template.render(
         report=report,
@@ -85,9 +82,7 @@ def _sentence(words: str) -> str:
 
 def _length(seconds: float) -> str:
     """A length of audio: 45 s, 3:20 min, 2:05 h."""
-    total = round(seconds)
-    if total < 60:
-        return f"{total} s"
-    if total < 3600:
-        return f"{total // 60}:{total % 60:02} min"
-    return f"{total // 3600}:{total % 3600 // 60:02} h"
+    minutes, rest = divmod(round(seconds), 60)
+    if not minutes:
+        return f"{rest} s"
+    return f"{minutes}:{rest:02} min" if minutes < 60 else f"{minutes // 60}:{minutes % 60:02} h"

@@ -52,10 +52,7 @@ class Metric:
 
 @dataclass(frozen=True, kw_only=True)
 class Group:
-    """Utterances that share a speaker, a band of durations, or a split; errors by the report's first metric.
-
-    Seconds of audio are None where not known for all, the interval over the group's own units as for `Metric`.
-    """
+    """Utterances that share a speaker, a band of durations, or a split; errors by the report's first metric."""
 
     name: str
     utterances: int

@@ -79,7 +79,6 @@ class Evaluated:
         sparsity: of the weights it ran with, 0 without a mask.
         decoding: in words, with the weights used.
         tuning: how they were found; None where they were given.
-        audio_seconds: recognised.
         seconds: it took, reading included and tuning not. Under a mask the feature encoder's output is reused.
     """
 
@@ -114,8 +113,7 @@ class EvaluateResult:
     """A checkpoint as it is, then under each mask.
 
     Attributes:
-        left_out: why utterances could not be evaluated.
-        notes: what is unusual about others.
+        left_out, notes: why utterances could not be evaluated, and what is unusual about others.
         unusable: what the recipe does about utterances that are left out.
     """
 
