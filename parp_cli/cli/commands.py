@@ -121,7 +121,7 @@ def reprune(
       parp reprune parp-run/finetune.safetensors --sparsity 0.7
       parp reprune --pattern 2:4
     """
-    from parp_cli.pruning.limits import check_setting
+    from parp_cli.pruning.patterns import check_setting
 
     check_setting(sparsity, pattern)
 

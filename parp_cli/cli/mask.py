@@ -9,8 +9,8 @@ from parp_cli.cli import options
 from parp_cli.cli.options import option
 from parp_cli.console import Output, percent
 from parp_cli.errors import UsageError
-from parp_cli.pruning.limits import DEFAULT_PATTERN, DEFAULT_SCOPE, check_setting
 from parp_cli.pruning.methods.spec import FirstMask
+from parp_cli.pruning.patterns import DEFAULT_PATTERN, DEFAULT_SCOPE, check_setting
 
 if TYPE_CHECKING:
     from parp_cli.stages.mask import MaskResult

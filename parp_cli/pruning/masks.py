@@ -1,22 +1,33 @@
-"""Masks by the names of the weights they are for: what can be counted on them, and sets made of them.
+"""Masks by the names of the weights they are for: what can be counted on them, sets made of them, and files with them.
 
 True = kept, False = pruned. A set of masks is read as the set of the weights it keeps.
 """
 
 import hashlib
 from collections.abc import Callable, Mapping
-from typing import Any
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Final
 
 import torch
 from torch import Tensor
 
 from parp_cli.errors import MaskError, first_few
+from parp_cli.storage import checkpoint
 from parp_cli.storage.bits import pack
+from parp_cli.storage.checkpoint import Checkpoint, Metadata, Sparsity
 
 Masks = Mapping[str, Tensor]
 
 _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 """By the bytes of a number."""
+
+OPERATIONS: Final[Mapping[str, Callable[[Tensor, Tensor], Tensor]]] = {
+    "union": torch.logical_or,
+    "intersect": torch.logical_and,
+    "minus": torch.gt,  # of booleans: True and not True
+}
+"""How two masks make one, in the order in which `parp mask` does it."""
 
 
 def count_pruned(masks: Masks) -> int:
@@ -31,8 +42,7 @@ def count_all(masks: Masks) -> int:
 
 def sparsity(masks: Masks) -> float:
     """Share of the covered weights that is pruned; 0 without any masks."""
-    total = count_all(masks)
-    return count_pruned(masks) / total if total else 0.0
+    return Sparsity(target=0.0, pruned=count_pruned(masks), total=count_all(masks)).exact
 
 
 def masks_hash(masks: Masks) -> str:
@@ -45,22 +55,12 @@ def masks_hash(masks: Masks) -> str:
 
 
 def check_fit(masks: Masks, weights: Mapping[str, Tensor], *, what: str) -> None:
-    """Refuse masks that are not for these weights.
-
-    Args:
-        masks: by the weights' names.
-        weights: what the masks are to be laid over; may hold more than the masks name.
-        what: names the weights in the error.
-
-    Raises:
-        MaskError: a masked name is absent or has another shape.
-    """
+    """Raises MaskError where `weights`, which `what` names, lack a masked name or have another shape there."""
     wrong = []
     for name, mask in masks.items():
-        if name not in weights:
-            wrong.append(f"{name}: mask {tuple(mask.shape)}, no such weight")
-        elif weights[name].shape != mask.shape:
-            wrong.append(f"{name}: mask {tuple(mask.shape)}, weight {tuple(weights[name].shape)}")
+        found = f"weight {tuple(weights[name].shape)}" if name in weights else "no such weight"
+        if name not in weights or weights[name].shape != mask.shape:
+            wrong.append(f"{name}: mask {tuple(mask.shape)}, {found}")
     if wrong:
         raise MaskError(
             f"mask does not fit {what}",
@@ -81,6 +81,20 @@ def apply_(masks: Masks, weights: Mapping[str, Tensor]) -> None:
         weight.view(_INTEGERS[weight.element_size()]).mul_(mask.to(weight.device))
 
 
+def write_pruned(
+    path: Path, weights: Mapping[str, Tensor], masks: Masks, *, target: float, metadata: Metadata
+) -> Sparsity:
+    """Write a checkpoint of the weights, pruned in place, and their masks, which complete the `metadata`.
+
+    The sparsity that was asked for is the `target`; what the masks come to is returned.
+    """
+    apply_(masks, weights)
+    amount = Sparsity(target=target, pruned=count_pruned(masks), total=count_all(masks))
+    metadata = replace(metadata, prunable=tuple(masks), sparsity=amount)
+    checkpoint.write(path, Checkpoint(weights=weights, masks=masks, metadata=metadata))
+    return amount
+
+
 def revived_and_dropped(before: Masks, after: Masks) -> tuple[int, int]:
     """How many weights `after` keeps that `before` pruned, and how many it prunes that `before` kept."""
     revived = sum(_count(after[name] > before[name]) for name in after)
@@ -88,42 +102,21 @@ def revived_and_dropped(before: Masks, after: Masks) -> tuple[int, int]:
     return revived, dropped
 
 
-def recorded_setting(recipe: Mapping[str, Any] | None, key: str) -> Any:
-    """A setting of a file's masks by the recipe in its metadata: that of `parp mask`, or of fine-tuning; else None."""
+def recorded_setting(recipe: Mapping[str, Any] | None, key: str, default: Any = None) -> Any:
+    """A setting of a file's masks by the recipe in its metadata: that of `parp mask`, or of fine-tuning."""
     recorded = recipe or {}
-    return recorded[key] if key in recorded else recorded.get("pruning", {}).get(key)
+    value = recorded[key] if key in recorded else recorded.get("pruning", {}).get(key)
+    return default if value is None else value
 
 
-def pattern_of(recipe: Mapping[str, Any] | None) -> str:
-    """The pattern that a file's masks have."""
-    return str(recorded_setting(recipe, "pattern") or "global")
-
-
-def union(a: Masks, b: Masks) -> dict[str, Tensor]:
-    """Keeps what either keeps.
-
-    Raises:
-        MaskError: the two are not for the same weights. So with all three.
-    """
-    return _combined(a, b, torch.logical_or)
-
-
-def intersection(a: Masks, b: Masks) -> dict[str, Tensor]:
-    """Keeps what both keep."""
-    return _combined(a, b, torch.logical_and)
-
-
-def difference(a: Masks, b: Masks) -> dict[str, Tensor]:
-    """Keeps what `a` keeps and `b` does not."""
-    return _combined(a, b, torch.gt)  # of booleans: True and not True
+def combined(a: Masks, b: Masks, operation: Callable[[Tensor, Tensor], Tensor]) -> dict[str, Tensor]:
+    """Masks that one of the `OPERATIONS` makes of two. Raises MaskError where the two are not for the same weights."""
+    check_same_weights(a, b)
+    return {name: operation(mask, b[name]) for name, mask in a.items()}
 
 
 def check_same_weights(a: Masks, b: Masks) -> None:
-    """Refuse two sets of masks that are not for weights of the same names and shapes.
-
-    Raises:
-        MaskError: names the first weight in which they differ.
-    """
+    """Refuse two sets of masks that are not for weights of the same names and shapes (MaskError, with the first)."""
     for name in (*a, *b):
         ours, theirs = (tuple(masks[name].shape) if name in masks else None for masks in (a, b))
         if ours != theirs:
@@ -132,11 +125,6 @@ def check_same_weights(a: Masks, b: Masks) -> None:
                 details=[f"{name}: {ours or 'not masked'} in the first, {theirs or 'not masked'} in the second"],
                 hint="masks of the same weights can be combined",
             )
-
-
-def _combined(a: Masks, b: Masks, operation: Callable[[Tensor, Tensor], Tensor]) -> dict[str, Tensor]:
-    check_same_weights(a, b)
-    return {name: operation(mask, b[name]) for name, mask in a.items()}
 
 
 def _count(mask: Tensor) -> int:

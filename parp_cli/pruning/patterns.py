@@ -1,6 +1,6 @@
-"""Which weights compete with which for being kept: all of them (PARP's), those of a layer, a tensor, a row, or a few.
+"""Which sparsities there are, and which weights compete with which for being kept.
 
-    global    all weights together
+    global    all weights together (PARP's)
     layer     the weights of each layer
     tensor    the weights of each tensor
     row       the weights of each row of a matrix, which all lead to one output
@@ -9,24 +9,52 @@
 
 Rows, N:M and blocks take a tensor as a matrix (out, rest): a linear layer's as it is, a convolution's as it multiplies
 unfolded patches. In every pattern the counts are exact, and of equal magnitudes those that come first are pruned.
+Importing this does not import torch, so that commands refuse a setting before it loads.
 """
 
-import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from __future__ import annotations
 
-import torch
-from torch import Tensor
-from torch.distributed import ProcessGroup
+import math
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, Literal, cast
 
 from parp_cli.errors import ParpError, UsageError, first_few
-from parp_cli.pruning.limits import WHOLE, PatternKind, check_sparsity, read_pattern, same_sparsity
-from parp_cli.pruning.select import magnitude_masks, prune_count, total_count
-from parp_cli.pruning.sharded import from_all_ranks
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torch.distributed import ProcessGroup
+
+PatternKind = Literal["global", "layer", "tensor", "row", "n:m", "block"]
+
+WHOLE: Final = ("global", "layer", "tensor")
+"""The kinds that any tensor can have."""
+
+GROWING: Final = (*WHOLE, "row", "block")
+"""The kinds whose sparsity can grow; N:M has one."""
+
+DEFAULT_SPARSITY, DEFAULT_SCOPE, DEFAULT_PATTERN = 0.5, "transformer", "global"
+"""Where neither a recipe nor a command nor a checkpoint says what to prune."""
 
 _CHUNK = 1 << 18
 """Entries ranked together, which bounds the memory beyond the masks; these and their ranks stay in the cache."""
+
+
+def same_sparsity(one: float, other: float) -> bool:
+    """Whether two sparsities are the same as far as a message shows them: to six digits."""
+    return math.isclose(one, other, abs_tol=1e-6)
+
+
+def check_setting(sparsity: float | None, pattern: str | None = None) -> None:
+    """Refuse what is given of the two, if there is no such thing.
+
+    Raises UsageError where the sparsity is outside [0, 1), or as `Pattern.parse`.
+    """
+    if sparsity is not None and not 0 <= sparsity < 1:
+        raise UsageError(f"sparsity {sparsity:g} is outside [0, 1)", hint="0.5 prunes half of the weights")
+    if pattern is not None:
+        Pattern.parse(pattern)
 
 
 @dataclass(frozen=True)
@@ -42,9 +70,24 @@ class Pattern:
     sides: tuple[int, int] = (1, 1)
 
     @classmethod
-    def parse(cls, text: str) -> "Pattern":
-        """Read a pattern; raises as `limits.read_pattern`."""
-        return cls(*read_pattern(text))
+    def parse(cls, text: str) -> Pattern:
+        """Read "global", "layer", "tensor", "row", N:M such as "2:4", or a block such as "16x16".
+
+        Raises UsageError where it is none of these, or not 1 <= N < M <= 32.
+        """
+        if text in (*WHOLE, "row"):
+            return cls(cast(PatternKind, text))
+        if match := re.fullmatch("([1-9][0-9]*)([:x])([1-9][0-9]*)", text):
+            sides = (int(match[1]), int(match[3]))
+            if match[2] == "x":
+                return cls("block", sides)
+            if sides[0] < sides[1] <= 32:
+                return cls("n:m", sides)
+        raise UsageError(
+            f"no pattern {text!r}",
+            hint="one of global, layer, tensor, row, N of M weights (1 <= N < M <= 32) such as 2:4, or blocks such as "
+            "16x16",
+        )
 
     def __str__(self) -> str:
         if self.kind not in ("n:m", "block"):
@@ -56,22 +99,21 @@ class Pattern:
         """The only sparsity that N:M has, 1 - N/M; None where it is free."""
         return 1 - self.sides[0] / self.sides[1] if self.kind == "n:m" else None
 
+    @property
+    def _cell(self) -> tuple[int, int]:
+        """Rows and columns of what N:M and blocks repeat."""
+        return (1, self.sides[1]) if self.kind == "n:m" else self.sides
+
     def carries(self, shape: tuple[int, ...]) -> bool:
         """Whether a tensor of this shape can hold the pattern; for rows, N:M and blocks it takes a fitting matrix."""
-        if self.kind in WHOLE:
-            return True
         rows, columns = self._cell
-        return len(shape) >= 2 and shape[0] % rows == 0 and math.prod(shape[1:]) % columns == 0
+        fits = len(shape) >= 2 and shape[0] % rows == 0 and math.prod(shape[1:]) % columns == 0
+        return fits or self.kind in WHOLE
 
     def among(self, weights: Mapping[str, Tensor], *, where: str) -> dict[str, Tensor]:
         """Those of the weights that can hold the pattern; the others are not pruned.
 
-        Args:
-            weights: by name.
-            where: names them in the error.
-
-        Raises:
-            UsageError: none can.
+        Raises UsageError where none of those `where` it says can.
         """
         carrying = {name: weight for name, weight in weights.items() if self.carries(tuple(weight.shape))}
         if not carrying:
@@ -81,6 +123,10 @@ class Pattern:
                 hint="its sides must be multiples of the pattern's; choose another pattern or scope",
             )
         return carrying
+
+    def rivals(self, names: Iterable[str], layers: Mapping[str, str]) -> dict[str, str]:
+        """A label for each name; tensors that compete have the same one."""
+        return {name: {"layer": layers.get(name, ""), "tensor": name}.get(self.kind, "") for name in names}
 
     def masks(
         self,
@@ -107,121 +153,97 @@ class Pattern:
                 hold the pattern.
             ParpError: a score is NaN (the parameter is named).
         """
-        check_sparsity(sparsity)
-        self._check_carried(scores, group)
-        match self.kind:
-            case "global":
-                return _competing(scores, sparsity, group)
-            case "layer":
-                return _competing_within(scores, sparsity, group, lambda name: layers[name])
-            case "tensor":
-                return _competing_within(scores, sparsity, group, lambda name: name)
-            case "block":
-                return _block_masks(scores, sparsity, group, *self.sides)
-            case "row":
-                _check_numbers(scores, group)
-                return {name: _row_mask(score, sparsity) for name, score in scores.items()}
-            case "n:m":
-                self._check_own(sparsity)
-                _check_numbers(scores, group)
-                return {name: _n_of_m_mask(score, *self.sides) for name, score in scores.items()}
+        from parp_cli.pruning.select import magnitude_masks, prune_count, total_count
 
-    @property
-    def _cell(self) -> tuple[int, int]:
-        """Rows and columns of what N:M and blocks repeat."""
-        return (1, self.sides[1]) if self.kind == "n:m" else self.sides
+        check_setting(sparsity)
+        self._check_carried(scores, group)
+        if self.sparsity is not None and not same_sparsity(sparsity, self.sparsity):
+            raise UsageError(
+                f"the pattern {self} cannot have sparsity {sparsity:g}", hint=f"it must be {self.sparsity:.6g}"
+            )
+        if self.kind in ("row", "n:m"):
+            _check_numbers(scores, group)
+            n, m = self.sides
+            return {
+                name: _n_of_m_mask(score, n, m) if self.kind == "n:m" else _row_mask(score, sparsity)
+                for name, score in scores.items()
+            }
+        ranked = {
+            name: _block_sums(score, *self.sides) if self.kind == "block" else score for name, score in scores.items()
+        }
+        sets: dict[str, dict[str, Tensor]] = {}
+        for name, label in self.rivals(scores, layers).items():
+            sets.setdefault(label, {})[name] = ranked[name]
+        masks: dict[str, Tensor] = {}
+        for rivals in sets.values():
+            masks |= magnitude_masks(rivals, prune_count(sparsity, total_count(rivals, group)), group=group)
+        if self.kind == "block":
+            rows, columns = self.sides
+            masks = {n: mask.repeat_interleave(rows, 0).repeat_interleave(columns, 1) for n, mask in masks.items()}
+        return {name: masks[name].reshape(score.shape) for name, score in scores.items()}
 
     def _check_carried(self, scores: Mapping[str, Tensor], group: ProcessGroup | None) -> None:
         shapes = {name: tuple(score.shape) for name, score in scores.items() if not self.carries(tuple(score.shape))}
-        shapes = _of_all(shapes, group)
-        how = "" if group is None else ", sharded over the processes as it is,"
-        if wrong := list(shapes):
+        if wrong := _of_all(shapes, group):
             rows, columns = self._cell
+            how = "" if group is None else ", sharded over the processes as it is,"
             raise UsageError(
-                f"{wrong[0]}{how} cannot hold the pattern {self}",
-                details=first_few([f"{name}: {shapes[name]}" for name in wrong], 10),
+                f"{next(iter(wrong))}{how} cannot hold the pattern {self}",
+                details=first_few([f"{name}: {shape}" for name, shape in wrong.items()], 10),
                 hint=f"a matrix can, whose rows are a multiple of {rows} and its columns of {columns}",
             )
-
-    def _check_own(self, sparsity: float) -> None:
-        own = self.sparsity
-        if own is not None and not same_sparsity(sparsity, own):
-            raise UsageError(f"the pattern {self} cannot have sparsity {sparsity:g}", hint=f"it must be {own:.6g}")
 
 
 GLOBAL = Pattern("global")
 """PARP's: all prunable weights compete."""
 
 
-def _competing(scores: Mapping[str, Tensor], sparsity: float, group: ProcessGroup | None) -> dict[str, Tensor]:
-    return magnitude_masks(scores, prune_count(sparsity, total_count(scores, group)), group=group)
-
-
-def _competing_within(
-    scores: Mapping[str, Tensor], sparsity: float, group: ProcessGroup | None, label: Callable[[str], str]
-) -> dict[str, Tensor]:
-    """Entries compete with those of the same label."""
-    sets: dict[str, dict[str, Tensor]] = {}
-    for name, score in scores.items():
-        sets.setdefault(label(name), {})[name] = score
-    masks = {name: mask for rivals in sets.values() for name, mask in _competing(rivals, sparsity, group).items()}
-    return {name: masks[name] for name in scores}
-
-
-def _block_masks(
-    scores: Mapping[str, Tensor], sparsity: float, group: ProcessGroup | None, rows: int, columns: int
-) -> dict[str, Tensor]:
-    """A block's score is the sum of its magnitudes."""
-    sums = {}
-    for name, score in scores.items():
-        down, across = score.shape[0] // rows, math.prod(score.shape[1:]) // columns
-        blocks = score.detach().reshape(down, rows, across, columns)
-        # How a sum is vectorised shows in the last bits of float64, which float32 does not keep.
-        sums[name] = blocks.abs().sum((1, 3), dtype=torch.float64).float()
-    return {
-        name: mask.repeat_interleave(rows, 0).repeat_interleave(columns, 1).reshape(scores[name].shape)
-        for name, mask in _competing(sums, sparsity, group).items()
-    }
-
-
 def _of_all(found: Mapping[str, Any], group: ProcessGroup | None) -> dict[str, Any]:
     """What all ranks of a group found: if one of them raised by itself, the others would wait for it in vain."""
+    from parp_cli.pruning.sharded import from_all_ranks
+
     return {name: value for one in from_all_ranks(found, group)[0] for name, value in one.items()}
 
 
 def _check_numbers(scores: Mapping[str, Tensor], group: ProcessGroup | None) -> None:
+    import torch
+
     # A sum of magnitudes is NaN only where one of them is, which is ten times quicker than to look at each.
-    for name in _of_all(
-        {name: None for name, score in scores.items() if torch.linalg.vector_norm(score.detach(), 1).isnan()}, group
-    ):
+    bad = {name: None for name, score in scores.items() if torch.linalg.vector_norm(score.detach(), 1).isnan()}
+    for name in _of_all(bad, group):
         raise ParpError(f"{name} holds NaN, which has no magnitude to rank", hint="the model has diverged")
 
 
+def _block_sums(score: Tensor, rows: int, columns: int) -> Tensor:
+    """The sum of magnitudes of each block, (down, across)."""
+    down, across = score.shape[0] // rows, math.prod(score.shape[1:]) // columns
+    blocks = score.detach().reshape(down, rows, across, columns)
+    # How a sum is vectorised shows in the last bits of float64, which float32 does not keep.
+    return blocks.abs().double().sum((1, 3)).float()
+
+
 def _row_mask(score: Tensor, sparsity: float) -> Tensor:
+    from parp_cli.pruning.select import prune_count
+
     rows = score.detach().flatten(1).abs()
-    order = rows.argsort(dim=1, stable=True)
-    kept = torch.ones_like(rows, dtype=torch.bool)
-    return kept.scatter_(1, order[:, : prune_count(sparsity, rows.shape[1])], False).reshape(score.shape)
+    smallest = rows.argsort(dim=1, stable=True)[:, : prune_count(sparsity, rows.shape[1])]
+    return rows.new_ones(rows.shape).scatter_(1, smallest, 0).bool().reshape(score.shape)
 
 
 def _n_of_m_mask(score: Tensor, n: int, m: int) -> Tensor:
+    import torch
+
     groups = score.detach().reshape(-1, m)
     kept = torch.empty(groups.shape, dtype=torch.bool, device=score.device)
     step = _CHUNK // m
     for chunk, mask in zip(torch.split(groups, step), torch.split(kept, step), strict=True):
         places = chunk.T.contiguous().abs()  # (M, G): what is compared lies together
-        torch.ge(_ranks(places).T, m - n, out=mask)
+        # How many of its group are to be pruned before an entry: those smaller, and equal ones before it. To compare
+        # all pairs takes, for so few, a third of the time of sorting.
+        ranks = torch.zeros(places.shape, dtype=torch.int8, device=places.device)
+        for later in range(1, m):
+            earlier_first = places[:later] <= places[later]
+            ranks[later] += earlier_first.sum(0, dtype=torch.int8)
+            ranks[:later] += ~earlier_first
+        torch.ge(ranks.T, m - n, out=mask)
     return kept.reshape(score.shape)
-
-
-def _ranks(places: Tensor) -> Tensor:
-    """How many of its column in (M, G) are to be pruned before an entry: those smaller, and equal ones before it.
-
-    All pairs of rows are compared, which for so few takes a third of the time of sorting the columns.
-    """
-    ranks = torch.zeros(places.shape, dtype=torch.int8, device=places.device)
-    for later in range(1, len(places)):
-        earlier_first = places[:later] <= places[later]
-        ranks[later] += earlier_first.sum(0, dtype=torch.int8)
-        ranks[:later] += ~earlier_first
-    return ranks

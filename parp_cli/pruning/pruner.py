@@ -6,24 +6,18 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, distributed
+from torch import Tensor
 
 from parp_cli.errors import MaskError
 from parp_cli.pruning.masks import Masks, apply_, check_fit, count_all, count_pruned, revived_and_dropped
 from parp_cli.pruning.methods import Method, Snapshot
-from parp_cli.pruning.sharded import full_tensor_like, local_shard, shard_like
+from parp_cli.pruning.sharded import from_all_ranks, full_tensor_like, local_shard, shard_like
 
 
 @dataclass(frozen=True, kw_only=True)
 class Repruning:
-    """One re-pruning.
-
-    Attributes:
-        update: after which one it was.
-        sparsity: of all masks together, afterwards.
-        revived, dropped: how many weights came back, and how many were pruned.
-        layers: both, by the label of the layer.
-    """
+    """One re-pruning, after an update: the sparsity of all masks together, how many weights came back (revived) and
+    how many were pruned (dropped), and both by the label of the layer."""
 
     update: int
     sparsity: float
@@ -40,20 +34,15 @@ class Repruning:
 class Pruner:
     """Keeps the masks of the prunable weights through one training run.
 
-    Args:
-        weights: the prunable parameters by name; changed in place. Where they are sharded (FSDP2), the settings of the
-            method have the group.
-        masks: where the run starts, by the same names; empty for a dense run.
-        method: when masks change, and how. Its settings have the labels of layers by which re-prunings are recorded.
+    Raises MaskError where the masks do not fit the weights.
 
     Attributes:
-        weights: as given.
-        masks: of the last pruning, on the weights' device; empty when dense. Where weights are sharded, of this
-            process's shards.
+        weights: the prunable parameters by name; changed in place. Where they are sharded (FSDP2), the settings of the
+            method have the group.
+        masks: of the last pruning, at first those given, on the weights' device; empty when dense. Where weights are
+            sharded, of this process's shards.
+        update: the last one that was done.
         history: all re-prunings so far.
-
-    Raises:
-        MaskError: the masks do not fit the weights.
     """
 
     def __init__(self, weights: Mapping[str, Tensor], masks: Masks, *, method: Method) -> None:
@@ -66,9 +55,9 @@ class Pruner:
             check_fit(masks, self.weights, what="the model to fine-tune")
             if unmasked := [f"{name}: no mask" for name in self.weights if name not in masks]:
                 raise MaskError("mask does not fit the model to fine-tune", details=unmasked[:10])
-            self.take(masks)
+            self._take(masks)
 
-    def take(self, masks: Masks) -> None:
+    def _take(self, masks: Masks) -> None:
         """Go on with these masks, of whole weights, and leave the weights as they are."""
         # Files have names in another order; that of the weights decides between equal scores.
         self.masks = {n: local_shard(shard_like(masks[n], weight)) for n, weight in self.weights.items() if n in masks}
@@ -79,22 +68,22 @@ class Pruner:
 
     def state(self) -> dict[str, Tensor]:
         """What a resumed run needs: the full masks, and what the method observed. All processes must ask at once."""
-        observed = {
-            f"{what}/{name}": full_tensor_like(value, self.weights[name])
-            for what, values in self._method.state().items()
-            for name, value in values.items()
+        observed = self._method.observed.items()
+        return self.whole(self.masks) | {
+            f"observed/{key}": full_tensor_like(value, self._weight(key)) for key, value in observed
         }
-        return self.whole(self.masks) | observed
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         """Go on from what `state` gave, and leave the weights as they are."""
-        self.take({name: value for name, value in state.items() if "/" not in name})
-        observed: dict[str, dict[str, Tensor]] = {}
-        for key, value in state.items():
-            what, slash, name = key.partition("/")
-            if slash:
-                observed.setdefault(what, {})[name] = local_shard(shard_like(value, self.weights[name]))
-        self._method.load_state(observed)
+        self._take(state)
+        observed = {key: value for name, value in state.items() if (key := name.partition("/")[2])}
+        self._method.observed = {
+            key: local_shard(shard_like(value, self._weight(key))) for key, value in observed.items()
+        }
+
+    def _weight(self, key: str) -> Tensor:
+        """Of a key of `Method.observed`."""
+        return self.weights[key.rpartition("/")[2]]
 
     def counts(self, masks: Masks) -> tuple[int, int]:
         """How many weights such masks prune, and how many they cover, in all processes."""
@@ -102,11 +91,7 @@ class Pruner:
         return pruned, covered
 
     def start(self, forward: Callable[[], None] | None = None) -> None:
-        """Prune: set the weights outside the first mask to zero.
-
-        Args:
-            forward: as of `Method.begin`, for a method that chooses its first mask by examples.
-        """
+        """Set the weights outside the first mask to zero; a method may choose it, by `forward` as of `Method.begin`."""
         if self.masks and forward is not None:
             self.masks = dict(self._method.begin(self._snapshot(), forward) or self.masks)
         apply_(self.masks, self._shards())
@@ -114,48 +99,30 @@ class Pruner:
     def before_step(self, update: int, *, learning_rate: float = 0.0) -> bool:
         """Between the backward pass and the optimizer's step of the update with this number, from 1.
 
-        Where pruned weights are to stay zero their gradients are zeroed, so that their moments stay zero too.
-
-        Args:
-            update: its number.
-            learning_rate: of the encoder's weights in this update.
-
-        Returns:
-            Whether gradients were zeroed.
+        Where pruned weights are to stay zero their gradients are zeroed, so that their moments stay zero too; returns
+        whether they were. The learning rate is that of the encoder's weights in this update.
         """
         if not self.masks:
             return False
         # Weights that are frozen for now have no gradient.
         gradients = {name: local_shard(w.grad) for name, w in self.weights.items() if w.grad is not None}
-        self._method.observe(
-            Snapshot(
-                update=update,
-                weights=self._shards(),
-                masks=self.masks,
-                gradients=gradients,
-                learning_rate=learning_rate,
-            )
-        )
+        self._method.observe(self._snapshot(update=update, gradients=gradients, learning_rate=learning_rate))
         if self._method.adjusts(self.update):
             return False
         apply_({name: self.masks[name] for name in gradients}, gradients)
         return True
 
     def after_step(self, update: int, optimizer: torch.optim.Optimizer | None = None) -> Repruning | None:
-        """After the optimizer's step. Re-prunes when it is time, and says so.
+        """After the optimizer's step of the update with this number. Re-prunes when it is time, and says so.
 
-        Args:
-            update: the number of the update that was done, from 1.
-            optimizer: forgets its moments of weights that are pruned from now on and are to stay zero.
+        The optimizer forgets its moments of weights that are pruned from now on and are to stay zero.
         """
         self.update = update
         if not self.masks:
             return None
         if not self._method.adjusts(update - 1):
             apply_(self.masks, self._shards())  # weight decay and the like must not move them either
-        if not self._method.settings.schedule.due(update):
-            return None
-        masks = self._method.masks(self._snapshot())
+        masks = self._method.masks(self._snapshot()) if self._method.settings.schedule.due(update) else None
         if masks is None:
             return None
         self.history.append(self.compare(masks))
@@ -170,10 +137,7 @@ class Pruner:
         """The weights as they would be shipped now, pruned to the target; afterwards all is as it was.
 
         Between two re-prunings the weights of a PARP run are dense: to validate or save those would be to judge a
-        model that nobody will have.
-
-        Yields:
-            Their masks, and whether these are other than the current ones.
+        model that nobody will have. Yields their masks, and whether these are other than the current ones.
         """
         masks = self._method.final_masks(self._snapshot()) if self.masks else None
         if masks is None:
@@ -187,39 +151,35 @@ class Pruner:
             for name, shard in self._shards().items():
                 shard.copy_(unpruned[name])
 
-    def _snapshot(self) -> Snapshot:
-        return Snapshot(update=self.update, weights=self._shards(), masks=self.masks)
-
-    def _shards(self) -> dict[str, Tensor]:
-        """What this process holds of the weights, to be changed in place."""
-        return {name: local_shard(weight) for name, weight in self.weights.items()}
-
-    def _sum(self, numbers: list[int]) -> list[int]:
-        group = self._method.settings.group
-        if group is None:
-            return numbers
-        device = next(iter(self.weights.values())).device
-        summed = torch.tensor(numbers, dtype=torch.int64, device=device)
-        distributed.all_reduce(summed, group=group)
-        return [int(number) for number in summed.tolist()]
-
     def compare(self, masks: Masks) -> Repruning:
         """What a re-pruning from the current masks to these does, after the last update."""
-        labels = self._method.settings.layers
-        numbers: dict[str, list[int]] = {}  # revived and dropped, by layer
-        for name, after in masks.items():
-            changed = revived_and_dropped({name: self.masks[name]}, {name: after})
-            label = labels.get(name, "other")
-            numbers[label] = [a + b for a, b in zip(numbers.get(label, [0, 0]), changed, strict=True)]
-        summed = self._sum([number for pair in numbers.values() for number in pair])
+        changed: dict[str, list[str]] = {}
+        for name in masks:
+            changed.setdefault(self._method.settings.layers.get(name, "other"), []).append(name)
+        pairs = [
+            revived_and_dropped({n: self.masks[n] for n in names}, {n: masks[n] for n in names})
+            for names in changed.values()
+        ]
+        summed = self._sum([number for pair in pairs for number in pair])
         pruned, covered = self.counts(masks)
         return Repruning(
             update=self.update,
             sparsity=pruned / covered,
             revived=sum(summed[::2]),
             dropped=sum(summed[1::2]),
-            layers=dict(zip(numbers, zip(summed[::2], summed[1::2], strict=True), strict=True)),
+            layers=dict(zip(changed, zip(summed[::2], summed[1::2], strict=True), strict=True)),
         )
+
+    def _snapshot(self, **changes: Any) -> Snapshot:
+        return Snapshot(**{"update": self.update, "weights": self._shards(), "masks": self.masks, **changes})
+
+    def _shards(self) -> dict[str, Tensor]:
+        """What this process holds of the weights, to be changed in place."""
+        return {name: local_shard(weight) for name, weight in self.weights.items()}
+
+    def _sum(self, numbers: list[int]) -> list[int]:
+        """Over all processes that the weights are sharded over."""
+        return [sum(column) for column in zip(*from_all_ranks(numbers, self._method.settings.group)[0], strict=True)]
 
     def _forget_moments(self, optimizer: torch.optim.Optimizer) -> None:
         for name, mask in self.masks.items():

@@ -1,7 +1,7 @@
 """Units: the rows of a layer's weight, each with its entry of the bias. A unit is kept or pruned as a whole.
 
-R rows in a layer, which is named by its module. Where weights are sharded, each process has the scores and the masks of
-its own rows.
+R rows in a layer, which is named by the first of its tensors. Where weights are sharded, each process has the scores
+and the masks of its own rows.
 """
 
 import math
@@ -24,7 +24,7 @@ def units_of(names: Iterable[str]) -> dict[str, list[str]]:
 
 
 def unit_sums(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The sum (R,) over each unit, by the first name of its layer."""
+    """The sum (R,) over each unit, by its layer."""
     sums = {name: tensor.detach().unsqueeze(-1).flatten(1).sum(1) for name, tensor in tensors.items()}
     return {unit: torch.stack([sums[name] for name in names]).sum(0) for unit, names in units_of(tensors).items()}
 
@@ -40,11 +40,11 @@ def keep_units(
     """Masks that keep the units of the largest scores, and none that is pruned already.
 
     Args:
-        scores: (R,) by the first name of each layer; 0 where it is missing.
+        scores: (R,) by layer; 0 where it is missing.
         masks: the current ones.
         sparsity: share of the weights to prune; so many units are that the number of their weights is nearest to it.
             Of equal scores those that come first are pruned.
-        rivals: a label for each name; units compete with those of the same label.
+        rivals: from `Pattern.rivals`.
         group: processes over which the weights are sharded.
     """
     units = units_of(masks)
@@ -65,9 +65,6 @@ def keep_units(
         keep[order[: int((pruned - round(sparsity * int(pruned[-1]))).abs().argmin())]] = False
         for unit, part in zip(together, torch.split(keep, rows), strict=True):
             mine = torch.split(part, [len(shard[unit]) for shard in shards])[rank]
-            kept |= {name: _spread(mine, masks[name]) for name in units[unit]}
+            for mask, name in ((masks[name], name) for name in units[unit]):
+                kept[name] = mine.to(mask.device).reshape(-1, *[1] * (mask.dim() - 1)).expand(mask.shape).clone()
     return {name: kept[name] for name in masks}
-
-
-def _spread(rows: Tensor, mask: Tensor) -> Tensor:
-    return rows.to(mask.device).reshape(-1, *[1] * (mask.dim() - 1)).expand(mask.shape).clone()

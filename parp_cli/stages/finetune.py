@@ -44,12 +44,12 @@ from parp_cli.training.optimizer import tri_stage
 from parp_cli.training.plan import (
     Round,
     Start,
+    check_method,
     read_start,
-    reprunings_of,
     rewound,
-    round_sparsities,
     round_start,
     rounds_of,
+    schedule_of,
     settings_of,
     sparsities_of,
 )
@@ -149,10 +149,11 @@ def prepare(recipe: Recipe, init: Path | None, notify: Notify) -> Preparation:
     start = read_start(recipe, init, notify)
     if recipe.pruning.rewind is not None:
         rewound(start, Path(recipe.pruning.rewind))  # what is wrong with it is said now, not after the first run
-    sparsities = sparsities_of(recipe.pruning, start)
+    check_method(recipe.pruning, start)
+    sparsities_of(recipe.pruning, start)  # as is what is wrong with these, before the data is read
     check_weights(recipe, start)
     data = load_data(recipe.data, start.architecture, recorded_vocabulary(start.task), notify)
-    settings = settings_of(recipe, start, sparsities, [utterance.seconds for utterance in data.train])
+    settings = settings_of(recipe, start, [utterance.seconds for utterance in data.train])
     return Preparation(
         start=start, settings=settings, task=CtcTask(recipe=recipe, data=data, architecture=start.architecture)
     )
@@ -161,9 +162,8 @@ def prepare(recipe: Recipe, init: Path | None, notify: Notify) -> Preparation:
 def _prepare_round(whole: Preparation, each: Round, before: Path | None) -> Preparation:
     """One of several training runs of a method: other pruning and length, another start, the same data."""
     start = round_start(whole.start, each, before)
-    sparsities = round_sparsities(whole.settings, each.recipe)
     lengths = [utterance.seconds for utterance in whole.task.train]
-    settings = settings_of(each.recipe, start, sparsities, lengths)
+    settings = settings_of(each.recipe, start, lengths)
     return Preparation(start=start, settings=settings, task=replace(whole.task, recipe=each.recipe))
 
 
@@ -192,7 +192,7 @@ def plan_of(rounds: Sequence[Round], preparation: Preparation) -> Plan:
         micro_batches_per_update=len(task.grouped(batches.take(), training.micro_batch_seconds)),
         epochs=training.updates * seconds / sum(lengths),
         repruning_interval=settings.schedule.interval,
-        reprunings=sum(reprunings_of(each, architecture, lengths) for each in rounds),
+        reprunings=sum(len(schedule_of(each.recipe, architecture, lengths).times) for each in rounds),
     )
 
 

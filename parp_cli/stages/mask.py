@@ -1,7 +1,7 @@
 """Prune a model with a first mask (PARP, step 1): a new one, or one combined from other checkpoints' masks."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -9,30 +9,27 @@ import torch
 from torch import Tensor, nn
 
 from parp_cli.errors import MaskError
-from parp_cli.models.sources.load import load_encoder, random_encoder
+from parp_cli.models.sources.load import load_encoder
 from parp_cli.models.sources.names import Encoder, check_same_model
 from parp_cli.models.speech.config import build
 from parp_cli.models.speech.prunable import layers_of, prunable_parameters
-from parp_cli.pruning.limits import DEFAULT_PATTERN, DEFAULT_SCOPE, DEFAULT_SPARSITY, check_sparsity
 from parp_cli.pruning.masks import (
+    OPERATIONS,
     Masks,
-    apply_,
     check_fit,
+    combined,
     count_all,
     count_pruned,
-    difference,
-    intersection,
-    pattern_of,
     recorded_setting,
-    union,
+    write_pruned,
 )
 from parp_cli.pruning.methods.spec import FirstMask
-from parp_cli.pruning.patterns import Pattern
-from parp_cli.pruning.scores import first_scores
+from parp_cli.pruning.patterns import DEFAULT_PATTERN, DEFAULT_SCOPE, DEFAULT_SPARSITY, Pattern, check_setting
 from parp_cli.runtime.device import versions
 from parp_cli.runtime.progress import Notify, silent
 from parp_cli.storage import checkpoint
-from parp_cli.storage.checkpoint import Checkpoint, Metadata, Parent, Sparsity, file_hash
+from parp_cli.storage.checkpoint import Metadata, Sparsity, file_hash
+from parp_cli.training.masks import first_scores
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,17 +69,12 @@ def mask(
     """Prune `sparsity` of a model's prunable weights and write weights (zero where pruned) and mask.
 
     Args:
-        model: as `models.sources.load_encoder` takes it.
-        sparsity: share to prune in [0, 1); globally exactly round(sparsity · n) of n weights are. Without one, that
-            of the pattern where it has one, else 0.5.
-        out: the checkpoint to write.
-        method: how the weights to prune are chosen.
-        biases: whether biases count as prunable.
-        scope: which layers do, as `models.prunable.prunable_parameters` takes it.
-        pattern: which weights compete with which, as `pruning.patterns.Pattern.parse` takes it. Tensors that cannot
-            hold it are not pruned.
+        model: as `models.sources.load_encoder` takes it, with the architecture where it does not tell what it is.
+        sparsity: share to prune; globally exactly round(sparsity · n) of n weights are. Without one, that of the
+            pattern where it has one, else 0.5.
+        biases, scope: what is prunable, as for `models.prunable.prunable_parameters`.
+        pattern: as `Pattern.parse` takes it. Tensors that cannot hold it are not pruned.
         seed: of the random choice, or of the untrained network.
-        architecture: where `model` does not tell what it is.
         device: to select on; by default the CPU. The result is the same.
 
     Raises:
@@ -92,26 +84,17 @@ def mask(
     parsed = Pattern.parse(pattern)
     if sparsity is None:
         sparsity = DEFAULT_SPARSITY if parsed.sparsity is None else parsed.sparsity
-    check_sparsity(sparsity)
+    check_setting(sparsity)
     encoder = load_encoder(model, architecture=architecture, notify=notify)
     scoped = prunable_parameters(_network(encoder), biases=biases, scope=scope)
     weights = {name: encoder.weights[name] for name in parsed.among(scoped, where=f"scope {scope}")}
-    scores = first_scores(
-        method, weights, seed=seed, untrained=lambda seed: random_encoder(encoder.architecture, seed=seed).weights
-    )
+    scores = first_scores(method, weights, encoder.architecture, seed=seed)
     masks = parsed.masks({name: score.to(device) for name, score in scores.items()}, sparsity, layers_of(scores))
     recipe = {"model": model, "method": method, "sparsity": sparsity, "biases": biases, "scope": scope}
-    result = _write(
-        encoder,
-        masks,
-        target=sparsity,
-        out=out,
-        model=model,
-        recipe={**recipe, "pattern": pattern},
-        parents=encoder.parents,
-        seed=seed,
-    )
-    return replace(result, cannot_hold={name: w.numel() for name, w in scoped.items() if name not in weights})
+    metadata = _metadata(encoder, recipe={**recipe, "pattern": pattern}, seed=seed, parents=encoder.parents)
+    amount = write_pruned(out, encoder.weights, masks, target=sparsity, metadata=metadata)
+    unfit = {name: w.numel() for name, w in scoped.items() if name not in weights}
+    return MaskResult(path=out, sha256=file_hash(out), model=model, method=method, sparsity=amount, cannot_hold=unfit)
 
 
 def combine(
@@ -132,18 +115,15 @@ def combine(
 
     Args:
         source: the checkpoint with the mask to begin from.
-        out: the checkpoint to write.
-        unions: checkpoints whose kept weights are kept too.
-        intersections: checkpoints of which only the kept weights are kept.
-        minuses: checkpoints whose kept weights are pruned.
-        apply: the model or checkpoint whose weights the mask is laid over, as `models.sources.load_encoder` takes it;
-            by default those of `source`, which are zero where its own mask prunes.
-        architecture: where `apply` does not tell what it is.
+        unions, intersections, minuses: checkpoints whose kept weights are kept too; alone are kept; are pruned.
+        apply: the model whose weights the mask is laid over, as `models.sources.load_encoder` takes it, with the
+            architecture where it does not tell; by default those of `source`, which are zero where its mask prunes.
 
     Raises:
         CheckpointError: a file cannot be read.
         MaskError: a file has no mask, or one for another model.
     """
+    steps = [(unions, "union"), (intersections, "intersect"), (minuses, "minus")]
     files = {path: checkpoint.read_metadata(path) for path in (source, *unions, *intersections, *minuses)}
     metadata = files[source]
     for path, other in files.items():
@@ -153,37 +133,42 @@ def combine(
     check_same_model(str(source), metadata.architecture, model, encoder.architecture.to_json())
     masked = {name for other in files.values() for name in other.prunable}
     names = [name for name, _ in _network(encoder).named_parameters() if name in masked]
-    operations = ((unions, union), (intersections, intersection), (minuses, difference))
-    masks = _combined(source, operations, names, encoder.weights)
+    masks = _completed(source, names, encoder.weights)
+    for others, operation in steps:
+        for path in others:
+            masks = combined(masks, _completed(path, names, encoder.weights), OPERATIONS[operation])
     pruned, total = count_pruned(masks), count_all(masks)
     if pruned == total:
         raise MaskError("the combined mask keeps no weight", hint="name masks with more in common")
-    changed = bool(unions or intersections or minuses)
+    # Those of a file that masks all that any of them does.
+    scopes = [recorded_setting(file.recipe, "scope") for file in files.values() if masked <= set(file.prunable)]
+    changed = any(others for others, _ in steps)
     recipe = {
         "from": str(source),
-        "union": [str(path) for path in unions],
-        "intersect": [str(path) for path in intersections],
-        "minus": [str(path) for path in minuses],
+        **{operation: [str(path) for path in others] for others, operation in steps},
         "apply": apply,
-        "scope": _widest_scope(files.values(), masked),
+        "scope": next(iter(scopes), None),
         "biases": any(name.endswith("bias") for name in names),
         # A combination of masks of a pattern need not have it.
-        "pattern": DEFAULT_PATTERN if changed else pattern_of(metadata.recipe),
+        "pattern": DEFAULT_PATTERN if changed else recorded_setting(metadata.recipe, "pattern", DEFAULT_PATTERN),
     }
-    unchanged = None if changed or metadata.sparsity is None else metadata.sparsity.target
     parents = (*(p for path, other in files.items() for p in checkpoint.lineage(path, other)), *encoder.parents)
-    result = _write(
-        encoder,
+    amount = write_pruned(
+        out,
+        encoder.weights,
         masks,
-        target=pruned / total if unchanged is None else unchanged,
-        out=out,
-        model=model,
-        recipe=recipe,
-        parents=tuple(dict.fromkeys(parents)),
-        seed=metadata.seed,
+        target=pruned / total if changed or metadata.sparsity is None else metadata.sparsity.target,
+        metadata=_metadata(encoder, recipe=recipe, seed=metadata.seed, parents=tuple(dict.fromkeys(parents))),
     )
     absent = {str(path): tuple(n for n in names if n not in other.prunable) for path, other in files.items()}
-    return replace(result, completed={path: some for path, some in absent.items() if some})
+    return MaskResult(
+        path=out,
+        sha256=file_hash(out),
+        model=model,
+        method="combined",
+        sparsity=amount,
+        completed={path: some for path, some in absent.items() if some},
+    )
 
 
 def _network(encoder: Encoder) -> nn.Module:
@@ -192,20 +177,6 @@ def _network(encoder: Encoder) -> nn.Module:
     with torch.device("meta"):
         network: nn.Module = build(encoder.architecture, vocabulary_size=size)
     return network
-
-
-def _combined(
-    source: Path,
-    operations: Iterable[tuple[Sequence[Path], Callable[[Masks, Masks], Masks]]],
-    names: Sequence[str],
-    weights: Mapping[str, Tensor],
-) -> Masks:
-    """The mask of `source` after each operation with each of its files, for the weights with these names."""
-    masks = _completed(source, names, weights)
-    for others, operation in operations:
-        for path in others:
-            masks = operation(masks, _completed(path, names, weights))
-    return masks
 
 
 def _completed(path: Path, names: Sequence[str], weights: Mapping[str, Tensor]) -> Masks:
@@ -217,36 +188,7 @@ def _completed(path: Path, names: Sequence[str], weights: Mapping[str, Tensor]) 
     return {n: masks[n] if n in masks else torch.ones(weights[n].shape, dtype=torch.bool) for n in names}
 
 
-def _widest_scope(files: Iterable[Metadata], masked: set[str]) -> str | None:
-    """The scope of a file that masks all that any of them does, or None."""
-    scopes = [recorded_setting(file.recipe, "scope") for file in files if masked <= set(file.prunable)]
-    return scopes[0] if scopes else None
-
-
-def _write(
-    encoder: Encoder,
-    masks: Mapping[str, Tensor],
-    *,
-    target: float,
-    out: Path,
-    model: str,
-    recipe: Mapping[str, Any],
-    parents: tuple[Parent, ...],
-    seed: int | None,
-) -> MaskResult:
-    apply_(masks, encoder.weights)
-    amount = Sparsity(target=target, pruned=count_pruned(masks), total=count_all(masks))
-    metadata = Metadata(
-        stage="mask",
-        architecture=encoder.architecture.to_json(),
-        task=encoder.task,
-        prunable=tuple(masks),
-        sparsity=amount,
-        recipe=recipe,
-        seed=seed,
-        parents=parents,
-        versions=versions(),
+def _metadata(encoder: Encoder, **values: Any) -> Metadata:
+    return Metadata(
+        stage="mask", architecture=encoder.architecture.to_json(), task=encoder.task, versions=versions(), **values
     )
-    checkpoint.write(out, Checkpoint(weights=encoder.weights, masks=masks, metadata=metadata))
-    method = recipe.get("method", "combined")
-    return MaskResult(path=out, sha256=file_hash(out), model=model, method=method, sparsity=amount)

@@ -9,12 +9,11 @@ import torch
 
 from parp_cli.errors import CheckpointError
 from parp_cli.models.speech.prunable import layers_of
-from parp_cli.pruning.limits import check_sparsity
-from parp_cli.pruning.masks import apply_, count_all, count_pruned, pattern_of, revived_and_dropped
-from parp_cli.pruning.patterns import Pattern
+from parp_cli.pruning.masks import recorded_setting, revived_and_dropped, write_pruned
+from parp_cli.pruning.patterns import DEFAULT_PATTERN, Pattern, check_setting
 from parp_cli.runtime.device import versions
 from parp_cli.storage import checkpoint
-from parp_cli.storage.checkpoint import Checkpoint, Metadata, Sparsity, lineage
+from parp_cli.storage.checkpoint import Sparsity, lineage
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,47 +46,44 @@ def reprune(
     pattern: str | None = None,
     device: torch.device | None = None,
 ) -> RepruneResult:
-    """Prune a checkpoint anew, whatever its mask was, with the same prunable weights.
+    """Prune a checkpoint anew, whatever its mask was, with the same prunable weights, and write another.
 
     Args:
-        source: the checkpoint to start from; it is not changed.
-        out: the checkpoint to write.
         sparsity: share to prune; by default that of the pattern where it has one, else the checkpoint's own target.
-        pattern: which weights compete with which, as `pruning.patterns.Pattern.parse` takes it; by default the
-            checkpoint's own. Tensors that cannot hold it keep all of their weights from then on.
+        pattern: as `Pattern.parse` takes it; by default the checkpoint's own. Tensors that cannot hold it keep all of
+            their weights from then on.
         device: to select on; by default the CPU. The result is the same.
 
     Raises:
         UsageError: the sparsity is outside [0, 1) or not the pattern's, or no weight can hold the pattern.
         CheckpointError: the source cannot be read, names no prunable weights, or no sparsity is known.
     """
-    if sparsity is not None:
-        check_sparsity(sparsity)
+    check_setting(sparsity)
     old = checkpoint.read(source)
     if not old.metadata.prunable:
         raise CheckpointError(f"{source} names no prunable weights", hint="make a mask with `parp mask --model`")
-    parsed = Pattern.parse(pattern or pattern_of(old.metadata.recipe))
+    parsed = Pattern.parse(pattern or recorded_setting(old.metadata.recipe, "pattern", DEFAULT_PATTERN))
     if sparsity is None:
-        sparsity = parsed.sparsity if parsed.sparsity is not None else _recorded_sparsity(source, old.metadata)
+        sparsity = parsed.sparsity
+    if sparsity is None:
+        if old.metadata.sparsity is None:
+            raise CheckpointError(f"{source} has no mask whose sparsity to keep", hint="give one with --sparsity")
+        sparsity = old.metadata.sparsity.target
     weights = parsed.among({name: old.weights[name].to(device) for name in old.metadata.prunable}, where=str(source))
     masks = parsed.masks(weights, sparsity, layers_of(weights))
     before = {n: old.masks[n].to(device) if n in old.masks else torch.ones_like(mask) for n, mask in masks.items()}
     revived, dropped = revived_and_dropped(before, masks)
-    apply_(masks, old.weights)
-    amount = Sparsity(target=sparsity, pruned=count_pruned(masks), total=count_all(masks))
-    # Pruned weights are zero now, so all non-zero weights are kept ones.
-    nonzero = sum(int(torch.count_nonzero(old.weights[name])) for name in masks)
     metadata = replace(
         old.metadata,
         stage="reprune",
-        prunable=tuple(masks),
-        sparsity=amount,
-        recipe=_repruned(old.metadata.recipe, sparsity, str(parsed)),
+        recipe=_repruned(old.metadata.recipe, {"sparsity": sparsity, "pattern": str(parsed)}),
         parents=lineage(source, old.metadata),
         metrics={"revived": revived, "dropped": dropped},
         versions=versions(),
     )
-    checkpoint.write(out, Checkpoint(weights=old.weights, masks=masks, metadata=metadata))
+    amount = write_pruned(out, old.weights, masks, target=sparsity, metadata=metadata)
+    # Pruned weights are zero now, so all non-zero weights are kept ones.
+    nonzero = sum(int(torch.count_nonzero(old.weights[name])) for name in masks)
     return RepruneResult(
         path=out,
         sha256=checkpoint.file_hash(out),
@@ -100,15 +96,8 @@ def reprune(
     )
 
 
-def _recorded_sparsity(source: Path, metadata: Metadata) -> float:
-    if metadata.sparsity is None:
-        raise CheckpointError(f"{source} has no mask whose sparsity to keep", hint="give one with --sparsity")
-    return metadata.sparsity.target
-
-
-def _repruned(recipe: Mapping[str, Any] | None, sparsity: float, pattern: str) -> Mapping[str, Any]:
+def _repruned(recipe: Mapping[str, Any] | None, new: Mapping[str, Any]) -> Mapping[str, Any]:
     """The recipe with the mask's new settings, where `pruning.masks.recorded_setting` finds them."""
-    new = {"sparsity": sparsity, "pattern": pattern}
     if recipe is not None and "pruning" in recipe:
         return {**recipe, "pruning": {**recipe["pruning"], **new}}
     # How the first mask was chosen says nothing about this one.

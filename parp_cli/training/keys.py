@@ -34,38 +34,27 @@ def trained_on(recipe: Recipe) -> dict[str, Any]:
 
 
 def round_key(rounds: Sequence[Round], start: str) -> str:
-    """Names the last of `rounds` by content: equal keys, equal files.
-
-    Args:
-        rounds: a method's runs, from the first one up to the one that is named.
-        start: from `start_key`.
-    """
+    """Names the last of a method's first `rounds`, which begin from what `start_key` names: equal keys, equal files."""
     runs = [[trained_on(each.recipe), each.prune_to, _hash_or_name(each.recipe.pruning.rewind)] for each in rounds]
     content = [parp_cli.__version__, torch.__version__, start, runs]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
 
 
 def start_key(recipe: Recipe, init: Path | None = None, *, device: torch.device | None = None) -> str:
-    """Names what a method's first run begins from: the hashes of its files; of a model that is no file, its name.
+    """Names what a method's first run begins from: the hashes of its files (of a model that is no file, its name).
 
-    And the kind of device, on which the last bits depend. Of a manifest the list itself is hashed, not the audio files
-    it names.
-
-    Args:
-        recipe: of the run.
-        init: the checkpoint to begin from.
-        device: to train on; by default the CPU.
+    And the kind of device, on which the last bits depend. Of a manifest the list itself is hashed, not its audio.
     """
     model, initial = recipe.model or DEFAULT_MODEL, recipe.pruning.initial
     if model == BUNDLED:
         with resources.as_file(resources.files("parp_cli") / "assets" / f"{BUNDLED}.safetensors") as path:
-            names = [file_hash(path)]
+            named = file_hash(path)
     else:
-        names = [model if model in ARCHITECTURES else _hash_or_name(model)]
-    names += [_hash_or_name(init), str(initial) if initial in FIRST_MASKS else _hash_or_name(initial)]
+        named = model if model in ARCHITECTURES else _hash_or_name(model)
+    masked = str(initial) if initial in FIRST_MASKS else _hash_or_name(initial)
     on_cuda = device is not None and device.type == "cuda"
     where = torch.cuda.get_device_name(device) if on_cuda else str(device or "cpu")
-    return " ".join([*names, _hash_or_name(recipe.data.manifest), where])
+    return " ".join([named, _hash_or_name(init), masked, _hash_or_name(recipe.data.manifest), where])
 
 
 def _hash_or_name(source: str | Path | None) -> str:

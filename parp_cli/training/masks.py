@@ -1,6 +1,6 @@
 """The masks of a training run, over the prunable weights of its network."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TypeVar
 
@@ -11,13 +11,13 @@ from torch.distributed import ProcessGroup
 from parp_cli.config.finetune import Recipe
 from parp_cli.errors import CheckpointError
 from parp_cli.models.sources.load import random_encoder
-from parp_cli.models.speech.config import build
+from parp_cli.models.speech.config import Architecture, build
 from parp_cli.models.speech.prunable import layers_of, prunable_parameters
-from parp_cli.pruning.limits import DEFAULT_SCOPE
 from parp_cli.pruning.masks import Masks
 from parp_cli.pruning.methods import Settings, spec_of
+from parp_cli.pruning.methods.spec import FirstMask
+from parp_cli.pruning.patterns import DEFAULT_SCOPE
 from parp_cli.pruning.pruner import Pruner
-from parp_cli.pruning.scores import first_scores
 from parp_cli.training.plan import Start, pattern_in
 
 T = TypeVar("T")
@@ -26,8 +26,7 @@ T = TypeVar("T")
 def prunable_weights(recipe: Recipe, model: nn.Module) -> dict[str, Tensor]:
     """The parameters the recipe's scope names, less what cannot hold its pattern, or what its method leaves alone.
 
-    Raises:
-        UsageError: none is left.
+    Raises UsageError where none is left.
     """
     pruning, spec = recipe.pruning, spec_of(recipe.pruning.method)
     scope = pruning.scope or DEFAULT_SCOPE
@@ -44,14 +43,22 @@ def first_masks(recipe: Recipe, start: Start, settings: Settings, model: nn.Modu
     weights = prunable_weights(recipe, model)
     if settings.sparsity_at_start == 0:
         return {name: torch.ones(weight.shape, dtype=torch.bool) for name, weight in weights.items()}
-    scores = first_scores(
-        recipe.pruning.initial or spec.first_mask,
-        weights,
-        seed=recipe.seed,
-        untrained=lambda seed: random_encoder(start.architecture, seed=seed).weights,
-    )
-    settings = replace(settings, layers=layers_of(weights))
-    return settings.keep_largest(scores, settings.sparsity_at_start)
+    chosen_by = recipe.pruning.initial or ("random" if spec.starts_from == "random" else "magnitude")
+    scores = first_scores(chosen_by, weights, start.architecture, seed=recipe.seed)
+    return settings.pattern.masks(scores, settings.sparsity_at_start, layers_of(weights))
+
+
+def first_scores(
+    chosen_by: FirstMask | str, weights: Mapping[str, Tensor], architecture: Architecture, *, seed: int
+) -> Mapping[str, Tensor]:
+    """What a first mask that is chosen in this way ranks the prunable weights of an encoder by."""
+    if chosen_by == "random":
+        generator = torch.Generator().manual_seed(seed)
+        return {name: torch.rand(weight.shape, generator=generator) for name, weight in weights.items()}
+    if chosen_by == "random-weights":
+        untrained = random_encoder(architecture, seed=seed).weights
+        return {name: untrained[name] for name in weights}
+    return weights
 
 
 def calibration_examples(recipe: Recipe, items: Sequence[T]) -> list[T]:
@@ -63,32 +70,18 @@ def calibration_examples(recipe: Recipe, items: Sequence[T]) -> list[T]:
 def pruner(
     recipe: Recipe, settings: Settings, model: nn.Module, masks: Masks, group: ProcessGroup | None = None
 ) -> Pruner:
-    """The run's masks and method, over the model's prunable weights.
+    """What keeps the `first_masks` over the prunable weights of the model that trains, sharded over the group if any.
 
-    Args:
-        recipe: of the run.
-        settings: of its method.
-        model: that trains.
-        masks: from `first_masks`.
-        group: processes among which the model's weights are sharded; None where they are whole.
-
-    Raises:
-        MaskError: the masks are of other weights than the recipe prunes.
+    Raises MaskError where the masks are of other weights than the recipe prunes.
     """
     weights = prunable_weights(recipe, model)
     modules = {name: model.get_submodule(name.rpartition(".")[0]) for name in weights}
     settings = replace(settings, layers=layers_of(weights), modules=modules, group=group)
-    method = spec_of(recipe.pruning.method).build(settings)
-    return Pruner(weights, masks, method=method)
+    return Pruner(weights, masks, method=spec_of(recipe.pruning.method).build(settings))
 
 
 def check_weights(recipe: Recipe, start: Start) -> None:
-    """Refuse masks of other weights than the recipe prunes, and a recipe that prunes none.
-
-    Raises:
-        CheckpointError: the start's masks are of other weights.
-        UsageError: no weight is in the recipe's scope, or none can hold its pattern.
-    """
+    """Refuse masks of other weights than the recipe prunes (CheckpointError), and a recipe that prunes none."""
     with torch.device("meta"):  # only names and shapes are needed
         weights = prunable_weights(recipe, build(start.architecture))
     if start.masks and set(start.masks) != set(weights):

@@ -14,11 +14,10 @@ from parp_cli.errors import CheckpointError, UsageError
 from parp_cli.models.sources.load import load_encoder
 from parp_cli.models.speech.config import ARCHITECTURES, Architecture
 from parp_cli.models.speech.prunable import layers_of
-from parp_cli.pruning.limits import DEFAULT_SCOPE, DEFAULT_SPARSITY, same_sparsity
 from parp_cli.pruning.masks import recorded_setting
-from parp_cli.pruning.methods import MethodSpec, Run, Schedule, Settings, spec_of
+from parp_cli.pruning.methods import Schedule, Settings, spec_of
 from parp_cli.pruning.methods.spec import FIRST_MASKS
-from parp_cli.pruning.patterns import Pattern
+from parp_cli.pruning.patterns import DEFAULT_SCOPE, DEFAULT_SPARSITY, Pattern, same_sparsity
 from parp_cli.runtime.progress import Notify
 from parp_cli.storage import checkpoint
 from parp_cli.storage.checkpoint import Metadata, Parent, lineage
@@ -36,14 +35,7 @@ _LARGE_LAYERS = 24
 
 @dataclass(frozen=True, kw_only=True)
 class Round:
-    """One training run of a method.
-
-    Attributes:
-        name: for people.
-        recipe: of this run alone; its method says what happens to the mask meanwhile.
-        prune_to: where the first mask comes from the round before: the sparsity that its last weights are pruned to.
-            None for the mask that round ended with, or without a round before.
-    """
+    """One training run of a method: a `Run` with the whole recipe of it alone, settled."""
 
     name: str
     recipe: Recipe
@@ -54,55 +46,46 @@ def settle(recipe: Recipe, init: Path | None = None) -> Recipe:
     """The recipe as it will run, so that equal runs have equal recipes.
 
     Keys that its method does not read are reset to their defaults; scope, biases and pattern, where they are left
-    open, are those of the mask the run starts from.
+    open, are those of the mask that the run, from the checkpoint `init` or from its model, starts from.
 
-    Args:
-        recipe: as it was written.
-        init: the checkpoint to begin from.
-
-    Raises:
-        CheckpointError: the checkpoint, or that of the first mask, cannot be read.
+    Raises CheckpointError where the checkpoint, or that of the first mask, cannot be read.
     """
     pruning, spec = recipe.pruning, spec_of(recipe.pruning.method)
     defaults = {"scope": DEFAULT_SCOPE, "biases": True, "pattern": spec.pattern}
     settled = {key: getattr(pruning, key) for key in ("method", *defaults, *spec.reads)}
-    masked = init
-    if pruning.initial not in (None, *FIRST_MASKS) and Path(str(pruning.initial)).is_file():
-        masked = masked or Path(str(pruning.initial))
-    metadata = None if masked is None else checkpoint.read_metadata(masked)
+    given = mask_file(pruning.initial)
+    masked = init or (given if given is not None and given.is_file() else None)
+    recorded = None if masked is None else checkpoint.read_metadata(masked).recipe
     for key, default in defaults.items():
         if settled[key] is None:
-            recorded = None if metadata is None else recorded_setting(metadata.recipe, key)
-            settled[key] = default if recorded is None else recorded
+            settled[key] = recorded_setting(recorded, key, default)
     return replace(recipe, pruning=Pruning(**settled))
+
+
+def mask_file(initial: str | None) -> Path | None:
+    """The checkpoint that a recipe's first mask is of; None for a new mask."""
+    return None if initial is None or initial in FIRST_MASKS else Path(initial)
 
 
 def rounds_of(recipe: Recipe, init: Path | None = None) -> tuple[Round, ...]:
     """The runs that a recipe's method is made of; the last one is the run proper, under the whole recipe, settled.
 
     All of them begin from the same weights (the recipe's model, or the rounds after the first from
-    `pruning.rewind`), and a run's first mask comes from the run before.
-
-    Args:
-        recipe: as it was written.
-        init: the checkpoint to begin from.
-
-    Raises:
-        UsageError, CheckpointError: as `target_sparsity` and `settle`.
+    `pruning.rewind`), and a run's first mask comes from the run before. Raises as `target_sparsity` and `settle`.
     """
     recipe = settle(recipe, init)
     spec = spec_of(recipe.pruning.method)
     if spec.runs is None:
         return (Round(name=spec.name, recipe=recipe),)
-    return tuple(_round(recipe, run) for run in spec.runs(recipe, target_sparsity(recipe.pruning)))
-
-
-def _round(recipe: Recipe, run: Run) -> Round:
-    if run.method is not None:
-        recipe = settle(replace(recipe, pruning=replace(recipe.pruning, method=run.method)))
-        pruning, training = replace(recipe.pruning, **run.pruning), replace(recipe.training, **run.training)
-        recipe = replace(recipe, pruning=pruning, training=training)
-    return Round(name=run.name, recipe=recipe, prune_to=run.prune_to)
+    rounds = []
+    for run in spec.runs(recipe, target_sparsity(recipe.pruning)):
+        own = recipe
+        if run.method is not None:
+            own = settle(replace(recipe, pruning=replace(recipe.pruning, method=run.method)))
+            pruning, training = replace(own.pruning, **run.pruning), replace(own.training, **run.training)
+            own = replace(own, pruning=pruning, training=training)
+        rounds.append(Round(name=run.name, recipe=own, prune_to=run.prune_to))
+    return tuple(rounds)
 
 
 # ------------------------------------------------------------------------------------------ what a run begins from
@@ -115,21 +98,21 @@ class Start:
     Attributes:
         weights: of the encoder, with a head if there is a task.
         task: what the head is for, as `Metadata.task`; None without a head.
+        parents: the checkpoint and what it descends from.
+        source: names it for people.
         masks: of the checkpoint; empty if it has none, or if the run begins from a model.
         target: sparsity the masks were made for, or None.
         chosen_by: how the masks were chosen, where a `parp mask` says it; or None.
-        parents: the checkpoint and what it descends from.
-        source: names it for people.
     """
 
     architecture: Architecture
     weights: Mapping[str, Tensor]
-    masks: Mapping[str, Tensor]
-    target: float | None
-    chosen_by: str | None
     task: Mapping[str, Any] | None
     parents: tuple[Parent, ...]
     source: str
+    masks: Mapping[str, Tensor]
+    target: float | None = None
+    chosen_by: str | None = None
 
 
 def read_start(recipe: Recipe, init: Path | None, notify: Notify) -> Start:
@@ -139,50 +122,42 @@ def read_start(recipe: Recipe, init: Path | None, notify: Notify) -> Start:
         CheckpointError: one of them cannot be read, or the checkpoint is not of the recipe's model.
         UsageError: there are two first masks, or `pruning.initial` names none.
     """
+    initial = recipe.pruning.initial
     if init is None:
         encoder = load_encoder(recipe.model or DEFAULT_MODEL, notify=notify)
+        weights = {name: w for name, w in encoder.weights.items() if not name.startswith("aux.")}
         start = Start(
             architecture=encoder.architecture,
-            weights={name: w for name, w in encoder.weights.items() if not name.startswith("aux.")},
-            masks={},
-            target=None,
-            chosen_by=None,
+            weights=weights,
             task=None,
             parents=encoder.parents,
             source=recipe.model or DEFAULT_MODEL,
+            masks={},
         )
-        return _with_mask_of(recipe.pruning.initial, start)
-    content = checkpoint.read(init)
-    metadata = content.metadata
-    architecture = Architecture.from_json(metadata.architecture)
-    if not _made_from(recipe.model, metadata):
-        raise CheckpointError(
-            f"{init} is a {architecture.name}, the recipe wants {recipe.model}",
-            hint="name another checkpoint with --init, another --run folder, or --set model=null",
+    else:
+        content = checkpoint.read(init)
+        if not _made_from(recipe.model, content.metadata):
+            raise CheckpointError(
+                f"{init} is a {content.metadata.architecture['name']}, the recipe wants {recipe.model}",
+                hint="name another checkpoint with --init, another --run folder, or --set model=null",
+            )
+        start = Start(
+            architecture=Architecture.from_json(content.metadata.architecture),
+            weights=content.weights,
+            task=content.metadata.task,
+            parents=lineage(init, content.metadata),
+            source=str(init),
+            masks={},
         )
-    start = Start(
-        architecture=architecture,
-        weights=content.weights,
-        masks=content.masks,
-        target=None if metadata.sparsity is None else metadata.sparsity.target,
-        chosen_by=(metadata.recipe or {}).get("method"),
-        task=metadata.task,
-        parents=lineage(init, metadata),
-        source=str(init),
-    )
-    if start.masks and recipe.pruning.initial is not None:
-        raise UsageError(
-            f"the recipe's first mask is {recipe.pruning.initial}, but {init} has one of its own",
-            hint="set pruning.initial to null to keep that, or name another checkpoint with --init",
-        )
-    return _with_mask_of(recipe.pruning.initial, start)
-
-
-def _with_mask_of(initial: str | None, start: Start) -> Start:
-    """The start under another checkpoint's mask, where the recipe's first mask is one."""
-    if initial in (None, *FIRST_MASKS):
+        start = _masked(start, content.masks, content.metadata)
+        if start.masks and initial is not None:
+            raise UsageError(
+                f"the recipe's first mask is {initial}, but {init} has one of its own",
+                hint="set pruning.initial to null to keep that, or name another checkpoint with --init",
+            )
+    path = mask_file(initial)
+    if path is None:
         return start
-    path = Path(str(initial))
     if not path.is_file():
         raise UsageError(
             f"there is no first mask {initial}",
@@ -191,14 +166,15 @@ def _with_mask_of(initial: str | None, start: Start) -> Start:
     metadata = checkpoint.read_metadata(path)
     if metadata.sparsity is None:
         raise CheckpointError(f"{path} has no mask to start from", hint="make one with `parp mask`")
-    return replace(
-        start,
-        masks=checkpoint.read_masks(path),
-        target=metadata.sparsity.target,
-        chosen_by=(metadata.recipe or {}).get("method"),
-        source=f"{start.source} under the mask of {path}",
-        parents=(*start.parents, *lineage(path, metadata)),
-    )
+    start = _masked(start, checkpoint.read_masks(path), metadata)
+    parents = (*start.parents, *lineage(path, metadata))
+    return replace(start, source=f"{start.source} under the mask of {path}", parents=parents)
+
+
+def _masked(start: Start, masks: Mapping[str, Tensor], metadata: Metadata) -> Start:
+    """The start under the masks of the checkpoint with this metadata."""
+    target = None if metadata.sparsity is None else metadata.sparsity.target
+    return replace(start, masks=masks, target=target, chosen_by=(metadata.recipe or {}).get("method"))
 
 
 def _made_from(model: str | None, metadata: Metadata) -> bool:
@@ -213,39 +189,26 @@ def _made_from(model: str | None, metadata: Metadata) -> bool:
 
 
 def rewound(start: Start, path: Path) -> Start:
-    """The start with the weights of an earlier checkpoint.
-
-    Raises:
-        CheckpointError: it cannot be read, or is of another architecture.
-    """
+    """The start with the weights of an earlier checkpoint, of the same architecture (or CheckpointError)."""
     content = checkpoint.read(path)
     if Architecture.from_json(content.metadata.architecture) != start.architecture:
         raise CheckpointError(
             f"{path} is not a {start.architecture.name}", hint="pruning.rewind is a checkpoint of the model itself"
         )
-    return replace(
-        start,
-        weights=content.weights,
-        task=content.metadata.task,
-        parents=(*start.parents, *lineage(path, content.metadata)),
-    )
+    parents = (*start.parents, *lineage(path, content.metadata))
+    return replace(start, weights=content.weights, task=content.metadata.task, parents=parents)
 
 
 def round_start(start: Start, each: Round, before: Path | None) -> Start:
-    """What a run begins from: the first one from the method's start, later ones from rewound weights and a new mask.
-
-    Args:
-        start: of the method.
-        each: the run.
-        before: the last checkpoint of the run before; None for the first run.
-    """
+    """What a run begins from: the first one from the method's start, later ones from rewound weights and a new mask,
+    by the last checkpoint of the run before."""
     if before is None:
         return start
     trained = checkpoint.read(before)
     masks = trained.masks
     if each.prune_to is not None:
         weights = {name: trained.weights[name] for name in trained.metadata.prunable}
-        masks = dict(pattern_in(each.recipe.pruning).masks(weights, each.prune_to, layers_of(weights)))
+        masks = pattern_in(each.recipe.pruning).masks(weights, each.prune_to, layers_of(weights))
     if each.recipe.pruning.rewind is not None:
         start = rewound(start, Path(each.recipe.pruning.rewind))
     parents = tuple(dict.fromkeys((*start.parents, *lineage(before, trained.metadata))))
@@ -263,8 +226,7 @@ def pattern_in(pruning: Pruning) -> Pattern:
 def target_sparsity(pruning: Pruning) -> float:
     """The sparsity at the end of a run that does not start from a mask; 0 of a method that does not prune.
 
-    Raises:
-        UsageError: the sparsity is not that of the N:M pattern, or there is no such pattern.
+    Raises UsageError where the sparsity is not that of the N:M pattern, or there is no such pattern.
     """
     if not spec_of(pruning.method).prunes:
         return 0.0
@@ -279,21 +241,13 @@ def target_sparsity(pruning: Pruning) -> float:
     return pattern.sparsity
 
 
-def settings_of(
-    recipe: Recipe, start: Start, sparsities: tuple[float, float], item_seconds: Sequence[float]
-) -> Settings:
-    """What the method of a training run works with.
+def settings_of(recipe: Recipe, start: Start, item_seconds: Sequence[float]) -> Settings:
+    """What the method of a training run works with, from a settled recipe and the seconds of each training utterance.
 
-    Args:
-        recipe: settled.
-        start: what the run begins from.
-        sparsities: from `sparsities_of`, or `round_sparsities`.
-        item_seconds: of audio, of each training utterance.
-
-    Raises:
-        UsageError: the method would never re-prune.
+    Raises UsageError where the method would never re-prune, and as `sparsities_of`.
     """
     pruning, spec = recipe.pruning, spec_of(recipe.pruning.method)
+    sparsity, start_sparsity = sparsities_of(pruning, start)
     schedule = schedule_of(recipe, start.architecture, item_seconds)
     if spec.reprunes and not schedule.times:
         raise UsageError(
@@ -301,8 +255,8 @@ def settings_of(
             hint="make pruning.interval smaller, or look at pruning.start, end and final",
         )
     return Settings(
-        sparsity=sparsities[0],
-        start_sparsity=sparsities[1],
+        sparsity=sparsity,
+        start_sparsity=start_sparsity,
         schedule=schedule,
         pattern=pattern_in(pruning),
         growth=pruning.growth,
@@ -310,67 +264,54 @@ def settings_of(
     )
 
 
-def round_sparsities(whole: Settings, recipe: Recipe) -> tuple[float, float]:
-    """As `sparsities_of`, of one of several runs: its own, or where that is open the target of the whole."""
-    if not spec_of(recipe.pruning.method).prunes:
-        return 0.0, 0.0
-    own = recipe.pruning.sparsity
-    return (whole.sparsity, whole.sparsity) if own is None else (own, own)
-
-
-def _check_start(spec: MethodSpec, start: Start) -> None:
-    """Refuse a mask that the method would not use, or that is not what the method's name says."""
-    if not start.masks or spec.accepts(start.chosen_by):
-        return
-    if spec.starts_from == "nothing":
+def check_method(pruning: Pruning, start: Start) -> None:
+    """Refuse (UsageError) a mask that the method would not use, or that is not what the method's name says."""
+    spec, source = spec_of(pruning.method), start.source
+    if start.masks and spec.starts_from == "nothing":
         why = f"({spec.name}) finds its own mask" if spec.prunes else f"is {spec.name}"
         raise UsageError(
-            f"the recipe {why}, but {start.source} is pruned",
+            f"the recipe {why}, but {source} is pruned",
             hint="name another checkpoint with --init, or another --run folder",
         )
-    raise UsageError(
-        f"method {spec.name} has a {spec.starts_from} mask, but that of {start.source} is of another kind",
-        hint="--set pruning.method=fixed keeps any mask, or name another --run folder",
-    )
+    if start.masks and not spec.accepts(start.chosen_by):
+        raise UsageError(
+            f"method {spec.name} has a {spec.starts_from} mask, but that of {source} is of another kind",
+            hint="--set pruning.method=fixed keeps any mask, or name another --run folder",
+        )
 
 
 def sparsities_of(pruning: Pruning, start: Start) -> tuple[float, float]:
-    """The sparsity a run ends with, and that of its first mask.
-
-    Raises:
-        UsageError: the start has a mask that does not go with the recipe.
-    """
-    spec = spec_of(pruning.method)
-    _check_start(spec, start)
-    grows = "start_sparsity" in spec.reads
-    if start.target is None:
+    """The sparsity a run ends with, and that of its first mask; UsageError where the start's mask has another."""
+    spec, source = spec_of(pruning.method), start.source
+    grows, first = "start_sparsity" in spec.reads, pruning.start_sparsity
+    masked, asked = start.target, first if grows else pruning.sparsity
+    if masked is None:
         target = target_sparsity(pruning)
-        if pruning.start_sparsity is not None and pruning.start_sparsity > target:
+        if first is not None and first > target:
             raise UsageError(
-                f"the recipe's sparsity starts at {pruning.start_sparsity:g}, above the {target:g} it is to grow to",
+                f"the recipe's sparsity starts at {first:g}, above the {target:g} it is to grow to",
                 hint="set pruning.sparsity, or a smaller pruning.start_sparsity",
             )
-        return target, target * spec.start_share if pruning.start_sparsity is None else pruning.start_sparsity
-    masked, asked = start.target, pruning.start_sparsity if grows else pruning.sparsity
+        return target, target * spec.start_share if first is None else first
+    differs = asked is not None and not same_sparsity(asked, masked)
     if grows:
         target = target_sparsity(pruning)
-        if masked > target or (asked is not None and not same_sparsity(asked, masked)):
+        if masked > target or differs:
             raise UsageError(
-                f"the recipe's sparsity grows from {masked if asked is None else asked:g} to {target:g}, but "
-                f"{start.source} is pruned to {masked:g}",
+                f"the recipe's sparsity grows from {masked if asked is None else asked:g} to {target:g}, but {source} "
+                f"is pruned to {masked:g}",
                 hint="set pruning.start_sparsity to null, and pruning.sparsity to more than that of the mask",
             )
         return target, masked
-    if asked is not None and not same_sparsity(asked, masked):
+    if differs:
         raise UsageError(
-            f"the recipe asks for sparsity {asked:g}, but {start.source} is pruned to {masked:g}",
-            hint=f"prune it anew (`parp reprune {start.source} --sparsity {asked:g}`), or --set "
-            f"pruning.sparsity={masked:g}",
+            f"the recipe asks for sparsity {asked:g}, but {source} is pruned to {masked:g}",
+            hint=f"prune it anew (`parp reprune {source} --sparsity {asked:g}`), or --set pruning.sparsity={masked:g}",
         )
     own = pattern_in(pruning).sparsity
     if spec.reprunes and own is not None and not same_sparsity(own, masked):
         raise UsageError(
-            f"pattern {pruning.pattern} prunes {own:g} of the weights, but {start.source} is pruned to {masked:g}",
+            f"pattern {pruning.pattern} prunes {own:g} of the weights, but {source} is pruned to {masked:g}",
             hint=f"make its mask with `parp mask --pattern {pruning.pattern}`, or take another pattern",
         )
     return masked, masked
@@ -378,7 +319,7 @@ def sparsities_of(pruning: Pruning, start: Start) -> tuple[float, float]:
 
 def schedule_of(recipe: Recipe, architecture: Architecture, item_seconds: Sequence[float]) -> Schedule:
     """When a training run re-prunes, in updates; arguments as of `settings_of`."""
-    pruning, updates = recipe.pruning, recipe.training.updates
+    pruning, training = recipe.pruning, recipe.training
     spec = spec_of(pruning.method)
     if pruning.interval is None:
         split = recipe.data.train.removeprefix("train-").split("/")[0]
@@ -388,7 +329,6 @@ def schedule_of(recipe: Recipe, architecture: Architecture, item_seconds: Sequen
         interval = pruning.interval
     else:
         seconds = pruning.interval * (sum(item_seconds) if pruning.interval_unit == "epochs" else 1.0)
-        training = recipe.training
         batches = UpdateBatches(
             item_seconds,
             item_seconds,
@@ -398,13 +338,14 @@ def schedule_of(recipe: Recipe, architecture: Architecture, item_seconds: Sequen
         )
         interval = seconds / batches.mean_size(training.updates)
     end = pruning.end
-    if end is None and spec.end_share < 1:
-        end = max(1, int(updates * spec.end_share))
-    final = pruning.final and "final" in spec.reads
-    return Schedule(interval=max(1, round(interval)), updates=updates, start=pruning.start, end=end, final=final)
-
-
-def reprunings_of(each: Round, architecture: Architecture, item_seconds: Sequence[float]) -> int:
-    """How often a training run re-prunes."""
-    reprunes = spec_of(each.recipe.pruning.method).reprunes
-    return len(schedule_of(each.recipe, architecture, item_seconds).times) if reprunes else 0
+    if not spec.reprunes:
+        end = 0
+    elif end is None and spec.end_share < 1:
+        end = max(1, int(training.updates * spec.end_share))
+    return Schedule(
+        interval=max(1, round(interval)),
+        updates=training.updates,
+        start=pruning.start,
+        end=end,
+        final=pruning.final and spec.reprunes and "final" in spec.reads,
+    )

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from parp_cli.errors import UsageError
-from parp_cli.pruning.limits import check_setting, read_pattern
+from parp_cli.pruning.patterns import Pattern, check_setting
 
 
 @pytest.mark.parametrize(
@@ -21,13 +21,13 @@ from parp_cli.pruning.limits import check_setting, read_pattern
     ],
 )
 def test_patterns_there_are(text: str, kind: str, sides: tuple[int, int]) -> None:
-    assert read_pattern(text) == (kind, sides)
+    assert Pattern.parse(text) == Pattern(kind, sides)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("text", ["", "Global", "4:2", "4:4", "0:4", "2:33", "2:", "0x4", "2:4 ", "-2:4"])
 def test_patterns_there_are_not(text: str) -> None:
     with pytest.raises(UsageError, match="no pattern"):
-        read_pattern(text)
+        Pattern.parse(text)
 
 
 @pytest.mark.parametrize("sparsity", [-0.1, 1.0, 50.0, float("nan")])
@@ -42,6 +42,6 @@ def test_what_is_not_given_is_not_refused() -> None:
 
 
 def test_without_torch() -> None:
-    script = "import sys, parp_cli.pruning.limits; assert 'torch' not in sys.modules"
+    script = "import sys, parp_cli.pruning.patterns; assert 'torch' not in sys.modules"
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr

@@ -6,16 +6,15 @@ from torch import Tensor
 
 from parp_cli.errors import MaskError
 from parp_cli.pruning.masks import (
+    OPERATIONS,
     apply_,
     check_fit,
+    combined,
     count_all,
     count_pruned,
-    difference,
-    intersection,
-    pattern_of,
+    recorded_setting,
     revived_and_dropped,
     sparsity,
-    union,
 )
 
 
@@ -77,12 +76,13 @@ def test_sets_against_sets_of_positions() -> None:
         return {(n, i) for n, mask in masks.items() for i, keep in enumerate(mask.flatten().tolist()) if keep}
 
     before = {n: mask.clone() for n, mask in a.items()}
-    assert kept(union(a, b)) == kept(a) | kept(b)
-    assert kept(intersection(a, b)) == kept(a) & kept(b)
-    assert kept(difference(a, b)) == kept(a) - kept(b)
+    union, intersection, difference = (combined(a, b, OPERATIONS[name]) for name in ("union", "intersect", "minus"))
+    assert kept(union) == kept(a) | kept(b)
+    assert kept(intersection) == kept(a) & kept(b)
+    assert kept(difference) == kept(a) - kept(b)
     assert all(torch.equal(a[n], before[n]) for n in a)
-    assert {mask.dtype for made in (union(a, b), difference(a, b)) for mask in made.values()} == {torch.bool}
-    assert list(union(a, dict(reversed(b.items())))) == ["x", "y"]
+    assert {mask.dtype for made in (union, difference) for mask in made.values()} == {torch.bool}
+    assert list(combined(a, dict(reversed(b.items())), OPERATIONS["union"])) == ["x", "y"]
 
 
 @pytest.mark.parametrize(
@@ -97,15 +97,15 @@ def test_sets_against_sets_of_positions() -> None:
     ],
 )
 def test_sets_of_masks_of_different_weights(masks: dict[str, Tensor], other: dict[str, Tensor], detail: str) -> None:
-    for operation in (union, intersection, difference):
+    for operation in OPERATIONS.values():
         with pytest.raises(MaskError, match="mask of another model") as caught:
-            operation(masks, other)
+            combined(masks, other, operation)
         assert caught.value.details == (detail,)
         assert caught.value.hint
 
 
 def test_the_pattern_of_a_recipe() -> None:
-    assert pattern_of({"pattern": "2:4", "model": "mini"}) == "2:4"
-    assert pattern_of({"pruning": {"pattern": "16x16"}}) == "16x16"
+    assert recorded_setting({"pattern": "2:4", "model": "mini"}, "pattern", "global") == "2:4"
+    assert recorded_setting({"pruning": {"pattern": "16x16"}}, "pattern", "global") == "16x16"
     for recipe in (None, {}, {"pruning": {"mode": "parp"}}, {"model": "mini"}):
-        assert pattern_of(recipe) == "global"
+        assert recorded_setting(recipe, "pattern", "global") == "global"

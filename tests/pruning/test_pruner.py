@@ -10,7 +10,6 @@ from parp_cli.errors import MaskError
 from parp_cli.pruning.masks import count_pruned
 from parp_cli.pruning.methods import Schedule, Settings, spec_of
 from parp_cli.pruning.pruner import Pruner, Repruning
-from parp_cli.pruning.scores import random_scores
 from parp_cli.pruning.select import magnitude_masks
 
 SPARSITY, COUNT = 0.6, 86
@@ -45,7 +44,8 @@ class Run:
         if first == "magnitude":
             masks = magnitude_masks(self.weights, COUNT)
         else:
-            masks = magnitude_masks(random_scores({n: tuple(w.shape) for n, w in self.weights.items()}, seed=0), COUNT)
+            drawn = torch.Generator().manual_seed(0)
+            masks = magnitude_masks({n: torch.rand(w.shape, generator=drawn) for n, w in self.weights.items()}, COUNT)
         self.first = masks
         spec = spec_of(method)
         schedule = {"final": "final" in spec.reads, "end": int(spec.end_share * updates), **schedule}

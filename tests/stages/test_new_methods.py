@@ -2,6 +2,7 @@
 
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -106,10 +107,8 @@ class Alternating(Method):
 
 
 @pytest.fixture
-def alternating(monkeypatch: pytest.MonkeyPatch) -> MethodSpec:
-    specs = dict(methods.all_specs())
-    monkeypatch.setattr(methods, "_specs", lambda: specs)
-    return register(
+def alternating() -> Iterator[MethodSpec]:
+    yield register(
         MethodSpec(
             name="alternating",
             description="first, then last",
@@ -119,6 +118,7 @@ def alternating(monkeypatch: pytest.MonkeyPatch) -> MethodSpec:
             pattern="tensor",
         )
     )
+    del methods.all_specs()["alternating"]
 
 
 @pytest.mark.usefixtures("alternating")

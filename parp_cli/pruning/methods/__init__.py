@@ -6,7 +6,6 @@ not import torch.
 """
 
 import pkgutil
-from collections.abc import Mapping
 from functools import cache
 from importlib import import_module
 
@@ -17,35 +16,23 @@ __all__ = ["Method", "MethodSpec", "Run", "Schedule", "Settings", "Snapshot", "a
 
 
 @cache
-def _specs() -> dict[str, MethodSpec]:
+def all_specs() -> dict[str, MethodSpec]:
+    """Every method by its name."""
     modules = [import_module(f"{__name__}.{module.name}") for module in pkgutil.iter_modules(__path__)]
     found = [value for module in modules for value in vars(module).values() if isinstance(value, MethodSpec)]
     return {spec.name: spec for spec in found}
 
 
-def all_specs() -> Mapping[str, MethodSpec]:
-    """Every method by its name."""
-    return _specs()
-
-
 def spec_of(name: str) -> MethodSpec:
-    """The method of this name.
-
-    Raises:
-        UsageError: there is none.
-    """
-    if name not in _specs():
-        raise UsageError(f"there is no pruning method {name!r}", hint=f"one of {', '.join(_specs())}")
-    return _specs()[name]
+    """The method of this name. Raises UsageError where there is none."""
+    if name not in all_specs():
+        raise UsageError(f"there is no pruning method {name!r}", hint=f"one of {', '.join(all_specs())}")
+    return all_specs()[name]
 
 
 def register(spec: MethodSpec) -> MethodSpec:
-    """Make a method available to recipes, in this process.
-
-    Raises:
-        ValueError: its name is taken.
-    """
-    if spec.name in _specs():
+    """Make a method available to recipes, in this process. Raises ValueError where its name is taken."""
+    if spec.name in all_specs():
         raise ValueError(f"there is a pruning method {spec.name!r} already")
-    _specs()[spec.name] = spec
+    all_specs()[spec.name] = spec
     return spec

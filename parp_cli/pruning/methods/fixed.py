@@ -2,7 +2,7 @@
 
 from parp_cli.pruning.methods.spec import MethodSpec
 
-DENSE = MethodSpec(name="dense", description="nothing is pruned", reads=(), prunes=False, starts_from="nothing")
+DENSE = MethodSpec(name="dense", description="nothing is pruned", reads=(), starts_from="nothing")
 FIXED = MethodSpec(name="fixed", description="what the first mask prunes stays zero")
 MPI = MethodSpec(name="mpi", description="as fixed, with a mask of the pre-trained magnitudes", starts_from="magnitude")
 RP = MethodSpec(name="rp", description="as fixed, with a random mask", starts_from="random")

@@ -6,12 +6,25 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from parp_cli.pruning.limits import WHOLE
 from parp_cli.pruning.methods.parp import Parp
 from parp_cli.pruning.methods.spec import TIMES, MethodSpec, Settings, Snapshot
+from parp_cli.pruning.patterns import WHOLE
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+def in_order(scores: Tensor) -> Tensor:
+    """Non-negative numbers in the order of signed scores (float32), to be ranked by magnitude.
+
+    The bits of a float are ordered like its magnitude; negative ones are turned around, and all moved above zero. One
+    bit is lost: neighbours in the last place may become equal.
+    """
+    import torch
+
+    bits = (scores.detach() + 0.0).view(torch.int32)  # no negative zeros
+    ordered = bits ^ (bits >> 31 & 0x7FFFFFFF)
+    return ((ordered >> 1) + (1 << 30)).clamp(max=0x7F7FFFFF).view(torch.float32)
 
 
 class Movement(Parp):
@@ -22,23 +35,14 @@ class Movement(Parp):
 
     def __init__(self, settings: Settings) -> None:
         super().__init__(replace(settings, growth="cubic"))
-        self._scores: dict[str, Tensor] = {}
 
     def observe(self, snapshot: Snapshot) -> None:
         for name, gradient in snapshot.gradients.items():
             change = snapshot.weights[name] * gradient * snapshot.learning_rate
-            self._scores[name] = self._scores[name] - change if name in self._scores else -change
+            self.observed[name] = self.observed[name] - change if name in self.observed else -change
 
     def scores(self, snapshot: Snapshot) -> Mapping[str, Tensor]:
-        from parp_cli.pruning.scores import in_order
-
-        return {n: in_order(self._scores[n] if n in self._scores else w * 0) for n, w in snapshot.weights.items()}
-
-    def state(self) -> Mapping[str, Mapping[str, Tensor]]:
-        return {"movement": self._scores}
-
-    def load_state(self, state: Mapping[str, Mapping[str, Tensor]]) -> None:
-        self._scores = dict(state.get("movement", {}))
+        return {n: in_order(self.observed[n] if n in self.observed else w * 0) for n, w in snapshot.weights.items()}
 
 
 MOVEMENT = MethodSpec(

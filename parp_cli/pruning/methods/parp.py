@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from parp_cli.pruning.limits import GROWING
 from parp_cli.pruning.methods.spec import TIMES, Method, MethodSpec, Settings, Snapshot
+from parp_cli.pruning.patterns import GROWING
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -43,10 +43,7 @@ class Parp(Method):
 _READS = ("sparsity", "initial", *TIMES, "final")
 
 PARP = MethodSpec(
-    name="parp",
-    description="pruned weights train too, and are pruned anew at intervals",
-    build=Parp,
-    reads=_READS,
+    name="parp", description="pruned weights train too, and are pruned anew at intervals", build=Parp, reads=_READS
 )
 PARP_P = MethodSpec(
     name="parp-p",

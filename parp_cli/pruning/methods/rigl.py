@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from parp_cli.pruning.limits import WHOLE
-from parp_cli.pruning.methods.spec import TIMES, Method, MethodSpec, Settings, Snapshot
+from parp_cli.pruning.methods.spec import TIMES, Method, MethodSpec, Snapshot
+from parp_cli.pruning.patterns import WHOLE
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -23,10 +23,6 @@ class RigL(Method):
     has just grown would not have learnt anything.
     """
 
-    def __init__(self, settings: Settings) -> None:
-        super().__init__(settings)
-        self._gradients: dict[str, Tensor] = {}
-
     def swapped(self, kept: int, update: int) -> int:
         """How many of a tensor's kept weights are dropped, and as many grown, after this update."""
         passed = min(1.0, update / self.settings.schedule.last)
@@ -34,38 +30,34 @@ class RigL(Method):
 
     def observe(self, snapshot: Snapshot) -> None:
         if self.settings.schedule.due(snapshot.update):
-            self._gradients = {name: gradient.clone() for name, gradient in snapshot.gradients.items()}
+            self.observed = {name: gradient.clone() for name, gradient in snapshot.gradients.items()}
 
     def masks(self, snapshot: Snapshot) -> Masks:
         masks = {name: self._swap(name, mask, snapshot) for name, mask in snapshot.masks.items()}
-        self._gradients = {}
+        self.observed = {}
         return masks
 
     def _swap(self, name: str, mask: Tensor, snapshot: Snapshot) -> Tensor:
-        if name not in self._gradients:  # frozen for now, or the update was skipped
+        if name not in self.observed:  # frozen for now, or the update was skipped
             return mask
         kept, size = self._count(mask), self._count(mask | ~mask)
         count = min(self.swapped(kept, snapshot.update), size - kept)
         left = mask & self._largest(snapshot.weights[name].detach(), kept - count, mask)
-        return left | self._largest(self._gradients[name], count, ~left)
+        return left | self._largest(self.observed[name], count, ~left)
 
     def _count(self, mask: Tensor) -> int:
         """How many entries are True, in all processes."""
-        from torch import distributed
+        from parp_cli.pruning.sharded import from_all_ranks
 
-        count = mask.count_nonzero()
-        if self.settings.group is not None:
-            distributed.all_reduce(count, group=self.settings.group)
-        return int(count)
+        return sum(from_all_ranks(int(mask.count_nonzero()), self.settings.group)[0])
 
     def _largest(self, scores: Tensor, count: int, among: Tensor) -> Tensor:
         """The `count` entries of largest magnitude where `among` is True, exactly."""
         from parp_cli.pruning.select import magnitude_masks
 
-        candidates = self._count(among)
         # What is no candidate ranks above them all, so the smallest to be pruned are candidates.
-        ranked = scores.masked_fill(~among, math.inf)
-        return magnitude_masks({"scores": ranked}, candidates - count, group=self.settings.group)["scores"] & among
+        ranked = {"scores": scores.masked_fill(~among, math.inf)}
+        return magnitude_masks(ranked, self._count(among) - count, group=self.settings.group)["scores"] & among
 
 
 RIGL = MethodSpec(

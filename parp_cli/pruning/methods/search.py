@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from parp_cli.pruning.limits import GROWING
 from parp_cli.pruning.methods.spec import TIMES, MethodSpec, Run
+from parp_cli.pruning.patterns import GROWING
 
 
 def _omp_runs(recipe: Any, sparsity: float) -> tuple[Run, ...]:

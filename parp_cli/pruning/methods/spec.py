@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from parp_cli.errors import UsageError
-from parp_cli.pruning.limits import DEFAULT_PATTERN, PatternKind, read_pattern
+from parp_cli.pruning.patterns import DEFAULT_PATTERN, GLOBAL, Pattern, PatternKind
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
     from torch.distributed import ProcessGroup
 
     from parp_cli.pruning.masks import Masks
-    from parp_cli.pruning.patterns import Pattern
 
 FirstMask = Literal["magnitude", "random", "random-weights"]
 """How a new mask is chosen: the smallest magnitudes; a uniform random choice; or the smallest magnitudes of an
@@ -28,13 +27,10 @@ TIMES = ("interval", "interval_unit", "start", "end")
 
 @dataclass(frozen=True, kw_only=True)
 class Schedule:
-    """After which updates of a run masks change. Updates count from 1.
+    """After which updates of a run, counted from 1, masks change.
 
-    Attributes:
-        interval: updates between two re-prunings; they fall on its multiples.
-        updates: length of the run.
-        start, end: the first and the last update at which an interval counts; None for the run's last.
-        final: whether the run ends in a re-pruning, whatever the interval.
+    They do on the multiples of `interval` from `start` to `end` (None: the run's last), and with `final` at the end of
+    the run's `updates` whatever the interval.
     """
 
     interval: int
@@ -67,21 +63,18 @@ class Settings:
     Attributes:
         sparsity: share of the prunable weights that is pruned in the end.
         start_sparsity: that of the first mask; None for `sparsity`.
-        schedule: of the re-prunings.
-        pattern: which weights compete with which; None for all of them.
         growth: of the sparsity from re-pruning to re-pruning: by equal steps, or fast at first, 1 - (1 - t)³ of the way
             at share t of the re-prunings (Zhu and Gupta 2017, equation 1).
         drop_fraction: RigL's share of kept weights that is swapped at first.
         layers: a label for each weight's name, for patterns by layer.
-        modules: the module that owns each weight, by the weight's name; a method that needs activations registers a
-            forward pre-hook on it.
+        modules: the module that owns each weight, by the weight's name, for forward hooks.
         group: processes over which the weights are sharded, as for `select.magnitude_masks`; None where they are whole.
     """
 
     sparsity: float
     schedule: Schedule
     start_sparsity: float | None = None
-    pattern: Pattern | None = None
+    pattern: Pattern = GLOBAL
     growth: Literal["linear", "cubic"] = "linear"
     drop_fraction: float = 0.3
     layers: Mapping[str, str] = field(default_factory=dict)
@@ -102,21 +95,9 @@ class Settings:
         grown = passed if self.growth == "linear" else 1 - (1 - passed) ** 3
         return self.sparsity_at_start + (self.sparsity - self.sparsity_at_start) * grown
 
-    def rivals(self, names: Iterable[str]) -> Mapping[str, str]:
-        """For methods that select by themselves: a label for each name; what competes has the same one."""
-        match self.pattern and self.pattern.kind:
-            case "layer":
-                return self.layers
-            case "tensor":
-                return {name: name for name in names}
-            case _:
-                return dict.fromkeys(names, "")
-
     def keep_largest(self, scores: Mapping[str, Tensor], sparsity: float) -> Masks:
         """Masks of the run's pattern that keep the scores of largest magnitude; raises as `Pattern.masks`."""
-        from parp_cli.pruning.patterns import GLOBAL
-
-        return (self.pattern or GLOBAL).masks(scores, sparsity, self.layers, group=self.group)
+        return self.pattern.masks(scores, sparsity, self.layers, group=self.group)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,8 +106,7 @@ class Snapshot:
 
     Attributes:
         update: how many updates are done; of the one in progress, its number.
-        weights: the prunable ones, by name.
-        masks: the current ones.
+        weights, masks: the prunable ones, by name, and the current masks.
         gradients: of the update in progress, for `Method.observe` alone: of pruned weights too, before clipping.
             Weights that are frozen for now have none.
         learning_rate: of the update in progress.
@@ -142,50 +122,34 @@ class Snapshot:
 class Method:
     """What is done to the masks of one training run. As it stands: nothing, the first mask stays.
 
-    Args:
-        settings: of the run.
+    Attributes:
+        observed: what a resumed run needs of what was observed so far, by the weights' names, or by a word, a slash,
+            and these. A tensor has the rows of its weight, whatever its other dimensions.
     """
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
+        self.observed: dict[str, Tensor] = {}
 
     def begin(self, snapshot: Snapshot, forward: Callable[[], None]) -> Masks | None:
-        """The first masks, of a method with `calibration_examples`; None keeps those of the snapshot.
+        """The first masks, of a method with `calibration_examples`; None keeps those of the (unpruned) snapshot.
 
-        Args:
-            snapshot: the network before its first update, unpruned.
-            forward: passes the examples through the network, one at a time and without gradients.
+        `forward` passes the examples through the network, one at a time and without gradients.
         """
-        del snapshot, forward
-        return None
 
     def observe(self, snapshot: Snapshot) -> None:
         """Asked at every update, between the backward pass and the optimizer's step."""
 
     def masks(self, snapshot: Snapshot) -> Masks | None:
         """The masks to go on with, asked at each update that the schedule has; None for no change."""
-        del snapshot
-        return None
 
     def final_masks(self, snapshot: Snapshot) -> Masks | None:
         """The masks the network would have if its training ended now; None for the current ones."""
-        del snapshot
-        return None
 
     def adjusts(self, update: int) -> bool:
         """Whether pruned weights train from here (0: the beginning) to the next re-pruning."""
         del update
         return False
-
-    def state(self) -> Mapping[str, Mapping[str, Tensor]]:
-        """What was observed so far and a resumed run needs: by a name of its own, tensors by the weights' names.
-
-        Tensors have the rows of their weight, whatever their other dimensions.
-        """
-        return {}
-
-    def load_state(self, state: Mapping[str, Mapping[str, Tensor]]) -> None:
-        """Go on from what `state` gave."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -212,12 +176,10 @@ class MethodSpec:
     """All there is to say of a method.
 
     Attributes:
-        name: as recipes give it.
-        description: one line for people.
+        name, description: as recipes give it, and one line for people.
         build: makes the method of a run.
         reads: keys of a recipe's `pruning` that it reads besides method, scope, biases and pattern. With "interval" it
-            re-prunes at intervals.
-        prunes: whether it has masks at all.
+            re-prunes at intervals; without "sparsity" it prunes nothing.
         starts_from: masks that it may begin from: any; those of magnitudes, or random ones, alone; or none, since it
             finds its own.
         start_share: the share of the target sparsity that the first mask has, unless the recipe says otherwise.
@@ -233,7 +195,6 @@ class MethodSpec:
     description: str
     build: Callable[[Settings], Method] = Method
     reads: tuple[str, ...] = ("sparsity", "initial")
-    prunes: bool = True
     starts_from: Literal["any", "magnitude", "random", "nothing"] = "any"
     start_share: float = 1.0
     end_share: float = 1.0
@@ -244,30 +205,26 @@ class MethodSpec:
     runs: Callable[[Any, float], tuple[Run, ...]] | None = None
 
     @property
+    def prunes(self) -> bool:
+        """Whether it has masks at all."""
+        return "sparsity" in self.reads
+
+    @property
     def reprunes(self) -> bool:
         """Whether masks change while the network trains, in the run of `build`."""
         return self.runs is None and "interval" in self.reads
 
-    @property
-    def first_mask(self) -> FirstMask:
-        """How its first mask is chosen, unless the recipe says otherwise."""
-        return "random" if self.starts_from == "random" else "magnitude"
-
     def accepts(self, chosen_by: str | None) -> bool:
         """Whether a mask that was chosen in this way (None: unknown) can be the first."""
-        if self.starts_from in ("any", "nothing"):
-            return self.starts_from == "any"
-        return (chosen_by or "").startswith(self.starts_from)
+        return self.starts_from == "any" or (chosen_by or "").startswith(self.starts_from)
 
     def conflicts(self, pattern: str | None, initial: str | None) -> Iterator[tuple[str, str]]:
         """Recipe keys, with what is wrong, whose values do not go with the method."""
         try:
-            kind, _ = read_pattern(pattern or self.pattern)
+            if Pattern.parse(pattern or self.pattern).kind not in self.patterns:
+                yield "pattern", f"method {self.name} takes no {pattern}, but {', '.join(self.patterns)}"
         except UsageError as error:
             yield "pattern", f"{error.message}: {error.hint}"
-        else:
-            if kind not in self.patterns:
-                yield "pattern", f"method {self.name} takes no {pattern}, but {', '.join(self.patterns)}"
         if initial is not None and self.starts_from == "nothing":
             yield "initial", f"method {self.name} does not start from a mask; remove it"
         elif initial in FIRST_MASKS and not self.accepts(initial):

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from parp_cli.pruning.limits import WHOLE
-from parp_cli.pruning.methods.spec import TIMES, Method, MethodSpec, Settings, Snapshot
+from parp_cli.pruning.methods.spec import TIMES, Method, MethodSpec, Snapshot
+from parp_cli.pruning.patterns import WHOLE
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from parp_cli.pruning.masks import Masks
 
 
@@ -20,32 +17,23 @@ class Taylor(Method):
     The lowest are pruned for good: so many units that their weights come nearest to the target, exactly as recorded.
     """
 
-    def __init__(self, settings: Settings) -> None:
-        super().__init__(settings)
-        self._scores: dict[str, Tensor] = {}
-
     def observe(self, snapshot: Snapshot) -> None:
         from parp_cli.pruning.units import unit_sums
 
         for unit, change in unit_sums({n: snapshot.weights[n] * g for n, g in snapshot.gradients.items()}).items():
-            self._scores[unit] = change.square() + self._scores.get(unit, 0.0)
+            self.observed[unit] = change.square() + self.observed.get(unit, 0.0)
 
     def masks(self, snapshot: Snapshot, sparsity: float | None = None) -> Masks:
         from parp_cli.pruning.units import keep_units
 
-        settings, rivals = self.settings, self.settings.rivals(snapshot.masks)
+        settings = self.settings
+        rivals = settings.pattern.rivals(snapshot.masks, settings.layers)
         share = settings.sparsity_after(snapshot.update) if sparsity is None else sparsity
-        return keep_units(self._scores, snapshot.masks, share, rivals=rivals, group=settings.group)
+        return keep_units(self.observed, snapshot.masks, share, rivals=rivals, group=settings.group)
 
     def final_masks(self, snapshot: Snapshot) -> Masks | None:
         over = snapshot.update >= max(self.settings.schedule.times, default=0)
         return None if over else self.masks(snapshot, self.settings.sparsity)
-
-    def state(self) -> Mapping[str, Mapping[str, Tensor]]:
-        return {"taylor": self._scores}
-
-    def load_state(self, state: Mapping[str, Mapping[str, Tensor]]) -> None:
-        self._scores = dict(state.get("taylor", {}))
 
 
 TAYLOR = MethodSpec(

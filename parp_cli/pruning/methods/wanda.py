@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from parp_cli.errors import UsageError
@@ -24,15 +25,11 @@ class Wanda(Method):
     def begin(self, snapshot: Snapshot, forward: Callable[[], None]) -> Masks:
         squares: dict[str, Tensor] = {}
 
-        def watching(name: str) -> Callable[[Any, tuple[Tensor, ...]], None]:
-            def add(module: Any, inputs: tuple[Tensor, ...]) -> None:
-                del module
-                frames = inputs[0].detach().flatten(0, -2).float()
-                squares[name] = frames.square().sum(0) + squares.get(name, 0.0)
+        def add(name: str, _: Any, inputs: tuple[Tensor, ...]) -> None:
+            frames = inputs[0].detach().flatten(0, -2).float()
+            squares[name] = frames.square().sum(0) + squares.get(name, 0.0)
 
-            return add
-
-        hooks = [module.register_forward_pre_hook(watching(name)) for name, module in self.settings.modules.items()]
+        hooks = [module.register_forward_pre_hook(partial(add, name)) for name, module in self.settings.modules.items()]
         try:
             forward()
         finally:

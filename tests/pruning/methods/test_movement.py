@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from parp_cli.pruning.methods import Schedule, Settings, spec_of
+from parp_cli.pruning.methods.movement import in_order
 from parp_cli.pruning.pruner import Pruner
-from parp_cli.pruning.scores import in_order
 
 RATES = (0.01, 0.05, 0.02, 0.03, 0.04, 0.01)
 

@@ -1,12 +1,19 @@
+from collections.abc import Mapping
+
 import pytest
 import torch
 from torch import Tensor
 
 from parp_cli.pruning.masks import count_pruned
-from parp_cli.pruning.scores import random_scores
 from parp_cli.pruning.select import magnitude_masks
+from parp_cli.training.masks import first_scores
+from tests.tiny import TINY
 
 SHAPES: dict[str, tuple[int, ...]] = {"a": (30, 20), "scalar": (), "b": (400,)}
+
+
+def random_scores(shapes: dict[str, tuple[int, ...]], *, seed: int) -> Mapping[str, Tensor]:
+    return first_scores("random", {name: torch.zeros(shape) for name, shape in shapes.items()}, TINY, seed=seed)
 
 
 def random_masks(shapes: dict[str, tuple[int, ...]], k: int, *, seed: int) -> dict[str, Tensor]:
