@@ -80,7 +80,7 @@ FAULTS = {
     "silent": fault(
         "silence", "all of its samples are the same", lambda path: soundfile.write(path, numpy.zeros(RATE), RATE)
     ),
-    "slow": fault("sampling rate", "100 Hz: speech needs 8,000 Hz at the least", lambda path: noise(path, rate=100)),
+    "slow": fault("sampling rate", "100 Hz: speech needs at least 8,000 Hz", lambda path: noise(path, rate=100)),
     "odd": fault(
         "sampling rate",
         "22,049 Hz have no simple ratio to 16,000 Hz: convert it",
