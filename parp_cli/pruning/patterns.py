@@ -120,7 +120,8 @@ class Pattern:
             raise UsageError(
                 f"no weight of {where} can hold pattern {self}",
                 details=[f"{name}: {tuple(weight.shape)}" for name, weight in list(weights.items())[:3]],
-                hint="its sides must be multiples of the pattern's; choose another pruning.pattern or pruning.scope (--pattern, --scope)",
+                hint="its sides must be multiples of the pattern's; choose another pruning.pattern or pruning.scope "
+                "(--pattern, --scope)",
             )
         return carrying
 

@@ -86,7 +86,7 @@ FAULTS = {
         "22,049 Hz have no simple ratio to 16,000 Hz: convert it",
         lambda path: noise(path, rate=22_049),
     ),
-    "long": fault("wrong length", "1.00 s, but 60.00 s are given for it", seconds=60),
+    "long": fault("wrong length", "1.00 s, but the corpus says 60.00 s", seconds=60),
     "brief": fault("too short", "0.020 s make no frame", lambda path: noise(path, 0.02), seconds=0.02),
     "crammed": fault("more labels than frames", "90 labels need 90 frames, but it has 49", text="ABC" * 30),
     "doubled": fault("more labels than frames", "30 labels need 59 frames, but it has 49", text="A" * 30),
