@@ -82,14 +82,15 @@ def apply_(masks: Masks, weights: Mapping[str, Tensor]) -> None:
 
 
 def write_pruned(
-    path: Path, weights: Mapping[str, Tensor], masks: Masks, *, target: float, metadata: Metadata
+    path: Path, weights: Mapping[str, Tensor], masks: Masks, *, target: float | None, metadata: Metadata
 ) -> Sparsity:
     """Write a checkpoint of the weights, pruned in place, and their masks, which complete the `metadata`.
 
-    The sparsity that was asked for is the `target`; what the masks come to is returned.
+    The sparsity that was asked for is the `target`, None for what the masks come to, which is returned.
     """
     apply_(masks, weights)
-    amount = Sparsity(target=target, pruned=count_pruned(masks), total=count_all(masks))
+    pruned, total = count_pruned(masks), count_all(masks)
+    amount = Sparsity(target=pruned / total if target is None else target, pruned=pruned, total=total)
     metadata = replace(metadata, prunable=tuple(masks), sparsity=amount)
     checkpoint.write(path, Checkpoint(weights=weights, masks=masks, metadata=metadata))
     return amount

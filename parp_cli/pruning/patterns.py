@@ -127,7 +127,9 @@ class Pattern:
 
     def rivals(self, names: Iterable[str], layers: Mapping[str, str]) -> dict[str, str]:
         """A label for each name; tensors that compete have the same one."""
-        return {name: {"layer": layers.get(name, ""), "tensor": name}.get(self.kind, "") for name in names}
+        if self.kind == "layer":
+            return {name: layers[name] for name in names}
+        return {name: name if self.kind == "tensor" else "" for name in names}
 
     def masks(
         self,
@@ -164,17 +166,14 @@ class Pattern:
             )
         if self.kind in ("row", "n:m"):
             _check_numbers(scores, group)
-            n, m = self.sides
-            return {
-                name: _n_of_m_mask(score, n, m) if self.kind == "n:m" else _row_mask(score, sparsity)
-                for name, score in scores.items()
-            }
-        ranked = {
-            name: _block_sums(score, *self.sides) if self.kind == "block" else score for name, score in scores.items()
-        }
+        if self.kind == "n:m":
+            return {name: _n_of_m_mask(score, *self.sides) for name, score in scores.items()}
+        if self.kind == "row":
+            return {name: _row_mask(score, sparsity) for name, score in scores.items()}
         sets: dict[str, dict[str, Tensor]] = {}
         for name, label in self.rivals(scores, layers).items():
-            sets.setdefault(label, {})[name] = ranked[name]
+            ranked = _block_sums(scores[name], *self.sides) if self.kind == "block" else scores[name]
+            sets.setdefault(label, {})[name] = ranked
         masks: dict[str, Tensor] = {}
         for rivals in sets.values():
             masks |= magnitude_masks(rivals, prune_count(sparsity, total_count(rivals, group)), group=group)

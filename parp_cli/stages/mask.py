@@ -13,16 +13,7 @@ from parp_cli.models.sources.load import load_encoder
 from parp_cli.models.sources.names import Encoder, check_same_model
 from parp_cli.models.speech.config import build
 from parp_cli.models.speech.prunable import layers_of, prunable_parameters
-from parp_cli.pruning.masks import (
-    OPERATIONS,
-    Masks,
-    check_fit,
-    combined,
-    count_all,
-    count_pruned,
-    recorded_setting,
-    write_pruned,
-)
+from parp_cli.pruning.masks import OPERATIONS, Masks, check_fit, combined, recorded_setting, write_pruned
 from parp_cli.pruning.methods.spec import FirstMask
 from parp_cli.pruning.patterns import DEFAULT_PATTERN, DEFAULT_SCOPE, DEFAULT_SPARSITY, Pattern, check_setting
 from parp_cli.runtime.device import versions
@@ -137,8 +128,7 @@ def combine(
     for others, operation in steps:
         for path in others:
             masks = combined(masks, _completed(path, names, encoder.weights), OPERATIONS[operation])
-    pruned, total = count_pruned(masks), count_all(masks)
-    if pruned == total:
+    if not any(mask.any() for mask in masks.values()):
         raise MaskError("the combined mask keeps no weight", hint="name masks with more in common")
     # Those of a file that masks all that any of them does.
     scopes = [recorded_setting(file.recipe, "scope") for file in files.values() if masked <= set(file.prunable)]
@@ -153,21 +143,16 @@ def combine(
         "pattern": DEFAULT_PATTERN if changed else recorded_setting(metadata.recipe, "pattern", DEFAULT_PATTERN),
     }
     parents = (*(p for path, other in files.items() for p in checkpoint.lineage(path, other)), *encoder.parents)
-    amount = write_pruned(
-        out,
-        encoder.weights,
-        masks,
-        target=pruned / total if changed or metadata.sparsity is None else metadata.sparsity.target,
-        metadata=_metadata(encoder, recipe=recipe, seed=metadata.seed, parents=tuple(dict.fromkeys(parents))),
-    )
-    absent = {str(path): tuple(n for n in names if n not in other.prunable) for path, other in files.items()}
+    made = _metadata(encoder, recipe=recipe, seed=metadata.seed, parents=tuple(dict.fromkeys(parents)))
+    target = None if changed or metadata.sparsity is None else metadata.sparsity.target
+    amount = write_pruned(out, encoder.weights, masks, target=target, metadata=made)
+    completed = {
+        str(path): tuple(name for name in names if name not in file.prunable)
+        for path, file in files.items()
+        if not set(names) <= set(file.prunable)
+    }
     return MaskResult(
-        path=out,
-        sha256=file_hash(out),
-        model=model,
-        method="combined",
-        sparsity=amount,
-        completed={path: some for path, some in absent.items() if some},
+        path=out, sha256=file_hash(out), model=model, method="combined", sparsity=amount, completed=completed
     )
 
 
@@ -189,6 +174,5 @@ def _completed(path: Path, names: Sequence[str], weights: Mapping[str, Tensor]) 
 
 
 def _metadata(encoder: Encoder, **values: Any) -> Metadata:
-    return Metadata(
-        stage="mask", architecture=encoder.architecture.to_json(), task=encoder.task, versions=versions(), **values
-    )
+    architecture = encoder.architecture.to_json()
+    return Metadata(stage="mask", architecture=architecture, task=encoder.task, versions=versions(), **values)

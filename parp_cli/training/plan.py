@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +24,7 @@ from parp_cli.storage.checkpoint import Metadata, Parent, lineage
 from parp_cli.tasks.batches import UpdateBatches
 
 _PUBLISHED_INTERVALS = {"10min": (50, 10), "1h": (150, 25), "10h": (115, 48)}
-"""Updates between re-prunings by split, for base and for large: the epochs of the paper's release in its updates."""
-
-_DEFAULT_INTERVAL = 50
-_LARGE_LAYERS = 24
-
-
-# ------------------------------------------------------------------------------------------- the runs of a method
+"""Updates between re-prunings by split, for base and for large (24 layers): the paper's release's epochs in updates."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,10 +82,7 @@ def rounds_of(recipe: Recipe, init: Path | None = None) -> tuple[Round, ...]:
     return tuple(rounds)
 
 
-# ------------------------------------------------------------------------------------------ what a run begins from
-
-
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Start:
     """What a run begins from.
 
@@ -110,7 +101,7 @@ class Start:
     task: Mapping[str, Any] | None
     parents: tuple[Parent, ...]
     source: str
-    masks: Mapping[str, Tensor]
+    masks: Mapping[str, Tensor] = field(default_factory=dict)
     target: float | None = None
     chosen_by: str | None = None
 
@@ -124,32 +115,21 @@ def read_start(recipe: Recipe, init: Path | None, notify: Notify) -> Start:
     """
     initial = recipe.pruning.initial
     if init is None:
-        encoder = load_encoder(recipe.model or DEFAULT_MODEL, notify=notify)
+        model = recipe.model or DEFAULT_MODEL
+        encoder = load_encoder(model, notify=notify)
         weights = {name: w for name, w in encoder.weights.items() if not name.startswith("aux.")}
-        start = Start(
-            architecture=encoder.architecture,
-            weights=weights,
-            task=None,
-            parents=encoder.parents,
-            source=recipe.model or DEFAULT_MODEL,
-            masks={},
-        )
+        start = Start(encoder.architecture, weights, None, encoder.parents, model)
     else:
         content = checkpoint.read(init)
-        if not _made_from(recipe.model, content.metadata):
+        metadata = content.metadata
+        if not _made_from(recipe.model, metadata):
             raise CheckpointError(
-                f"{init} is a {content.metadata.architecture['name']}, the recipe wants {recipe.model}",
+                f"{init} is a {metadata.architecture['name']}, the recipe wants {recipe.model}",
                 hint="name another checkpoint with --init, another --run folder, or --set model=null",
             )
-        start = Start(
-            architecture=Architecture.from_json(content.metadata.architecture),
-            weights=content.weights,
-            task=content.metadata.task,
-            parents=lineage(init, content.metadata),
-            source=str(init),
-            masks={},
-        )
-        start = _masked(start, content.masks, content.metadata)
+        architecture = Architecture.from_json(metadata.architecture)
+        start = Start(architecture, content.weights, metadata.task, lineage(init, metadata), str(init))
+        start = _masked(start, content.masks, metadata)
         if start.masks and initial is not None:
             raise UsageError(
                 f"the recipe's first mask is {initial}, but {init} has one of its own",
@@ -213,9 +193,6 @@ def round_start(start: Start, each: Round, before: Path | None) -> Start:
         start = rewound(start, Path(each.recipe.pruning.rewind))
     parents = tuple(dict.fromkeys((*start.parents, *lineage(before, trained.metadata))))
     return replace(start, masks=masks, target=each.prune_to, parents=parents)
-
-
-# ------------------------------------------------------------------------------------------- when, and how much
 
 
 def pattern_in(pruning: Pruning) -> Pattern:
@@ -323,8 +300,8 @@ def schedule_of(recipe: Recipe, architecture: Architecture, item_seconds: Sequen
     spec = spec_of(pruning.method)
     if pruning.interval is None:
         split = recipe.data.train.removeprefix("train-").split("/")[0]
-        base, large = _PUBLISHED_INTERVALS.get(split, (_DEFAULT_INTERVAL, _DEFAULT_INTERVAL))
-        interval: float = large if architecture.layers >= _LARGE_LAYERS else base
+        base, large = _PUBLISHED_INTERVALS.get(split, (50, 50))
+        interval: float = large if architecture.layers >= 24 else base
     elif pruning.interval_unit == "updates":
         interval = pruning.interval
     else:

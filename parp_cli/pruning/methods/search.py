@@ -9,11 +9,6 @@ from parp_cli.pruning.methods.spec import TIMES, MethodSpec, Run
 from parp_cli.pruning.patterns import GROWING
 
 
-def _omp_runs(recipe: Any, sparsity: float) -> tuple[Run, ...]:
-    del recipe
-    return Run(name="dense", method="dense"), Run(name="omp", prune_to=sparsity)
-
-
 def _imp_runs(recipe: Any, sparsity: float) -> tuple[Run, ...]:
     """Each round trains under the mask so far, prunes by the outcome, and goes back.
 
@@ -36,18 +31,13 @@ def _imp_runs(recipe: Any, sparsity: float) -> tuple[Run, ...]:
     return (*runs, Run(name="imp", prune_to=sparsity))
 
 
-def _pap_runs(recipe: Any, sparsity: float) -> tuple[Run, ...]:
-    del recipe, sparsity
-    return Run(name="parp", method="parp"), Run(name="pap")
-
-
 OMP = MethodSpec(
     name="omp",
     description="as fixed, with a mask of the magnitudes after a dense fine-tuning; trains from the pre-trained "
     "weights again",
     reads=("sparsity", "rewind"),
     starts_from="nothing",
-    runs=_omp_runs,
+    runs=lambda _, sparsity: (Run(name="dense", method="dense"), Run(name="omp", prune_to=sparsity)),
 )
 IMP = MethodSpec(
     name="imp",
@@ -62,5 +52,5 @@ PAP = MethodSpec(
     description="as omp, with the last mask of parp",
     reads=("sparsity", "initial", *TIMES, "final", "rewind"),
     starts_from="nothing",
-    runs=_pap_runs,
+    runs=lambda *_: (Run(name="parp", method="parp"), Run(name="pap")),
 )
