@@ -36,9 +36,7 @@ _MAX_FILTER = 20_000_000
 # Of torchaudio's resampling: zero crossings of its filter on each side, and its cut-off relative to the lower rate.
 _ZERO_CROSSINGS, _ROLLOFF = 6, 0.99
 
-_CLIPPED = 0.999
-"""Fraction of full scale; two equal neighbours of at least this amplitude count as clipped."""
-
+_CLIPPED = 0.999  # of full scale: two equal neighbours of at least this amplitude count as clipped
 _BLOCK_SECONDS = 10
 
 # Missing audio is a note up to the larger of the first two, and damage beyond it.
@@ -54,9 +52,7 @@ _OPEN_WAV_SIZE = 0x7FFF0000
 _LOGGED_BYTES = re.compile(r"^\s*(?:data|SSND|BODY|Data Size|riff)\s*: (\d+) \(should be (\d+)\)", re.MULTILINE)
 _LOGGED_FRAMES = re.compile(r"'ds64' chunk of (\d+)")
 
-# One MPEG frame: encoder delay and padding may be counted or not.
-_MP3_SLACK_SAMPLES = 1152
-
+_MP3_SLACK_SAMPLES = 1152  # one frame: encoder delay and padding may be counted or not
 _REENCODE = "replace the file, or re-encode it as 16-bit FLAC"
 
 
@@ -133,7 +129,7 @@ def decode_audio(path: Path) -> tuple[Tensor, int]:
     """
     info = AudioInfo()
     blocks = list(_mono_blocks(path, info))
-    _require_resampling(path, info.rate)
+    _check_rate(path, info.rate)
     return torch.from_numpy(blocks[0] if len(blocks) == 1 else np.concatenate(blocks)), info.rate
 
 
@@ -146,7 +142,7 @@ def waveform_blocks(path: Path, info: AudioInfo | None = None) -> Iterator[Tenso
     info = info or AudioInfo()
     blocks = map(torch.from_numpy, _mono_blocks(path, info))
     first = next(blocks)
-    _require_resampling(path, info.rate)
+    _check_rate(path, info.rate)
     yield from chain([first], blocks) if info.rate == SAMPLE_RATE else _resampled(first, blocks, info.rate)
 
 
@@ -185,7 +181,7 @@ def can_resample(rate: int) -> bool:
     return rate * SAMPLE_RATE // math.gcd(rate, SAMPLE_RATE) ** 2 <= _MAX_FILTER
 
 
-def _require_resampling(path: Path, rate: int) -> None:
+def _check_rate(path: Path, rate: int) -> None:
     if not can_resample(rate):
         raise _unreadable(path, f"{rate:,} Hz have no simple ratio to {SAMPLE_RATE:,} Hz")
 
@@ -208,7 +204,9 @@ def _mono_blocks(path: Path, info: AudioInfo) -> Iterator[NDArray[np.float32]]:
                 yield mono
         if info.samples == 0:
             raise _unreadable(path, "it holds no samples")
-        _require_whole(path, file.format, info)
+        if file.format == "MP3" and 0 < info.declared - info.samples <= _MP3_SLACK_SAMPLES:
+            info.declared = info.samples
+        _check_length(path, info, info.samples)
 
 
 def _blocks(path: Path, file: "_AudioFile", info: AudioInfo) -> Iterator[NDArray[np.float32]]:
@@ -222,35 +220,26 @@ def _blocks(path: Path, file: "_AudioFile", info: AudioInfo) -> Iterator[NDArray
             block = block[: int(np.count_nonzero(~np.isnan(block[:, -1])))]
             if not info.declared:
                 raise
-            samples = info.samples + len(block)
-            if _is_damaged(info.declared - samples, info):
-                reason = f"it is cut short or damaged: {samples / info.rate:.2f} s can be read"
-                raise _unreadable(path, reason) from error
+            _check_length(path, info, info.samples + len(block), error)
         if len(block):
             yield block
         if len(block) < _BLOCK_SECONDS * info.rate:
             return
 
 
-def _is_damaged(missing: int, info: AudioInfo) -> bool:
-    """Whether too many samples of what the header declares are missing."""
-    return missing > max(_MISSING_SHARE * info.declared, _MISSING_SECONDS * info.rate)
-
-
-def _require_whole(path: Path, kind: str, info: AudioInfo) -> None:
-    if kind == "OGG" and ogg_is_cut(path):  # its declared length is that of the last page that there is
-        raise _unreadable(path, f"it is cut short: {info.seconds:.2f} s are left")
-    if kind == "MP3" and 0 < info.declared - info.samples <= _MP3_SLACK_SAMPLES:
-        info.declared = info.samples
-    if _is_damaged(info.declared - info.samples, info):
-        raise _unreadable(path, f"it is cut short: {info.seconds:.2f} s are left")
+def _check_length(path: Path, info: AudioInfo, samples: int, error: Exception | None = None) -> None:
+    """Refuse a file with much fewer samples than its header declares, or whose last OGG page is incomplete."""
+    tolerance = max(_MISSING_SHARE * info.declared, _MISSING_SECONDS * info.rate)
+    # The declared length of an OGG file is that of its last page.
+    if info.declared - samples > tolerance or (error is None and ogg_is_cut(path)):
+        what = "cut short" if error is None else "cut short or damaged"
+        raise _unreadable(path, f"it is {what}: {samples / info.rate:.2f} s can be decoded") from error
 
 
 class _AudioFile(soundfile.SoundFile):  # type: ignore[misc]  # soundfile has no types
     """A file that is read once from the beginning: soundfile would seek after each block, which not all files allow."""
 
     def seekable(self) -> bool:
-        """No."""
         return False
 
 

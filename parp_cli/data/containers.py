@@ -9,6 +9,7 @@ libsndfile reads as many samples as the first header declares. Therefore `parts`
 
 import io
 import mmap
+import re
 import struct
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -38,7 +39,7 @@ def parts(path: Path, stack: ExitStack) -> Iterable[Path | io.BytesIO]:
     data = stack.enter_context(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
     head = data[:12]
     if head.startswith(_FLAC):
-        return _split(path, data, [0, *_occurrences(data, _FLAC)])
+        return _split(path, data, [match.start() for match in re.finditer(_FLAC, data)])
     if head.startswith(b"OggS"):
         return _split(path, data, _ogg_starts(data))
     if head[:4] == b"RIFF" and head[8:] == b"WAVE":
@@ -53,22 +54,16 @@ def parts(path: Path, stack: ExitStack) -> Iterable[Path | io.BytesIO]:
 
 
 def ogg_is_cut(path: Path) -> bool:
-    """Whether an OGG file ends in the middle of a page."""
+    """Whether a file is OGG and ends in the middle of a page."""
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        pages = list(_ogg_pages(data))
-        return not pages or pages[-1][1] > len(data)
+        *_, (_, end) = [(0, 0), *_ogg_pages(data)]
+        return end > len(data)
 
 
 def _split(path: Path, data: mmap.mmap, starts: list[int]) -> Iterable[Path | io.BytesIO]:
     if len(starts) < 2:
         return [path]
     return (io.BytesIO(data[start:end]) for start, end in zip(starts, [*starts[1:], len(data)], strict=True))
-
-
-def _occurrences(data: mmap.mmap, magic: bytes) -> Iterator[int]:
-    place = 0
-    while (place := data.find(magic, place + 1)) >= 0:
-        yield place
 
 
 def _ogg_pages(data: mmap.mmap) -> Iterator[tuple[int, int]]:

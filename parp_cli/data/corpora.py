@@ -8,8 +8,9 @@ from parp_cli.data import generated
 from parp_cli.data.audio import AUDIO_SUFFIXES, audio_seconds
 from parp_cli.data.downloads import download_librilight, download_librispeech
 from parp_cli.data.librispeech import (
+    LIBRILIGHT_FOLDER,
     LIBRISPEECH_SPLITS,
-    librilight_base,
+    base_folder,
     librispeech_splits,
     load_librilight,
     load_librispeech,
@@ -77,7 +78,7 @@ def load_split(
             return load_split("librispeech", split, root=root, download=download, progress=progress, lenient=lenient)
         case "librilight":
             folder = root or generated.cache_folder() / "librilight"
-            if download and not (librilight_base(folder) / "1h").is_dir():
+            if download and not (base_folder(folder, LIBRILIGHT_FOLDER) / "1h").is_dir():
                 download_librilight(folder, progress=progress)
             _require(folder, "Libri-light limited")
             return load_librilight(folder, split, lenient=lenient)

@@ -4,6 +4,7 @@ espeak-ng keeps state between utterances (the phase of its noise and flutter gen
 different samples. So `synthesise` starts a process (`python -m parp_cli.data.espeak`) per speaker.
 """
 
+import base64
 import ctypes
 import json
 import os
@@ -109,25 +110,20 @@ def synthesise(voice: Voice, texts: Sequence[str], *, seconds: float, seed: int 
             details=done.stderr.decode(errors="replace").strip().splitlines()[-1:],
             hint="see the voices of the installed espeak-ng with parp_cli.data.espeak.variants()",
         )
-    header, _, pcm = done.stdout.partition(b"\n")
-    result, start = [], 0
-    for item in json.loads(header):
-        phones = tuple(tuple(word) for word in item["phones"])
-        result.append(Speech(item["text"], pcm[start : start + item["bytes"]], phones))
-        start += item["bytes"]
-    return result
+    return [
+        Speech(text, base64.b64decode(pcm), tuple(map(tuple, phones))) for text, pcm, phones in json.loads(done.stdout)
+    ]
 
 
 class _Engine:
     """The library, which can be initialised once per process."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, voice: Voice, seed: int) -> None:
         loader = _loader()
         self._library = ctypes.CDLL(loader.get_library_path())
         data_folder = os.path.dirname(loader.get_data_path())
-        rate = self._library.espeak_Initialize(
-            _OUTPUT_SYNCHRONOUS, 0, data_folder.encode(), _PHONEME_EVENTS_AS_IPA | _DONT_EXIT
-        )
+        options = _PHONEME_EVENTS_AS_IPA | _DONT_EXIT
+        rate = self._library.espeak_Initialize(_OUTPUT_SYNCHRONOUS, 0, data_folder.encode(), options)
         if rate != SAMPLE_RATE:
             raise DataError(f"espeak-ng gives {rate} samples per second instead of {SAMPLE_RATE}")
         self._library.espeak_ng_SetRandSeed(ctypes.c_long(seed))
@@ -135,6 +131,10 @@ class _Engine:
         self._words: list[list[str]] = [[]]
         self._callback = _Callback(self._receive)  # kept alive: the library calls it
         self._library.espeak_SetSynthCallback(self._callback)
+        if self._library.espeak_SetVoiceByName(voice.name.encode()) != 0:
+            raise DataError(f"espeak-ng has no voice {voice.name}")
+        self._library.espeak_SetParameter(_RATE, voice.rate, 0)
+        self._library.espeak_SetParameter(_PITCH, voice.pitch, 0)
 
     def _receive(self, samples: Any, count: int, events: Any) -> int:
         if samples and count > 0:
@@ -146,16 +146,9 @@ class _Engine:
                 self._words.append([])
             elif event.type == _EVENT_PHONEME:
                 phone = bytes(event.id.string).decode(errors="ignore").strip(_STRESS_MARKS)
-                if phone:
-                    self._words[-1].append(phone)
+                self._words[-1] += [phone] if phone else []
             index += 1
         return 0
-
-    def select(self, voice: Voice) -> None:
-        if self._library.espeak_SetVoiceByName(voice.name.encode()) != 0:
-            raise DataError(f"espeak-ng has no voice {voice.name}")
-        self._library.espeak_SetParameter(_RATE, voice.rate, 0)
-        self._library.espeak_SetParameter(_PITCH, voice.pitch, 0)
 
     def speak(self, text: str) -> Speech:
         self._pcm.clear()
@@ -170,8 +163,7 @@ class _Engine:
 
 def _main() -> None:
     request = json.load(sys.stdin)
-    engine = _Engine(request["seed"])
-    engine.select(Voice(**request["voice"]))
+    engine = _Engine(Voice(**request["voice"]), request["seed"])
     spoken: list[Speech] = []
     total = 0.0
     for text in request["texts"]:
@@ -180,8 +172,7 @@ def _main() -> None:
         if total > request["seconds"]:
             break
         spoken.append(speech)
-    header = [{"text": s.text, "bytes": len(s.pcm), "phones": s.phones} for s in spoken]
-    sys.stdout.buffer.write(json.dumps(header).encode() + b"\n" + b"".join(s.pcm for s in spoken))
+    json.dump([(s.text, base64.b64encode(s.pcm).decode(), s.phones) for s in spoken], sys.stdout)
 
 
 if __name__ == "__main__":

@@ -35,8 +35,7 @@ _RECORD = "generated.json"  # in the folder of a split: what it was generated wi
 _PEAK = 0.5  # amplitude of an utterance, full scale being 1
 
 _LANGUAGE = "en-us"
-_PITCHES = (25, 35, 45, 55, 65, 75)
-_RATES = (130, 145, 160, 175, 190)
+_PITCHES, _RATES = (25, 35, 45, 55, 65, 75), (130, 145, 160, 175, 190)
 
 # Effects rather than voices: whispering, creaking, robots, speeds.
 _NOT_SPEAKERS = ("whisper", "croak", "demonic", "robo", "unirobot", "tweaky", "fast", "anikarobot", "klatt")
@@ -46,15 +45,10 @@ _NOT_SPEAKERS = ("whisper", "croak", "demonic", "robo", "unirobot", "tweaky", "f
 class Split:
     """What a split is made of."""
 
-    part: Part
-    """Of the voices and sentences."""
-
-    minutes: float
-    """Upper limit of its speech; there is a little less, as nothing is cut off."""
-
+    part: Part  # of the voices and sentences
+    minutes: float  # upper limit: there is a little less, as nothing is cut off
     speakers: int
-    condition: Literal["clean", "other"] = "clean"
-    """ "other" imitates poor recordings."""
+    condition: Literal["clean", "other"] = "clean"  # "other" imitates poor recordings
 
 
 SPLITS: dict[str, Split] = {
@@ -125,7 +119,7 @@ def ensure_split(
     if split not in SPLITS:
         raise DataError(f"the generated corpus has no split {split}", hint="it has " + ", ".join(SPLITS))
     plan = SPLITS[split] if minutes is None else replace(SPLITS[split], minutes=minutes)
-    versions = {**espeak.versions(), "Babel": _babel_version()}
+    versions = espeak.versions() | Grammar().versions
     if root is None:
         tag = "-".join(f"{name.lower()}{version}" for name, version in versions.items())
         suffix = "" if minutes is None else f"-{minutes:g}min"
@@ -187,13 +181,6 @@ def _check_record(own: Mapping[str, Any], folder: Path) -> None:
     ]
     if details:
         raise DataError(f"{folder} was generated otherwise", details=details, hint="name another folder, or delete it")
-
-
-def _babel_version() -> str:
-    Grammar()  # says what to install where Babel is missing
-    import babel
-
-    return str(babel.__version__)
 
 
 def _write_split(folder: Path, split: str, plan: Split, seed: int, progress: Callable[[int, int], None] | None) -> None:

@@ -23,25 +23,25 @@ LIBRISPEECH_SPLITS = (
     *("dev-clean", "dev-other", "test-clean", "test-other"),
 )
 
-_FOLDS = range(6)
+_FOLDS = tuple(f"1h/{fold}" for fold in range(6))
 
 LIBRILIGHT_SPLITS: dict[str, tuple[str, ...]] = {
-    "10min": ("1h/0",),
-    **{f"10min-{fold}": (f"1h/{fold}",) for fold in _FOLDS},
-    "1h": tuple(f"1h/{fold}" for fold in _FOLDS),
-    "10h": (*(f"1h/{fold}" for fold in _FOLDS), "9h"),
+    "10min": _FOLDS[:1],
+    **{f"10min-{index}": (fold,) for index, fold in enumerate(_FOLDS)},
+    "1h": _FOLDS,
+    "10h": (*_FOLDS, "9h"),
 }
 """The folders that make up each split; "10min" is the first of the six folds."""
 
 
-def librispeech_base(root: Path) -> Path:
-    """The folder that holds the splits: `root` itself, or `LibriSpeech` in it."""
-    return _inside(root, LIBRISPEECH_FOLDER)
+def base_folder(root: Path, name: str) -> Path:
+    """The folder of a published corpus: `root` itself, or the folder `name` in it."""
+    return root / name if (root / name).is_dir() else root
 
 
 def librispeech_splits(root: Path) -> list[str]:
     """Names of the splits under `root`, sorted. Folders with hidden names are incomplete splits."""
-    folders = librispeech_base(root).glob("[!.]*/")
+    folders = base_folder(root, LIBRISPEECH_FOLDER).glob("[!.]*/")
     return sorted(folder.name for folder in folders if next(folder.glob("*/*/*.flac"), None) is not None)
 
 
@@ -56,19 +56,14 @@ def load_librispeech(root: Path, split: str, *, lenient: bool = False) -> list[U
     Raises:
         DataError: there is no such split, audio cannot be read, or a transcript has no audio.
     """
-    available = librispeech_splits(root)
+    base, available = base_folder(root, LIBRISPEECH_FOLDER), librispeech_splits(root)
     if split not in available:
         raise DataError(
-            f"no split {split} in {librispeech_base(root)}",
+            f"no split {split} in {base}",
             details=["splits there: " + (", ".join(available) or "none")],
             hint="name one of these, or the folder that holds LibriSpeech/<split>/<speaker>/<chapter>",
         )
-    return _load_chapters((librispeech_base(root) / split).glob("*/*"), split, lenient)
-
-
-def librilight_base(root: Path) -> Path:
-    """The folder that holds `1h` and `9h`: `root` itself, or `librispeech_finetuning` in it."""
-    return _inside(root, LIBRILIGHT_FOLDER)
+    return _load_chapters((base / split).glob("*/*"), split, lenient)
 
 
 def load_librilight(root: Path, split: str, *, lenient: bool = False) -> list[Utterance]:
@@ -84,7 +79,7 @@ def load_librilight(root: Path, split: str, *, lenient: bool = False) -> list[Ut
     """
     if split not in LIBRILIGHT_SPLITS:
         raise DataError(f"Libri-light limited has no split {split}", hint="name one of " + ", ".join(LIBRILIGHT_SPLITS))
-    base = librilight_base(root)
+    base = base_folder(root, LIBRILIGHT_FOLDER)
     parts = LIBRILIGHT_SPLITS[split]
     missing = [part for part in parts if next((base / part).glob("*/*/*/*.flac"), None) is None]
     if missing:
@@ -95,10 +90,6 @@ def load_librilight(root: Path, split: str, *, lenient: bool = False) -> list[Ut
         )
     chapters = [chapter for part in parts for chapter in (base / part).glob("*/*/*")]
     return _load_chapters(chapters, split, lenient)
-
-
-def _inside(root: Path, name: str) -> Path:
-    return root / name if (root / name).is_dir() else root
 
 
 def _load_chapters(chapters: Iterable[Path], split: str, lenient: bool) -> list[Utterance]:

@@ -7,6 +7,7 @@ import random
 import re
 import zlib
 from collections.abc import Iterator
+from importlib.metadata import version
 from typing import Any, Literal
 
 from parp_cli.errors import UsageError
@@ -73,6 +74,7 @@ class Grammar:
             from babel.units import format_unit
         except ImportError:
             raise UsageError("generated speech needs the package Babel", hint="pip install 'parp-cli[demo]'") from None
+        self.versions = {"Babel": version("Babel")}
         english = Locale("en")
         units = [format_unit(2, unit, "long", locale=english).removeprefix("2 ").upper() for unit in _UNITS.split()]
         self.words: dict[str, list[str]] = {

@@ -72,7 +72,7 @@ FAULTS = {
     "text-file": fault("unreadable audio", "Format not recognised.", lambda path: path.write_text("AB C\n" * 99)),
     "header": fault("unreadable audio", "", broken_header),
     "header-unlisted-length": fault("unreadable audio", "", broken_header, seconds=None),
-    "cut": fault("unreadable audio", "it is cut short: 0.31 s are left", cut_short),
+    "cut": fault("unreadable audio", "it is cut short: 0.31 s can be decoded", cut_short),
     "cut-flac": fault("unreadable audio", "", cut_short_flac, name="a.flac"),
     "no-bytes": fault("unreadable audio", "it is empty: 0 bytes", lambda path: path.write_bytes(b"")),
     "no-samples": fault("unreadable audio", "it holds no samples", lambda path: noise(path, 0.0)),

@@ -82,7 +82,7 @@ def test_what_is_wrong_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     expected = {
         "cut.flac": r"cut short|.",
         "broken.flac": ".",
-        "cut.wav": r"cut short: 2\.50 s are left",
+        "cut.wav": r"cut short: 2\.50 s can be decoded",
         "none.wav": "empty: 0 bytes",
         "no-samples.wav": "holds no samples",
         "nan.wav": r"sample at 2\.000 s is not a finite number",

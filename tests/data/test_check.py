@@ -75,7 +75,7 @@ FAULTS: dict[str, tuple[Callable[[Path], object], dict[str, Any], str, str]] = {
         "unreadable audio",
         "it holds no samples",
     ),
-    "cut": (cut, {}, "unreadable audio", "it is cut short: 0.28 s are left"),
+    "cut": (cut, {}, "unreadable audio", "it is cut short: 0.28 s can be decoded"),
     "nan": (not_a_number, {}, "unreadable audio", "a sample at 0.050 s is not a finite number"),
     "silent": (
         lambda path: soundfile.write(path, numpy.full(8000, 0.25), 16_000),
