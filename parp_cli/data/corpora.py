@@ -51,13 +51,10 @@ def load_split(
     """All utterances of one split.
 
     Args:
-        corpus: one of `CORPORA`. "librispeech" is any corpus in LibriSpeech's layout.
-        split: its name in the corpus.
+        corpus: one of `CORPORA`; "librispeech" is any corpus in LibriSpeech's layout.
         root: the corpus's folder; by default one in the user's cache folder. Manifests have none.
-        manifest: the file if `corpus` is "manifest".
         download: fetch LibriSpeech or Libri-light limited if it is not under `root`.
         progress: called with done and total: bytes of a download, speakers of the generated corpus.
-        seed: of the generated corpus.
         lenient: as of `read_manifest` and `load_librispeech`.
 
     Raises:
@@ -71,8 +68,7 @@ def load_split(
             folder = root or generated.cache_folder() / "librispeech"
             if download and split not in librispeech_splits(folder):
                 download_librispeech(split, folder, progress=progress)
-            _require(folder, "LibriSpeech")
-            return load_librispeech(folder, split, lenient=lenient)
+            return load_librispeech(_existing(folder, "LibriSpeech"), split, lenient=lenient)
         case "librilight" if split in LIBRISPEECH_SPLITS:
             # It has no dev and test sets of its own: they are LibriSpeech's, under the same root.
             return load_split("librispeech", split, root=root, download=download, progress=progress, lenient=lenient)
@@ -80,8 +76,7 @@ def load_split(
             folder = root or generated.cache_folder() / "librilight"
             if download and not (base_folder(folder, LIBRILIGHT_FOLDER) / "1h").is_dir():
                 download_librilight(folder, progress=progress)
-            _require(folder, "Libri-light limited")
-            return load_librilight(folder, split, lenient=lenient)
+            return load_librilight(_existing(folder, "Libri-light limited"), split, lenient=lenient)
         case "manifest":
             return _load_manifest(manifest, split, lenient=lenient)
     raise DataError(f"no corpus named {corpus}", hint="name one of " + ", ".join(CORPORA))
@@ -117,9 +112,10 @@ def find_audio(folder: Path) -> list[Utterance]:
     return utterances
 
 
-def _require(folder: Path, corpus: str) -> None:
+def _existing(folder: Path, corpus: str) -> Path:
     if not folder.is_dir():
         raise DataError(f"no folder {folder}", hint=f"name the folder that holds {corpus}, or have it downloaded")
+    return folder
 
 
 def _load_manifest(manifest: Path | None, split: str, *, lenient: bool) -> list[Utterance]:

@@ -67,15 +67,10 @@ def load_librispeech(root: Path, split: str, *, lenient: bool = False) -> list[U
 
 
 def load_librilight(root: Path, split: str, *, lenient: bool = False) -> list[Utterance]:
-    """One split of Libri-light limited, sorted by id.
+    """One split (a key of `LIBRILIGHT_SPLITS`) of Libri-light limited; otherwise as `load_librispeech`.
 
     Args:
         root: the folder named librispeech_finetuning, or its parent.
-        split: a key of `LIBRILIGHT_SPLITS`.
-        lenient: as of `load_librispeech`.
-
-    Raises:
-        DataError: there is no such split, a part of it is missing, audio cannot be read, or a transcript has no audio.
     """
     if split not in LIBRILIGHT_SPLITS:
         raise DataError(f"Libri-light limited has no split {split}", hint="name one of " + ", ".join(LIBRILIGHT_SPLITS))
@@ -93,10 +88,28 @@ def load_librilight(root: Path, split: str, *, lenient: bool = False) -> list[Ut
 
 
 def _load_chapters(chapters: Iterable[Path], split: str, lenient: bool) -> list[Utterance]:
+    """The utterances of folders `<speaker>/<chapter>`."""
     utterances: list[Utterance] = []
     problems: list[str] = []
     for chapter in filter(Path.is_dir, chapters):
-        utterances += _load_chapter(chapter, split, problems, lenient)
+        speaker = chapter.parent.name
+        texts = _read_lines(chapter / f"{speaker}-{chapter.name}.trans.txt", problems)
+        phones = _read_lines(chapter / f"{speaker}-{chapter.name}.phones.txt", problems)
+        for name in texts.keys() | {path.stem for path in chapter.glob("[!.]*.flac")}:
+            path = chapter / f"{name}.flac"
+            try:
+                utterance = Utterance(
+                    id=name,
+                    audio=path,
+                    split=split,
+                    seconds=0.0 if lenient else audio_seconds(path),
+                    text=normalize_text(texts.get(name, "")) or None,
+                    phones=parse_phones(phones.get(name, "")) or None,
+                    speaker=speaker,
+                )
+                utterances.append(utterance)
+            except DataError as error:
+                problems.append(f"{path}: {'; '.join(error.details)}")
     if problems:
         raise DataError(
             f"split {split} has {len(problems):,} broken or missing files",
@@ -104,39 +117,6 @@ def _load_chapters(chapters: Iterable[Path], split: str, lenient: bool) -> list[
             hint="unpack or download the corpus again",
         )
     return sorted(utterances, key=lambda utterance: utterance.id)
-
-
-def _load_chapter(chapter: Path, split: str, problems: list[str], lenient: bool) -> list[Utterance]:
-    """The utterances of a folder `<speaker>/<chapter>`; adds to `problems`."""
-    speaker = chapter.parent.name
-    prefix = f"{speaker}-{chapter.name}"
-    texts = _read_lines(chapter / f"{prefix}.trans.txt", problems)
-    phones = _read_lines(chapter / f"{prefix}.phones.txt", problems)
-    audio = {path.stem: path for path in chapter.glob("*.flac") if not path.name.startswith(".")}
-    for name in sorted(texts.keys() - audio.keys()):
-        if lenient:
-            audio[name] = chapter / f"{name}.flac"
-        else:
-            problems.append(f"{chapter / name}.flac: missing, but it has a transcript")
-    utterances = []
-    for name, path in audio.items():
-        try:
-            seconds = 0.0 if lenient else audio_seconds(path)
-        except DataError as error:
-            problems.append(f"{path}: {'; '.join(error.details)}")
-            continue
-        utterances.append(
-            Utterance(
-                id=name,
-                audio=path,
-                split=split,
-                seconds=seconds,
-                text=normalize_text(texts.get(name, "")) or None,
-                phones=parse_phones(phones.get(name, "")) or None,
-                speaker=speaker,
-            )
-        )
-    return utterances
 
 
 def _read_lines(path: Path, problems: list[str]) -> dict[str, str]:
@@ -148,5 +128,5 @@ def _read_lines(path: Path, problems: list[str]) -> dict[str, str]:
     except (OSError, UnicodeDecodeError) as error:
         problems.append(f"{path}: {error}")
         return {}
-    parts = (line.split(maxsplit=1) for line in lines if line.strip())  # at spaces or a tab
+    parts = (line.split(maxsplit=1) for line in lines if line.strip())
     return {name: " ".join(rest) for name, *rest in parts}
