@@ -53,12 +53,8 @@ class Problem:
 
 def with_lengths(utterances: Iterable[Utterance], infos: Mapping[Path, Inspected]) -> list[Utterance]:
     """The utterances, with lengths from `inspect_files` where the corpus gave none."""
-    return [
-        replace(utterance, seconds=info.seconds)
-        if utterance.seconds == 0 and isinstance(info := infos[utterance.audio], AudioInfo)
-        else utterance
-        for utterance in utterances
-    ]
+    lengths = {path: info.seconds for path, info in infos.items() if isinstance(info, AudioInfo)}
+    return [replace(one, seconds=one.seconds or lengths.get(one.audio, 0.0)) for one in utterances]
 
 
 def check_utterances(

@@ -19,9 +19,8 @@ def download_librispeech(split: str, root: Path, *, progress: ByteProgress | Non
         DataError: there is no such split, or as `fetch`.
     """
     if split not in LIBRISPEECH_SPLITS:
-        raise DataError(
-            f"LibriSpeech has no split {split} to download", hint="name one of " + ", ".join(LIBRISPEECH_SPLITS)
-        )
+        hint = "name one of " + ", ".join(LIBRISPEECH_SPLITS)
+        raise DataError(f"LibriSpeech has no split {split} to download", hint=hint)
     url, sha256 = _librispeech_archive(split)
     fetch(url, _outside(root, LIBRISPEECH_FOLDER), sha256=sha256, progress=progress)
 
@@ -62,9 +61,8 @@ def unpack(archive: Path, root: Path) -> None:
                 tar.extractall(folder, filter="data")
             _merge(Path(folder), root)
     except (tarfile.TarError, EOFError, zlib.error) as error:
-        raise DataError(
-            f"cannot unpack {archive}", details=[str(error)], hint="delete it and download it again"
-        ) from error
+        hint = "delete it and download it again"
+        raise DataError(f"cannot unpack {archive}", details=[str(error)], hint=hint) from error
     except OSError as error:
         raise write_error(root, error) from error
 

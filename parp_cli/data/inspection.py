@@ -52,12 +52,13 @@ def inspect_files(
     unread: dict[Path, list[int]] = {}
     for path in paths:
         try:
-            stamp = _stamp(path)
+            status = path.stat()
         except (FileNotFoundError, NotADirectoryError):
             infos[path] = Unreadable("there is no such file", missing=True)
         except OSError as error:
             infos[path] = Unreadable(error.strerror or str(error))
         else:
+            stamp = [status.st_size, status.st_mtime_ns, status.st_ctime_ns]
             before, content = known.get(_key(path), (None, ""))
             if before == stamp:
                 infos[path] = Unreadable(content) if isinstance(content, str) else AudioInfo(**content)
@@ -119,11 +120,6 @@ def _load(path: Path) -> dict[str, Any]:
 def _save(known: Mapping[str, Any], path: Path) -> None:
     with suppress(ParpError):  # a full disk, a folder of somebody else
         write_text(path, json.dumps({"version": _VERSION, "files": known}))
-
-
-def _stamp(path: Path) -> list[int]:
-    status = path.stat()
-    return [status.st_size, status.st_mtime_ns, status.st_ctime_ns]
 
 
 def _key(path: Path) -> str:

@@ -72,6 +72,7 @@ WHOLE: dict[str, tuple[bytes, float]] = {
     "open.wav": (declaring(0xFFFFFFFF), 3),
     "half.wav": (declaring(48_000), 3),
     "list.wav": (WAV + b"LIST" + struct.pack("<I", 4) + b"INFO", 3),
+    "xmp.wav": (WAV + b"_PMX" + struct.pack("<I", 4) + b"<x/>", 3),
     "id3.wav": (WAV + titled(b"Info"), 3),
     "appended.wav": (WAV + WAV[DATA:], 6),
     "joined.wav": (WAV + WAV, 6),
@@ -120,6 +121,14 @@ def test_joined_files_are_the_files(tmp_path: Path) -> None:
         info = inspect_audio(tmp_path / f"two.{suffix}")
         assert info.missing_seconds == -3
         assert info.differs_from_header
+
+
+@pytest.mark.parametrize("tail", [b"", b"TAG" + bytes(125), b"APETAGEX" + bytes(300)], ids=["none", "ID3v1", "APE"])
+def test_an_mp3_that_counts_its_frames_is_as_long_as_what_was_encoded(tail: bytes, tmp_path: Path) -> None:
+    for name, content in MP3S.items():
+        (tmp_path / name).with_suffix(".mp3").write_bytes(content + tail)
+        info = inspect_audio((tmp_path / name).with_suffix(".mp3"))
+        assert (info.samples, info.missing_seconds) == (48_000, 0)
 
 
 def test_files_of_different_rates_are_not_joined(tmp_path: Path) -> None:
