@@ -1,16 +1,14 @@
 """Which weights to prune: exactly k of them, over all tensors at once (PARP, section 3, step 1).
 
-The threshold is the k-th smallest magnitude. A random sample brackets it. One pass over the weights counts what is
-below the bracket and collects the few magnitudes inside, among which the threshold is selected exactly. A magnitude
-that many weights share (zero, say) is counted by itself first, as so many are not to be collected. A bracket that
-missed is followed by bisection, with exact counts again. Nothing is concatenated or sorted as a whole. Of the weights
-at the threshold those that come first are pruned.
+The threshold is the k-th smallest magnitude. Magnitudes are compared as integers: the bits of non-negative IEEE floats,
+read as integers, are in the order of the floats. A histogram of their upper bits, summed over all tensors, tells the
+bin of the threshold; another one of the lower bits inside that bin tells the threshold. Nothing is concatenated or
+sorted. Of the weights at the threshold those that come first are pruned.
 
 Weights may be sharded over the ranks of a process group: then counts are summed, and no rank sees another's weights.
 """
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -19,23 +17,19 @@ from torch import Tensor, distributed
 from torch.distributed import ProcessGroup
 
 from parp_cli.errors import ParpError
-from parp_cli.pruning import scan
-from parp_cli.pruning.scan import FORMATS, FloatFormat, Integers
 
-_FEW = 1 << 16
-"""This many magnitudes are collected without a closer bracket."""
+_PIECE, _DEVICE_PIECE = 1 << 18, 1 << 24
+"""Entries looked at together: on the CPU so few that they stay in its cache, on other devices so few that they fit."""
 
-_SAMPLE = 1 << 18
-"""Size of the sample that gives the first bracket."""
+_LOWER_BITS = 15
+"""Of a magnitude; 16 more of float32 are above them, none of the others."""
 
-_DEVIATIONS = 5
-"""Half the bracket's width, in standard deviations of a rank in the sample: one bracket in two million misses."""
-
-_MANY_TIES = 1 / 64
-"""Above this share of the weights, those of one magnitude are not collected."""
-
-_BINS = 256
-"""Of a histogram: four of them find one of 2³¹ magnitudes."""
+_FORMATS = {
+    torch.float32: (torch.int32, 0x7FFF_FFFF, 0x7F80_0000),
+    torch.float16: (torch.int16, 0x7FFF, 0x7C00),
+    torch.bfloat16: (torch.int16, 0x7FFF, 0x7F80),
+}
+"""By dtype: integers of the same size, all bits but the sign, and infinity, above which is NaN."""
 
 
 def prune_count(sparsity: float, total: int) -> int:
@@ -68,32 +62,82 @@ def magnitude_masks(weights: Mapping[str, Tensor], k: int, *, group: ProcessGrou
         ParpError: a weight is NaN (the parameter is named), or the dtypes differ or are not supported.
         ValueError: k is out of range.
     """
-    form = _format(weights)
-    tensors = [scan.bits_of(weight) for weight in weights.values()]
-    ranks = _Ranks(group, weights)
-    total = ranks.total(sum(map(len, tensors)))
-    if not 0 <= k <= total:
-        raise ValueError(f"cannot prune {k} of {total} weights")
-    threshold, below, ties = 0, 0, np.zeros(len(tensors), dtype=np.int64)
-    if total:
-        # To prune none is to prune none of those at the smallest magnitude.
-        threshold, below, ties = _threshold(list(weights), tensors, form, ranks, max(k, 1), total)
-    pruned = np.clip(k - below - ranks.before(ties), 0, ties)
-    masks = scan.at_least(tensors, form, [threshold + int(all_pruned) for all_pruned in pruned == ties])
-    for mask, bits, tied, first in zip(masks, tensors, ties, pruned, strict=True):
-        if 0 < first < tied:  # the one tensor in which k is reached
-            scan.clear_first(mask, bits, form, threshold, int(first))
-    return {name: mask.reshape(weights[name].shape) for name, mask in zip(weights, masks, strict=True)}
-
-
-def _format(weights: Mapping[str, Tensor]) -> FloatFormat:
     dtypes = {weight.dtype for weight in weights.values()} or {torch.float32}
     if len(dtypes) > 1:
         raise ParpError(f"weights of different dtypes cannot be ranked together: {sorted(map(str, dtypes))}")
     dtype = dtypes.pop()
-    if dtype not in FORMATS:
+    if dtype not in _FORMATS:
         raise ParpError(f"weights of dtype {dtype} cannot be ranked; use float32, float16 or bfloat16")
-    return FORMATS[dtype]
+    integer, unsigned, infinity = _FORMATS[dtype]
+    tensors = [weight.detach().reshape(-1).view(integer) for weight in weights.values()]
+    ranks = _Ranks(group, weights)
+    total = ranks.total(sum(map(len, tensors)))
+    if not 0 <= k <= total:
+        raise ValueError(f"cannot prune {k} of {total} weights")
+    if not total:
+        return {name: torch.ones_like(weight, dtype=torch.bool) for name, weight in weights.items()}
+    threshold = below = 0
+    for upper in (True, False) if integer == torch.int32 else (False,):
+        counts = ranks.sum(_histogram(tensors, unsigned, None if upper else threshold))
+        if upper == (integer == torch.int32) and counts[infinity >> (_LOWER_BITS if upper else 0) :].any():
+            _refuse_nan(list(weights), tensors, unsigned, infinity, ranks)
+        up_to = below + counts.cumsum()
+        place = int(np.searchsorted(up_to, max(k, 1)))
+        below = int(up_to[place - 1]) if place else below
+        threshold = place << _LOWER_BITS if upper else threshold + place
+    masks, ties = _above(tensors, unsigned, threshold)
+    pruned = np.clip(k - below - ranks.before(ties), 0, ties)
+    for mask, bits, tied, first in zip(masks, tensors, ties, pruned, strict=True):
+        if first < tied:
+            mask[((bits & unsigned) == threshold).nonzero().flatten()[int(first) :]] = True
+    return {name: mask.reshape(weights[name].shape) for name, mask in zip(weights, masks, strict=True)}
+
+
+def _pieces(bits: Tensor, unsigned: int) -> Iterator[Tensor]:
+    """The magnitudes of a tensor, piece by piece."""
+    length = _PIECE if bits.device.type == "cpu" else _DEVICE_PIECE
+    for start in range(0, len(bits), length):
+        yield bits[start : start + length] & unsigned
+
+
+def _histogram(tensors: Sequence[Tensor], unsigned: int, within: int | None) -> NDArray[np.int64]:
+    """How many magnitudes have each value of their upper bits; or each value of their lower bits, of those with the
+    upper bits of `within`."""
+    counts = torch.zeros(1 << 16, dtype=torch.int64, device=tensors[0].device if tensors else None)
+    for bits in tensors:
+        for magnitudes in _pieces(bits, unsigned):
+            if within is None:
+                values = magnitudes >> _LOWER_BITS
+            elif bits.dtype == torch.int32:
+                values = magnitudes[magnitudes >> _LOWER_BITS == within >> _LOWER_BITS] - within
+            else:
+                values = magnitudes
+            counts += torch.bincount(values, minlength=len(counts))
+    histogram: NDArray[np.int64] = counts.cpu().numpy()
+    return histogram
+
+
+def _above(tensors: Sequence[Tensor], unsigned: int, threshold: int) -> tuple[list[Tensor], NDArray[np.int64]]:
+    """Per tensor, which of its magnitudes (n,) are above the threshold, and how many are at it."""
+    masks, ties = [], []
+    for bits in tensors:
+        mask, start = torch.empty(len(bits), dtype=torch.bool, device=bits.device), 0
+        tied = torch.zeros((), dtype=torch.int64, device=bits.device)
+        for magnitudes in _pieces(bits, unsigned):
+            torch.gt(magnitudes, threshold, out=mask[start : start + len(magnitudes)])
+            tied += torch.count_nonzero(magnitudes == threshold)
+            start += len(magnitudes)
+        masks.append(mask)
+        ties.append(tied)
+    return masks, np.array(torch.stack(ties).tolist() if ties else [], dtype=np.int64)
+
+
+def _refuse_nan(names: Sequence[str], tensors: Sequence[Tensor], unsigned: int, infinity: int, ranks: "_Ranks") -> None:
+    """Raise a ParpError that names the first parameter with a NaN, in whichever rank, if there is one."""
+    is_nan = ranks.sum([any(bool((p > infinity).any()) for p in _pieces(bits, unsigned)) for bits in tensors])
+    if is_nan.any():
+        name = names[int(np.argmax(is_nan > 0))]
+        raise ParpError(f"{name} holds NaN, which has no magnitude to rank", hint="the model has diverged")
 
 
 class _Ranks:
@@ -129,75 +173,3 @@ class _Ranks:
         everyone = self.sum(table.reshape(-1))
         before: NDArray[np.int64] = (everyone.cumsum() - everyone).reshape(table.shape)[:, rank]
         return before
-
-    def smallest(self, magnitudes: Integers, position: int, low: int, high: int) -> tuple[int, int]:
-        """The magnitude at a position (from 1) in the sorted magnitudes of all ranks, and how many are below it.
-
-        Histograms, each over one bin of the last one, narrow down where it is.
-
-        Args:
-            magnitudes: of this rank, from `low` to `high`.
-        """
-        below = 0
-        while low < high:
-            shift = max(0, (high - low).bit_length() - _BINS.bit_length() + 1)
-            up_to = below + self.sum(np.bincount((magnitudes - low) >> shift, minlength=_BINS)).cumsum()
-            place = int(np.searchsorted(up_to, position))
-            below = int(up_to[place - 1]) if place else below
-            low += place << shift
-            high = min(high, low + (1 << shift) - 1)
-            magnitudes = magnitudes[(magnitudes >= low) & (magnitudes <= high)]
-        return low, below
-
-
-def _threshold(
-    names: Sequence[str], tensors: Sequence[Tensor], form: FloatFormat, ranks: _Ranks, position: int, total: int
-) -> tuple[int, int, NDArray[np.int64]]:
-    """The magnitude at a position (from 1) in sorted order, by passes over the weights.
-
-    Returns:
-        The magnitude; how many are below it, in all ranks; how many are at it in each tensor of this rank.
-
-    Raises:
-        ParpError: a weight is NaN, in whichever rank.
-    """
-    first, last, before, up_to_last = 0, form.magnitude, 0, total  # it is from first to last
-    guesses = iter(_brackets(tensors, form, ranks, position, total) if total > _FEW else ())
-    while True:
-        low, high = first, last
-        if up_to_last - before > _FEW:
-            fitting = ((max(low, first), min(high, last)) for low, high in guesses if low <= last and high >= first)
-            low, high = next(fitting, ((first + last) // 2,) * 2)
-        counts = scan.count(tensors, form, low, high)
-        below, inside, *is_nan = ranks.sum([counts.below.sum(), counts.inside.sum(), *(counts.largest > form.infinity)])
-        if any(is_nan):
-            name = names[int(np.argmax(is_nan))]
-            raise ParpError(f"{name} holds NaN, which has no magnitude to rank", hint="the model has diverged")
-        if position <= below:
-            last, up_to_last = low - 1, int(below)
-        elif position > below + inside:
-            first, before = high + 1, int(below + inside)
-        elif low == high:
-            return low, int(below), counts.inside
-        else:
-            found, fewer = ranks.smallest(np.concatenate(counts.collected), position - int(below), low, high)
-            ties = np.array([np.count_nonzero(part == found) for part in counts.collected])
-            return found, int(below) + fewer, ties
-
-
-def _brackets(
-    tensors: Sequence[Tensor], form: FloatFormat, ranks: _Ranks, position: int, total: int
-) -> list[tuple[int, int]]:
-    """Magnitudes between which the one at this position should be, from a sample; shared ones alone first."""
-    drawn = scan.sample(tensors, form, min(1.0, _SAMPLE / total), seed=0)
-    size = ranks.total(len(drawn))
-    if not size:
-        return []
-    share = position / total
-    margin = _DEVIATIONS * (math.sqrt(size * share * (1 - share)) + 1)
-    first, last = int(share * size - margin), int(share * size + margin)
-    low = ranks.smallest(drawn, first, 0, form.magnitude)[0] if first > 0 else 0
-    high = ranks.smallest(drawn, last, 0, form.magnitude)[0] if last <= size else form.magnitude
-    ends = sorted({low, high})
-    ties = ranks.sum([int(np.count_nonzero(drawn == end)) for end in ends])
-    return [*((end, end) for end, tied in zip(ends, ties, strict=True) if tied > _MANY_TIES * size), (low, high)]

@@ -1,6 +1,5 @@
 import math
 from collections.abc import Iterator
-from typing import Any
 from unittest import mock
 
 import numpy
@@ -16,7 +15,7 @@ from parp_cli.models.sources.load import load_encoder
 from parp_cli.models.sources.names import MASK_EMBEDDING, without
 from parp_cli.models.speech.config import build
 from parp_cli.models.speech.prunable import prunable_parameters
-from parp_cli.pruning import scan, select
+from parp_cli.pruning import select
 from parp_cli.pruning.masks import count_pruned
 from parp_cli.pruning.select import magnitude_masks, prune_count
 
@@ -45,7 +44,7 @@ def as_bytes(weight: Tensor) -> Tensor:
 
 
 Case = tuple[dict[str, Tensor], int]
-SMALL_PIECES = mock.patch.object(scan, "_CPU_PIECE", 8)
+SMALL_PIECES = mock.patch.object(select, "_PIECE", 8)
 
 
 @st.composite
@@ -72,31 +71,10 @@ def test_equals_a_stable_sort(case: Case) -> None:
         assert torch.equal(as_bytes(weight), as_bytes(before[name]))
 
 
-@given(weights_and_k(), st.sampled_from((1, 7, 100)))
-def test_equals_a_stable_sort_in_many_pieces_and_with_a_small_sample(case: Case, size: int) -> None:
-    weights, k = case
-    with SMALL_PIECES, mock.patch.multiple(select, _FEW=0, _SAMPLE=size):
-        assert_equal(magnitude_masks(weights, k), brute_force(weights, k))
-
-
 @given(weights_and_k())
-def test_equals_a_stable_sort_on_other_devices(case: Case) -> None:
-    """As it is done where NumPy does not reach, on the CPU."""
+def test_equals_a_stable_sort_in_many_pieces(case: Case) -> None:
     weights, k = case
-    with mock.patch.multiple(scan, _in_numpy=lambda bits: False, _DEVICE_PIECE=8), mock.patch.object(select, "_FEW", 3):
-        assert_equal(magnitude_masks(weights, k), brute_force(weights, k))
-
-
-@given(weights_and_k(), st.lists(st.integers(0, 0x7FFF), max_size=20))
-def test_equals_a_stable_sort_whatever_the_sample(case: Case, drawn: list[int]) -> None:
-    weights, k = case
-    shift = 16 if weights["w0"].dtype == torch.float32 else 0
-    integer = numpy.int32 if shift else numpy.int16
-
-    def sample(*_: object, **__: object) -> numpy.ndarray:
-        return numpy.array(drawn, dtype=integer) << shift
-
-    with mock.patch.object(scan, "sample", sample), mock.patch.object(select, "_FEW", 2):
+    with SMALL_PIECES:
         assert_equal(magnitude_masks(weights, k), brute_force(weights, k))
 
 
@@ -122,36 +100,7 @@ HARD = ("random", "half zero", "2:4", "three magnitudes", "one outlier")
 @pytest.mark.parametrize("k", [0, 1, 1_500, 2_999, 3_000, 3_001, 5_999, 6_000])
 def test_equals_a_stable_sort_where_many_are_alike(kind: str, dtype: torch.dtype, k: int) -> None:
     weights = hard(kind, dtype)
-    with mock.patch.multiple(select, _FEW=50, _SAMPLE=1_000):
-        assert_equal(magnitude_masks(weights, k), brute_force(weights, k))
-
-
-@pytest.mark.parametrize("kind", HARD)
-def test_few_are_collected_and_few_passes_taken(kind: str) -> None:
-    """Ties by the thousand are counted, not collected, and the first brackets hit: what makes it quick and small."""
-    weights = hard(kind, torch.float32)
-    passes: list[scan.Counts] = []
-
-    def count(*arguments: Any, **options: Any) -> scan.Counts:
-        passes.append(real(*arguments, **options))
-        return passes[-1]
-
-    real = scan.count
-    with mock.patch.object(scan, "count", count), mock.patch.multiple(select, _FEW=50, _SAMPLE=3_000):
-        for k in (1_500, 2_999, 3_000, 3_001, 4_500):
-            magnitude_masks(weights, k)
-            assert len(passes) <= 3, k
-            assert sum(len(part) for found in passes for part in found.collected) < 900, k
-            passes.clear()
-
-
-def test_a_pattern_does_not_fool_the_sample() -> None:
-    """One pass after the ties: evenly spaced entries of 2:4 would all be zeros, or none."""
-    weights = {"a": hard("2:4", torch.float32)["b"]}
-    drawn = scan.sample([scan.bits_of(weights["a"])], scan.FORMATS[torch.float32], 0.25, seed=0)
-    assert len(drawn) == 875
-    assert 0.4 < (drawn == 0).mean() < 0.6
-    assert (drawn >= 0).all()
+    assert_equal(magnitude_masks(weights, k), brute_force(weights, k))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -236,7 +185,7 @@ def test_the_number_of_threads_does_not_matter() -> None:
 def test_threads_leave_nothing_out(case: Case) -> None:
     weights, k = case
     torch.set_num_threads(3)
-    with SMALL_PIECES, mock.patch.multiple(scan, _FEW_PIECES=0), mock.patch.object(select, "_FEW", 4):
+    with SMALL_PIECES:
         assert_equal(magnitude_masks(weights, k), brute_force(weights, k))
 
 
