@@ -12,12 +12,9 @@ Workers, on this machine and on others, share nothing but this folder.
 """
 
 import json
-import os
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -29,28 +26,12 @@ from parp_cli.runtime.progress import Notify, Progress, silent
 from parp_cli.stages.evaluate import Options, evaluate
 from parp_cli.stages.finetune import finetune, finished_cost
 from parp_cli.storage import checkpoint
-from parp_cli.storage.atomic import forget_temporaries, write_text
-from parp_cli.storage.run_folder import BEST, FEATURES, LAST, ROUNDS, STATE, round_folder, state_path
+from parp_cli.storage.atomic import write_text
+from parp_cli.storage.run_folder import BEST, FEATURES, round_folder, state_path
 from parp_cli.sweep.grid import Cell
 from parp_cli.training.plan import target_sparsity
 from parp_cli.training.records import Cost
 from parp_cli.training.state import read_position
-
-
-@dataclass(frozen=True, kw_only=True)
-class Task:
-    """A cell to run, in this process or in another one: it can be pickled.
-
-    Attributes:
-        run: the sweep's folder.
-        device: its name in torch.
-        threads: of the CPU; None leaves their number unchanged.
-    """
-
-    cell: Cell
-    run: Path
-    device: str
-    threads: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,92 +49,61 @@ class Failure:
     hint: str | None = None
 
 
-def run_task(task: Task, notify: Notify = silent) -> Failure | None:
-    """Run what is left of a cell: training, which is resumed if it had begun, then the evaluation of each split.
-
-    Returns:
-        Its failure, which is recorded in its folder too; or None.
+def run_cell(run: Path, cell: Cell, device: str, notify: Notify = silent) -> None:
+    """Run what is left of a cell of the sweep in `run`: training, which is resumed if it had begun, then the evaluation
+    of each split. A failure is recorded in its folder.
 
     Raises:
         Interrupted: by the user; another call resumes.
     """
-    cell, folder = task.cell, round_folder(task.run, task.cell.key)
-    device = torch.device(task.device)
-    training: str | None = None
+    folder, training = round_folder(run, cell.key), None
+    if torch.device(device).index is not None:
+        torch.cuda.set_device(device)
 
     def listen(step: Progress) -> None:
         nonlocal training
         if is_training(step):
-            training = running_round(task.run, cell)
+            training = running_round(run, cell)
         notify(step)
 
-    if task.threads is not None:
-        torch.set_num_threads(task.threads)
-    if device.index is not None:
-        torch.cuda.set_device(device)
     try:
-        if trained(task.run, cell) is None:
-            try:
-                _train(task, listen)
-            except CheckpointError:
-                if not _forget_foreign_states(task.run, cell):
-                    raise
-                _train(task, listen)
+        if trained(run, cell) is None:
+            (folder / _TRAINED).unlink(missing_ok=True)
+            finetune(
+                cell.recipe,
+                run=folder,
+                device=torch.device(device),
+                resume=state_path(folder).exists(),  # runs before the last one are resumed in any case
+                rounds_folder=folder.parent,
+                features_folder=run / FEATURES,
+                notify=listen,
+            )
+        if not (folder / _TRAINED).exists():
+            cost, sparsity = trained(run, cell) or (Cost(), 0.0)
+            write_text(folder / _TRAINED, json.dumps({"cost": asdict(cost), "sparsity": sparsity}) + "\n")
         for split in cell.splits:
-            if _read_json(_figures(folder, split)) is None:
-                best, out = folder / BEST, folder / f"eval-{split}.jsonl"
+            if not _metrics(folder, split).exists():
                 evaluation = evaluate(
-                    best,
-                    out=out,
+                    folder / BEST,
+                    out=folder / f"eval-{split}.jsonl",
                     data=cell.recipe.data,
                     options=Options(splits=(split,)),
-                    device=device,
+                    device=torch.device(device),
                     notify=notify,
                 )
                 if (error := evaluation.error()) is not None:
                     evaluation.as_it_is.outputs.figures.unlink()  # rates of a part of the split cannot be compared
                     raise error
+        (folder / _FAILED).unlink(missing_ok=True)
     except Interrupted:
         raise
     except (ParpError, MemoryError, RuntimeError) as error:
-        if not isinstance(error, ParpError) and not is_out_of_memory(error):
-            raise
-        failure = _failure(training if training in unfinished_rounds(task.run, cell) else None, error)
-        record_failure(task.run, cell, failure)
-        return failure
-    _failed(folder).unlink(missing_ok=True)
-    return None
-
-
-def _train(task: Task, notify: Notify) -> None:
-    folder = round_folder(task.run, task.cell.key)
-    _kept(folder).unlink(missing_ok=True)
-    finetune(
-        task.cell.recipe,
-        run=folder,
-        device=torch.device(task.device),
-        resume=state_path(folder).exists(),  # runs before the last one are resumed in any case
-        rounds_folder=folder.parent,
-        features_folder=task.run / FEATURES,
-        notify=notify,
-    )
-
-
-def _forget_foreign_states(run: Path, cell: Cell) -> bool:
-    """Remove states that can never be resumed: the run before was deleted, and made again with another result.
-
-    Returns:
-        Whether there was such a state.
-    """
-    removed = False
-    for before, key in pairwise(cell.keys):
-        state, last = state_path(round_folder(run, key)), round_folder(run, before) / LAST
-        if state.exists() and last.exists():
-            parents = [parent["sha256"] for parent in read_position(state)["parents"]]
-            if checkpoint.file_hash(last) not in parents:
-                state.unlink()
-                removed = True
-    return removed
+        if not isinstance(error, ParpError):
+            if not is_out_of_memory(error):
+                raise
+            hint = "make training.micro_batch_seconds smaller"
+            error = ResourceError("out of memory", details=str(error).splitlines()[:1], hint=hint)
+        record_failure(run, cell, error, training if training in unfinished_rounds(run, cell) else None)
 
 
 def is_training(step: Progress) -> bool:
@@ -161,88 +111,39 @@ def is_training(step: Progress) -> bool:
     return step.kind == "training" and not step.is_line
 
 
-def lost_worker(task: Task, message: str, *, details: Sequence[str] = (), hint: str | None = None) -> Failure:
-    """Record for a cell that the process that ran it is gone."""
-    exit_code = ResourceError.exit_code
-    failure = Failure(round=None, message=message, exit_code=exit_code, details=tuple(details), hint=hint)
-    record_failure(task.run, task.cell, failure)
-    return failure
-
-
-def tidy(run: Path) -> None:
-    """Remove temporary files of killed processes from a sweep's folder, where nothing may be running."""
-    for folder in (run, *run.glob(f"{ROUNDS}/*"), *run.glob(f"{ROUNDS}/*/{STATE}"), *run.glob(f"{FEATURES}/*")):
-        forget_temporaries(folder)
-
-
-def name_folders(run: Path, sweep: str, cells: Sequence[Cell]) -> None:
-    """Make `<run>/cells/<sweep>/` hold links to the folders of cells that are done, and no others."""
-    place = run / "cells" / sweep
-    links = {
-        re.sub(r"[^\w.=+-]+", "-", cell.name): os.path.relpath(round_folder(run, cell.key), place) for cell in cells
-    }
-    with suppress(OSError):  # some file systems have no links; results name the folders too
-        place.mkdir(parents=True, exist_ok=True)
-        for link in place.iterdir():
-            if link.is_symlink() and links.get(link.name) != os.readlink(link):
-                link.unlink()
-        for name, target in links.items():
-            if not (place / name).is_symlink():
-                (place / name).symlink_to(target, target_is_directory=True)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Trained:
-    """A cell whose training is finished.
-
-    Attributes:
-        cost: of all its training runs.
-        sparsity: exact; 0 for dense.
-    """
-
-    cost: Cost
-    sparsity: float
-
-
-def trained(run: Path, cell: Cell) -> Trained | None:
-    """Cost and sparsity of a cell whose training is finished; None if it is not."""
+def trained(run: Path, cell: Cell) -> tuple[Cost, float] | None:
+    """Of a cell whose training is finished, the cost of all its training runs, and its exact sparsity (0 for dense)."""
     folder = round_folder(run, cell.key)
     if finished_cost(folder) is None:
         return None
-    kept = _read_json(_kept(folder))
+    kept = _read_json(folder / _TRAINED)
     if kept is not None:
-        return Trained(cost=Cost(**kept["cost"]), sparsity=kept["sparsity"])
+        return Cost(**kept["cost"]), kept["sparsity"]
     costs = [cost for key in cell.keys if (cost := finished_cost(round_folder(run, key))) is not None]
     if len(costs) < len(cell.keys):
         return None
-    measured = checkpoint.read_metadata(folder / BEST).sparsity
-    return Trained(cost=sum(costs, Cost()), sparsity=0.0 if measured is None else measured.exact)
-
-
-def keep_training(run: Path, cell: Cell) -> None:
-    """Record cost and sparsity in a trained cell's folder, so that the runs before can be deleted."""
-    path = _kept(round_folder(run, cell.key))
-    what = trained(run, cell)
-    if what is not None and not path.exists():
-        write_text(path, json.dumps(asdict(what)) + "\n")
+    sparsity = checkpoint.read_metadata(folder / BEST).sparsity
+    return sum(costs, Cost()), 0.0 if sparsity is None else sparsity.exact
 
 
 def updates_done(run: Path, cell: Cell) -> dict[str, int]:
     """By key, how many updates of each of a cell's training runs need not be done again for it."""
-    if trained(run, cell) is not None:
-        return {key: training.recipe.training.updates for training, key in zip(cell.rounds, cell.keys, strict=True)}
-    done = {}
-    for key in cell.keys:
+    done, whole = {}, trained(run, cell) is not None
+    for key, training in zip(cell.keys, cell.rounds, strict=True):
         folder = round_folder(run, key)
-        cost = finished_cost(folder)
-        done[key] = cost.updates if cost is not None else _saved_update(state_path(folder))
+        done[key] = 0
+        if whole or finished_cost(folder) is not None:
+            done[key] = training.recipe.training.updates
+        elif state_path(folder).exists():
+            with suppress(CheckpointError):  # it was finished meanwhile, and the state is gone
+                done[key] = int(read_position(state_path(folder))["update"])
     return done
 
 
 def is_done(run: Path, cell: Cell) -> bool:
     """Whether nothing of a cell is left to do."""
     folder = round_folder(run, cell.key)
-    return trained(run, cell) is not None and all(_read_json(_figures(folder, split)) for split in cell.splits)
+    return trained(run, cell) is not None and all(_metrics(folder, split).exists() for split in cell.splits)
 
 
 def unfinished_rounds(run: Path, cell: Cell) -> list[str]:
@@ -261,13 +162,15 @@ def read_failure(run: Path, cell: Cell) -> Failure | None:
     """The failure of the last attempt at a cell, if it failed."""
     if is_done(run, cell):  # after another attempt, and a kill before the file was removed
         return None
-    values = _read_json(_failed(round_folder(run, cell.key)))
+    values = _read_json(round_folder(run, cell.key) / _FAILED)
     return None if values is None else Failure(**{**values, "details": tuple(values["details"])})
 
 
-def record_failure(run: Path, cell: Cell, failure: Failure) -> None:
-    """Record the failure of a cell in its folder."""
-    write_text(_failed(round_folder(run, cell.key)), json.dumps(asdict(failure)) + "\n")
+def record_failure(run: Path, cell: Cell, error: ParpError | Failure, training: str | None = None) -> None:
+    """Record in a cell's folder why it failed; `training` is the key of the training run that did, if one did."""
+    names = ("message", "exit_code", "details", "hint")
+    values = {"round": training} | {name: getattr(error, name) for name in names}
+    write_text(round_folder(run, cell.key) / _FAILED, json.dumps(values) + "\n")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -308,73 +211,37 @@ class Outcome:
 
 def outcomes(run: Path, cell: Cell) -> list[Outcome]:
     """The results of a cell on each of its splits."""
-    pruning = cell.recipe.pruning
-    target = target_sparsity(pruning)
+    folder = round_folder(run, cell.key)
     known: dict[str, Any] = {
         "cell": cell.name,
         "key": cell.key,
-        "method": pruning.method,
-        "sparsity_target": target,
+        "method": cell.recipe.pruning.method,
+        "sparsity_target": target_sparsity(cell.recipe.pruning),
         "seed": cell.recipe.seed,
         "values": cell.values,
     }
-    folder = round_folder(run, cell.key)
+    if (training := trained(run, cell)) is not None:
+        cost, known["sparsity"] = training
+        known |= {"updates": cost.updates, "audio_seconds": cost.audio_seconds, "wall_seconds": cost.seconds}
+        known["checkpoint"] = str((folder / BEST).relative_to(run))
     failure = read_failure(run, cell)
-    why = None if failure is None else failure.message
-    training = trained(run, cell)
-    if training is None:
-        return [Outcome(**known, split=split, failed=why) for split in cell.splits]
-    known |= {
-        "sparsity": training.sparsity,
-        "updates": training.cost.updates,
-        "audio_seconds": training.cost.audio_seconds,
-        "wall_seconds": training.cost.seconds,
-        "checkpoint": str((folder / BEST).relative_to(run)),
-    }
     rows = []
     for split in cell.splits:
-        figures = _read_json(_figures(folder, split))
-        if figures is None:
-            rows.append(Outcome(**known, split=split, failed=why))
-            continue
-        rates = {"wer": figures["words"], "cer": figures["characters"], "per": figures["phones"]}
-        rows.append(Outcome(**known, split=split, **{name: rate and rate["rate"] for name, rate in rates.items()}))
+        metrics = None if training is None else _read_json(_metrics(folder, split))
+        if metrics is None:
+            rows.append(Outcome(**known, split=split, failed=None if failure is None else failure.message))
+        else:
+            kinds = {"wer": "words", "cer": "characters", "per": "phones"}
+            rates = {name: rate and rate["rate"] for name, kind in kinds.items() for rate in [metrics[kind]]}
+            rows.append(Outcome(**known, split=split, **rates))
     return rows
 
 
-def _failure(training: str | None, error: BaseException) -> Failure:
-    if not isinstance(error, ParpError):
-        first = (str(error).splitlines() or [""])[0]
-        hint = "make training.micro_batch_seconds smaller"
-        error = ResourceError("out of memory", details=[first] if first else [], hint=hint)
-    return Failure(
-        round=training,
-        message=error.message,
-        exit_code=error.exit_code,
-        details=error.details,
-        hint=error.hint,
-    )
+_TRAINED, _FAILED = "training.json", "failed.json"
 
 
-def _kept(folder: Path) -> Path:
-    return folder / "training.json"
-
-
-def _failed(folder: Path) -> Path:
-    return folder / "failed.json"
-
-
-def _figures(folder: Path, split: str) -> Path:
+def _metrics(folder: Path, split: str) -> Path:
     return folder / f"eval-{split}.json"
-
-
-def _saved_update(state: Path) -> int:
-    if not state.exists():
-        return 0
-    try:
-        return int(read_position(state)["update"])
-    except CheckpointError:  # it was finished meanwhile, and the state is gone
-        return 0
 
 
 def _read_json(path: Path) -> Any:

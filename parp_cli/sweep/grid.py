@@ -54,8 +54,8 @@ class SweepFile(Section):
     grid: dict[str, Any]
     """Lists of values of recipe keys: one cell per combination."""
 
-    except_: Annotated[Any, Field(alias=_EXCEPT)] = None
-    """Combinations of the grid's values to leave out: lists of mappings."""
+    except_: Annotated[list[dict[str, Any]] | None, Field(alias=_EXCEPT)] = None
+    """Combinations of the grid's values to leave out."""
 
     splits: tuple[str, ...] | None = None
     """What each cell is evaluated on; null is its recipe's data.test."""
@@ -92,26 +92,19 @@ class Cell:
     @property
     def name(self) -> str:
         """A readable name such as `parp, 0.5 sparse, seed 1`."""
-        words: list[str] = [self.recipe.pruning.method]
-        for key, value in self.values.items():
-            if key == METHOD:
-                continue
-            leaf = key.rpartition(".")[2]
-            words.append(f"{value:.6g} sparse" if key == SPARSITY and value is not None else f"{leaf} {shown(value)}")
-        return ", ".join(words)
+        words = (
+            f"{value:.6g} sparse" if key == SPARSITY and value is not None else f"{key.split('.')[-1]} {shown(value)}"
+            for key, value in self.values.items()
+            if key != METHOD
+        )
+        return ", ".join((self.recipe.pruning.method, *words))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sweep:
-    """All cells, in the order of the file: the first key's values change slowest.
-
-    Attributes:
-        file: that it was read from.
-        axes: the grid's keys.
-    """
+    """All cells, in the order of the file it was read from: the first key's values change slowest."""
 
     file: Path
-    axes: tuple[str, ...]
     cells: tuple[Cell, ...]
 
 
@@ -134,30 +127,31 @@ def load_sweep(path: Path, overrides: Sequence[str] = (), *, device: Any) -> Swe
     root = tree.read_file(path)
     file = read(root, path, kind=SweepFile, hint=_HINT)
     base = load_recipe(None if file.recipe is None else Path(file.recipe))
-    problems: list[str] = []
-    axes = _axes(root["grid"], problems, path)
-    exceptions = _exceptions(root.get(_EXCEPT), axes, problems, path)
+    grid, exceptions = _flat(root["grid"]), [_flat(entry) for entry in root.get(_EXCEPT) or ()]
+    problems = [f"{path}:{line}: {problem}" for line, problem in _problems(root, grid, exceptions)]
     settings = tree.compose(tree.dump(recipe_to_dict(base)), tree.UNNAMED)
-    for entry in _flat(root.get("set"), problems, path):
-        settings = _with(settings, entry, problems, path)
+    for key, value in _flat(root.get("set") or {}).items():
+        settings = _put(settings, key, value, problems)
     for override in overrides:
+        name = override.partition("=")[0].strip() + "."
         try:
-            _refuse_gridded(override, [key for key, _, _ in axes])
+            for key in grid:
+                if name.startswith(f"{key}.") or key.startswith(name):
+                    raise tree.Problem(f"the grid has values for {key}: change them in the file")
             settings = tree.with_override(settings, override)
         except tree.Problem as problem:
             problems.append(f"{tree.override_place(override)}: {problem}")
     cells: dict[str, Cell] = {}
     starts: dict[tuple[str | None, ...], str] = {}
-    for choice in itertools.product(*(values for _, _, values in axes)) if not problems else ():
-        chosen = {key: _plain(value) for (key, _, _), value in zip(axes, choice, strict=True)}
-        if any(all(chosen[key] in values for key, values in exception.items()) for exception in exceptions):
+    for choice in itertools.product(*grid.values()) if not problems else ():
+        chosen = dict(zip(grid, choice, strict=True))
+        if any(all(_is_in(chosen[key], values) for key, values in entry.items()) for entry in exceptions):
             continue
-        recipe_tree = settings
-        for (key, mark, _), value in zip(axes, choice, strict=True):
-            recipe_tree = _with(recipe_tree, (key, mark, value), problems, path)
+        recipe = settings
+        for key, value in chosen.items():
+            recipe = _put(recipe, key, value, problems)
         try:
-            recipe = read(recipe_tree, path)
-            cell = _cell(recipe, list(chosen), file.splits, device, starts)
+            cell = _cell(read(recipe, path), list(grid), file.splits, device, starts)
         except ParpError as error:
             problems += error.details if isinstance(error, RecipeError) else [error.message]
             continue
@@ -165,7 +159,7 @@ def load_sweep(path: Path, overrides: Sequence[str] = (), *, device: Any) -> Swe
     if not cells and not problems:
         problems.append(f"{path}: {_EXCEPT} leaves nothing of the grid")
     raise_problems(f"sweep {path}", problems, _HINT)
-    return Sweep(file=path, axes=tuple(key for key, _, _ in axes), cells=tuple(cells.values()))
+    return Sweep(file=path, cells=tuple(cells.values()))
 
 
 def _cell(
@@ -179,25 +173,21 @@ def _cell(
     # As finetune does it, so that keys are the same there.
     recipe = replace(recipe, training=with_resolved_precision(recipe.training, device))
     rounds = rounds_of(recipe)
-    asked, settled = recipe_to_dict(recipe), recipe_to_dict(rounds[-1].recipe)
+    asked, settled, default = map(recipe_to_dict, (recipe, rounds[-1].recipe, Recipe()))
     recipe = rounds[-1].recipe
     target_sparsity(recipe.pruning)  # which raises if it contradicts the pattern
     sources = (recipe.model, recipe.pruning.initial, recipe.data.manifest)
     if sources not in starts:
         starts[sources] = start_key(recipe, device=device)
+    values = {key: _value(settled, key) for key in axes}
     return Cell(
-        values={key: _value(settled, key) for key in axes if _makes_a_difference(key, asked, settled)},
+        # Keys that a method does not read are reset to their defaults, and make no difference.
+        values={k: v for k, v in values.items() if v == _value(asked, k) or v != _value(default, k)},
         recipe=recipe,
         rounds=rounds,
         keys=tuple(round_key(rounds[:count], starts[sources]) for count in range(1, len(rounds) + 1)),
         splits=(recipe.data.test,) if splits is None else tuple(dict.fromkeys(splits)),
     )
-
-
-def _makes_a_difference(key: str, asked: Mapping[str, Any], settled: Mapping[str, Any]) -> bool:
-    """Whether the value of a key was kept: keys that a method does not read are reset to their defaults."""
-    value = _value(settled, key)
-    return bool(value == _value(asked, key) or value != _value(recipe_to_dict(Recipe()), key))
 
 
 def _merged(one: Cell, other: Cell) -> Cell:
@@ -206,100 +196,59 @@ def _merged(one: Cell, other: Cell) -> Cell:
     return replace(one, values=values, splits=tuple(dict.fromkeys((*one.splits, *other.splits))))
 
 
-def _value(plain: Mapping[str, Any], key: str) -> Any:
-    value: Any = plain
+def _value(plain: Any, key: str) -> Any:
     for part in key.split("."):
-        value = value[int(part)] if isinstance(value, list) else value[part]
-    return value
+        plain = plain[int(part) if isinstance(plain, list) else part]
+    return plain
 
 
-_Entry = tuple[str, Any, Any]
-"""A dotted key, its mark in the file, and its value."""
+def _flat(section: Mapping[Any, Any], prefix: str = "") -> dict[tree.Text, Any]:
+    """The values of a mapping by dotted key, whatever is nested."""
+    flat: dict[tree.Text, Any] = {}
+    for key, value in section.items():
+        nested = isinstance(value, dict)
+        flat |= _flat(value, f"{prefix}{key}.") if nested else {tree.Text(prefix + key, key.mark): value}
+    return flat
 
 
-def _flat(value: Any, problems: list[str], path: Path, prefix: str = "") -> list[_Entry]:
-    """The entries of a mapping; those of nested mappings have dotted keys."""
-    if value is None:
-        return []
-    if not isinstance(value, dict):
-        what = "a mapping of recipe keys"
-        problems.append(f"{path}:{value.mark.line + 1}: found {tree.shown(value)}: expected {what}")
-        return []
-    entries: list[_Entry] = []
-    for key, below in value.items():
-        name = prefix + key
-        if isinstance(below, dict):
-            entries += _flat(below, problems, path, f"{name}.")
-        else:
-            entries.append((name, key.mark, below))
-    return entries
-
-
-def _axes(grid: Any, problems: list[str], path: Path) -> list[tuple[str, Any, list[Any]]]:
-    """The grid's keys, each with its values."""
-    axes = []
-    for key, mark, values in _flat(grid, problems, path):
-        if not isinstance(values, list) or not values:
-            problems.append(f"{path}:{mark.line + 1}: grid: {key}: expected a list of values")
-        else:
-            axes.append((key, mark, values))
-    if not axes and not problems:
-        problems.append(f"{path}:{grid.mark.line + 1}: grid: names no recipe key")
-    return axes
-
-
-def _exceptions(
-    entries: Any, axes: Sequence[tuple[str, Any, list[Any]]], problems: list[str], path: Path
-) -> list[dict[str, list[Any]]]:
-    """Combinations to leave out, each as lists of values by grid key."""
-    if entries is None:
-        return []
-    if not isinstance(entries, list):
-        problems.append(f"{path}:{entries.mark.line + 1}: {_EXCEPT}: expected a list of mappings of grid keys")
-        return []
-    known = {key: [_plain(value) for value in values] for key, _, values in axes}
-    found = []
-    for entry in entries:
-        exception: dict[str, list[Any]] = {}
-        for key, mark, value in _flat(entry, problems, path):
-            values = value if isinstance(value, list) else [value]
-            exception[key] = [_plain(one) for one in values]
-            place = f"{path}:{mark.line + 1}: {_EXCEPT}: {key}"
-            if key not in known:
-                problems.append(f"{place} is not in the grid: its keys are {', '.join(known)}")
-                continue
-            wrong = [tree.shown(one) for one in values if _plain(one) not in known[key]]
-            problems += [f"{place} = {text}: the grid has no such value" for text in wrong]
-        if exception:
-            found.append(exception)
-        elif isinstance(entry, tree.Entries):
-            problems.append(f"{path}:{entry.mark.line + 1}: {_EXCEPT}: an entry without keys")
-    return found
-
-
-def _plain(value: Any) -> Any:
-    """A value to compare; 0.5 and 5e-1 are equal."""
-    if isinstance(value, list):
-        return [_plain(item) for item in value]
+def _put(settings: Any, key: tree.Text, value: Any, problems: list[str]) -> Any:
+    """A copy of a recipe's tree with another value."""
     try:
-        return float(value) if isinstance(value, str) else value
-    except ValueError:
-        return str(value)
-
-
-def _refuse_gridded(override: str, axes: Sequence[str]) -> None:
-    """Raise a Problem where an override is of a key that the grid has values for."""
-    name = override.partition("=")[0].strip()
-    for key in axes:
-        if f"{name}.".startswith(f"{key}.") or key.startswith(f"{name}."):
-            raise tree.Problem(f"the grid has values for {key}: change them in the file")
-
-
-def _with(settings: Any, entry: _Entry, problems: list[str], path: Path) -> Any:
-    """A copy of a recipe's tree with the value of an entry."""
-    key, mark, value = entry
-    try:
-        return tree.put(settings, key.split("."), value, mark)
+        return tree.put(settings, key.split("."), value, key.mark)
     except tree.Problem as problem:
-        problems.append(f"{path}:{mark.line + 1}: {key}: {problem}")
+        problems.append(f"{key.mark.name}:{key.mark.line + 1}: {key}: {problem}")
         return settings
+
+
+def _is_in(value: Any, values: Any) -> bool:
+    """Whether a value is another one, or in a list of them; 0.5 and 5e-1 are equal."""
+    return _comparable(value) in map(_comparable, values if isinstance(values, list) else [values])
+
+
+def _comparable(value: Any) -> Any:
+    if isinstance(value, list):
+        return list(map(_comparable, value))
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return value
+
+
+def _problems(root: Any, grid: Mapping[Any, Any], exceptions: Sequence[Mapping[Any, Any]]) -> Iterator[tuple[int, str]]:
+    """What is wrong with the values of a grid, or else with the combinations to leave out; each with its line."""
+    wrong = [key for key, values in grid.items() if not isinstance(values, list) or not values]
+    for key in wrong:
+        yield key.mark.line + 1, f"grid: {key}: expected a list of values"
+    if not grid:
+        yield root["grid"].mark.line + 1, "grid: names no recipe key"
+    for number, entry in enumerate(exceptions if not wrong else ()):
+        if not entry:
+            yield root[_EXCEPT][number].mark.line + 1, f"{_EXCEPT}: an entry without keys"
+        for key, values in entry.items():
+            if key not in grid:
+                yield key.mark.line + 1, f"{_EXCEPT}: {key} is not in the grid: its keys are {', '.join(grid)}"
+                continue
+            for value in values if isinstance(values, list) else [values]:
+                if not _is_in(value, grid[key]):
+                    problem = f"{_EXCEPT}: {key} = {tree.shown(value)}: the grid has no such value"
+                    yield key.mark.line + 1, problem

@@ -1,17 +1,23 @@
-"""Results of a sweep: one line per cell and split (JSON Lines), tables (Markdown), and a figure."""
+"""Results of a sweep: one line per cell and split (JSON Lines), tables (Markdown), and a figure (extra `plot`)."""
 
 import json
+import math
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+import textwrap
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from parp_cli.pruning.methods import spec_of
+from parp_cli.pruning.plots import FORMATS, save_figure
 from parp_cli.storage.atomic import write_text
+from parp_cli.sweep.cells import Outcome
 from parp_cli.sweep.grid import METHOD, SEED, SPARSITY, shown
-from parp_cli.sweep.tasks import Outcome
 
-_KNOWN_AXES = (METHOD, SPARSITY, SEED)
+_MARKERS = "os^vDPX*<>"
+_COLUMNS = 3
+_TITLE_CHARACTERS = 48
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,54 +61,39 @@ class Panel:
     def title(self) -> str:
         return ", ".join(self.title_parts)
 
-    @property
-    def spreads(self) -> bool:
-        """Whether any mean is of several seeds."""
-        return any(mean.spread is not None for mean in self.means.values())
-
 
 def panels(outcomes: Sequence[Outcome]) -> list[Panel]:
-    """Outcomes as tables: one per split and combination of values of keys other than method, sparsity and seed."""
+    """Outcomes as tables: one per split and combination of values of keys other than method, sparsity and seed.
+
+    A key that makes no difference to an outcome may have any value: it is part of every combination of that key.
+    """
     tables = []
     for split in dict.fromkeys(outcome.split for outcome in outcomes):
-        of_split = [outcome for outcome in outcomes if outcome.split == split]
-        for others in _combinations(of_split):
-            rows = [row for row in of_split if _agrees(row, others)]
+        own = [outcome for outcome in outcomes if outcome.split == split]
+        every = [{k: v for k, v in o.values.items() if k not in (METHOD, SPARSITY, SEED)} for o in own]
+        whole = [others for others in every if not any(others.items() < more.items() for more in every)]
+        for others in {json.dumps(others, sort_keys=True): others for others in whole}.values():
+            rows = [row for row in own if all(row.values.get(key, value) == value for key, value in others.items())]
             tables.append(_panel((split, *(f"{key} {shown(value)}" for key, value in others.items())), rows))
     return tables
-
-
-def _combinations(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
-    """The combinations of values of the grid's other keys, without those that are part of another."""
-    every = [{k: v for k, v in o.values.items() if k not in _KNOWN_AXES} for o in outcomes]
-    whole = [others for others in every if not any(others.items() < more.items() for more in every)]
-    return list({json.dumps(others, sort_keys=True): others for others in whole}.values())
-
-
-def _agrees(outcome: Outcome, others: Mapping[str, Any]) -> bool:
-    """Whether an outcome belongs to a combination; a key that makes no difference to it may have any value."""
-    return all(outcome.values.get(key, value) == value for key, value in others.items())
 
 
 def _panel(title_parts: tuple[str, ...], rows: Sequence[Outcome]) -> Panel:
     groups: dict[tuple[str, float], list[Outcome]] = {}
     for row in rows:
-        groups.setdefault((row.method, row.sparsity_target), []).append(row)
-    means = {place: mean for place, group in groups.items() if (mean := _mean(group)) is not None}
+        if row.error_rate is not None:
+            groups.setdefault((row.method, row.sparsity_target), []).append(row)
     return Panel(
         title_parts=title_parts,
         metric="PER" if any(row.per is not None for row in rows) else "WER",
         methods=tuple(dict.fromkeys(row.method for row in rows)),
         sparsities=tuple(sorted({row.sparsity_target for row in rows})),
-        means=means,
+        means={place: _mean(group) for place, group in groups.items()},
     )
 
 
-def _mean(group: Sequence[Outcome]) -> Mean | None:
-    rows = [row for row in group if row.error_rate is not None]
+def _mean(rows: Sequence[Outcome]) -> Mean:
     errors = [row.error_rate or 0.0 for row in rows]
-    if not errors:
-        return None
     return Mean(
         error=statistics.fmean(errors),
         spread=statistics.stdev(errors) if len(errors) > 1 else None,
@@ -147,16 +138,12 @@ def markdown(outcomes: Sequence[Outcome]) -> str:
     text = ["# Results", "", "Error rates as mean ± sample standard deviation (seeds), – where there is none.", ""]
     for panel in panels(outcomes):
         for columns, rows in (error_rows(panel), cost_rows(panel)):
-            text += [*_markdown_table(columns, rows), ""]
+            lines = [columns, ["---", *["---:"] * (len(columns) - 1)], *rows]
+            text += [*("| " + " | ".join(line) + " |" for line in lines), ""]
     failed = [outcome for outcome in outcomes if outcome.failed is not None]
     if failed:
         text += ["Failed:", "", *(f"- {outcome.cell}, {outcome.split}: {outcome.failed}" for outcome in failed), ""]
     return "\n".join(text)
-
-
-def _markdown_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    lines = ["| " + " | ".join(columns) + " |", "| --- |" + " ---: |" * (len(columns) - 1)]
-    return lines + ["| " + " | ".join(row) + " |" for row in rows]
 
 
 def _shown(mean: Mean | None) -> str:
@@ -168,3 +155,70 @@ def _shown(mean: Mean | None) -> str:
 
 def _percent(sparsity: float) -> str:
     return f"{100 * sparsity:.4g}%"
+
+
+def draw(panels: Sequence[Panel], stem: Path) -> tuple[Path, ...]:
+    """Write `<stem>.png` and `<stem>.svg`: error rate against sparsity, one line per method, dense as a level. All
+    panels have the same axes, so that they can be compared; error bars show the spread over seeds, and a method has the
+    same colour in every panel.
+
+    Returns:
+        The files: none where there is no result yet.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+        UsageError, ResourceError: the files cannot be written.
+    """
+    from matplotlib.figure import Figure
+
+    drawn = [panel for panel in panels if panel.means]
+    if not drawn:
+        return ()
+    columns = min(len(drawn), _COLUMNS)
+    rows = math.ceil(len(drawn) / columns)
+    figure = Figure(figsize=(6.0 * columns, 4.5 * rows), layout="constrained")
+    shared_error = len({panel.metric for panel in drawn}) == 1
+    grid = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=shared_error).flatten()
+    methods = list(dict.fromkeys(method for panel in drawn for method in panel.methods))
+    for axes, panel, title in zip(grid, drawn, titles(drawn), strict=False):
+        _draw_panel(axes, panel, methods)
+        axes.set_title(textwrap.fill(title, _TITLE_CHARACTERS))
+    for axes in grid[len(drawn) :]:
+        axes.set_visible(False)
+    paths = tuple(stem.with_name(f"{stem.name}.{kind}") for kind in FORMATS)
+    for path in paths:
+        save_figure(figure, path)
+    return paths
+
+
+def titles(panels: Sequence[Panel]) -> list[str]:
+    """The panels' titles without the parts that all of them share."""
+    parts = [panel.title_parts for panel in panels]
+    return [", ".join(p for p in own if not all(p in others for others in parts)) or own[0] for own in parts]
+
+
+def _draw_panel(axes: Any, panel: Panel, methods: Sequence[str]) -> None:
+    spreads = any(mean.spread is not None for mean in panel.means.values())
+    for number, method in enumerate(methods):
+        points = [(100 * sparsity, mean) for (name, sparsity), mean in sorted(panel.means.items()) if name == method]
+        errors = [100 * mean.error for _, mean in points]
+        bars = [100 * (mean.spread or 0.0) for _, mean in points]
+        if points and not spec_of(method).prunes:
+            axes.axhline(errors[0], color="black", linestyle="--", label="dense")
+            axes.axhspan(errors[0] - bars[0], errors[0] + bars[0], color="black", alpha=0.08, linewidth=0)
+        elif points:
+            axes.errorbar(
+                [sparsity for sparsity, _ in points],
+                errors,
+                yerr=bars if spreads else None,
+                label=method,
+                color=f"C{number % 10}",
+                marker=_MARKERS[number % len(_MARKERS)],
+                markersize=5,
+                capsize=3,
+            )
+    axes.set_xlabel("sparsity (%)")
+    axes.set_ylabel(f"{panel.metric} (%)")
+    axes.tick_params(labelbottom=True, labelleft=True)
+    axes.grid(alpha=0.3)
+    axes.legend()

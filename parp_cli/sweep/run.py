@@ -1,27 +1,41 @@
 """A whole sweep: plan, run and report it."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import os
+import re
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
 
 from parp_cli.data.corpora import load
-from parp_cli.runtime.progress import Notify, silent
+from parp_cli.errors import Interrupted
+from parp_cli.runtime.interrupts import Stop, stopping
+from parp_cli.runtime.progress import Notify, Progress, silent
+from parp_cli.storage.atomic import forget_temporaries
 from parp_cli.storage.lock import only_one
-from parp_cli.sweep.execute import Pool, run_cells
-from parp_cli.sweep.grid import Sweep
-from parp_cli.sweep.report import write_results
-from parp_cli.sweep.tasks import (
+from parp_cli.storage.run_folder import FEATURES, ROUNDS, STATE, round_folder
+from parp_cli.sweep.cells import (
+    Failure,
     Outcome,
     is_done,
-    keep_training,
-    name_folders,
+    is_training,
     outcomes,
     read_failure,
-    tidy,
+    record_failure,
+    run_cell,
+    running_round,
+    unfinished_rounds,
     updates_done,
 )
+from parp_cli.sweep.grid import Cell, Sweep
+from parp_cli.sweep.report import draw, panels, write_results
+from parp_cli.sweep.workers import Pool, ProcessPool, RayPool
+
+_POLL_SECONDS = 2.0
+"""Between two looks at what workers have saved."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,18 +92,15 @@ class SweepResult:
 def plan_sweep(sweep: Sweep, run: Path) -> SweepPlan:
     """What `run_sweep` would do."""
     needed = [key for cell in sweep.cells for key in cell.keys]
-    lengths: dict[str, int] = {}
-    done: dict[str, int] = {}
+    lengths, done = _updates(run, sweep.cells)
     cells = []
     for cell in sweep.cells:
         own = updates_done(run, cell)
-        rounds = []
-        for training, key in zip(cell.rounds, cell.keys, strict=True):
-            lengths[key] = training.recipe.training.updates
-            # A deleted run is no longer needed by a cell that was trained, but perhaps by another.
-            done[key] = min(own[key], done.get(key, own[key]))
-            rounds.append((training.name, key, lengths[key], own[key], needed.count(key)))
-        cells.append(CellPlan(name=cell.name, key=cell.key, rounds=tuple(rounds), done=is_done(run, cell)))
+        rounds = tuple(
+            (training.name, key, lengths[key], own[key], needed.count(key))
+            for training, key in zip(cell.rounds, cell.keys, strict=True)
+        )
+        cells.append(CellPlan(name=cell.name, key=cell.key, rounds=rounds, done=is_done(run, cell)))
     return SweepPlan(
         cells=tuple(cells),
         runs=len(lengths),
@@ -97,6 +108,17 @@ def plan_sweep(sweep: Sweep, run: Path) -> SweepPlan:
         updates_left=sum(lengths.values()) - sum(done.values()),
         updates_alone=sum(lengths[key] for key in needed),
     )
+
+
+def _updates(run: Path, cells: Iterable[Cell]) -> tuple[dict[str, int], dict[str, int]]:
+    """Updates of every training run that cells need, and how many of them are done, by key."""
+    lengths: dict[str, int] = {}
+    done: dict[str, int] = {}
+    for cell in cells:
+        lengths |= {key: each.recipe.training.updates for key, each in zip(cell.keys, cell.rounds, strict=True)}
+        # A deleted run is no longer needed by a cell that was trained, but perhaps by another.
+        done |= {key: min(updates, done.get(key, updates)) for key, updates in updates_done(run, cell).items()}
+    return lengths, done
 
 
 def check_data(sweep: Sweep, run: Path, notify: Notify = silent) -> None:
@@ -107,10 +129,8 @@ def check_data(sweep: Sweep, run: Path, notify: Notify = silent) -> None:
     """
     checked = set()
     for cell in sweep.cells:
-        if is_done(run, cell):
-            continue
         data = cell.recipe.data
-        for split in (data.train, data.valid, *cell.splits):
+        for split in () if is_done(run, cell) else (data.train, data.valid, *cell.splits):
             if (data, split) not in checked:
                 # Utterances that cannot be trained on are reported by each run.
                 load(data, split, notify, lenient=split not in cell.splits)
@@ -148,62 +168,180 @@ def run_sweep(
     run, device = run.absolute(), device or torch.device("cpu")
     stem = run / sweep.file.stem
 
-    def results_so_far() -> tuple[Outcome, ...]:
-        return tuple(outcome for cell in sweep.cells for outcome in outcomes(run, cell))
+    def rows() -> tuple[Outcome, ...]:
+        return tuple(row for cell in sweep.cells for row in outcomes(run, cell))
 
     def report() -> tuple[Path, Path]:
-        for cell in sweep.cells:
-            keep_training(run, cell)
-        name_folders(run, stem.name, [cell for cell in sweep.cells if is_done(run, cell)])
-        return write_results(stem, results_so_far())
+        _link_cells(run, stem.name, [cell for cell in sweep.cells if is_done(run, cell)])
+        return write_results(stem, rows())
 
     with only_one(run, "sweep"):
-        tidy(run)
+        for folder in (run, *run.glob(f"{ROUNDS}/*"), *run.glob(f"{ROUNDS}/*/{STATE}"), *run.glob(f"{FEATURES}/*")):
+            forget_temporaries(folder)
         check_data(sweep, run, notify)
-        finished = all(is_done(run, cell) for cell in sweep.cells)
-        run_cells(
-            sweep.cells,
-            run=run,
-            device=str(device),
-            pool=None if finished else _pool(device, workers, cluster),
-            notify=notify,
-            after_each=report,  # so that a long sweep has results before its end
-        )
+        left = [cell for cell in sweep.cells if not is_done(run, cell)]
+        pool = _pool(run, device, workers, cluster) if left else None
+        # Reports come after each cell, so that a long sweep has results before its end.
+        run_cells(left, run=run, device=str(device), pool=pool, notify=notify, after_each=report)
         results, tables = report()
         failures = [(cell.name, failure) for cell in sweep.cells if (failure := read_failure(run, cell)) is not None]
         return SweepResult(
-            outcomes=results_so_far(),
+            outcomes=rows(),
             failed=tuple((name, failure.message) for name, failure in failures),
             exit_code=failures[0][1].exit_code if failures else 0,
             results=results,
             tables=tables,
-            figures=_figures(stem, results_so_far(), note),
+            figures=_figures(stem, rows(), note),
         )
 
 
-def _pool(device: torch.device, workers: int | None, cluster: bool) -> Pool | None:
+def _pool(run: Path, device: torch.device, workers: int | None, cluster: bool) -> Pool | None:
+    """None for this process alone."""
     if cluster:
-        from parp_cli.sweep.cluster import RayPool
-
-        return RayPool(device.type)
+        return RayPool(run, device.type)
+    devices = [str(device)] * (workers or 1)
     if str(device) == "cuda":
-        count = min(workers or torch.cuda.device_count(), torch.cuda.device_count())
-        devices = [f"cuda:{index}" for index in range(count)]
-    else:
-        devices = [str(device)] * (workers or 1)
-    if len(devices) == 1 and workers is None:
-        return None
-    from parp_cli.sweep.workers import ProcessPool
-
-    return ProcessPool(devices)
+        count = torch.cuda.device_count()
+        devices = [f"cuda:{index}" for index in range(min(workers or count, count))]
+    return None if len(devices) == 1 and workers is None else ProcessPool(run, devices)
 
 
-def _figures(stem: Path, outcomes: tuple[Outcome, ...], note: Callable[[str], None]) -> tuple[Path, ...]:
+def _link_cells(run: Path, sweep: str, cells: Sequence[Cell]) -> None:
+    """Make `<run>/cells/<sweep>/` hold links to the folders of these cells, and no others."""
+    place = run / "cells" / sweep
+    with suppress(OSError):  # some file systems have no links; results name the folders too
+        place.mkdir(parents=True, exist_ok=True)
+        for link in place.iterdir():
+            if link.is_symlink():
+                link.unlink()
+        for cell in cells:
+            target = os.path.relpath(round_folder(run, cell.key), place)
+            (place / re.sub(r"[^\w.=+-]+", "-", cell.name)).symlink_to(target, target_is_directory=True)
+
+
+def _figures(stem: Path, rows: Sequence[Outcome], note: Callable[[str], None]) -> tuple[Path, ...]:
     try:
-        from parp_cli.sweep.figure import draw
+        return draw(panels(rows), stem)
     except ImportError:
         note("no figure: matplotlib is not installed (`pip install 'parp-cli[plot]'`)")
         return ()
-    from parp_cli.sweep.report import panels
 
-    return draw(panels(outcomes), stem)
+
+class _Meter:
+    """Progress over all cells, in updates of those that were left at the beginning."""
+
+    def __init__(self, run: Path, cells: Sequence[Cell], notify: Notify, stop: Stop) -> None:
+        self._run, self._notify, self._stop = run, notify, stop
+        self._lengths, self._done = _updates(run, cells)
+        self._before, self._told = sum(self._done.values()), -1
+
+    def listen(self, cell: Cell, step: Progress) -> None:
+        """Turn what a cell in this process reports into progress of the sweep.
+
+        Raises:
+            Interrupted: a stop was asked for. At updates the training itself stops, with its state saved.
+        """
+        if step.is_line:
+            if step.warning:  # a line per validation would be many; each run's log has them
+                self._notify(replace(step, warning=f"{cell.name}: {step.warning}"))
+        elif is_training(step):
+            self._reach({running_round(self._run, cell): step.done}, f"{cell.name}: {step.note}")
+        else:
+            _heed(self._stop)
+            if step.kind != "recognition":  # short, and repeated for each cell
+                self._notify(step)
+
+    def look(self, running: Sequence[Cell]) -> None:
+        """Update the progress of cells that run elsewhere by the states that they saved."""
+        done: dict[str, int] = {}
+        for cell in running:
+            done |= updates_done(self._run, cell)
+        self._reach(done, "; ".join(cell.name for cell in running))
+
+    def close(self, cell: Cell) -> None:
+        """Nothing of a cell is left to do, because it is done or failed."""
+        self._done |= {key: self._lengths[key] for key in cell.keys}
+
+    def _reach(self, updates: dict[str, int], note: str) -> None:
+        self._done |= {key: max(self._done[key], update) for key, update in updates.items()}
+        done, total = sum(self._done.values()), sum(self._lengths.values())
+        if total > self._before and done != self._told:
+            self._told = done
+            self._notify(Progress("sweep", done - self._before, total - self._before, note))
+
+
+def run_cells(
+    cells: Sequence[Cell],
+    *,
+    run: Path,
+    device: str,
+    pool: Pool | None,
+    notify: Notify,
+    after_each: Callable[[], object],
+) -> None:
+    """Run cells that are not done. One that fails is recorded, and the others go on.
+
+    A training run that several cells need is made by the first of them; the others wait, and then find it finished.
+
+    Args:
+        run: the sweep's folder.
+        device: of what runs in this process.
+        pool: of workers; None runs one cell after another in this process.
+        after_each: called when a cell has ended.
+
+    Raises:
+        Interrupted: by the user; the same call goes on.
+    """
+    waiting, running = list(cells), list[Cell]()
+    failed: dict[str, Failure] = {}  # by training run, so that no other cell tries it again
+
+    def end(cell: Cell) -> None:
+        meter.close(cell)
+        after_each()
+
+    try:
+        with stopping() as stop:
+            meter = _Meter(run, waiting, notify, stop)
+            try:
+                while waiting or running:
+                    _heed(stop)
+                    for cell in list(waiting):
+                        broken = next((failed[key] for key in cell.keys if key in failed), None)
+                        if broken is not None:
+                            record_failure(run, cell, broken, broken.round)
+                            waiting.remove(cell)
+                            end(cell)
+                        elif pool is None and not running:
+                            waiting.remove(cell)
+                            running.append(cell)
+                            run_cell(run, cell, device, partial(meter.listen, cell))
+                        elif pool is not None and pool.has_room() and not _clashes(run, cell, running):
+                            waiting.remove(cell)
+                            running.append(cell)
+                            pool.start(cell)
+                    for cell in list(running) if pool is None else pool.ended(_POLL_SECONDS):
+                        running.remove(cell)
+                        failure = read_failure(run, cell)
+                        if failure is not None and failure.round is not None:
+                            message = f"needs what failed in {cell.name}: {failure.message}"
+                            failed[failure.round] = replace(failure, message=message)
+                        end(cell)
+                    meter.look(running)
+            finally:
+                if pool is not None:
+                    pool.stop()
+            _heed(stop)
+    except (KeyboardInterrupt, Interrupted) as error:
+        raise Interrupted("the sweep was stopped; what is done is kept", hint="the same command goes on") from error
+
+
+def _heed(stop: Stop) -> None:
+    """Raise Interrupted if a stop was asked for."""
+    if stop.requested:
+        raise Interrupted("the user asked for it")
+
+
+def _clashes(run: Path, cell: Cell, running: Iterable[Cell]) -> bool:
+    """Whether a cell needs a training run that another one makes now, or will."""
+    taken = {key for other in running for key in (*unfinished_rounds(run, other), other.key)}
+    return not taken.isdisjoint({*unfinished_rounds(run, cell), cell.key})

@@ -83,7 +83,6 @@ def test_wrong_cells_stop_before_anything_runs(parp: Any, sweep: Path, tmp_path:
 
 def test_without_matplotlib_there_is_a_note(parp: Any, sweep: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sweep.write_text("recipe: base.yaml\ngrid: {pruning.method: [dense]}\n")
-    monkeypatch.delitem(sys.modules, "parp_cli.sweep.figure", raising=False)
     for name in ["matplotlib", "matplotlib.figure"]:
         monkeypatch.setitem(sys.modules, name, None)
     answer = parp("sweep", sweep)

@@ -1,6 +1,7 @@
 """A sweep runs what is left of it, once, and goes on wherever it was ended."""
 
 import json
+import multiprocessing
 import os
 import random
 import shutil
@@ -21,11 +22,13 @@ from parp_cli.runtime.progress import Notify, Progress, silent
 from parp_cli.stages.finetune import finetune
 from parp_cli.storage import checkpoint
 from parp_cli.storage.atomic import replacing
+from parp_cli.storage.run_folder import round_folder
+from parp_cli.sweep import cells
 from parp_cli.sweep import run as sweeping
-from parp_cli.sweep import tasks
-from parp_cli.sweep.execute import run_cells
-from parp_cli.sweep.grid import Sweep, load_sweep
-from parp_cli.sweep.run import SweepResult, plan_sweep, run_sweep
+from parp_cli.sweep.cells import read_failure, run_cell
+from parp_cli.sweep.grid import Cell, Sweep, load_sweep
+from parp_cli.sweep.run import SweepResult, plan_sweep, run_cells, run_sweep
+from parp_cli.sweep.workers import ProcessPool
 from parp_cli.training.observe import Observer, observing
 from parp_cli.training.run import TrainingRun
 from tests.stages.processes import wait_for
@@ -125,7 +128,7 @@ def test_a_cell_is_the_run_of_its_recipe(write_sweep: Any, tmp_path: Path) -> No
     (cell,) = sweep.cells
     alone = finetune(cell.recipe, run=tmp_path / "alone")
     assert outcome.updates == alone.cost.updates
-    mine = checkpoint.read(tasks.round_folder(tmp_path / "run", cell.key) / "finetune.safetensors")
+    mine = checkpoint.read(round_folder(tmp_path / "run", cell.key) / "finetune.safetensors")
     theirs = checkpoint.read(alone.path)
     assert all(torch.equal(mine.weights[name], weight) for name, weight in theirs.weights.items())
     assert all(torch.equal(mine.masks[name], mask) for name, mask in theirs.masks.items())
@@ -140,14 +143,14 @@ def test_done_is_not_done_again(write_sweep: Any, tmp_path: Path, monkeypatch: p
     for path in written:
         path.unlink()
     with monkeypatch.context() as patch:
-        patch.setattr(tasks, "finetune", None)
-        patch.setattr(tasks, "evaluate", None)
+        patch.setattr(cells, "finetune", None)
+        patch.setattr(cells, "evaluate", None)
         again = run_sweep(load(write_sweep(text, *SHORT)), run=tmp_path / "run")
     assert again == first
     assert {path: path.read_bytes() for path in written} == written
     # Another split is judged, without training; another seed trains, and the old one's results stay.
     with monkeypatch.context() as patch:
-        patch.setattr(tasks, "finetune", None)
+        patch.setattr(cells, "finetune", None)
         run_sweep(load(write_sweep(text + "splits: [valid, test]", *SHORT)), run=tmp_path / "run")
     assert len(rows(tmp_path / "run")) == 4
     more = load(write_sweep("grid: {pruning.method: [dense, omp], seed: [0, 1]}\n", *SHORT))
@@ -184,7 +187,7 @@ def test_search_rounds_may_be_deleted(write_sweep: Any, tmp_path: Path, trained:
     assert first.keys[0] == second.keys[0]
     done = run_sweep(sweep, run=run)
     for key in second.keys[:-1]:
-        shutil.rmtree(tasks.round_folder(run, key))
+        shutil.rmtree(round_folder(run, key))
     assert plan_sweep(sweep, run).updates_left == 0
     trained.clear()
     assert run_sweep(sweep, run=run).outcomes == done.outcomes
@@ -192,7 +195,7 @@ def test_search_rounds_may_be_deleted(write_sweep: Any, tmp_path: Path, trained:
     more = load(write_sweep("grid: {pruning.method: [imp], pruning.sparsity: [0.2]}\nsplits: [valid]\n", *SHORT))
     assert run_sweep(more, run=run).outcomes[0].updates == 3 + 6
     assert not trained
-    folder = tasks.round_folder(run, first.key)
+    folder = round_folder(run, first.key)
     (folder / "finetune.safetensors").unlink()
     (folder / "training.json").write_text('{"cost": {"updates": 77}, "sparsity": 0.7}')
     assert plan_sweep(sweep, run).updates_left == 3 + 6
@@ -205,7 +208,7 @@ def test_search_rounds_may_be_deleted(write_sweep: Any, tmp_path: Path, trained:
 def test_temporaries_of_the_killed_are_removed(write_sweep: Any, tmp_path: Path) -> None:
     sweep, run = load(write_sweep("grid: {seed: [0]}\n", *SHORT)), tmp_path / "run"
     (cell,) = sweep.cells
-    folder = tasks.round_folder(run, cell.key)
+    folder = round_folder(run, cell.key)
     (folder / "state").mkdir(parents=True)
     left, kept = [], [folder / ".mine", folder / ".finetune.safetensors-short.tmp", folder / "notes.json-abcdefgh.tmp"]
     names = ("finetune-last.safetensors", "eval-test.jsonl", "failed.json", "state/finetune.safetensors")
@@ -218,33 +221,6 @@ def test_temporaries_of_the_killed_are_removed(write_sweep: Any, tmp_path: Path)
     run_sweep(sweep, run=run)
     assert not any(path.exists() for path in left)
     assert all(path.exists() for path in kept)
-
-
-def test_a_state_that_goes_on_from_another_search_run_is_forgotten(
-    write_sweep: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trained: list[str]
-) -> None:
-    run = tmp_path / "run"
-    sweep = load(write_sweep("grid: {pruning.method: [omp], pruning.sparsity: [0.4]}\n", *SHORT))
-    (cell,) = sweep.cells
-
-    class Breaks(Observer):
-        def saved(self, run: TrainingRun) -> None:
-            if run.files.last.parent.name == cell.key:
-                raise KeyboardInterrupt
-
-    with observing(Breaks()), pytest.raises(Interrupted):
-        run_sweep(sweep, run=run)
-    assert [path.parents[1].name for path in saved(run)] == [cell.key]
-    # The dense run is deleted and made again, and comes to other bytes.
-    last = tasks.round_folder(run, cell.keys[0]) / "finetune-last.safetensors"
-    content = checkpoint.read(last)
-    content.weights["aux.bias"].add_(1)
-    checkpoint.write(last, content)
-    trained.clear()
-    assert run_sweep(sweep, run=run).failed == ()
-    assert trained == [cell.key]
-    parents = checkpoint.read_metadata(tasks.round_folder(run, cell.key) / "finetune.safetensors").parents
-    assert parents[-1].sha256 == checkpoint.file_hash(last)
 
 
 def test_one_that_fails_leaves_the_others(write_sweep: Any, tmp_path: Path, trained: list[str]) -> None:
@@ -276,12 +252,12 @@ def test_a_cell_that_failed_for_a_while(
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     with monkeypatch.context() as patch:
-        patch.setattr(tasks, "evaluate", out_of_memory)
+        patch.setattr(cells, "evaluate", out_of_memory)
         result = run_sweep(sweep, run=run)
     assert [outcome.failed for outcome in result.outcomes] == ["out of memory"] * 2
     assert result.exit_code == 5
     with monkeypatch.context() as patch:
-        patch.setattr(tasks, "finetune", None)  # that part is done
+        patch.setattr(cells, "finetune", None)  # that part is done
         assert run_sweep(sweep, run=run).failed == ()
     assert [row["failed"] for row in rows(run)] == [None, None]
 
@@ -294,7 +270,7 @@ def test_what_fails_before_it_trains_is_no_other_cells_failure(write_sweep: Any,
 
 
 def test_bugs_are_not_results(write_sweep: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tasks, "finetune", None)
+    monkeypatch.setattr(cells, "finetune", None)
     with pytest.raises(TypeError):
         run_sweep(load(write_sweep("grid: {seed: [0]}", *SHORT)), run=tmp_path / "run")
 
@@ -305,7 +281,7 @@ def test_stopped_by_the_user(write_sweep: Any, tmp_path: Path, monkeypatch: pyte
 
     sweep, run = load(write_sweep("grid: {seed: [0]}", *SHORT)), tmp_path / "run"
     with monkeypatch.context() as patch:
-        patch.setattr(tasks, "evaluate", stopped)
+        patch.setattr(cells, "evaluate", stopped)
         with pytest.raises(Interrupted, match="what is done is kept"):
             run_sweep(sweep, run=run)
     assert plan_sweep(sweep, run).updates_left == 0
@@ -373,7 +349,7 @@ def test_a_signal_while_nothing_trains_stops_the_sweep(
         notify(Progress("recognising", 1, 3))
         raise AssertionError("it goes on")
 
-    monkeypatch.setattr(tasks, "evaluate", evaluate)
+    monkeypatch.setattr(cells, "evaluate", evaluate)
     with pytest.raises(Interrupted):
         run_sweep(sweep, run=run)
     assert plan_sweep(sweep, run).updates_left == 6
@@ -441,23 +417,24 @@ def test_workers_come_to_the_same(write_sweep: Any, tmp_path: Path, seeds: list[
 
 
 class InOrder:
-    """A pool of two whose tasks run when it is asked for ended ones, the youngest first."""
+    """A pool of two whose cells run when it is asked for ended ones, the youngest first."""
 
-    def __init__(self) -> None:
-        self.tasks: list[tasks.Task] = []
+    def __init__(self, run: Path) -> None:
+        self.run = run
+        self.cells: list[Cell] = []
         self.together: list[set[str]] = []
         self.stopped = False
 
     def has_room(self) -> bool:
-        return len(self.tasks) < 2
+        return len(self.cells) < 2
 
-    def start(self, task: tasks.Task) -> None:
-        self.tasks.append(task)
+    def start(self, cell: Cell) -> None:
+        self.cells.append(cell)
 
-    def ended(self, _seconds: float) -> list[tuple[str, tasks.Failure | None]]:
-        self.together.append({task.cell.name for task in self.tasks})
-        task = self.tasks.pop()
-        return [(task.cell.key, tasks.run_task(task))]
+    def ended(self, _seconds: float) -> list[Cell]:
+        self.together.append({cell.name for cell in self.cells})
+        run_cell(self.run, self.cells[-1], "cpu")
+        return [self.cells.pop()]
 
     def stop(self) -> None:
         self.stopped = True
@@ -465,7 +442,7 @@ class InOrder:
 
 def test_a_pool_never_makes_a_run_twice(write_sweep: Any, tmp_path: Path, trained: list[str]) -> None:
     path, run = write_sweep("grid: {pruning.method: [dense, omp], seed: [0, 1]}\n", *SHORT), tmp_path / "run"
-    sweep, pool = load(path), InOrder()
+    sweep, pool = load(path), InOrder(run)
     run_cells(sweep.cells, run=run, device="cpu", pool=pool, notify=silent, after_each=lambda: None)
     assert pool.together[0] == {"dense, seed 0", "dense, seed 1"}
     assert not any({f"dense, seed {seed}", f"omp, seed {seed}"} <= names for names in pool.together for seed in (0, 1))
@@ -477,13 +454,13 @@ def test_a_pool_never_makes_a_run_twice(write_sweep: Any, tmp_path: Path, traine
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_stops_the_pool(write_sweep: Any, tmp_path: Path, number: signal.Signals) -> None:
     class Signalled(InOrder):
-        def ended(self, _seconds: float) -> list[tuple[str, tasks.Failure | None]]:
+        def ended(self, _seconds: float) -> list[Cell]:
             assert not self.together, "it goes on"
             self.together.append(set())
             signal.raise_signal(number)
             return []
 
-    sweep, pool = load(write_sweep("grid: {seed: [0]}\n", *SHORT)), Signalled()
+    sweep, pool = load(write_sweep("grid: {seed: [0]}\n", *SHORT)), Signalled(tmp_path)
     with pytest.raises(Interrupted, match="what is done is kept"):
         run_cells(sweep.cells, run=tmp_path, device="cpu", pool=pool, notify=silent, after_each=lambda: None)
     assert pool.stopped
@@ -528,22 +505,19 @@ def alive(process: str) -> bool:
 
 
 def test_a_worker_that_is_killed_fails_its_cell(write_sweep: Any, tmp_path: Path) -> None:
-    import multiprocessing
-
-    from parp_cli.sweep.workers import _failure, _Worker
-
     (cell,) = load(write_sweep("grid: {seed: [3]}", *SHORT)).cells
-    task = tasks.Task(cell=cell, run=tmp_path / "run", device="cpu")
-    context = multiprocessing.get_context("spawn")
-    answer, sender = context.Pipe(duplex=False)
-    process = context.Process(target=os.abort)
-    process.start()
-    sender.close()
-    failure = _failure(_Worker(task, process, answer))
+    pool = ProcessPool(tmp_path / "run", ["cpu"])
+    pool.start(cell)
+    assert not pool.has_room()
+    (process,) = multiprocessing.active_children()
+    process.kill()
+    assert pool.ended(60) == [cell]
+    assert pool.has_room()
+    failure = read_failure(tmp_path / "run", cell)
     assert failure is not None
-    assert (failure.message, failure.exit_code) == (f"its process was killed by signal {int(signal.SIGABRT)}", 5)
+    assert (failure.message, failure.exit_code) == (f"its process was killed by signal {int(signal.SIGKILL)}", 5)
     assert failure.round is None
-    assert tasks.read_failure(tmp_path / "run", cell) == failure
+    pool.stop()
 
 
 @pytest.mark.slow
