@@ -151,7 +151,7 @@ def load_sweep(path: Path, overrides: Sequence[str] = (), *, device: Any) -> Swe
         for key, value in chosen.items():
             recipe = _put(recipe, key, value, problems)
         try:
-            cell = _cell(read(recipe, path), list(grid), file.splits, device, starts)
+            cell = _cell(read(recipe, path), list(map(str, grid)), file.splits, device, starts)
         except ParpError as error:
             problems += error.details if isinstance(error, RecipeError) else [error.message]
             continue

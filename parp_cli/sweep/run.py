@@ -40,12 +40,8 @@ _POLL_SECONDS = 2.0
 
 @dataclass(frozen=True, kw_only=True)
 class CellPlan:
-    """What is left of a cell.
-
-    Attributes:
-        rounds: its training runs: name, key, updates, updates done, number of cells that need it.
-        done: whether nothing is left.
-    """
+    """What is left of a cell; `rounds` are its training runs: name, key, updates, updates done, number of cells that
+    need it."""
 
     name: str
     key: str
@@ -55,14 +51,8 @@ class CellPlan:
 
 @dataclass(frozen=True, kw_only=True)
 class SweepPlan:
-    """Size of a sweep, as `--dry-run` shows it.
-
-    Attributes:
-        runs: training runs; one that several cells need counts once.
-        updates: of all runs.
-        updates_left: not yet done.
-        updates_alone: if the cells shared nothing.
-    """
+    """Size of a sweep, as `--dry-run` shows it: training runs and their updates, those that several cells need counted
+    once; updates that are left; and the updates if the cells shared nothing."""
 
     cells: tuple[CellPlan, ...]
     runs: int
@@ -73,13 +63,8 @@ class SweepPlan:
 
 @dataclass(frozen=True, kw_only=True)
 class SweepResult:
-    """Results of `parp sweep`, and the files that it wrote.
-
-    Attributes:
-        failed: name and message of each cell that failed.
-        exit_code: of the first failure; 0 without one.
-        figures: PNG and SVG; empty without matplotlib.
-    """
+    """Results of `parp sweep`, and the files that it wrote; `failed` has the name and message of each cell that failed,
+    and `exit_code` is that of the first, or 0."""
 
     outcomes: tuple[Outcome, ...]
     failed: tuple[tuple[str, str], ...]
@@ -149,11 +134,9 @@ def run_sweep(
 ) -> SweepResult:
     """Run what is left of a sweep, and write its results.
 
-    Several sweeps may share a folder: results and links to cells are named after the sweep's file.
-
     Args:
-        sweep: from `grid.load_sweep`.
-        run: the sweep's folder; what an earlier call finished there is not run again.
+        run: the sweep's folder, which several may share: what is finished there is not run again, and results and links
+            to cells are named after the sweep's file.
         device: by default the CPU.
         workers: processes on this machine; None is one for each GPU where `device` is CUDA without a number, and none
             otherwise, so that cells run in this process.
@@ -279,15 +262,9 @@ def run_cells(
     notify: Notify,
     after_each: Callable[[], object],
 ) -> None:
-    """Run cells that are not done. One that fails is recorded, and the others go on.
-
-    A training run that several cells need is made by the first of them; the others wait, and then find it finished.
-
-    Args:
-        run: the sweep's folder.
-        device: of what runs in this process.
-        pool: of workers; None runs one cell after another in this process.
-        after_each: called when a cell has ended.
+    """Run cells that are not done in a pool, or without one in this process on `device`; `after_each` is called when
+    one has ended. One that fails is recorded, and the others go on. A training run that several cells need is made by
+    the first of them; the others wait, and then find it finished.
 
     Raises:
         Interrupted: by the user; the same call goes on.

@@ -21,24 +21,13 @@ _STOP_SECONDS = 30.0
 
 
 class Pool(Protocol):
-    """Workers, each for one cell at a time. Results and failures are in the sweep's folder."""
+    """Workers, each for one cell at a time, whose results and failures are in the sweep's folder. `ended` waits at most
+    so many seconds, returns the cells that ended, and raises what ended a worker: Interrupted, or a bug."""
 
-    def has_room(self) -> bool:
-        """Whether another cell can be started."""
-
-    def start(self, cell: Cell) -> None:
-        """Give a cell to a worker."""
-
-    def ended(self, seconds: float) -> Sequence[Cell]:
-        """Wait at most this long for a cell to end, and return those that did.
-
-        Raises:
-            Interrupted: a worker was asked to stop.
-            Exception: a bug ended a worker.
-        """
-
-    def stop(self) -> None:
-        """End all workers; what they do is saved where possible."""
+    def has_room(self) -> bool: ...
+    def start(self, cell: Cell) -> None: ...
+    def ended(self, seconds: float) -> Sequence[Cell]: ...
+    def stop(self) -> None: ...
 
 
 class ProcessPool:
@@ -82,7 +71,7 @@ class ProcessPool:
     def stop(self) -> None:
         processes = [process for _, _, process in self._workers.values()]
         for process in processes:
-            process.terminate()
+            process.terminate()  # which saves its state
         try:
             for process in processes:
                 process.join(_STOP_SECONDS)
