@@ -12,9 +12,10 @@ tensor, at the tensor's own two sparsities: c is the sum over tensors of a·b/n.
 over all weights, are reported too.
 """
 
-from collections.abc import Hashable, Iterable, Mapping
-from dataclasses import dataclass
-from typing import TypeVar
+from collections.abc import Callable, Hashable, Iterable, Mapping
+from dataclasses import dataclass, fields
+from operator import attrgetter
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -22,6 +23,28 @@ from torch import Tensor
 from parp_cli.pruning.masks import Masks, check_same_weights
 
 Label = TypeVar("Label", bound=Hashable)
+
+
+def _iou(total: int, first: int, second: int, both: float) -> float:
+    return both / (first + second - both) if first + second - both else 1.0
+
+
+def _pruned_iou(total: int, first: int, second: int, both: float) -> float:
+    return _iou(total, total - first, total - second, total - first - second + both)
+
+
+def _agreement(total: int, first: int, second: int, both: float) -> float:
+    return 1 - (first + second - 2 * both) / total if total else 1.0
+
+
+def _rates(formula: Callable[[int, int, int, float], float]) -> list[Any]:
+    """Properties of an Overlap: a formula for what both keep, for the level of chance, and for the pooled level."""
+
+    def rate(both: str) -> property:
+        counts = attrgetter("total", "kept_first", "kept_second", both)
+        return property(lambda overlap: formula(*counts(overlap)))
+
+    return [rate(both) for both in ("kept_both", "kept_both_by_chance", "kept_both_by_chance_pooled")]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +55,9 @@ class Overlap:
         total: n, all weights.
         kept_first, kept_second: a and b, kept by each mask.
         kept_both: c, kept by both.
-        kept_both_by_chance: c expected of masks that are random within each tensor.
+        kept_both_by_chance: c expected of masks that are random within each tensor; `pooled` over all weights.
+        iou, pruned_iou: intersection over union of the kept and of the pruned weights; 1 where the union is empty.
+        agreement: share of the weights that both keep or both prune; 1 where there are no weights.
     """
 
     total: int
@@ -41,68 +66,19 @@ class Overlap:
     kept_both: int
     kept_both_by_chance: float
 
-    @property
-    def iou(self) -> float:
-        """Intersection over union of the kept weights; 1 where neither keeps any."""
-        return self._iou(self.kept_both)
-
-    @property
-    def iou_by_chance(self) -> float:
-        return self._iou(self.kept_both_by_chance)
-
-    @property
-    def iou_by_chance_pooled(self) -> float:
-        """For masks that are random over all these weights, whatever the sparsities of single tensors are."""
-        return self._iou(self.kept_both_by_chance_pooled)
-
-    @property
-    def iou_above_chance(self) -> float:
-        """The IoU on a scale from chance (0) to equal masks (1); negative below chance, 0 where everything is kept."""
-        chance = self.iou_by_chance
-        return (self.iou - chance) / (1 - chance) if chance < 1 else 0.0
-
-    @property
-    def pruned_iou(self) -> float:
-        """Intersection over union of the pruned weights; 1 where neither prunes any."""
-        return self._pruned_iou(self.kept_both)
-
-    @property
-    def pruned_iou_by_chance(self) -> float:
-        return self._pruned_iou(self.kept_both_by_chance)
-
-    @property
-    def pruned_iou_by_chance_pooled(self) -> float:
-        return self._pruned_iou(self.kept_both_by_chance_pooled)
-
-    @property
-    def agreement(self) -> float:
-        """Share of the weights that both keep or both prune; 1 where there are no weights."""
-        return self._agreement(self.kept_both)
-
-    @property
-    def agreement_by_chance(self) -> float:
-        return self._agreement(self.kept_both_by_chance)
-
-    @property
-    def agreement_by_chance_pooled(self) -> float:
-        return self._agreement(self.kept_both_by_chance_pooled)
+    iou, iou_by_chance, iou_by_chance_pooled = _rates(_iou)
+    pruned_iou, pruned_iou_by_chance, pruned_iou_by_chance_pooled = _rates(_pruned_iou)
+    agreement, agreement_by_chance, agreement_by_chance_pooled = _rates(_agreement)
 
     @property
     def kept_both_by_chance_pooled(self) -> float:
         return self.kept_first * self.kept_second / self.total if self.total else 0.0
 
-    def _iou(self, kept_both: float) -> float:
-        kept_either = self.kept_first + self.kept_second - kept_both
-        return kept_both / kept_either if kept_either else 1.0
-
-    def _pruned_iou(self, kept_both: float) -> float:
-        pruned_either = self.total - kept_both
-        pruned_both = self.total - self.kept_first - self.kept_second + kept_both
-        return pruned_both / pruned_either if pruned_either else 1.0
-
-    def _agreement(self, kept_both: float) -> float:
-        disagreeing = self.kept_first + self.kept_second - 2 * kept_both
-        return 1 - disagreeing / self.total if self.total else 1.0
+    @property
+    def iou_above_chance(self) -> float:
+        """The IoU on a scale from chance (0) to equal masks (1); negative below chance, 0 where everything is kept."""
+        chance: float = self.iou_by_chance
+        return float((self.iou - chance) / (1 - chance)) if chance < 1 else 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,25 +113,12 @@ def overlaps(first: Masks, second: Masks) -> dict[str, Overlap]:
 def together(parts: Iterable[Overlap]) -> Overlap:
     """The overlap over all of the parts at once."""
     parts = list(parts)
-    return Overlap(
-        total=sum(part.total for part in parts),
-        kept_first=sum(part.kept_first for part in parts),
-        kept_second=sum(part.kept_second for part in parts),
-        kept_both=sum(part.kept_both for part in parts),
-        kept_both_by_chance=sum(part.kept_both_by_chance for part in parts),
-    )
+    return Overlap(**{field.name: sum(getattr(part, field.name) for part in parts) for field in fields(Overlap)})
 
 
 def by_group(by_name: Mapping[str, Overlap], groups: Mapping[str, Label]) -> dict[Label, Overlap]:
-    """The overlap in each group of weights.
-
-    Args:
-        by_name: of `overlaps`.
-        groups: a label for each name.
-
-    Returns:
-        By label, in the order in which labels first occur.
-    """
+    """The overlap in each group of weights, from that in each weight and a label for each name; labels are in the order
+    in which they first occur."""
     members: dict[Label, list[Overlap]] = {}
     for name, part in by_name.items():
         members.setdefault(groups[name], []).append(part)

@@ -99,13 +99,38 @@ def overlap_heatmap(path: Path, pairs: Sequence[Pair]) -> None:
     figure = Figure(figsize=(width * columns + 1.0, height * rows), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False).flatten()
     if whole:
-        image = _pairs_panel(axes[0], pairs)
+        labels = list(dict.fromkeys(label for pair in pairs for label in (pair.first, pair.second)))
+        all_pairs = {(pair.first, pair.second): pair.overall for pair in pairs}
+        all_pairs |= {(second, first): overlap for (first, second), overlap in all_pairs.items()}
+        _matrix(axes[0], all_pairs, labels, labels, "{iou:.0f}\n({chance:.0f})")
+        axes[0].set_title("all pairs: IoU in % (by chance)", fontsize=9)
     for ax, pair in zip(axes[whole:], pairs, strict=False):
-        image = _cells_panel(ax, pair, layers, kinds)
+        image = _matrix(ax, pair.by_layer_and_kind, layers, kinds, "{iou:.0f}")
+        iou, chance = 100 * pair.overall.iou, 100 * pair.overall.iou_by_chance
+        ax.set_title(f"{pair.first} – {pair.second}\nIoU {iou:.1f} %, by chance {chance:.1f} %", fontsize=9)
+        ax.set_ylabel("layer")
     for ax in axes[count:]:
         ax.set_visible(False)
     figure.colorbar(image, ax=list(axes), label="IoU above chance (0: by chance, 1: equal masks)", shrink=0.8)
     save_figure(figure, path)
+
+
+def _matrix(
+    ax: Axes, overlaps: Mapping[tuple[str, str], Overlap], rows: Sequence[str], columns: Sequence[str], text: str
+) -> AxesImage:
+    """Colours, and a text with the overlap in percent; cells without weights stay blank."""
+    cells = [[overlaps.get((row, column)) for column in columns] for row in rows]
+    values = [[math.nan if cell is None else cell.iou_above_chance for cell in line] for line in cells]
+    image = ax.imshow(values, cmap=_OVERLAP_COLOURS, vmin=-1, vmax=1, aspect="auto")
+    ax.set_xticks(range(len(columns)), columns, rotation=45, ha="right", rotation_mode="anchor", fontsize=8)
+    ax.set_yticks(range(len(rows)), rows, fontsize=8)
+    for y, line in enumerate(cells):
+        for x, cell in enumerate(line):
+            if cell is not None:
+                colour = "white" if abs(cell.iou_above_chance) > 0.6 else "black"
+                shown = text.format(iou=100 * cell.iou, chance=100 * cell.iou_by_chance)
+                ax.text(x, y, shown, ha="center", va="center", fontsize=7, color=colour)
+    return image
 
 
 def repruning_figure(path: Path, reprunings: Sequence[Repruning], title: str) -> None:
@@ -146,59 +171,6 @@ def repruning_figure(path: Path, reprunings: Sequence[Repruning], title: str) ->
         axes[-1].set_ylabel("sparsity (%)")
     _whole_numbers(axes[-1].xaxis)
     save_figure(figure, path)
-
-
-def _pairs_panel(ax: Axes, pairs: Sequence[Pair]) -> AxesImage:
-    labels = list(dict.fromkeys(label for pair in pairs for label in (pair.first, pair.second)))
-    places = {label: place for place, label in enumerate(labels)}
-    overlaps: dict[tuple[int, int], Overlap] = {}
-    for pair in pairs:
-        first, second = places[pair.first], places[pair.second]
-        overlaps |= {(first, second): pair.overall, (second, first): pair.overall}
-    image = _matrix(ax, overlaps, labels, labels)
-    ax.set_title("all pairs: IoU in % (by chance)", fontsize=9)
-    for (row, column), overlap in overlaps.items():
-        text = f"{100 * overlap.iou:.0f}\n({100 * overlap.iou_by_chance:.0f})"
-        _write(ax, row, column, text, overlap)
-    return image
-
-
-def _cells_panel(ax: Axes, pair: Pair, layers: Sequence[str], kinds: Sequence[str]) -> AxesImage:
-    overlaps = {
-        (row, column): pair.by_layer_and_kind[layer, kind]
-        for row, layer in enumerate(layers)
-        for column, kind in enumerate(kinds)
-        if (layer, kind) in pair.by_layer_and_kind
-    }
-    image = _matrix(ax, overlaps, layers, kinds)
-    iou, chance = 100 * pair.overall.iou, 100 * pair.overall.iou_by_chance
-    ax.set_title(f"{pair.first} – {pair.second}\nIoU {iou:.1f} %, by chance {chance:.1f} %", fontsize=9)
-    ax.set_ylabel("layer")
-    for (row, column), overlap in overlaps.items():
-        _write(ax, row, column, f"{100 * overlap.iou:.0f}", overlap)
-    return image
-
-
-def _matrix(
-    ax: Axes, overlaps: Mapping[tuple[int, int], Overlap], rows: Sequence[str], columns: Sequence[str]
-) -> AxesImage:
-    """The colours; cells without weights stay blank."""
-    values = [
-        [
-            overlaps[row, column].iou_above_chance if (row, column) in overlaps else math.nan
-            for column in range(len(columns))
-        ]
-        for row in range(len(rows))
-    ]
-    image = ax.imshow(values, cmap=_OVERLAP_COLOURS, vmin=-1, vmax=1, aspect="auto")
-    ax.set_xticks(range(len(columns)), columns, rotation=45, ha="right", rotation_mode="anchor", fontsize=8)
-    ax.set_yticks(range(len(rows)), rows, fontsize=8)
-    return image
-
-
-def _write(ax: Axes, row: int, column: int, text: str, overlap: Overlap) -> None:
-    dark = abs(overlap.iou_above_chance) > 0.6
-    ax.text(column, row, text, ha="center", va="center", fontsize=7, color="white" if dark else "black")
 
 
 def _lines_panel(ax: Axes, updates: Sequence[int], shown: Sequence[Change]) -> None:

@@ -33,16 +33,8 @@ _TURN = timedelta(days=7)
 
 
 class World:
-    """The processes that work together, seen from one of them. All ranks must call the same methods in the same order.
-
-    Args:
-        rank: of this process, from 0.
-        world_size: how many processes there are.
-        store: key-value store that all ranks share; not needed by a single process.
-
-    Attributes:
-        rank, world_size: as given.
-    """
+    """The processes that work together, seen from one of them, which has the given rank (from 0); `store` is torch's
+    key-value store that all share. All ranks must call the same methods in the same order."""
 
     def __init__(self, *, rank: int = 0, world_size: int = 1, store: "Store | None" = None) -> None:
         self.rank = rank
@@ -123,15 +115,7 @@ class World:
         return self.gather(value if self.is_main else None)[0]
 
     def check_same(self, what: str, value: str) -> None:
-        """Check that a value is the same on all ranks.
-
-        Args:
-            what: names the value in the error.
-            value: a hash of it.
-
-        Raises:
-            ParpError: the ranks differ.
-        """
+        """Raise a ParpError, which names `what`, unless its hash `value` is the same on all ranks."""
         values = self.gather(value)
         if len(set(values)) > 1:
             raise ParpError(

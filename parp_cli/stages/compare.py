@@ -19,13 +19,7 @@ from parp_cli.storage.run_folder import shortest_labels
 
 @dataclass(frozen=True, kw_only=True)
 class MaskFile:
-    """One of the files compared.
-
-    Attributes:
-        label: short and unique among the files.
-        stage: the stage that wrote it.
-        pruned, total: number of weights, over its whole mask.
-    """
+    """One of the files compared, by a short unique label; with the stage that wrote it and its numbers of weights."""
 
     path: Path
     label: str
@@ -40,12 +34,8 @@ class MaskFile:
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """All files, in pairs.
-
-    Attributes:
-        left_out: names of weights that only some of the masks cover, as those were made with another scope or pattern,
-            or without biases. Overlaps are computed over the weights that all masks cover.
-    """
+    """All files, in pairs. Overlaps are over the weights that all masks cover; `left_out` names those that only some
+    do, as they were made with another scope or pattern, or without biases."""
 
     files: tuple[MaskFile, ...]
     pairs: tuple[Pair, ...]

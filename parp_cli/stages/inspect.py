@@ -1,6 +1,6 @@
 """Inspect: what a checkpoint holds, from its header and masks; weights are hashed with the file, not loaded."""
 
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -13,7 +13,7 @@ from parp_cli.pruning.pruner import Repruning
 from parp_cli.storage import checkpoint
 from parp_cli.storage.checkpoint import Metadata
 
-K = TypeVar("K", bound=Hashable)
+K = TypeVar("K", str, tuple[str, str])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,35 +57,33 @@ def inspect(path: Path) -> Inspection:
     Raises:
         CheckpointError: missing, truncated, damaged or not written by parp.
     """
-    metadata = checkpoint.read_metadata(path)
-    masks = checkpoint.read_masks(path)
+    metadata, masks = checkpoint.read_metadata(path), checkpoint.read_masks(path)
     masks = {name: masks[name] for name in metadata.prunable if name in masks}  # in the order of the model
     layers = layers_of(masks)
-    by_layer = _grouped(masks, lambda name: layers[name])
     by_kind = _grouped(masks, kind_of)
-    crossed = _grouped(masks, lambda name: (layers[name], kind_of(name)))
     return Inspection(
         path=path,
         size=path.stat().st_size,
         sha256=checkpoint.file_hash(path),
         metadata=metadata,
         overall=Group(name="all", pruned=count_pruned(masks), total=count_all(masks)) if masks else None,
-        by_layer=tuple(_group(name, group) for name, group in by_layer.items()),
-        by_kind=tuple(_group(name, by_kind[name]) for name in dict.fromkeys((*KINDS, *by_kind)) if name in by_kind),
-        by_layer_and_kind={key: _group(" ".join(key), group) for key, group in crossed.items()},
+        by_layer=tuple(_grouped(masks, lambda name: layers[name]).values()),
+        by_kind=tuple(by_kind[name] for name in dict.fromkeys((*KINDS, *by_kind)) if name in by_kind),
+        by_layer_and_kind=_grouped(masks, lambda name: (layers[name], kind_of(name))),
         reprunings=_reprunings(metadata),
     )
 
 
-def _grouped(masks: Mapping[str, Tensor], key: Callable[[str], K]) -> dict[K, dict[str, Tensor]]:
-    groups: dict[K, dict[str, Tensor]] = {}
+def _grouped(masks: Mapping[str, Tensor], key: Callable[[str], K]) -> dict[K, Group]:
+    members: dict[K, dict[str, Tensor]] = {}
     for name, mask in masks.items():
-        groups.setdefault(key(name), {})[name] = mask
-    return groups
-
-
-def _group(name: str, masks: Mapping[str, Tensor]) -> Group:
-    return Group(name=name, pruned=count_pruned(masks), total=count_all(masks))
+        members.setdefault(key(name), {})[name] = mask
+    return {
+        label: Group(
+            name=label if isinstance(label, str) else " ".join(label), pruned=count_pruned(own), total=count_all(own)
+        )
+        for label, own in members.items()
+    }
 
 
 def _reprunings(metadata: Metadata) -> tuple[Repruning, ...]:

@@ -61,15 +61,8 @@ def write_text(path: Path, text: str) -> None:
 def refuse_same(
     outputs: Mapping[str, Path | Sequence[Path]], inputs: Mapping[str, Path | Sequence[Path]] | None = None
 ) -> None:
-    """Refuse to write one file twice, or to overwrite an input; call it before reading or writing anything.
-
-    Args:
-        outputs: files that will be written, by the option that names them. They need not exist.
-        inputs: files that will be read.
-
-    Raises:
-        UsageError: two are the same file, by symbolic links too.
-    """
+    """Raise a UsageError where one file would be written twice, or an input overwritten, by symbolic links too; call it
+    before reading or writing anything. Files are given by the option that names them, and need not exist."""
     taken = {os.path.realpath(path): f"{option} {path}" for option, path in _pairs(inputs or {})}
     for option, path in _pairs(outputs):
         real = os.path.realpath(path)
@@ -81,12 +74,8 @@ def refuse_same(
 def require_writable(path: Path, option: str) -> None:
     """Check now that a file can be written later, rather than fail after hours of work. Creates nothing.
 
-    Args:
-        path: the file; neither it nor its folder need exist.
-        option: the command-line option that names it.
-
     Raises:
-        UsageError: it is a folder, or its folder cannot be written to.
+        UsageError: it is a folder, or its folder cannot be written to; names the command-line option to change.
     """
     folder = next(parent for parent in path.absolute().parents if parent.exists())
     if path.is_dir():
@@ -106,12 +95,8 @@ def _pairs(files: Mapping[str, Path | Sequence[Path]]) -> Iterator[tuple[str, Pa
 
 
 def forget_temporaries(folder: Path, *names: str) -> None:
-    """Remove the temporary files that killed processes left in a folder.
-
-    Args:
-        folder: need not exist.
-        names: only temporary files of these files, none of which may be in use; by default of all files.
-    """
+    """Remove the temporary files that killed processes left in a folder: of these files, none of which may be in use,
+    by default of all."""
     for path in folder.glob(f".*{_TEMPORARY_SUFFIX}"):
         match = _TEMPORARY.fullmatch(path.name)
         if match is not None and (not names or match["name"] in names) and not path.is_symlink() and path.is_file():

@@ -12,6 +12,7 @@ is read as well.
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -100,13 +101,7 @@ def ctc_task(vocabulary: Sequence[str], labels: str | None) -> dict[str, Any]:
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """The content of a file.
-
-    Attributes:
-        weights: by state-dict name.
-        masks: by the name of the weight they belong to; boolean, of its shape, True = kept.
-        metadata: the rest.
-    """
+    """The content of a file: weights by state-dict name, and masks (boolean, True = kept) by that of their weight."""
 
     weights: Mapping[str, Tensor]
     masks: Mapping[str, Tensor]
@@ -120,8 +115,7 @@ def write(path: Path, checkpoint: Checkpoint) -> None:
         ResourceError: no space is left on the disk.
         UsageError: the path cannot be written to.
     """
-    reserved = [name for name in checkpoint.weights if name.startswith(_MASK)]
-    assert not reserved, f"weights may not be called {reserved}"
+    assert not any(name.startswith(_MASK) for name in checkpoint.weights), f"{_MASK} is the name of masks"
     weights, aliases = _without_tied(checkpoint.weights)
     masks = {name: pack(mask) for name, mask in checkpoint.masks.items()}
     header = {
@@ -129,12 +123,11 @@ def write(path: Path, checkpoint: Checkpoint) -> None:
         **asdict(checkpoint.metadata),
         "aliases": aliases,
         "masks": {
-            name: {"shape": list(mask.shape), "sha256": _mask_hash(masks[name])}
-            for name, mask in checkpoint.masks.items()
+            name: {"shape": list(mask.shape), "sha256": _hash(masks[name])} for name, mask in checkpoint.masks.items()
         },
         "content_sha256": _content_hash(weights),
     }
-    header["header_sha256"] = _header_hash(header)
+    header["header_sha256"] = _hash(header)
     tensors = weights | {_MASK + name: mask for name, mask in masks.items()}
     write_tensors(path, tensors, {_KEY: json.dumps(header, sort_keys=True)})
 
@@ -177,11 +170,10 @@ def read_masks(path: Path) -> dict[str, Tensor]:
 
 def is_checkpoint(path: Path) -> bool:
     """Whether `path` is a readable file of this format."""
-    try:
+    with suppress(CheckpointError):
         read_metadata(path)
-    except CheckpointError:
-        return False
-    return True
+        return True
+    return False
 
 
 def file_hash(path: Path) -> str:
@@ -227,7 +219,7 @@ def _header(path: Path, file: Any) -> dict[str, Any]:
             hint="update parp to read it",
         )
     # The first files of format 1 had no hash of the header.
-    if header.pop("header_sha256", None) not in ((None,) if version == 1 else ()) + (_header_hash(header),):
+    if header.pop("header_sha256", None) not in ((None,) if version == 1 else ()) + (_hash(header),):
         raise _damaged(path)
     if version == 1:
         header = _upgraded(header)
@@ -257,7 +249,7 @@ def _metadata(path: Path, header: Mapping[str, Any]) -> Metadata:
     try:
         values["parents"] = tuple(Parent(**parent) for parent in values["parents"])
         values["prunable"] = tuple(values["prunable"])
-        values["sparsity"] = None if values["sparsity"] is None else Sparsity(**values["sparsity"])
+        values["sparsity"] = values["sparsity"] and Sparsity(**values["sparsity"])
         return Metadata(**values)
     except (KeyError, TypeError) as error:
         raise CheckpointError(
@@ -267,7 +259,7 @@ def _metadata(path: Path, header: Mapping[str, Any]) -> Metadata:
 
 def _verified_masks(path: Path, header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     for name, mask in header["masks"].items():
-        if header["format"] > 1 and _mask_hash(tensors[_MASK + name]) != mask["sha256"]:
+        if header["format"] > 1 and _hash(tensors[_MASK + name]) != mask["sha256"]:
             raise _damaged(path)
     return {name: unpack(tensors[_MASK + name], tuple(mask["shape"])) for name, mask in header["masks"].items()}
 
@@ -295,12 +287,11 @@ def _without_tied(weights: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dic
     return kept, aliases
 
 
-def _mask_hash(packed: Tensor) -> str:
-    return hashlib.sha256(packed.numpy().data).hexdigest()
-
-
-def _header_hash(header: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(header, sort_keys=True).encode()).hexdigest()
+def _hash(content: Tensor | Mapping[str, Any]) -> str:
+    """SHA-256 of a packed mask, or of a header."""
+    if isinstance(content, Tensor):
+        return hashlib.sha256(content.numpy().data).hexdigest()
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def _content_hash(tensors: Mapping[str, Tensor]) -> str:

@@ -1,6 +1,5 @@
 """Downloads that go on where they broke off, and are checked before they are used."""
 
-import hashlib
 import http.client
 import urllib.error
 import urllib.request
@@ -10,6 +9,7 @@ from typing import Any
 
 from parp_cli.errors import DataError
 from parp_cli.storage.atomic import write_error
+from parp_cli.storage.checkpoint import file_hash
 
 ByteProgress = Callable[[int, int], None]
 """Called with the bytes done and the bytes in all (0 where the server does not say)."""
@@ -26,9 +26,7 @@ def download(
 
     Args:
         url: http, https or file.
-        path: where the file goes; its folder is made.
-        verify: raises a DataError where the file is not the one expected, which is then removed; by default any
-            file will do.
+        verify: raises a DataError where the file is not the one expected, which is then removed.
         progress: called after every mebibyte or so.
 
     Raises:
@@ -52,8 +50,7 @@ def download(
 
 def check_sha256(path: Path, sha256: str) -> None:
     """Raise a DataError unless a file hashes to `sha256`, in hexadecimal digits."""
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    digest = file_hash(path)
     if digest != sha256.lower():
         raise DataError(
             f"{path} is not the file expected",

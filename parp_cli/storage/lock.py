@@ -11,16 +11,12 @@ from parp_cli.errors import UsageError
 from parp_cli.storage.atomic import write_error
 
 LOCK = ".lock"
-"""Name of the lock in the folder."""
 
 
 @contextmanager
 def only_one(folder: Path, what: str) -> Iterator[None]:
-    """Hold the lock of a folder until the block ends; the system releases it however the process ends.
-
-    Args:
-        folder: created if it does not exist.
-        what: runs in the folder, for the message, such as "sweep".
+    """Hold the lock of a folder, which is made if need be, until the block ends; the system releases it however the
+    process ends. The message says `what` runs there, such as "sweep".
 
     Raises:
         ResourceError: no space is left on the disk.

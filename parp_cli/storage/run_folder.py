@@ -53,12 +53,8 @@ def last_beside(best: Path) -> Path:
 
 
 def finished(run: Path, best: Path | None = None) -> dict[str, Any] | None:
-    """What the run in this folder recorded when it finished; None if none did, or its checkpoints are gone.
-
-    Args:
-        run: the run folder.
-        best: path of its best checkpoint, where that is outside the run folder.
-    """
+    """What the run in this folder recorded when it finished; None if none did, or its checkpoints are gone. `best` is
+    the path of its best checkpoint, where that is outside the folder."""
     best = best or run / BEST
     if not all(path.exists() for path in (best, last_beside(best), run / FINISHED)):
         return None
@@ -67,12 +63,8 @@ def finished(run: Path, best: Path | None = None) -> dict[str, Any] | None:
 
 
 def tidy(run: Path, best: Path | None = None) -> None:
-    """Remove what killed runs left behind: half-written files, and the state of a run that had just finished.
-
-    Args:
-        run: the run folder, in which no run may be training.
-        best: path of the best checkpoint, where that is outside the run folder.
-    """
+    """Remove what killed runs left behind, where none may be running: half-written files, and the state of a run that
+    had just finished; `best` as of `finished`."""
     best = best or run / BEST
     for path in (best, last_beside(best), state_path(run), run / JOURNAL, run / FINISHED):
         forget_temporaries(path.parent, path.name)
@@ -81,11 +73,7 @@ def tidy(run: Path, best: Path | None = None) -> None:
 
 
 def newest_checkpoint(run: Path, *, but_not_by: Collection[str] = ()) -> Path | None:
-    """The checkpoint in the run folder that was written last, or None.
-
-    Args:
-        run: the folder; need not exist.
-        but_not_by: stages whose files are ignored.
+    """The checkpoint in the run folder that was written last, but not by these stages; or None.
 
     Raises:
         CheckpointError: a file there is damaged or was not written by parp.
@@ -98,11 +86,7 @@ def newest_checkpoint(run: Path, *, but_not_by: Collection[str] = ()) -> Path | 
 
 
 def checkpoint_or_newest(named: Path | None, run: Path) -> Path:
-    """The named checkpoint, by default the newest of the run folder.
-
-    Raises:
-        CheckpointError: there is none.
-    """
+    """The named checkpoint, by default the newest of the run folder; a CheckpointError if there is none."""
     path = named or newest_checkpoint(run)
     if path is None:
         raise CheckpointError(
@@ -113,11 +97,7 @@ def checkpoint_or_newest(named: Path | None, run: Path) -> Path:
 
 
 def require_head(path: Path, metadata: Metadata) -> None:
-    """Refuse a checkpoint without an output head, which cannot recognise anything yet.
-
-    Raises:
-        CheckpointError: it has none.
-    """
+    """Raise a CheckpointError for a checkpoint without an output head, which cannot recognise anything yet."""
     if metadata.task is None:
         raise CheckpointError(
             f"{path} has no output head (stage {metadata.stage})",
