@@ -57,11 +57,8 @@ def changes(reprunings: Sequence[Repruning]) -> tuple[Change, ...]:
 
 
 def check_plot(path: Path) -> None:
-    """Refuse a figure that could not be drawn before any work is done for it.
-
-    Raises:
-        UsageError: the name ends in no known format, or matplotlib is not installed.
-    """
+    """Raise a UsageError, before any work is done for a figure, where its name ends in no known format or matplotlib is
+    not installed."""
     if path.suffix.lower().removeprefix(".") not in FORMATS:
         raise UsageError(
             f"cannot draw {path}: the name decides the format",
@@ -78,14 +75,8 @@ def overlap_heatmap(path: Path, pairs: Sequence[Pair]) -> None:
     panel shows the overlap of every two masks.
 
     Cells show the intersection over union of the kept weights in percent; colours show where it lies between the level
-    of chance (masks that are random within each tensor, at the tensor's own sparsities) and equal masks.
-
-    Args:
-        path: a .png or .svg.
-        pairs: of masks over the same weights, at least one.
-
-    Raises:
-        UsageError: as `check_plot`, or the file cannot be written.
+    of chance (masks that are random within each tensor, at the tensor's own sparsities) and equal masks. The pairs, at
+    least one, are of masks over the same weights. Raises as `check_plot` and `replacing`.
     """
     check_plot(path)
     from matplotlib.figure import Figure
@@ -134,17 +125,9 @@ def _matrix(
 
 
 def repruning_figure(path: Path, reprunings: Sequence[Repruning], title: str) -> None:
-    """Draw a run's re-prunings: revived and dropped weights over updates, the more frequent of the two by layer too,
-    and the sparsity where it changes. Series that are always zero or not recorded are omitted.
-
-    Args:
-        path: a .png or .svg.
-        reprunings: oldest first, at least one.
-        title: over the figure.
-
-    Raises:
-        UsageError: as `check_plot`, or the file cannot be written.
-    """
+    """Draw a run's re-prunings (oldest first, at least one): revived and dropped weights over updates, the more
+    frequent of the two by layer too, and the sparsity where it changes. Series that are always zero or not recorded are
+    omitted. Raises as `check_plot` and `replacing`."""
     check_plot(path)
     from matplotlib.figure import Figure
 

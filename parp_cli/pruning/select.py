@@ -49,8 +49,8 @@ def magnitude_masks(weights: Mapping[str, Tensor], k: int, *, group: ProcessGrou
     result depends on the values alone, not on machine, device, number of threads or number of ranks.
 
     Args:
-        weights: tensors of one floating dtype (float32, float16 or bfloat16), any shapes.
-        k: how many to prune, 0 <= k <= the number of entries (of all ranks).
+        weights: tensors of one dtype (float32, float16 or bfloat16), any shapes.
+        k: how many to prune, at most the number of entries (of all ranks).
         group: ranks over which the weights are sharded. Each calls with the same names, dtype and k, and for each
             name with its own shard along dimension 0, which may be empty, shards being in the order of the ranks: what
             `DTensor.to_local()` returns where FSDP2 shards a parameter. Each gets its shard of the masks.

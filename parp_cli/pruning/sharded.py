@@ -6,6 +6,7 @@ Plain tensors pass through every function unchanged, so that callers need not di
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
+import torch
 from torch import Tensor, distributed
 from torch.distributed import ProcessGroup
 
@@ -42,13 +43,12 @@ def full_tensors(tensors: Mapping[str, Tensor], *, keep: bool) -> dict[str, Tens
     return kept
 
 
-def shard_like(full: Tensor, example: Tensor) -> Tensor:
+def shard_like(full: Tensor, example: Any) -> Tensor:
     """A tensor that every rank holds in full, sharded like `example`, which has as many rows, and on that device."""
     if not is_sharded(example):
         return full.to(example.device)
-    mesh = _mesh(example)
-    shards = full.chunk(mesh.size())  # as torch shards rows; there may be fewer shards than ranks
-    rank = mesh.get_local_rank()
+    rank, size = example.device_mesh.get_local_rank(), example.device_mesh.size()
+    shards = full.chunk(size)  # as torch shards rows; there may be fewer shards than ranks
     shard = shards[rank] if rank < len(shards) else full[:0]
     return _joined(shard.clone().to(example.device), example)  # a copy, which does not keep the full tensor alive
 
@@ -69,12 +69,8 @@ def from_all_ranks(value: T, group: ProcessGroup | None) -> tuple[list[T], int]:
 
 def _joined(shard: Tensor, example: Any) -> Tensor:
     """A sharded tensor with the rows of `example`, of which each rank gives those that it holds of that."""
-    import torch
     from torch.distributed.tensor import DTensor
 
     full = torch.empty((example.shape[0], *shard.shape[1:]), device="meta")
-    return DTensor.from_local(shard, _mesh(example), example.placements, shape=full.shape, stride=full.stride())
-
-
-def _mesh(sharded: Any) -> Any:
-    return sharded.device_mesh
+    mesh, placements = example.device_mesh, example.placements
+    return DTensor.from_local(shard, mesh, placements, shape=full.shape, stride=full.stride())

@@ -25,11 +25,7 @@ def launched() -> bool:
 
 
 def select_device(name: str) -> "torch.device":
-    """`auto` takes CUDA where there is one.
-
-    Raises:
-        ResourceError: `cuda` was asked for and there is none.
-    """
+    """`auto` takes CUDA where there is one; a ResourceError where `cuda` was asked for and there is none."""
     import torch
 
     if name == "cuda" and not torch.cuda.is_available():
@@ -48,8 +44,7 @@ def resolve_precision(name: Precision, device: "torch.device") -> ResolvedPrecis
     if device.type == "cuda":
         native = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
-        capabilities = torch.cpu.get_capabilities()
-        native = any(capabilities.get(feature, False) for feature in ("avx512_bf16", "amx_bf16", "bf16"))
+        native = any(torch.cpu.get_capabilities().get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
     return "bfloat16" if native else "float32"
 
 
@@ -60,11 +55,9 @@ def with_resolved_precision(settings: S, device: "torch.device") -> S:
 
 @contextmanager
 def tensor_cores(precision: str) -> Iterator[None]:
-    """Inside, CUDA computes float32 as the precision says: exactly for float32, through TF32 for the others.
-
-    This is for matrix products and cuDNN's convolutions alike, of which torch by default rounds the latter alone. What
-    bfloat16 leaves in float32, such as the feature encoder, need not be more exact than TF32. Nothing changes on CPUs.
-    """
+    """Inside, CUDA computes float32 as the precision says: exactly for float32, through TF32 for the others. That goes
+    for matrix products and cuDNN's convolutions alike, of which torch by default rounds the latter alone; what bfloat16
+    leaves in float32, such as the feature encoder, need not be more exact than TF32."""
     import torch
 
     matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
@@ -102,11 +95,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 @contextmanager
 def deterministic_algorithms(wanted: bool) -> Iterator[None]:
-    """Inside, torch's results are the same bit for bit on CUDA as well, or it raises an error.
-
-    Args:
-        wanted: False changes nothing.
-    """
+    """Inside, if wanted, torch's results are the same bit for bit on CUDA as well, or it raises an error."""
     import torch
 
     before = torch.are_deterministic_algorithms_enabled()
@@ -124,9 +113,5 @@ def versions() -> dict[str, str]:
     import torch
     import torchaudio
 
-    return {
-        "parp": parp_cli.__version__,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "torchaudio": torchaudio.__version__,
-    }
+    own = {"parp": parp_cli.__version__, "python": platform.python_version()}
+    return {**own, "torch": torch.__version__, "torchaudio": torchaudio.__version__}

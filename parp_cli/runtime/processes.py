@@ -58,11 +58,7 @@ class World:
         return distributed.group.WORLD if self.world_size > 1 else None
 
     def device(self, chosen: torch.device) -> torch.device:
-        """The device of this rank: its own CUDA device where CUDA was chosen.
-
-        Raises:
-            ResourceError: this machine has fewer CUDA devices than processes.
-        """
+        """The device of this rank: its own CUDA device where CUDA was chosen, or a ResourceError where it has none."""
         if self.world_size == 1 or chosen.type != "cuda":
             return chosen
         number, there = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
@@ -75,11 +71,9 @@ class World:
         return torch.device("cuda", number)
 
     def share(self, pieces: int) -> list[tuple[int, bool]]:
-        """The pieces of work of this rank, round robin: the index of each, and whether its result counts.
-
-        Every rank gets equally many, as a sharded model needs all ranks in each pass: a rank with fewer pieces repeats
-        the last piece, and that result does not count.
-        """
+        """The pieces of work of this rank, round robin: the index of each, and whether its result counts. Every rank
+        gets equally many, as a sharded model needs all of them in each pass: where there are too few, the last one is
+        repeated and does not count."""
         numbers = range(self.rank, self.rank + self.world_size * -(-pieces // self.world_size), self.world_size)
         return [(min(number, pieces - 1), number < pieces) for number in numbers]
 
@@ -141,10 +135,8 @@ class World:
                 self._store.set(turn, "over")
 
     def says_first(self, text: str) -> bool:
-        """True for the first rank that reports this message, so that it is printed once.
-
-        For an empty text: True if no rank has reported anything yet.
-        """
+        """True for the first rank that reports this message, so that it is printed once; for an empty text, if no rank
+        has reported anything yet."""
         if self._store is None:
             return True
         try:

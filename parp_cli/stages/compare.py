@@ -91,8 +91,7 @@ def _masks(path: Path, metadata: Metadata) -> dict[str, Tensor]:
 
 def _pair(first: str, second: str, ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> Pair:
     by_name = overlaps(ours, theirs)
-    layers = layers_of(by_name)
-    kinds = {name: kind_of(name) for name in by_name}
+    layers, kinds = layers_of(by_name), {name: kind_of(name) for name in by_name}
     by_kind = by_group(by_name, kinds)
     return Pair(
         first=first,

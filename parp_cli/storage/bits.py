@@ -8,20 +8,12 @@ from parp_cli.errors import MaskError
 
 
 def pack(mask: Tensor) -> Tensor:
-    """Bits of a boolean mask in row-major order, eight to a byte, first bit highest; the last byte padded with 0.
-
-    Returns:
-        (ceil(n / 8),) uint8.
-    """
+    """Bits (ceil(n / 8),) uint8 of a boolean mask, row-major, first bit highest, the last byte padded with 0."""
     return torch.from_numpy(np.packbits(mask.detach().cpu().numpy().reshape(-1)))
 
 
 def unpack(packed: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """The boolean mask of `shape` that `pack` was given.
-
-    Raises:
-        MaskError: the bytes are too few or too many for the shape.
-    """
+    """The boolean mask of `shape` that `pack` was given; a MaskError where the bytes do not fit the shape."""
     count = int(np.prod(shape, dtype=np.int64))
     if packed.dtype != torch.uint8 or packed.numel() != (count + 7) // 8:
         raise MaskError(f"a packed mask of {packed.numel()} bytes does not fit shape {tuple(shape)}")

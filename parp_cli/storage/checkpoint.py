@@ -60,14 +60,10 @@ class Metadata:
     Attributes:
         stage: which stage wrote it ("mask", "finetune", …).
         architecture: what rebuilds the model, with its "kind" (format 1 has none); `models` reads it.
-        task: what the output head was trained for, with its "kind"; None without an output head. For the kind "ctc"
-            `data.labels` reads it.
+        task: what the output head was trained for, with its "kind"; None without an output head.
         prunable: names of the weights that may be pruned.
-        sparsity: of the masks, or None without masks.
-        recipe: the resolved recipe of the run that wrote it, or None.
-        seed: of that run.
+        recipe, seed, metrics: of the run that wrote it; the recipe is resolved.
         parents: the files it descends from, oldest first.
-        metrics: of that run, such as the error rate it was chosen by.
         versions: of the software that wrote it.
     """
 

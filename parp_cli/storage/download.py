@@ -3,7 +3,7 @@
 import http.client
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,6 @@ ByteProgress = Callable[[int, int], None]
 
 _CHUNK = 1 << 20
 _TIMEOUT_SECONDS = 60
-_RANGE_NOT_SATISFIABLE = 416
 
 
 def download(
@@ -62,11 +61,12 @@ def check_sha256(path: Path, sha256: str) -> None:
 def _download_rest(url: str, partial: Path, progress: ByteProgress | None) -> None:
     """Append to `partial` what it lacks."""
     done = partial.stat().st_size if partial.is_file() else 0
+    headers = {"User-Agent": "parp"} | ({"Range": f"bytes={done}-"} if done else {})
     try:
-        response = _open(url, done)
+        response = urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=_TIMEOUT_SECONDS)
     except urllib.error.HTTPError as error:
         error.close()  # it is also the response
-        if error.code == _RANGE_NOT_SATISFIABLE and done:
+        if error.code == http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE and done:
             return  # it was whole already; the checksum decides
         raise _unreachable(url, error) from error
     except (OSError, http.client.HTTPException, ValueError) as error:
@@ -78,7 +78,7 @@ def _download_rest(url: str, partial: Path, progress: ByteProgress | None) -> No
         length = response.headers.get("Content-Length", "")
         total = done + int(length) if length.isdecimal() else 0
         with partial.open("ab" if done else "wb") as file:
-            for chunk in _chunks(url, response):
+            while chunk := _read(url, response):
                 file.write(chunk)
                 done += len(chunk)
                 if progress is not None:
@@ -87,22 +87,12 @@ def _download_rest(url: str, partial: Path, progress: ByteProgress | None) -> No
         raise _unreachable(url, f"the connection closed after {done:,} of {total:,} bytes")
 
 
-def _open(url: str, first_byte: int) -> Any:
-    headers = {"User-Agent": "parp"}
-    if first_byte:
-        headers["Range"] = f"bytes={first_byte}-"
-    return urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=_TIMEOUT_SECONDS)
-
-
-def _chunks(url: str, response: Any) -> Iterator[bytes]:
-    while True:
-        try:
-            chunk: bytes = response.read(_CHUNK)
-        except (OSError, http.client.HTTPException) as error:
-            raise _unreachable(url, error) from error
-        if not chunk:
-            return
-        yield chunk
+def _read(url: str, response: Any) -> bytes:
+    try:
+        chunk: bytes = response.read(_CHUNK)
+        return chunk
+    except (OSError, http.client.HTTPException) as error:
+        raise _unreachable(url, error) from error
 
 
 def _unreachable(url: str, reason: object) -> DataError:

@@ -78,9 +78,8 @@ def run_cell(run: Path, cell: Cell, device: str, notify: Notify = silent) -> Non
                 features_folder=run / FEATURES,
                 notify=listen,
             )
-        if not (folder / _TRAINED).exists():
-            cost, sparsity = trained(run, cell) or (Cost(), 0.0)
-            write_text(folder / _TRAINED, json.dumps({"cost": asdict(cost), "sparsity": sparsity}) + "\n")
+        if (what := trained(run, cell)) is not None and not (folder / _TRAINED).exists():
+            write_text(folder / _TRAINED, json.dumps({"cost": asdict(what[0]), "sparsity": what[1]}) + "\n")
         for split in cell.splits:
             if not _metrics(folder, split).exists():
                 evaluation = evaluate(

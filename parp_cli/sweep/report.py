@@ -22,14 +22,8 @@ _TITLE_CHARACTERS = 48
 
 @dataclass(frozen=True, kw_only=True)
 class Mean:
-    """One method at one sparsity: means over seeds.
-
-    Attributes:
-        error: the error rate.
-        spread: its sample standard deviation; None for a single seed.
-        seeds: how many have a result.
-        updates, audio_seconds, wall_seconds: of training, with all runs that found the mask.
-    """
+    """One method at one sparsity, over as many seeds as have a result: mean error rate, its sample standard deviation
+    (None for a single seed), and means of what training took, with all runs that found the mask."""
 
     error: float
     spread: float | None
@@ -41,15 +35,8 @@ class Mean:
 
 @dataclass(frozen=True, kw_only=True)
 class Panel:
-    """One table, and one part of the figure.
-
-    Attributes:
-        title_parts: the split, and the values of the grid's other keys.
-        metric: WER or PER.
-        methods: in the order of the grid.
-        sparsities: rising; that of dense is 0.
-        means: by method and sparsity, of those that have a result.
-    """
+    """One table, and one part of the figure, for a split and values of the grid's other keys (`title_parts`): methods
+    in the order of the grid, rising sparsities (0 for dense), and means by both where there is a result."""
 
     title_parts: tuple[str, ...]
     metric: str
@@ -107,10 +94,7 @@ def _mean(rows: Sequence[Outcome]) -> Mean:
 def error_rows(panel: Panel) -> tuple[list[str], list[list[str]]]:
     """Columns and rows of a table of error rates: methods down, sparsities across."""
     columns = [f"{panel.metric}, {panel.title}", *(_percent(sparsity) for sparsity in panel.sparsities)]
-    rows = [
-        [method, *(_shown(panel.means.get((method, sparsity))) for sparsity in panel.sparsities)]
-        for method in panel.methods
-    ]
+    rows = [[method, *(_shown(panel.means.get((method, s))) for s in panel.sparsities)] for method in panel.methods]
     return columns, rows
 
 
@@ -158,12 +142,9 @@ def _percent(sparsity: float) -> str:
 
 
 def draw(panels: Sequence[Panel], stem: Path) -> tuple[Path, ...]:
-    """Write `<stem>.png` and `<stem>.svg`: error rate against sparsity, one line per method, dense as a level. All
-    panels have the same axes, so that they can be compared; error bars show the spread over seeds, and a method has the
-    same colour in every panel.
-
-    Returns:
-        The files: none where there is no result yet.
+    """Write `<stem>.png` and `<stem>.svg`, unless there is no result yet: error rate against sparsity, one line per
+    method, dense as a level. All panels have the same axes, so that they can be compared; error bars show the spread
+    over seeds, and a method has the same colour in every panel.
 
     Raises:
         ImportError: matplotlib is not installed.
