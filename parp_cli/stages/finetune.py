@@ -39,20 +39,9 @@ from parp_cli.tasks.ctc.task import CtcTask
 from parp_cli.tasks.task import Validation
 from parp_cli.training.journal import require_tensorboard
 from parp_cli.training.keys import round_key, start_key, trained_on
-from parp_cli.training.masks import calibration_examples, check_weights, first_masks, pruner
+from parp_cli.training.masks import calibration_examples, check_start, first_masks, pruner
 from parp_cli.training.optimizer import tri_stage
-from parp_cli.training.plan import (
-    Round,
-    Start,
-    check_method,
-    read_start,
-    rewound,
-    round_start,
-    rounds_of,
-    schedule_of,
-    settings_of,
-    sparsities_of,
-)
+from parp_cli.training.plan import Round, Start, read_start, rewound, round_start, rounds_of, schedule_of, settings_of
 from parp_cli.training.records import Cost
 from parp_cli.training.run import TrainingRun
 from parp_cli.training.setup import RunFiles, RunSetup
@@ -149,9 +138,7 @@ def prepare(recipe: Recipe, init: Path | None, notify: Notify) -> Preparation:
     start = read_start(recipe, init, notify)
     if recipe.pruning.rewind is not None:
         rewound(start, Path(recipe.pruning.rewind))  # what is wrong with it is said now, not after the first run
-    check_method(recipe.pruning, start)
-    sparsities_of(recipe.pruning, start)  # as is what is wrong with these, before the data is read
-    check_weights(recipe, start)
+    check_start(recipe, start)
     data = load_data(recipe.data, start.architecture, recorded_vocabulary(start.task), notify)
     settings = settings_of(recipe, start, [utterance.seconds for utterance in data.train])
     return Preparation(

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
 from parp_cli.config.finetune import Recipe
-from parp_cli.errors import CheckpointError
+from parp_cli.errors import CheckpointError, UsageError
 from parp_cli.models.sources.load import random_encoder
 from parp_cli.models.speech.config import Architecture, build
 from parp_cli.models.speech.prunable import layers_of, prunable_parameters
@@ -18,7 +18,7 @@ from parp_cli.pruning.methods import Settings, spec_of
 from parp_cli.pruning.methods.spec import FirstMask
 from parp_cli.pruning.patterns import DEFAULT_SCOPE
 from parp_cli.pruning.pruner import Pruner
-from parp_cli.training.plan import Start, pattern_in
+from parp_cli.training.plan import Start, pattern_in, sparsities_of
 
 T = TypeVar("T")
 
@@ -80,13 +80,27 @@ def pruner(
     return Pruner(weights, masks, method=spec_of(recipe.pruning.method).build(settings))
 
 
-def check_weights(recipe: Recipe, start: Start) -> None:
-    """Refuse masks of other weights than the recipe prunes (CheckpointError), and a recipe that prunes none."""
+def check_start(recipe: Recipe, start: Start) -> None:
+    """Refuse masks that the method would not use or that are not what its name says, or of another sparsity
+    (UsageError) or of other weights than the recipe prunes (CheckpointError), and a recipe that prunes none."""
+    spec, source = spec_of(recipe.pruning.method), start.source
+    if start.masks and spec.starts_from == "nothing":
+        why = f"({spec.name}) finds its own mask" if spec.prunes else f"is {spec.name}"
+        raise UsageError(
+            f"the recipe {why}, but {source} is pruned",
+            hint="name another checkpoint with --init, or another --run folder",
+        )
+    if start.masks and not spec.accepts(start.chosen_by):
+        raise UsageError(
+            f"method {spec.name} has a {spec.starts_from} mask, but that of {source} is of another kind",
+            hint="--set pruning.method=fixed keeps any mask, or name another --run folder",
+        )
+    sparsities_of(recipe.pruning, start)
     with torch.device("meta"):  # only names and shapes are needed
         weights = prunable_weights(recipe, build(start.architecture))
     if start.masks and set(start.masks) != set(weights):
         raise CheckpointError(
-            f"{start.source} masks other weights than the recipe prunes",
+            f"{source} masks other weights than the recipe prunes",
             details=sorted(set(start.masks) ^ set(weights))[:6],
             hint="give pruning.scope, pruning.biases and pruning.pattern as they were given to `parp mask`",
         )

@@ -241,22 +241,6 @@ def settings_of(recipe: Recipe, start: Start, item_seconds: Sequence[float]) -> 
     )
 
 
-def check_method(pruning: Pruning, start: Start) -> None:
-    """Refuse (UsageError) a mask that the method would not use, or that is not what the method's name says."""
-    spec, source = spec_of(pruning.method), start.source
-    if start.masks and spec.starts_from == "nothing":
-        why = f"({spec.name}) finds its own mask" if spec.prunes else f"is {spec.name}"
-        raise UsageError(
-            f"the recipe {why}, but {source} is pruned",
-            hint="name another checkpoint with --init, or another --run folder",
-        )
-    if start.masks and not spec.accepts(start.chosen_by):
-        raise UsageError(
-            f"method {spec.name} has a {spec.starts_from} mask, but that of {source} is of another kind",
-            hint="--set pruning.method=fixed keeps any mask, or name another --run folder",
-        )
-
-
 def sparsities_of(pruning: Pruning, start: Start) -> tuple[float, float]:
     """The sparsity a run ends with, and that of its first mask; UsageError where the start's mask has another."""
     spec, source = spec_of(pruning.method), start.source
