@@ -13,10 +13,20 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn.functional import gelu, scaled_dot_product_attention
 from torch.utils.checkpoint import checkpoint
 
-from parp_cli.models.speech.dropout import Dropout, dropped_again, nothing_recomputed, on_cpu, recomputed
+from parp_cli.models.speech.dropout import (
+    PIECE,
+    Dropout,
+    draw_seed,
+    drop_,
+    dropped_again,
+    nothing_recomputed,
+    on_cpu,
+    recomputed,
+)
 from parp_cli.models.speech.positional import frequency_convolution, pays
 from parp_cli.models.speech.prunable import is_head, prunable_parameters, touches_front_end
 
@@ -111,46 +121,72 @@ class PositionalConvolution(nn.Module):
         return gelu(self.conv(x.transpose(1, 2))[..., :frames]).transpose(1, 2)
 
 
+class _Attention(torch.autograd.Function):
+    """softmax(q kᵀ / √d + bias) with dropout, times v: few heads of an utterance at a time, which stay in the cache.
+
+    The softmax P is kept, and seeds to make A from it again, what dropout leaves. With dA = dO Vᵀ, dS = A ∘ dA − P ∘ r,
+    where the row sums r, of A ∘ dA, are those of dO ∘ O (Dao et al. 2022, section 3.1). torch's own way keeps two more
+    (B, H, T, T) floats, and is half as fast.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, bias: Tensor, probability: float) -> Tensor:
+        """Queries, keys and values (B, H, T, d), bias (B, H or 1, T or 1, T); output (B, H, T, d)."""
+        batch, heads, frames, size = query.shape
+        output = value.new_empty(batch, frames, heads, value.shape[-1]).transpose(1, 2)
+        # A tensor for each utterance: much larger ones the system takes back and hands out anew, page by page.
+        weights = [query.new_empty(heads, frames, frames) for _ in range(batch)]
+        bias = bias.expand(-1, heads, -1, -1)
+        step = max(1, PIECE // frames**2)
+        parts = [(row, slice(first, first + step)) for row in range(batch) for first in range(0, heads, step)]
+        ctx.probability, ctx.parts = probability, [(part, draw_seed()) for part in parts]
+        for at, seed in ctx.parts:
+            p = weights[at[0]][at[1]]
+            torch.baddbmm(bias[at], query[at], key[at].transpose(1, 2), alpha=size**-0.5, out=p)
+            torch.softmax(p, -1, out=p)
+            torch.bmm(drop_(p.clone(), probability, seed), value[at], out=output[at])
+        ctx.save_for_backward(query, key, value, output, *weights)
+        return output
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None, None]:
+        query, key, value, output, *weights = ctx.saved_tensors
+        rows = (gradient * output).sum(-1, keepdim=True)
+        of_query, of_key, of_value = (torch.empty_like(tensor) for tensor in (query, key, value))
+        of_bias = query.new_empty(len(weights), *weights[0].shape) if ctx.needs_input_grad[3] else None
+        for at, seed in ctx.parts:
+            p = weights[at[0]][at[1]]
+            a = drop_(p.clone(), ctx.probability, seed)
+            torch.bmm(a.transpose(1, 2), gradient[at], out=of_value[at])
+            scores = torch.bmm(gradient[at], value[at].transpose(1, 2)).mul_(a).addcmul_(p, rows[at], value=-1.0)
+            torch.bmm(scores, key[at], out=of_query[at])
+            torch.bmm(scores.transpose(1, 2), query[at], out=of_key[at])
+            if of_bias is not None:
+                of_bias[at] = scores
+        alpha = query.shape[-1] ** -0.5
+        return of_query.mul_(alpha), of_key.mul_(alpha), of_value, of_bias, None
+
+
 def attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, dropout: Dropout) -> Tensor:
     """softmax(q kᵀ / √d + bias) v, with dropout of the softmax in training.
 
-    torch's own way with dropout on a CPU keeps three (B, H, T, T) floats for the backward pass and is half as fast.
-
     Args:
         query, key, value: (B, H, T, d).
-        bias: (B or 1, H or 1, T or 1, T), or None.
+        bias: (B, H, T, T), or (B, 1, 1, T) and without gradient, or None.
         dropout: of attention weights.
 
     Returns:
         (B, T, H · d).
     """
     probability = dropout.p if dropout.training else 0.0
-    if probability > 0 and on_cpu(query):
+    if 0.0 < probability < 1.0 and on_cpu(query):
+        bias = query.new_zeros(len(query), 1, 1, 1) if bias is None else bias.to(query.dtype)
         with torch.autocast("cpu", enabled=False):
-            if bias is not None:
-                bias = bias.to(query.dtype).expand(len(query), -1, -1, -1)
-            biases = [None] * len(query) if bias is None else bias
-            # One utterance at a time, whose (H, T, T) stay in the cache.
-            parts = [_attend_explicitly(*each, dropout) for each in zip(query, key, value, biases, strict=True)]
-            output = torch.stack(parts)
+            output: Tensor = _Attention.apply(query, key, value, bias, probability)  # type: ignore[no-untyped-call]
     else:
         output = scaled_dot_product_attention(query, key, value, attn_mask=bias, dropout_p=probability)
     return output.transpose(1, 2).flatten(2)
-
-
-def _attend_explicitly(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, dropout: Dropout) -> Tensor:
-    """(H, T, d) of queries, keys and values (H, T, d) and a bias (H or 1, T or 1, T)."""
-    scores = (query * query.shape[-1] ** -0.5) @ key.transpose(1, 2)
-    weights = (scores if bias is None else scores + bias).softmax(-1)
-    kept = dropout(weights)
-    before, after = weights.grad_fn, kept.grad_fn
-
-    def again() -> Tensor:
-        return dropped_again(before._saved_result, before, after)
-
-    with recomputed(kept, again):
-        result: Tensor = kept @ value
-    return result
 
 
 class SelfAttention(nn.Module):
@@ -181,16 +217,16 @@ class FeedForward(nn.Module):
     def __init__(self, features: int, inner: int, inner_dropout: float, dropout: float) -> None:
         super().__init__()
         self.intermediate_dense = nn.Linear(features, inner)
-        self.intermediate_dropout = Dropout(inner_dropout)
+        self.intermediate_dropout = Dropout(inner_dropout, inplace=True)
         self.output_dense = nn.Linear(inner, features)
         self.output_dropout = Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, D) of (B, T, D). On a CPU GELU's output (B, T, F) is computed again in the backward pass, not kept."""
-        active = gelu(self.intermediate_dense(x))
-        kept = self.intermediate_dropout(active)
-        before, after = active.grad_fn, kept.grad_fn
-        del active
+        kept = gelu(self.intermediate_dense(x))
+        before = kept.grad_fn
+        kept = self.intermediate_dropout(kept)
+        after = kept.grad_fn
 
         def again() -> Tensor:
             return dropped_again(gelu(before._saved_self), before, after)  # type: ignore[union-attr]

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from parp_cli.models.speech.dropout import Dropout, drawn_mask, on_cpu
+from parp_cli.models.speech.dropout import Dropout, drop_, on_cpu
 
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
 
@@ -12,11 +12,11 @@ DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.b
 @pytest.mark.parametrize("probability", [0.0, 1 / 3, 0.1, 0.5, 0.999999])
 def test_as_many_are_dropped_as_asked_and_the_mean_stays(probability: float) -> None:
     count = 1 << 20
-    mask, scale = drawn_mask(torch.Size([count]), probability, seed=3)
-    kept = 1 / scale
+    values = drop_(torch.ones(count), probability, seed=3)
+    scale = values.max().item()
+    values, kept = values / scale, 1 / scale
     assert abs(kept - (1 - probability)) <= 1 / (1 << 16)
     slack = 5 * (kept * (1 - kept) / count) ** 0.5
-    values = mask.float()
     assert abs(values.mean().item() - kept) <= slack
     # Neighbours, and those whose bits are in the same word, are independent.
     for distance in (1, 2, 3, 4, 64):
@@ -46,6 +46,19 @@ def test_gradients_are_dropped_where_values_were(dtype: torch.dtype, arrange: Ca
     torch.testing.assert_close(found, torch.where(kept, values / 0.75, 0.0).to(dtype))
     assert values.grad is not None
     torch.testing.assert_close(values.grad, torch.where(kept, 3 / 0.75, 0.0).to(dtype))
+
+
+def test_in_place_is_the_same() -> None:
+    values = torch.rand(6, 50, requires_grad=True)
+    results = []
+    for inplace in (False, True):
+        torch.manual_seed(0)
+        copy = values * 1
+        found = Dropout(0.25, inplace=inplace)(copy)
+        assert (found is copy) == inplace
+        results.append((found, *torch.autograd.grad(found.square().sum(), values)))
+    for found, expected in zip(*results, strict=True):
+        assert torch.equal(found, expected)
 
 
 def test_torchs_seed_governs() -> None:
