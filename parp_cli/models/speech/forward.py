@@ -79,9 +79,10 @@ def encode(
     if alter is not None:
         projected = alter(projected, lengths)
     padded = None
-    if min(lengths.tolist()) < features.shape[1]:
+    valid: list[int] = lengths.tolist()
+    if min(valid) < features.shape[1]:
         padded = padding(lengths.to(features.device, non_blocking=True), features.shape[1])
-    hidden = model.encoder.encode(projected, padded, skip=skip)
+    hidden = model.encoder.encode(projected, padded, skip=skip, lengths=valid)
     result: Tensor = hidden if model.aux is None else model.aux(hidden)
     return result
 
@@ -139,5 +140,6 @@ def compile_layers(model: "SpeechNetwork", device: torch.device) -> None:
         )
     # All layers share their code: padded or not, in training or not, WavLM's first one, one utterance alone.
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, _COMPILED_VARIANTS)
+    model.encoder.transformer.compiled = True
     for layer in model.encoder.transformer.layers:
         layer.compile(dynamic=True)

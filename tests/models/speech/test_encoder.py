@@ -215,3 +215,11 @@ def test_feed_forward_keeps_less(probability: float) -> None:
     plain, less = sizes
     assert plain >= 4 * 100 * (64 + 2 * 256)
     assert less <= 4 * 100 * (64 + 256)
+
+
+def test_feed_forward_in_parts_is_the_whole() -> None:
+    torch.manual_seed(0)
+    layer, x = FeedForward(4, 8, 0.0, 0.0), torch.randn(3, 801, 4)
+    expected = layer(x)
+    with torch.no_grad():
+        torch.testing.assert_close(layer(x), expected)

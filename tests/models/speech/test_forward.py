@@ -55,6 +55,16 @@ def test_padding_changes_nothing(architecture: Architecture) -> None:
             torch.testing.assert_close(other[row, : len(item)], logits[row, : len(item)], atol=1e-4, rtol=1e-4)
 
 
+def test_layers_have_no_work_with_padding_in_recognition() -> None:
+    model = model_of(SMALL["wav2vec2"])
+    together, lengths = pad(features_of(model, SMALL["wav2vec2"]))
+    rows = []
+    model.layers[0].feed_forward.intermediate_dense.register_forward_hook(lambda _, inputs, __: rows.append(inputs[0]))
+    with torch.inference_mode():
+        encode(model, together, lengths)
+    assert rows[0].shape[:-1] == (1, sum(lengths))
+
+
 @SMALLS
 def test_with_gradients_and_without_logits_are_the_same(architecture: Architecture) -> None:
     model = model_of(architecture)
