@@ -1,12 +1,11 @@
 """Adjust and re-prune: fine-tune a pruned encoder with CTC while its mask may change (PARP, steps 2 and 3)."""
 
 import gc
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -16,7 +15,7 @@ from parp_cli.data.labels import recorded_vocabulary
 from parp_cli.pruning.methods import Settings
 from parp_cli.pruning.pruner import Repruning
 from parp_cli.runtime.device import deterministic_algorithms, tensor_cores, versions, with_resolved_precision
-from parp_cli.runtime.interrupts import Stop, stopping
+from parp_cli.runtime.interrupts import stopping
 from parp_cli.runtime.processes import SINGLE, World
 from parp_cli.runtime.progress import Notify, Progress, silent
 from parp_cli.storage import checkpoint
@@ -93,10 +92,8 @@ class FinetuneResult:
     """What `parp finetune` wrote and how it went.
 
     Attributes:
-        path: the best checkpoint on the validation split, pruned as evaluated.
+        path, best: the best checkpoint on the validation split, pruned as evaluated, and the validation that chose it.
         last: the one after the last update.
-        best: the validation that chose `path`.
-        reprunings: in order, the last one at the end of the run.
         skipped: why each utterance that was left out cannot be trained on.
         skipped_updates: of the run proper, since their loss or gradient was not finite.
         cost: of the method in all, with the runs that found its mask, wherever they were made.
@@ -124,11 +121,7 @@ def plan(recipe: Recipe, *, init: Path | None = None, notify: Notify = silent) -
 
 
 def prepare(recipe: Recipe, init: Path | None, notify: Notify) -> Preparation:
-    """Read what the run begins from and its data, and check that they go together.
-
-    Args:
-        recipe: of the run, settled.
-        init: the checkpoint to begin from; None for the recipe's model.
+    """Read what a settled recipe's run begins from (`init`, or its model) and its data; check that they go together.
 
     Raises:
         CheckpointError: the checkpoint cannot be read, or is not of the recipe's model.
@@ -141,9 +134,8 @@ def prepare(recipe: Recipe, init: Path | None, notify: Notify) -> Preparation:
     check_start(recipe, start)
     data = load_data(recipe.data, start.architecture, recorded_vocabulary(start.task), notify)
     settings = settings_of(recipe, start, [utterance.seconds for utterance in data.train])
-    return Preparation(
-        start=start, settings=settings, task=CtcTask(recipe=recipe, data=data, architecture=start.architecture)
-    )
+    task = CtcTask(recipe=recipe, data=data, architecture=start.architecture)
+    return Preparation(start=start, settings=settings, task=task)
 
 
 def _prepare_round(whole: Preparation, each: Round, before: Path | None) -> Preparation:
@@ -200,7 +192,6 @@ def finetune(
     """Fine-tune as the recipe says.
 
     Args:
-        recipe: the whole run.
         run: the run folder, for the state that `resume` needs, the log, and results without `out`.
         init: the checkpoint to begin from; None for the recipe's model, which is then pruned first.
         out: where the best checkpoint goes; the last one goes beside it.
@@ -227,6 +218,7 @@ def finetune(
     recipe = rounds[-1].recipe
     with world.main_first():
         whole = prepare(recipe, init, notify)
+    whole = replace(whole, task=replace(whole.task, features_folder=features_folder))
     start = start_key(recipe, init, device=device)
     folders = [(rounds_folder or run / ROUNDS) / round_key(rounds[:count], start) for count in range(1, len(rounds))]
     if resume and not any(folder.exists() for folder in (*folders, state_path(run))) and finished(run, out) is None:
@@ -239,22 +231,24 @@ def finetune(
     cost = own = Cost()
     computing = tensor_cores(recipe.training.precision)
     with computing, deterministic_algorithms(recipe.training.deterministic), held(run), stopping() as stop:
-        for this, folder in zip(rounds, (*folders, run), strict=True):
+        for each, folder in zip(rounds, (*folders, run), strict=True):
             last = folder == run
-            found = None if last else _agreed_cost(world, folder)
+            found = None if last else finished_cost(folder, world=world)
             if found is None:
                 with nullcontext() if last else held(folder):
                     if world.is_main:
                         tidy(folder, out if last else None)
-                    prepared = whole if len(rounds) == 1 else _prepare_round(whole, this, before)
-                    prepared = replace(prepared, task=replace(prepared.task, features_folder=features_folder))
+                    prepared = whole if len(rounds) == 1 else _prepare_round(whole, each, before)
                     files = _files(folder, out if last else None, tensorboard=tensorboard)
-                    training = TrainingRun(_setup(this, prepared), files, device=device, world=world, notify=notify)
+                    training = TrainingRun(_setup(each, prepared), files, device=device, world=world, notify=notify)
                     # Rounds are named by their content, so that a state there can only be of the same run.
                     goes_on = world.from_main((resume or not last) and state_path(folder).exists())
                     noted = world.from_main(finished(folder, out) if last and resume else None)
-                    _run(training, noted, goes_on, stop, replace_finished=resume or not last)
-                    found = _agreed_cost(world, folder, out if last else None) or training.record.cost
+                    if noted is not None:
+                        training.recall(noted)
+                    else:
+                        training.train(stop, resume=goes_on, replace_finished=resume or not last)
+                    found = finished_cost(folder, out if last else None, world) or training.record.cost
                 if not last:
                     del training
                     gc.collect()  # models are part of reference cycles, and the next run needs their memory
@@ -296,41 +290,28 @@ def _setup(each: Round, preparation: Preparation) -> RunSetup:
     """The training run of a round."""
     recipe, start, task, settings = each.recipe, preparation.start, preparation.task, preparation.settings
     training = recipe.training
-
-    def metadata(prunable: Sequence[str], sparsity: Sparsity | None, metrics: Mapping[str, Any]) -> Metadata:
-        return Metadata(
-            stage="finetune",
-            architecture=start.architecture.to_json(),
-            task=task.describe(),
-            prunable=tuple(prunable),
-            sparsity=sparsity,
-            recipe=recipe_to_dict(recipe),
-            seed=recipe.seed,
-            parents=start.parents,
-            metrics=dict(metrics),
-            versions=versions(),
-        )
-
+    shape = {key: getattr(training, key) for key in ("updates", "warmup", "hold", "decay", "final_scale")}
     torch.manual_seed(recipe.seed)
     return RunSetup(
         name=each.name,
         doing=f"fine-tuning ({each.name})",
         seed=recipe.seed,
         training=training,
-        schedule=partial(
-            tri_stage,
-            updates=training.updates,
-            warmup=training.warmup,
-            hold=training.hold,
-            decay=training.decay,
-            final_scale=training.final_scale,
-        ),
+        schedule=partial(tri_stage, **shape),
         save_every=training.validate_every,
         task=task,
         network=task.network(start),
         masks=lambda network: first_masks(recipe, start, settings, network),
         pruner=lambda network, masks, group: pruner(recipe, settings, network, masks, group),
-        metadata=metadata,
+        metadata=Metadata(
+            stage="finetune",
+            architecture=start.architecture.to_json(),
+            task=task.describe(),
+            recipe=recipe_to_dict(recipe),
+            seed=recipe.seed,
+            parents=start.parents,
+            versions=versions(),
+        ),
         target=settings.sparsity,
         calibration=calibration_examples(recipe, task.train),
         identity={
@@ -341,32 +322,11 @@ def _setup(each: Round, preparation: Preparation) -> RunSetup:
     )
 
 
-def _run(
-    training: TrainingRun, noted: Mapping[str, Any] | None, goes_on: bool, stop: Stop, *, replace_finished: bool
-) -> None:
-    """Do what is left of a training run: nothing where its end was noted."""
-    if noted is not None:
-        training.recall(noted)
-        return
-    if goes_on:
-        training.resume()
-    else:
-        training.begin(replace_finished=replace_finished)
-    training.train(stop)
-
-
-def finished_cost(run: Path, best: Path | None = None) -> Cost | None:
+def finished_cost(run: Path, best: Path | None = None, world: World = SINGLE) -> Cost | None:
     """What the training run in a folder took; None where it has not come to its end.
 
-    Args:
-        run: the run folder.
-        best: where its best checkpoint went, if elsewhere.
+    `best` is where its best checkpoint went, if elsewhere. The main process of the `world` looks: what one sees the
+    others may not see yet.
     """
-    noted = finished(run, best)
-    return None if noted is None else Cost(**noted["cost"])
-
-
-def _agreed_cost(world: World, run: Path, best: Path | None = None) -> Cost | None:
-    """As `finished_cost`, seen by the first process: what one sees the others may not see yet."""
     noted = world.from_main(finished(run, best))
     return None if noted is None else Cost(**noted["cost"])

@@ -7,7 +7,7 @@ the encoder goes on. T frames, D features.
 import time
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -36,16 +36,15 @@ from parp_cli.runtime.interrupts import stopping
 from parp_cli.runtime.processes import SINGLE, World
 from parp_cli.runtime.progress import Notify, Progress, silent
 from parp_cli.storage import checkpoint
-from parp_cli.storage.checkpoint import Checkpoint, Metadata, Sparsity
+from parp_cli.storage.checkpoint import Checkpoint, Metadata
 from parp_cli.storage.lock import only_one
 from parp_cli.storage.run_folder import PRETRAINED, STATE
 from parp_cli.tasks.masked_prediction.targets import stage_targets
 from parp_cli.tasks.masked_prediction.task import MaskedPredictionTask
-from parp_cli.training.checkpoints import check_not_lost, read_finished
 from parp_cli.training.optimizer import linear
 from parp_cli.training.run import TrainingRun
 from parp_cli.training.setup import RunFiles, RunSetup
-from parp_cli.training.state import check_same_run, read_position
+from parp_cli.training.state import check_not_lost, check_same_run, read_finished, read_position
 
 _ENCODER = "encoder."
 """Prefix of the encoder's weights in the network that is trained."""
@@ -82,14 +81,12 @@ def pretrain(
     """Train an encoder from random weights to predict the clusters of frames it cannot see.
 
     Args:
-        recipe: the whole run.
         run: the run folder, for the log, and for the state that `resume` needs.
         out: where the encoder goes.
         device: by default the CPU.
         resume: go on from what the run folder holds.
         world: processes that train together, on machines that all see the run folder. Each calls with the same; the
             main one writes and notifies, and all return the same.
-        notify: is told of every update.
 
     Raises:
         RecipeError: there is no such architecture, or it cannot do what the stages ask for.
@@ -116,7 +113,7 @@ def pretrain(
             noted = world.from_main(read_finished(stages.files(index).finished))
             if noted is None:
                 training = stages.run(index, encoder)
-                training.train(stop)
+                training.train(stop, resume=world.from_main(stages.in_progress(index)), replace_finished=True)
                 noted = world.from_main(read_finished(stages.files(index).finished))
                 del training
                 if any(world.any(stop.requested)):
@@ -128,7 +125,7 @@ def pretrain(
             encoder = stages.encoder(index)
     assert encoder is not None, "a recipe has a stage"
     hours = seconds_of(stages.crops.streams) / 3600
-    metadata = _metadata(recipe, architecture, {"history": history, "hours": hours})
+    metadata = replace(_metadata(recipe, architecture), metrics={"history": history, "hours": hours})
     weights = {name: weight.half() for name, weight in encoder.items()}
     if world.is_main:
         checkpoint.write(out, Checkpoint(weights=weights, masks={}, metadata=metadata))
@@ -201,18 +198,12 @@ class _Stages:
             raise CheckpointError(f"nothing to resume in {self._run}", hint="start anew without --resume")
 
     def run(self, index: int, encoder: Mapping[str, Tensor] | None) -> TrainingRun:
-        """The training run of a stage, about to go on or to begin.
-
-        Args:
-            index: of the stage.
-            encoder: as the stage before left it; None of the first one.
-        """
-        recipe, stage, files = self._recipe, self._recipe.stages[index], self.files(index)
-        crops = self.crops
+        """The training run of a stage, whose encoder is as the stage before left it; None of the first one."""
+        recipe, stage = self._recipe, self._recipe.stages[index]
         with self._world.main_first():
             targets = self._targets(index, encoder)
         task = MaskedPredictionTask(
-            recipe=recipe, stage=index, architecture=self._architecture, crops=crops, targets=targets
+            recipe=recipe, stage=index, architecture=self._architecture, crops=self.crops, targets=targets
         )
         torch.manual_seed(recipe.seed + index)
         setup = RunSetup(
@@ -227,17 +218,12 @@ class _Stages:
             network=task.network(None if encoder is None else SimpleNamespace(weights=encoder)),
             masks=lambda _: {},
             pruner=lambda *_: Pruner({}, {}, method=_unpruned(stage.updates)),
-            metadata=lambda _, sparsity, metrics: _metadata(recipe, self._architecture, metrics, sparsity),
+            metadata=_metadata(recipe, self._architecture),
             exported=_encoder_of,
             identity=self._identity(index),
             micro_batch_key="batch_seconds",
         )
-        training = TrainingRun(setup, files, device=self._device, world=self._world, notify=self._notify)
-        if self._world.from_main(self._in_progress(index)):
-            training.resume()
-        else:
-            training.begin(replace_finished=True)
-        return training
+        return TrainingRun(setup, self.files(index), device=self._device, world=self._world, notify=self._notify)
 
     def encoder(self, index: int) -> dict[str, Tensor]:
         """Weights of the encoder and its mask embedding after a stage."""
@@ -247,7 +233,7 @@ class _Stages:
         except CheckpointError as error:
             raise CheckpointError(error.message, details=error.details, hint="start anew without --resume") from error
 
-    def _in_progress(self, index: int) -> bool:
+    def in_progress(self, index: int) -> bool:
         """Whether the state is of this stage."""
         state = self.files(index).state
         return state.exists() and (read_position(state).get("stage") == index or index == 0)
@@ -285,17 +271,12 @@ def _entry(index: int, validation: Mapping[str, Any]) -> dict[str, Any]:
 
 def _training(recipe: PretrainRecipe, updates: int) -> Training:
     """How a stage trains, in the terms of the training run."""
+    optimizer = ("learning_rate", "adam_betas", "adam_epsilon", "weight_decay", "gradient_clip")
     return Training(
         updates=updates,
-        batch_seconds=recipe.batch_seconds,
         micro_batch_seconds=max(recipe.batch_seconds, recipe.crop_seconds),
-        learning_rate=recipe.learning_rate,
-        adam_betas=recipe.adam_betas,
-        adam_epsilon=recipe.adam_epsilon,
-        weight_decay=recipe.weight_decay,
-        gradient_clip=recipe.gradient_clip,
         validate_every=recipe.log_every,
-        precision=recipe.precision,
+        **{key: getattr(recipe, key) for key in (*optimizer, "batch_seconds", "precision")},
     )
 
 
@@ -309,17 +290,13 @@ def _encoder_of(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name.removeprefix(_ENCODER): w for name, w in weights.items() if name.startswith(_ENCODER)}
 
 
-def _metadata(
-    recipe: PretrainRecipe, architecture: Architecture, metrics: Mapping[str, Any], sparsity: Sparsity | None = None
-) -> Metadata:
+def _metadata(recipe: PretrainRecipe, architecture: Architecture) -> Metadata:
     return Metadata(
         stage="pretrain",
         architecture=architecture.to_json(),
         prunable=tuple(prunable_parameters(build(architecture))),
-        sparsity=sparsity,
         recipe=recipe_to_dict(recipe),
         seed=recipe.seed,
-        metrics=dict(metrics),
         versions=versions(),
     )
 

@@ -2,26 +2,17 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Generic, TypeVar
 
 from parp_cli.data.batching import batches_by_seconds
+from parp_cli.tasks.task import Batches, Item
 
-Item = TypeVar("Item")
 
-
-class UpdateBatches(Generic[Item]):
+class UpdateBatches(Batches[Item]):
     """The items of each update, one pass over the data after another.
 
     An update is made of groups of similar size, each no larger than a forward pass, and holds at most `batch_size`
     with padding, unless one item is larger. What it holds depends on the position alone, so that a resumed run goes on
     where it was.
-
-    Args:
-        items: all of them.
-        sizes: of each.
-        batch_size: of an update.
-        micro_batch_size: of a forward pass; by default that of an update.
-        seed: of the order.
 
     Attributes:
         epoch, group: the position: epochs finished, and groups taken from the current one.
@@ -36,29 +27,17 @@ class UpdateBatches(Generic[Item]):
         micro_batch_size: float = math.inf,
         seed: int,
     ) -> None:
-        self.epoch = 0
-        self.group = 0
-        self._items = items
-        self._sizes = sizes
-        self._batch_size = batch_size
+        self.epoch = self.group = 0
+        self._items, self._sizes, self._seed, self._batch_size = items, sizes, seed, batch_size
         self._group_size = min(batch_size, micro_batch_size)
-        self._seed = seed
-        self._groups: tuple[int, list[list[int]]] | None = None
+        self._of_epoch: tuple[int, list[list[int]]] | None = None
 
     def take(self) -> list[Item]:
         """The next update's items; an update larger than an epoch holds some more than once."""
         return [self._items[index] for index in self._take()]
 
-    def upcoming(self) -> list[Item]:
-        """What `take` will return next."""
-        position = self.position
-        chosen = self.take()
-        self.position = position
-        return chosen
-
     @property
     def position(self) -> dict[str, int]:
-        """All it takes to go on from here."""
         return {"epoch": self.epoch, "group": self.group}
 
     @position.setter
@@ -89,12 +68,15 @@ class UpdateBatches(Generic[Item]):
             self.group += 1
 
     def _next_group(self) -> list[int]:
-        if self._groups is None or self._groups[0] != self.epoch:
-            self._groups = (self.epoch, self._groups_of(self.epoch))
-        if self.group == len(self._groups[1]):
+        groups = self._groups()
+        if self.group == len(groups):
             self.epoch, self.group = self.epoch + 1, 0
-            self._groups = (self.epoch, self._groups_of(self.epoch))
-        return self._groups[1][self.group]
+            groups = self._groups()
+        return groups[self.group]
 
-    def _groups_of(self, epoch: int) -> list[list[int]]:
-        return batches_by_seconds(self._sizes, seconds=self._group_size, seed=self._seed, epoch=epoch)
+    def _groups(self) -> list[list[int]]:
+        """Of the current epoch."""
+        if self._of_epoch is None or self._of_epoch[0] != self.epoch:
+            groups = batches_by_seconds(self._sizes, seconds=self._group_size, seed=self._seed, epoch=self.epoch)
+            self._of_epoch = self.epoch, groups
+        return self._of_epoch[1]

@@ -31,10 +31,7 @@ class LatentMasking:
     def masked(self, features: Tensor, lengths: Sequence[int], embedding: Tensor) -> Tensor:
         """Projected features (B, T, D) with new masks, which torch's global generator of the CPU draws.
 
-        Args:
-            features: zero where padded.
-            lengths: valid frames of each utterance.
-            embedding: (D,) what masked frames are replaced with.
+        `lengths` are the valid frames of each utterance, and `embedding` (D,) replaces masked frames.
         """
         batch, frames, channels = features.shape
         if self.time_probability > 0:
@@ -58,14 +55,12 @@ def span_mask(sizes: Sequence[int], width: int, probability: float, length: int,
     """Random spans, which may overlap.
 
     The number of spans in a row is probability · size / length, rounded up or down at random so that its expectation
-    is exact, and at least `minimum`. Draws from torch's global generator.
+    is exact, and at least `minimum` where they fit. Draws from torch's global generator.
 
     Args:
         sizes: valid entries of each row.
-        width: columns of the result.
         probability: expected share of entries covered, were no spans to overlap.
         length: entries per span.
-        minimum: spans per row at least, where they fit.
 
     Returns:
         (len(sizes), width) boolean, True in a span, False beyond a row's size.

@@ -4,6 +4,7 @@ A task has a folder beside this file. Its items (utterances, crops, sentences) h
 limits what an update and a forward pass hold. B items in a forward pass.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
@@ -14,7 +15,6 @@ from torch import Tensor, nn
 from parp_cli.runtime.processes import World
 
 Item = TypeVar("Item")
-Contra = TypeVar("Contra", contravariant=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,7 +22,6 @@ class Validation:
     """How good the network is that would be shipped after an update.
 
     Attributes:
-        update: after which one.
         train_loss: mean over the updates since the validation before; None where all of them were skipped.
         score: decides which checkpoint is best; lower is better.
         metrics: by name, as they are logged.
@@ -44,207 +43,12 @@ class Validation:
 
 @dataclass(frozen=True, kw_only=True)
 class Judgement:
-    """What `Objective.validate` found.
-
-    Attributes:
-        score, metrics: of the validation.
-        example: one item's reference and hypothesis, or nothing to show.
-    """
+    """What `Objective.validate` measured: score and metrics of a `Validation`, and one item's reference and hypothesis
+    where there are such."""
 
     score: tuple[float, ...]
     metrics: Mapping[str, float | None]
     example: Mapping[str, str] | None = None
-
-
-class Origin(Protocol):
-    """The weights that training begins from."""
-
-    @property
-    def architecture(self) -> Any:
-        """Of the network, without weights."""
-
-    @property
-    def weights(self) -> Mapping[str, Tensor]:
-        """By name; with a head where the origin was trained for a task."""
-
-    @property
-    def task(self) -> Mapping[str, Any] | None:
-        """What that head is for, as `Task.describe` has it; None without one."""
-
-    @property
-    def source(self) -> str:
-        """Names it in messages."""
-
-
-class Batches(Protocol[Item]):
-    """Which items each update sees."""
-
-    def take(self) -> list[Item]:
-        """Items of the next update."""
-
-    def upcoming(self) -> list[Item]:
-        """What `take` will return next."""
-
-    @property
-    def position(self) -> dict[str, int]:
-        """All it takes to go on from here in another process."""
-
-    @position.setter
-    def position(self, position: Mapping[str, int]) -> None: ...
-
-
-class Objective(Protocol[Contra]):
-    """The loss of items over one network, and the judgement of that network.
-
-    All that is random in it comes from torch's global generators, which the training run seeds.
-    """
-
-    @property
-    def network(self) -> nn.Module:
-        """All weights that train: what a run saves."""
-
-    @property
-    def module(self) -> nn.Module:
-        """Does all computation that has to be distributed, with the network's weights."""
-
-    @property
-    def layers(self) -> Sequence[nn.Module]:
-        """Of the network: what is recomputed, compiled and sharded one by one."""
-
-    @property
-    def unsharded(self) -> Sequence[nn.Parameter]:
-        """Parameters that are used outside of `module.forward`, so that every process needs them whole."""
-
-    @property
-    def uses_all(self) -> bool:
-        """Whether every parameter that trains has a part in every loss."""
-
-    @property
-    def metric_names(self) -> tuple[str, ...]:
-        """What `losses` reports beside losses."""
-
-    def is_head(self, name: str) -> bool:
-        """Whether a parameter of the network is of the head, which may have its own learning rate."""
-
-    def trains(self, name: str) -> bool:
-        """Whether a parameter of the network trains at all."""
-
-    def skipped_layers(self) -> frozenset[int]:
-        """Layers that an update leaves out, drawn at random."""
-
-    def total(self, items: Sequence[Contra], update: int) -> float:
-        """What the sum of an update's losses is divided by, such as its number of labels."""
-
-    def losses(self, module: nn.Module, items: Sequence[Contra], update: int, skip: frozenset[int]) -> Tensor:
-        """Losses and metrics (B, 1 + metrics) of some of an update's items, before the division by `total`.
-
-        Nothing in it waits for the device.
-
-        Args:
-            module: `module`, or what distributes it.
-            items: of one forward pass.
-            update: its number, from 0.
-            skip: from `skipped_layers`.
-        """
-
-    def forward(self, module: nn.Module, items: Sequence[Contra]) -> None:
-        """Pass items through the network as it is evaluated, one at a time, for hooks on its modules to see.
-
-        Args:
-            module: `module`, or what distributes it.
-            items: the same in every process, each of which passes all of them.
-        """
-
-    def prefetch(self, items: Sequence[Contra]) -> None:
-        """Begin to read, in the background, what an update will ask for."""
-
-    def device_room(self, items: Sequence[Contra]) -> int:
-        """Bytes of the device that are still to be taken by what is kept of these items."""
-
-    def validate(self, module: nn.Module, train_metrics: Mapping[str, float | None], number: int) -> Judgement:
-        """Judge the network as it is now.
-
-        Args:
-            module: `module`, or what distributes it.
-            train_metrics: of `metric_names`, means over the updates since the validation before.
-            number: of the validation, from 0.
-        """
-
-    def report(self) -> str | None:
-        """What there is to say after the first validation; None for nothing."""
-
-    def close(self) -> None:
-        """End what works in the background."""
-
-
-class Task(Protocol[Item]):
-    """A task with its data."""
-
-    @property
-    def kind(self) -> str:
-        """Names it in files and recipes."""
-
-    @property
-    def size_name(self) -> str:
-        """What `size` measures, as logs name it, such as audio_seconds."""
-
-    @property
-    def size_unit(self) -> str:
-        """The same for people, such as "s of audio"."""
-
-    @property
-    def train(self) -> Sequence[Item]:
-        """Items to learn from."""
-
-    def describe(self) -> dict[str, Any]:
-        """What a checkpoint says of its head, for JSON."""
-
-    def data_hash(self) -> str:
-        """Changes whenever what is learned from or judged on does."""
-
-    def findings(self) -> Iterable[tuple[str, dict[str, Any]]]:
-        """What the data's check found: events for the log, with their values."""
-
-    def warning(self) -> str | None:
-        """One line about items that are left out; None where there are none."""
-
-    def name(self, item: Item) -> str:
-        """Of an item, for messages."""
-
-    def size(self, item: Item) -> float:
-        """In the task's unit."""
-
-    def grouped(self, items: Sequence[Item], size: float) -> list[list[int]]:
-        """Forward passes of at most `size`, padding included, the largest first: indices of their items."""
-
-    def batches(self) -> Batches[Item]:
-        """Which items each update sees, from the first update on."""
-
-    def network(self, origin: Any) -> Any:
-        """The network on the CPU, with the weights of an `Origin` as far as they fit the task."""
-
-    def objective(
-        self, network: Any, *, masked: Iterable[str], sharded: bool, device: torch.device, world: World, scratch: Any
-    ) -> Objective[Item]:
-        """The loss over a network.
-
-        Args:
-            network: from `network`, on its device unless it is to be sharded.
-            masked: names of weights whose masks may change.
-            sharded: whether its weights will be sharded.
-            device: that computes.
-            world: that trains it.
-            scratch: a folder for what can be thrown away.
-        """
-
-    def brief(self, validations: Sequence[Validation]) -> str:
-        """What has been reached so far, in a few words."""
-
-    def message(self, values: Mapping[str, Any]) -> str:
-        """A line about a validation, from the values that are logged of it."""
-
-    def advise(self, validations: Sequence[Validation], *, sparsity: float) -> str | None:
-        """What is wrong with a run that does not learn, and what to do; None where there is nothing to say."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -260,3 +64,205 @@ class UpdateLoss(Generic[Item]):
     mean: float
     metrics: tuple[float, ...]
     not_finite: tuple[Item, ...]
+
+
+class Origin(Protocol):
+    """The weights that training begins from, by name.
+
+    With a head where they were trained for a task, which `task` then tells as `Task.describe` does. `source` names the
+    origin in messages.
+    """
+
+    @property
+    def weights(self) -> Mapping[str, Tensor]: ...
+
+    @property
+    def task(self) -> Mapping[str, Any] | None: ...
+
+    @property
+    def source(self) -> str: ...
+
+
+class Batches(ABC, Generic[Item]):
+    """Which items each update sees; `position` is all it takes to go on from here in another process."""
+
+    position: dict[str, int]
+
+    @abstractmethod
+    def take(self) -> list[Item]:
+        """Items of the next update."""
+
+    def upcoming(self) -> list[Item]:
+        """What `take` will return next."""
+        position = self.position
+        chosen = self.take()
+        self.position = position
+        return chosen
+
+
+class Objective(ABC, Generic[Item]):
+    """The loss of items over one network, and the judgement of that network.
+
+    All that is random in it comes from torch's global generators, which the training run seeds.
+
+    Attributes:
+        network: all weights that train: what a run saves.
+        uses_all: whether every parameter that trains has a part in every loss.
+        metric_names: what `losses` reports beside losses.
+        unsharded: parameters that are used outside of `module.forward`, so that every process needs them whole.
+    """
+
+    network: Any
+    uses_all: bool = True
+    metric_names: tuple[str, ...] = ()
+    unsharded: Sequence[nn.Parameter] = ()
+
+    @property
+    @abstractmethod
+    def module(self) -> nn.Module:
+        """Does all computation that has to be distributed, with the network's weights."""
+
+    @property
+    @abstractmethod
+    def layers(self) -> Sequence[nn.Module]:
+        """Of the network: what is recomputed, compiled and sharded one by one."""
+
+    @abstractmethod
+    def total(self, items: Sequence[Item], update: int) -> float:
+        """What the sum of an update's losses is divided by, such as its number of labels."""
+
+    @abstractmethod
+    def losses(self, module: nn.Module, items: Sequence[Item], update: int, skip: frozenset[int]) -> Tensor:
+        """Losses and metrics (B, 1 + metrics) of some of an update's items, before the division by `total`.
+
+        Nothing in it waits for the device.
+
+        Args:
+            module: `module`, or what distributes it; so too below.
+            items: of one forward pass.
+            update: its number, from 0.
+            skip: from `skipped_layers`.
+        """
+
+    @abstractmethod
+    def validate(self, module: nn.Module, train_metrics: Mapping[str, float | None], number: int) -> Judgement:
+        """Judge the network as it is now.
+
+        Args:
+            train_metrics: of `metric_names`, means over the updates since the validation before.
+            number: of the validation, from 0.
+        """
+
+    def is_head(self, name: str) -> bool:
+        """Whether a parameter of the network is of the head, which may have its own learning rate."""
+        return False
+
+    def trains(self, name: str) -> bool:
+        """Whether a parameter of the network trains at all."""
+        return True
+
+    def skipped_layers(self) -> frozenset[int]:
+        """Layers that an update leaves out, drawn at random."""
+        return frozenset()
+
+    def forward(self, module: nn.Module, items: Sequence[Item]) -> None:
+        """Pass items through the network as it is evaluated, one at a time, for hooks on its modules to see.
+
+        In float32, without gradients, dropout or masking; every process passes all items.
+        """
+        raise NotImplementedError("no method asks this task for it")
+
+    def prefetch(self, items: Sequence[Item]) -> None:
+        """Begin to read, in the background, what an update will ask for."""
+
+    def device_room(self, items: Sequence[Item]) -> int:
+        """Bytes of the device that are still to be taken by what is kept of these items."""
+        return 0
+
+    def report(self) -> str | None:
+        """What there is to say after the first validation; None for nothing."""
+        return None
+
+    def close(self) -> None:
+        """End what works in the background."""
+
+
+class Task(ABC, Generic[Item]):
+    """A task with its data.
+
+    Attributes:
+        kind: names it in files and recipes.
+        size_name, size_unit: what `size` measures, as logs name it (audio_seconds) and for people ("s of audio").
+    """
+
+    kind: str
+    size_name: str
+    size_unit: str
+
+    @property
+    @abstractmethod
+    def train(self) -> Sequence[Item]:
+        """Items to learn from."""
+
+    @abstractmethod
+    def describe(self) -> dict[str, Any]:
+        """What a checkpoint says of its head, for JSON."""
+
+    @abstractmethod
+    def data_hash(self) -> str:
+        """Changes whenever what is learned from or judged on does."""
+
+    @abstractmethod
+    def name(self, item: Item) -> str:
+        """Of an item, for messages."""
+
+    @abstractmethod
+    def size(self, item: Item) -> float:
+        """In the task's unit."""
+
+    @abstractmethod
+    def grouped(self, items: Sequence[Item], size: float) -> list[list[int]]:
+        """Forward passes of at most `size`, padding included, the largest first: indices of their items."""
+
+    @abstractmethod
+    def batches(self) -> Batches[Item]:
+        """Which items each update sees, from the first update on."""
+
+    @abstractmethod
+    def network(self, origin: Any) -> Any:
+        """The network on the CPU, with the weights of an `Origin` as far as they fit the task."""
+
+    @abstractmethod
+    def objective(
+        self, network: Any, *, masked: Iterable[str], sharded: bool, device: torch.device, world: World, scratch: Any
+    ) -> Objective[Item]:
+        """The loss over a network.
+
+        Args:
+            network: from `network`, on its device unless it is to be sharded.
+            masked: names of weights whose masks may change.
+            sharded: whether its weights will be sharded.
+            device: that computes.
+            world: that trains it.
+            scratch: a folder for what can be thrown away.
+        """
+
+    @abstractmethod
+    def brief(self, validations: Sequence[Validation]) -> str:
+        """What has been reached so far, in a few words."""
+
+    @abstractmethod
+    def message(self, values: Mapping[str, Any]) -> str:
+        """A line about a validation, from the values that are logged of it."""
+
+    def findings(self) -> Iterable[tuple[str, dict[str, Any]]]:
+        """What the data's check found: events for the log, with their values."""
+        return ()
+
+    def warning(self) -> str | None:
+        """One line about items that are left out; None where there are none."""
+        return None
+
+    def advise(self, validations: Sequence[Validation], *, sparsity: float) -> str | None:
+        """What is wrong with a run that does not learn, and what to do; None where there is nothing to say."""
+        return None

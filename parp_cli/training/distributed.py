@@ -23,12 +23,8 @@ def shard(objective: "Objective[Any]", world: World, device: torch.device, *, pr
     """Shard the weights of an objective's module (FSDP2); they become DTensors.
 
     Processes then have to call the module equally often and in the same order. Compile and recompute layers before.
-
-    Args:
-        objective: whose module has the same weights in all processes; on the CPU, since a device may not hold it whole.
-        world: processes that train it.
-        device: of this process, where its shards go.
-        precision: that layers compute in: weights are gathered in it.
+    The module has the same weights in all processes, and is on the CPU, since a device may not hold it whole; shards go
+    to this process's `device`, and weights are gathered in the `precision` that layers compute in.
     """
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
@@ -47,13 +43,10 @@ def shard(objective: "Objective[Any]", world: World, device: torch.device, *, pr
 
 
 def average(objective: "Objective[Any]") -> nn.Module:
-    """The module of an objective, so that its gradients become means over the processes (DDP).
+    """The module of an objective, whole and on its device, so that its gradients become means over the processes (DDP).
 
     It registers with the parameters that train, so it is to be made after backward passes that other processes do not
     take part in.
-
-    Args:
-        objective: whose module is whole, on its device, and has the same weights in all processes.
     """
     return DistributedDataParallel(
         objective.module,

@@ -20,18 +20,8 @@ _EVENT_FILES = "events.out.tfevents.*"
 class Journal:
     """Events of a run, each with the update it happened after. A line is written at once: a kill loses nothing.
 
-    Args:
-        path: the JSON Lines file.
-        tensorboard: a folder for TensorBoard; None for none.
-
-    Attributes:
-        path: as given.
-
-    All that writes raises ResourceError where no space is left on the disk, and UsageError where nothing can be
-    written.
-
-    Raises:
-        UsageError: TensorBoard was asked for and is not installed.
+    `path` is the JSON Lines file; `tensorboard` a folder for TensorBoard, without which it raises UsageError then.
+    All that writes raises ResourceError where no space is left, and UsageError where nothing can be written.
     """
 
     def __init__(self, path: Path, *, tensorboard: Path | None = None) -> None:
@@ -63,12 +53,9 @@ class Journal:
     def log(self, event: str, update: int, values: Mapping[str, Any]) -> None:
         """Note an event, such as "update", "validation", "reprune" or "skipped".
 
-        Args:
-            event: its kind.
-            update: it happened after.
-            values: for JSON, where numbers that are not finite become null. TensorBoard takes numbers and texts.
+        Values are for JSON, where numbers that are not finite become null. TensorBoard takes numbers and texts.
         """
-        values = {key: _or_null(value) for key, value in values.items()}
+        values = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
         line = json.dumps({"event": event, "update": update, **values}, ensure_ascii=False, allow_nan=False)
         with _writing(self.path), self.path.open("a", encoding="utf-8") as file:
             file.write(line + "\n")
@@ -100,11 +87,7 @@ class Journal:
 
 
 def require_tensorboard() -> None:
-    """Refuse to go on without TensorBoard.
-
-    Raises:
-        UsageError: it is not installed.
-    """
+    """Raise a UsageError where TensorBoard is not installed."""
     if importlib.util.find_spec("tensorboard") is None:
         raise UsageError(
             "TensorBoard is not installed", hint="pip install 'parp-cli[tensorboard]', or leave --tensorboard out"
@@ -117,11 +100,6 @@ def _writing(path: Path | None) -> Iterator[None]:
         yield
     except OSError as error:
         raise write_error(path or Path(), error) from error
-
-
-def _or_null(value: Any) -> Any:
-    """JSON has no infinity."""
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _update_of(line: bytes) -> float:

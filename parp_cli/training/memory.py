@@ -19,13 +19,12 @@ def try_largest(passes: Passes, optimizer: torch.optim.Optimizer, *, batch_size:
 
     Args:
         passes: their network must be set to train all that will ever train.
-        optimizer: of the run; what it will keep is accounted for.
+        optimizer: what it will keep is accounted for.
         batch_size: of an update, in the task's unit.
         update: any number of one.
         key: what a recipe calls the size of a micro-batch.
 
-    Raises:
-        ResourceError: memory gives out; the hint says what would fit.
+    Raises ResourceError where memory gives out; the hint says what would fit.
     """
     task = passes.task
     size = fits = min(passes.micro_batch_size, batch_size)

@@ -47,10 +47,6 @@ def observing(observer: Observer) -> Iterator[None]:
 
 
 def tell_observers(run: "TrainingRun", event: str) -> None:
-    """Tell all observers, in the order in which they came.
-
-    Args:
-        event: name of the method.
-    """
+    """Call the method of this name of all observers, in the order in which they came."""
     for observer in _observers:
         getattr(observer, event)(run)

@@ -14,12 +14,10 @@ _INITIAL_SCALE = 0.01
 def adam(training: Training, objective: Objective[Any]) -> torch.optim.Optimizer:
     """AdamW over what trains, with a group of its own for the head, whose peak learning rate may differ."""
     trained = [(n, p) for n, p in objective.network.named_parameters() if objective.trains(n)]
-    groups = [
-        {"params": [p for n, p in trained if not objective.is_head(n)], "peak": training.learning_rate},
-        {
-            "params": [p for n, p in trained if objective.is_head(n)],
-            "peak": training.head_learning_rate or training.learning_rate,
-        },
+    peaks = (training.learning_rate, training.head_learning_rate or training.learning_rate)
+    groups: list[dict[str, Any]] = [
+        {"params": [p for n, p in trained if objective.is_head(n) == head], "peak": peaks[head]}
+        for head in (False, True)
     ]
     return torch.optim.AdamW(
         [group for group in groups if group["params"]],

@@ -25,8 +25,6 @@ class Passes:
     """Computes the loss of an update and its gradients.
 
     Attributes:
-        task: knows how large items are.
-        objective: their loss.
         module: of the objective, or what distributes it.
         micro_batch_size: padded size of one forward pass, in the task's unit.
         seed: of the run.
@@ -44,11 +42,8 @@ class Passes:
         """Accumulate the gradients of the update's mean loss, as of all processes together.
 
         All that is random follows from the numbers of the update and of the micro-batch: a resumed run needs no random
-        states, and it makes no difference which process computes a micro-batch.
-
-        Args:
-            items: of the update; the same in all processes.
-            update: its number, from 0.
+        states, and it makes no difference which process computes a micro-batch. All processes give the same items, and
+        the update's number, from 0.
         """
         torch.manual_seed(_seed(self.seed, update, -1))
         # The same in all micro-batches and processes, or they would wait for each other's gradients in vain.
@@ -97,10 +92,7 @@ class Passes:
         return len(self.task.grouped(items, self.micro_batch_size)) >= self.world.world_size
 
     def in_this_process(self) -> "Passes":
-        """The same of this process alone, which computes all micro-batches itself.
-
-        Where weights are sharded, all processes must compute as many.
-        """
+        """Of this process alone, which computes all micro-batches itself: as many as the others of sharded weights."""
         return replace(self, world=SINGLE)
 
 
@@ -109,11 +101,9 @@ class PendingLoss:
     """The loss of an update, still on the device: waiting for it is put off until all has been submitted.
 
     Attributes:
-        items: of the update.
         total: from `Objective.total`.
-        numbers: indices of the items that this process computed.
+        numbers: indices of those of the update's items that this process computed.
         values: their losses and metrics (B, 1 + metrics), by micro-batch.
-        world: processes that computed it.
     """
 
     items: Sequence[Any]

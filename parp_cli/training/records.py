@@ -17,11 +17,7 @@ class Cost:
     seconds: float = 0.0
 
     def __add__(self, other: "Cost") -> "Cost":
-        return Cost(
-            updates=self.updates + other.updates,
-            audio_seconds=self.audio_seconds + other.audio_seconds,
-            seconds=self.seconds + other.seconds,
-        )
+        return Cost(**{key: value + getattr(other, key) for key, value in asdict(self).items()})
 
 
 class Record:
@@ -35,13 +31,11 @@ class Record:
     """
 
     def __init__(self) -> None:
-        self.update = 0
-        self.size = 0.0
+        self.update, self.size = 0, 0.0
         self.skipped = self.skipped_in_a_row = 0
         self.validations: list[Validation] = []
         self._recent: list[list[float]] = []  # loss and metrics of each update since the last validation
-        self._began = time.monotonic()
-        self._seconds_before = 0.0
+        self._began, self._seconds_before = time.monotonic(), 0.0
 
     @property
     def best(self) -> Validation:
@@ -58,11 +52,6 @@ class Record:
         """An update had a finite loss and gradient."""
         self.skipped_in_a_row = 0
         self._recent.append([loss.mean, *loss.metrics])
-
-    def skip(self) -> None:
-        """An update had not."""
-        self.skipped += 1
-        self.skipped_in_a_row += 1
 
     def train_means(self, metrics: int) -> list[float | None]:
         """Loss and so many metrics, means over the updates since this was asked before; None where there were none."""

@@ -16,17 +16,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from parp_cli.errors import CheckpointError, Interrupted, ParpError, first_few
+from parp_cli.errors import CheckpointError, DataError, Interrupted, ParpError, first_few
 from parp_cli.pruning.masks import Masks, masks_hash
 from parp_cli.pruning.pruner import Repruning
-from parp_cli.pruning.sharded import full_tensor
+from parp_cli.pruning.sharded import full_tensor, full_tensors, local_shard
 from parp_cli.runtime.interrupts import Stop
 from parp_cli.runtime.processes import World
 from parp_cli.runtime.progress import Notify, Progress, silent
+from parp_cli.storage import checkpoint
+from parp_cli.storage.checkpoint import Checkpoint, Sparsity
 from parp_cli.tasks.task import UpdateLoss, Validation
-from parp_cli.training.checkpoints import check_not_lost, note_finished, write_checkpoint
 from parp_cli.training.distributed import average, shard
-from parp_cli.training.divergence import divergence
 from parp_cli.training.journal import Journal
 from parp_cli.training.memory import try_largest
 from parp_cli.training.observe import tell_observers
@@ -34,30 +34,28 @@ from parp_cli.training.optimizer import adam, freeze
 from parp_cli.training.passes import Passes
 from parp_cli.training.records import Record
 from parp_cli.training.setup import RunFiles, RunSetup
-from parp_cli.training.state import STATE_VERSION, check_same_run, load_state, read_position, save_state
+from parp_cli.training.state import (
+    STATE_VERSION,
+    check_not_lost,
+    check_same_run,
+    load_state,
+    note_finished,
+    read_position,
+    save_state,
+)
 
 
 class TrainingRun:
     """One training run: a network, what changes with every update, and where it is written.
 
-    Args:
-        setup: what is trained, and how.
-        files: where it writes.
-        device: to train on.
-        world: processes that train together, of which the main one writes and notifies.
-        notify: is told of every update.
-
-    Attributes:
-        name, files: as given.
-        network, optimizer, pruner, journal: of the run.
-        record: what it has come to.
+    Of the processes of the `world`, which train together, the main one writes and notifies. `record` is what the run
+    has come to.
     """
 
     def __init__(self, setup: RunSetup, files: RunFiles, *, device: torch.device, world: World, notify: Notify) -> None:
         training = setup.training
         self.record = Record()
-        self._setup, self._training, self._task = setup, training, setup.task
-        self._world = world
+        self._setup, self._training, self._task, self._world = setup, training, setup.task, world
         self._notify = notify if world.is_main else silent
         self.name, self.files = setup.name, files
         self.journal = Journal(files.journal, tensorboard=files.tensorboard if world.is_main else None)
@@ -100,15 +98,8 @@ class TrainingRun:
 
     # ------------------------------------------------------------------------------------------------- beginning
 
-    def begin(self, *, replace_finished: bool = False) -> None:
-        """Prune, and delete what an earlier run left.
-
-        Args:
-            replace_finished: even if it was this very run, and came to its end.
-
-        Raises:
-            UsageError: it was this very run, stopped or finished.
-        """
+    def _begin(self, *, replace_finished: bool) -> None:
+        """Prune, and delete what an earlier run left, unless that must not be lost."""
         check_not_lost(self.files, self._setup.identity, replace_finished=replace_finished)
         items = self._setup.calibration
         self.pruner.start(partial(self._objective.forward, self.module, items) if items else None)
@@ -123,13 +114,8 @@ class TrainingRun:
         for event, values in self._task.findings():
             self._log(event, values)
 
-    def resume(self) -> None:
-        """Go on where the saved state is.
-
-        Raises:
-            CheckpointError: it is of a run with another recipe or beginning, of an earlier version, or no state; or the
-                best checkpoint so far is not where it should be.
-        """
+    def _resume(self) -> None:
+        """Go on where the saved state is."""
         check_same_run(read_position(self.files.state), self._setup.identity, self.files.state)
         position, pruning = load_state(self.files.state, self.network, self.optimizer)
         self._go_to(position)
@@ -147,22 +133,14 @@ class TrainingRun:
     def recall(self, position: Mapping[str, Any]) -> None:
         """Take over what a finished run noted, without its weights.
 
-        Args:
-            position: from `state.finished_note`.
-
-        Raises:
-            CheckpointError: it was a run with another recipe or beginning.
+        Raises CheckpointError where it was a run with another recipe or beginning.
         """
         check_same_run(position, self._setup.identity, self.files.finished)
         self._go_to(position)
         self._tell(news=f"finished already, after update {self.update}; nothing is left to do")
 
     def _check_alike(self) -> None:
-        """All processes must be about to train the same.
-
-        Raises:
-            ParpError: they are not.
-        """
+        """All processes must be about to train the same; raises ParpError where they are not."""
         if self._world.world_size == 1:
             return
         content = json.dumps([self._setup.identity, self.update], sort_keys=True)
@@ -176,15 +154,26 @@ class TrainingRun:
 
     # -------------------------------------------------------------------------------------------------- training
 
-    def train(self, stop: Stop) -> None:
+    def train(self, stop: Stop, *, resume: bool, replace_finished: bool) -> None:
         """All updates that are left, with validations.
 
+        Args:
+            resume: go on where the saved state is.
+            replace_finished: otherwise begin even where it was this very run that has finished in the folder.
+
         Raises:
+            CheckpointError: the state is of a run with another recipe or beginning, of an earlier version, or none; or
+                the best checkpoint so far is not where it should be.
+            UsageError: it was this very run that was stopped or has finished.
             Interrupted: by the user; the state is saved.
             DataError: too many updates in a row had no finite loss or gradient.
             ResourceError: the disk is full, and the last files written are whole; or memory does not suffice.
         """
         training = self._training
+        if resume:
+            self._resume()
+        else:
+            self._begin(replace_finished=replace_finished)
         self.network.train()
         try:
             tell_observers(self, "begins")
@@ -286,15 +275,7 @@ class TrainingRun:
         self._tell(note=note)
 
     def _optimize(self, norm: float, learning_rate: float) -> float:
-        """Prune gradients, clip them and let the optimizer step.
-
-        Args:
-            norm: of the whole gradient.
-            learning_rate: of the encoder.
-
-        Returns:
-            The norm of what the optimizer was given, before clipping.
-        """
+        """Prune gradients, clip them and let the optimizer step; the norm of what it was given, before clipping."""
         changed = self.pruner.before_step(self.update, learning_rate=learning_rate)
         clip = self._training.gradient_clip
         if changed:  # gradients of pruned weights are gone
@@ -323,25 +304,34 @@ class TrainingRun:
     def _skip(self, loss: UpdateLoss[Any], norm: float, items: Sequence[Any]) -> None:
         """Leave the weights as they were after an update without a finite loss and gradient.
 
-        Raises:
-            DataError: it was one too many.
+        Raises DataError where it was one too many.
         """
-        self.record.skip()
+        self.record.skipped += 1
+        self.record.skipped_in_a_row += 1
         names = list(dict.fromkeys(map(self._task.name, loss.not_finite or items)))
         reason = f"loss {loss.mean:g}, gradient norm {norm:g}"
         self._log("skipped", {"why": reason, "utterances": names})
         self._tell(warning=f"update {self.update} skipped: {reason} ({', '.join(first_few(names, 5))})")
         if self.record.skipped_in_a_row > self._training.most_skipped_updates:
-            raise divergence(
-                reason,
-                update=self.update,
-                in_a_row=self.record.skipped_in_a_row,
-                names=names,
-                loss=loss,
-                network=self.network,
-                world=self._world,
-                log=self.journal.path,
-            )
+            raise self._diverged(reason, names, loss)
+
+    def _diverged(self, reason: str, names: Sequence[str], loss: UpdateLoss[Any]) -> DataError:
+        """What ends the run: the items to blame, or else those of the last update, and weights that are not finite."""
+        own = [name for name, weight in self.network.named_parameters() if not local_shard(weight).isfinite().all()]
+        weights = list(dict.fromkeys(name for some in self._world.gather(own) for name in some))
+        in_a_row = self.record.skipped_in_a_row
+        many = f"update {self.update}" if in_a_row == 1 else f"{in_a_row} updates in a row"
+        whose = "their loss is not finite" if loss.not_finite else "in the last of these updates"
+        details = [f"{whose}: {', '.join(first_few(names, 8))}"]
+        hint = "look at these, lower training.learning_rate, or set training.gradient_clip"
+        if weights:
+            details.append(f"weights that are not finite: {', '.join(first_few(weights, 4))}")
+            hint = "begin from another checkpoint"
+        return DataError(
+            f"{many} had no finite loss or gradient ({reason})",
+            details=[*details, f"{self.journal.path} names those of each update"],
+            hint=hint,
+        )
 
     def _validate(self) -> None:
         """Judge the network as it would be shipped, and keep it if it is the best so far."""
@@ -381,7 +371,17 @@ class TrainingRun:
         metrics = {**validation.record(), "reprunings": [asdict(change) for change in self.pruner.history]}
         if changed:  # between two re-prunings: pruned for this file
             metrics["reprunings"].append(asdict(self.pruner.compare(masks)))
-        write_checkpoint(path, self._setup, self.network, self.pruner, masks, metrics, self._world)
+        sparsity = None
+        if masks:
+            pruned, covered = self.pruner.counts(masks)
+            sparsity = Sparsity(target=self._setup.target, pruned=pruned, total=covered)
+        # Whole however the weights are sharded: all processes put them together.
+        weights, whole = full_tensors(self.network.state_dict(), keep=self._world.is_main), self.pruner.whole(masks)
+        if self._world.is_main:
+            given = self._setup.metadata
+            prunable = tuple(self.pruner.weights) or given.prunable
+            metadata = replace(given, prunable=prunable, sparsity=sparsity, metrics=metrics)
+            checkpoint.write(path, Checkpoint(weights=self._setup.exported(weights), masks=whole, metadata=metadata))
 
     def _log(self, event: str, values: Mapping[str, Any]) -> None:
         if self._world.is_main:
@@ -393,10 +393,10 @@ class TrainingRun:
         )
 
     def _save_state(self) -> None:
-        if self._world.is_main:
+        writes = self._world.is_main
+        if writes:
             self.journal.flush()
         pruning = self.pruner.state()
-        writes = self._world.is_main
         save_state(self.files.state, self.network, self.optimizer, self._position(), pruning, writes=writes)
         self._saved_at = time.monotonic()
         tell_observers(self, "saved")

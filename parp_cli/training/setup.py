@@ -11,31 +11,21 @@ from torch.distributed import ProcessGroup
 from parp_cli.config.finetune import Training
 from parp_cli.pruning.masks import Masks
 from parp_cli.pruning.pruner import Pruner
-from parp_cli.storage.checkpoint import Metadata, Sparsity
+from parp_cli.storage.checkpoint import Metadata
 from parp_cli.tasks.task import Task
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunFiles:
-    """Where a run writes.
-
-    Attributes:
-        best: the best checkpoint; None for none.
-        last: the checkpoint after the last update.
-        state: what a stopped run needs to go on.
-        finished: what a run notes at its end.
-        journal: its log.
-        scratch: a folder that is deleted at the end.
-        tensorboard: a folder for TensorBoard's event files; None for none.
-    """
+    """Where a run writes: checkpoints, the state a stopped run goes on from, what it notes at its end, and its log."""
 
     best: Path | None
     last: Path
     state: Path
     finished: Path
     journal: Path
-    scratch: Path
-    tensorboard: Path | None = None
+    scratch: Path  # a folder that is deleted at the end
+    tensorboard: Path | None = None  # a folder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,18 +33,14 @@ class RunSetup:
     """What a run trains, and how.
 
     Attributes:
-        name: for people.
         doing: names the work in progress reports, such as "fine-tuning (parp)".
         where: follows "stopped" in messages, such as " in stage 1".
-        seed: of everything random.
-        training: how the network is optimised.
         schedule: share of the peak learning rate in an update, counted from 0.
         save_every: the state is saved after so many updates too.
-        task: with its data.
         network: of the task, on the CPU, with the weights that training begins from.
         masks: the first ones, from the network's weights; empty for none.
         pruner: makes what keeps them, over the network, given the processes among which it is sharded.
-        metadata: makes the metadata of a checkpoint, given names of prunable weights, the sparsity, and metrics.
+        metadata: of checkpoints, less their sparsity, metrics, and the names of weights that the pruner prunes.
         exported: makes of the network's state dict what a checkpoint holds.
         target: sparsity that the method prunes to.
         calibration: items that the method sees before it prunes first.
@@ -72,7 +58,7 @@ class RunSetup:
     network: nn.Module
     masks: Callable[[nn.Module], Masks]
     pruner: Callable[[nn.Module, Masks, ProcessGroup | None], Pruner]
-    metadata: Callable[[Sequence[str], Sparsity | None, Mapping[str, Any]], Metadata]
+    metadata: Metadata
     identity: Mapping[str, Any]
     target: float = 0.0
     calibration: Sequence[Any] = ()

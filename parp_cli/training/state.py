@@ -1,11 +1,13 @@
-"""What a stopped run needs to go on: weights, the optimizer's moments, and where it was.
+"""What a run leaves: to go on when it was stopped (weights, the optimizer's moments, where it was), and at its end.
 
-One safetensors file: `model/<name>`, `optimizer/<parameter index>/<moment>`, `extra/<name>` for whatever else the run
-keeps in tensors, and JSON in the metadata.
+The state is one safetensors file: `model/<name>`, `optimizer/<parameter index>/<moment>`, `extra/<name>` for whatever
+else the run keeps in tensors, and JSON in the metadata.
 """
 
 import json
+import os
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +15,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from parp_cli.errors import CheckpointError
+from parp_cli.errors import CheckpointError, UsageError
 from parp_cli.pruning.sharded import full_tensors, shard_like
+from parp_cli.storage.atomic import write_text
 from parp_cli.storage.tensors import write_tensors
+from parp_cli.training.setup import RunFiles
 
 STATE_VERSION = 2
 """Of what a run notes of itself, in its state and at its end."""
@@ -33,11 +37,7 @@ def save_state(
     """Write the state, whole or not at all; `position` is anything JSON can hold.
 
     The file does not depend on the number of processes: sharded tensors are put together, for which all must call this,
-    and one `writes`.
-
-    Raises:
-        ResourceError: no space is left on the disk.
-        UsageError: the place cannot be written to.
+    and one `writes`. Raises ResourceError on a full disk, and UsageError where the place cannot be written to.
     """
     tensors = {f"model/{name}": value for name, value in model.state_dict().items()}
     tensors |= {f"extra/{name}": value for name, value in (extra or {}).items()}
@@ -52,8 +52,7 @@ def save_state(
 def read_position(path: Path) -> dict[str, Any]:
     """The `position` that `save_state` wrote, without reading any tensor.
 
-    Raises:
-        CheckpointError: the file is missing or was not written by `save_state`.
+    Raises CheckpointError where the file is missing or was not written by `save_state`.
     """
     try:
         with safe_open(path, framework="pt") as file:
@@ -70,8 +69,7 @@ def load_state(
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Put a saved state back into `model` and `optimizer`; return its position and extra tensors.
 
-    Raises:
-        CheckpointError: the file is missing, broken, or of another model.
+    Raises CheckpointError where the file is missing, broken, or of another model.
     """
     position = read_position(path)
     there = model.state_dict()
@@ -110,15 +108,9 @@ def _placed(value: Tensor, place: Tensor | None) -> Tensor:
 
 
 def check_same_run(position: Mapping[str, Any], identity: Mapping[str, Any], path: Path) -> None:
-    """Refuse to go on from another run.
+    """Refuse to go on from another run than noted its position at `path`.
 
-    Args:
-        position: what the run noted.
-        identity: what it must have in common with this one, by key.
-        path: where it was noted.
-
-    Raises:
-        CheckpointError: names what differs; or another version of parp noted it.
+    Raises CheckpointError, which names what of the `identity` differs; or another version of parp noted it.
     """
     if position.get("version") != STATE_VERSION:
         raise CheckpointError(
@@ -131,6 +123,44 @@ def check_same_run(position: Mapping[str, Any], identity: Mapping[str, Any], pat
                 f"{path} is of a run with another {key.rstrip('s')}",
                 details=_differences(position[key], value) if key == "recipe" else [],
                 hint="resume with the recipe, --init and data the run began with, or start anew without --resume",
+            )
+
+
+def note_finished(files: RunFiles, position: Mapping[str, Any]) -> None:
+    """Note at the end of a run what it came to, and where its checkpoints are."""
+    paths = [os.path.relpath(path, files.finished.parent) for path in (files.best, files.last) if path is not None]
+    write_text(files.finished, json.dumps({**position, "checkpoints": paths}, sort_keys=True) + "\n")
+
+
+def read_finished(path: Path) -> dict[str, Any] | None:
+    """What a run noted at its end; None where none has come to it."""
+    noted: dict[str, Any] | None = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+    return noted
+
+
+def check_not_lost(files: RunFiles, identity: Mapping[str, Any], *, replace_finished: bool) -> None:
+    """Refuse to overwrite hours of work because --resume was forgotten.
+
+    Raises UsageError where this very run was stopped, or has finished (unless it may be replaced).
+    """
+    anew = "to begin anew, delete that folder or name another one with --run"
+    with suppress(CheckpointError):  # no state, or of another run
+        position = read_position(files.state)
+        check_same_run(position, identity, files.state)
+        raise UsageError(
+            f"this run was stopped after update {position['update']}; its state is in {files.state.parent}",
+            hint=f"go on with --resume; {anew}",
+        )
+    noted = None if replace_finished else read_finished(files.finished)
+    if noted is None:
+        return
+    with suppress(CheckpointError):
+        check_same_run(noted, identity, files.finished)
+        paths = [files.finished.parent / path for path in noted["checkpoints"]]
+        if all(path.exists() for path in paths):  # else there is no whole result to lose
+            raise UsageError(
+                f"this run has finished, after update {noted['update']}; {paths[0]} would be overwritten",
+                hint=f"see its results with --resume; {anew}",
             )
 
 

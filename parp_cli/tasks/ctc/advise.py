@@ -26,11 +26,7 @@ _MAX_WIDTH = 60
 
 
 def validation_message(values: Mapping[str, Any]) -> str:
-    """One line for whoever watches the run.
-
-    Args:
-        values: of the event "validation" as it is logged.
-    """
+    """One line for whoever watches the run, from the event "validation" as it is logged."""
     phones = values["character"] is None
     parts = [f"{'PER' if phones else 'WER'} {values['word']:.1%}"]
     parts += [] if phones else [f"CER {values['character']:.1%}"]
@@ -42,12 +38,10 @@ def validation_message(values: Mapping[str, Any]) -> str:
         parts.append(f"{values['sparsity']:.1%} sparse")
     if values["revived"]:
         parts.append(f"{values['revived']:,} revived")
-    reference, hypothesis = (_cut(values["example"][key]) for key in ("reference", "hypothesis"))
+    reference, hypothesis = (
+        textwrap.shorten(values["example"][key], _MAX_WIDTH, placeholder=" …") for key in ("reference", "hypothesis")
+    )
     return f"update {values['update']}: {', '.join(parts)}; “{reference}” heard as “{hypothesis}”"
-
-
-def _cut(text: str) -> str:
-    return textwrap.shorten(text, _MAX_WIDTH, placeholder=" …")
 
 
 def blank_diagnosis(
@@ -58,11 +52,7 @@ def blank_diagnosis(
     CTC models pass through a phase in which all frames are blank: the loss goes on falling, and labels appear. Where
     they do not, the learning rate is too low or too high, too much is pruned, or there is nothing to learn from.
 
-    Args:
-        validations: so far, in order.
-        updates: length of the run.
-        only_head_updates: how many of them train the head alone.
-        sparsity: at the last validation.
+    Of `validations` so far, in a run of `updates`, the first `only_head_updates` of which train the head alone.
     """
     blank_rate = validations[-1].metrics["blank_rate"] if validations else None
     if blank_rate is None or blank_rate < _ALL_BLANK:

@@ -20,7 +20,6 @@ class Augmentation:
 
     Attributes:
         speed_change: the largest change of speed, as a share: 0.1 is for factors from 0.9 to 1.1, in steps of 0.01.
-        seed: of the run.
         frames: how many frames the model makes of so many samples.
         frames_needed: the fewest that an utterance's labels fit into; it is not made faster than that.
     """

@@ -20,12 +20,7 @@ from parp_cli.runtime.progress import Notify, Progress
 
 @dataclass(frozen=True, kw_only=True)
 class CtcData:
-    """What is learned from and judged on.
-
-    Attributes:
-        skipped: why each utterance that is left out cannot be trained on.
-        notes: what is unusual about the others.
-    """
+    """What is learned from and judged on; problems of utterances that are left out, and notes on the others."""
 
     train: tuple[Utterance, ...]
     valid: tuple[Utterance, ...]
@@ -35,16 +30,10 @@ class CtcData:
 
 
 def load_data(data: Data, architecture: Architecture, own: Vocabulary | None, notify: Notify) -> CtcData:
-    """Load both splits, and check that the network can be trained on them.
+    """Load both splits, and check that a network of the architecture can be trained on them.
 
-    Args:
-        data: of the recipe.
-        architecture: of the network; it decides how many frames an utterance has.
-        own: vocabulary of the checkpoint that training begins from; None where it has none.
-        notify: is told how far loading and checking are.
-
-    Raises:
-        DataError: the data is missing, or holds utterances that cannot be trained on.
+    `own` is the vocabulary of the checkpoint that training begins from. Raises DataError where the data is missing, or
+    holds utterances that cannot be trained on.
     """
     train = load(data, data.train, notify, lenient=True)
     valid = spread(load(data, data.valid, notify, lenient=True), data.max_valid_utterances)
@@ -86,12 +75,8 @@ def _check(
     data: Data,
     notify: Notify,
 ) -> tuple[Sequence[tuple[str, list[Utterance]]], list[Problem], list[str]]:
-    """Decode all audio: the splits with all lengths, problems of utterances that cannot be trained on, and notes on
-    what else is unusual.
-
-    Raises:
-        DataError: there are such utterances and the recipe refuses them: all of them are shown at once.
-    """
+    """Decode all audio: the splits with all lengths, problems of utterances that cannot be trained on (a DataError with
+    all of them where the recipe refuses them), and notes on what else is unusual."""
     infos: dict[Path, Inspected] = {}
     for _, some in splits:
         infos |= inspect_files((utterance.audio for utterance in some), notify=notify)
@@ -109,11 +94,7 @@ def _check(
 
 
 def _without(problems: Iterable[Problem], utterances: list[Utterance], split: str) -> list[Utterance]:
-    """The utterances of a split that can be trained on.
-
-    Raises:
-        DataError: there are none.
-    """
+    """The utterances of a split that can be trained on; a DataError where there are none."""
     own = [problem for problem in problems if problem.split == split]
     bad = {problem.utterance_id for problem in own}
     left = [utterance for utterance in utterances if utterance.id not in bad]

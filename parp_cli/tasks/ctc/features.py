@@ -4,25 +4,33 @@ The convolutional feature encoder ("front end") does not train in PARP's protoco
 data. S samples, T frames, C channels.
 """
 
+import hashlib
+import json
 import os
+import shutil
+import zlib
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
 from torch import Tensor
 
 from parp_cli.data.audio import SAMPLE_RATE, decode_audio, resample
 from parp_cli.data.utterances import Utterance
-from parp_cli.errors import DataError
+from parp_cli.errors import DataError, ParpError
 from parp_cli.models.speech.config import Architecture, frames
 from parp_cli.models.speech.forward import front_end
-from parp_cli.tasks.ctc.feature_files import FeatureFiles, feature_path, read_features
+from parp_cli.storage.atomic import replacing
+from parp_cli.storage.checkpoint import file_hash
 
 if TYPE_CHECKING:
     from parp_cli.models.speech.encoder import SpeechNetwork
@@ -35,6 +43,11 @@ MEMORY_BYTES = 4 << 30
 
 DISK_BYTES = 64 << 30
 """Disk for features that no memory is left for: 180 hours."""
+
+_RESERVE_BYTES = 2 << 30
+"""Disk that is left free for what matters more."""
+
+_CHECKSUM = "crc32"
 
 Augment = Callable[[Utterance, Tensor, int], Tensor]
 """Alters an utterance's waveform (S,) at 16 kHz for an update, given its number."""
@@ -52,21 +65,17 @@ class Kept:
         problem: why nothing more can be written to the disk; "" where it can.
     """
 
-    device: int
-    memory: int
-    disk: int
-    anew: int
-    problem: str
+    device: int = 0
+    memory: int = 0
+    disk: int = 0
+    anew: int = 0
+    problem: str = ""
 
     def __str__(self) -> str:
-        places = {
-            "on the GPU": self.device,
-            "in memory": self.memory,
-            "on disk": self.disk,
-            "computed each time": self.anew,
-        }
-        parts = [f"{count:,} {place}" for place, count in places.items() if count]
-        return "front-end features: " + (", ".join(parts) or "none kept") + (self.problem and f" ({self.problem})")
+        places = ("on the GPU", "in memory", "on disk", "computed each time")
+        counts = zip((self.device, self.memory, self.disk, self.anew), places, strict=True)
+        parts = ", ".join(f"{count:,} {place}" for count, place in counts if count)
+        return f"front-end features: {parts or 'none kept'}{self.problem and f' ({self.problem})'}"
 
 
 @dataclass(frozen=True)
@@ -79,7 +88,7 @@ class _Reading:
     rate: int = 0
 
 
-class FrontEndFeatures:
+class FrontEndFeatures(AbstractContextManager["FrontEndFeatures"]):
     """Features (T, C) of utterances; kept where the front end is frozen: first in memory, then on disk.
 
     The numbers are the same wherever they come from. Calling it raises DataError where audio cannot be read, or is too
@@ -87,7 +96,6 @@ class FrontEndFeatures:
 
     Args:
         model: its front end is used as it is at the time of the call.
-        architecture: of the model.
         frozen: whether the front end never changes; otherwise features carry gradients and nothing is kept.
         device_bytes: memory of a GPU for what is kept; by default a share of what is free. None on the CPU.
         memory_bytes: memory for what is kept beyond that.
@@ -111,37 +119,25 @@ class FrontEndFeatures:
         scratch: Path | None = None,
         augment: Augment | None = None,
     ) -> None:
-        self._model = model
-        self._architecture = architecture
-        self._frozen = frozen
-        self._augment = augment
-        self._device_left = _device_budget(self._device) if device_bytes is None else device_bytes
-        self._memory_left = memory_bytes
+        self._model, self._architecture, self._frozen, self._augment = model, architecture, frozen, augment
+        self._device_left, self._memory_left = device_bytes or 0, memory_bytes
+        if device_bytes is None and self._device.type == "cuda":
+            self._device_left = torch.cuda.mem_get_info(self._device)[0] // _DEVICE_SHARE
         self._kept: dict[_Key, Tensor] = {}
-        self._places: dict[_Key, Literal["device", "memory", "disk", "anew"]] = {}
-        self._paths: dict[_Key, Path] = {}
+        self._places: dict[_Key, str] = {}  # as in `Kept`
         self._shares = folder is not None
-        self._files: FeatureFiles | None = None
         on_disk = folder or scratch
-        if frozen and on_disk is not None:
-            self._files = FeatureFiles(on_disk, model, architecture, max_bytes=disk_bytes)
+        self._files = _Files(on_disk, model, architecture, disk_bytes) if frozen and on_disk is not None else None
         self._readers: ThreadPoolExecutor | None = None
         self._ahead: dict[tuple[_Key, bool], Future[_Reading]] = {}
 
-    def __enter__(self) -> "FrontEndFeatures":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def __call__(self, utterances: Sequence[Utterance], *, update: int | None = None) -> list[Tensor]:
         """Features of each utterance, (T_i, C), on the model's device.
 
-        Args:
-            utterances: in any order.
-            update: the number of the update they are for; `augment` alters nothing without it.
+        `update` is the number of the update they are for; `augment` alters nothing without it.
         """
         altered = None if self._augment is None else update
         for utterance in utterances:
@@ -152,30 +148,21 @@ class FrontEndFeatures:
     def prefetch(self, utterances: Sequence[Utterance], *, for_update: bool = False) -> None:
         """Begin to read what will be asked for, in the background; what goes wrong is raised when it is.
 
-        Args:
-            for_update: whether it is for an update, whose waveforms `augment` may alter.
+        `for_update` is whether it is for an update, whose waveforms `augment` may alter.
         """
         for utterance in utterances:
             self._start(utterance, raw=for_update and self._augment is not None)
 
     def device_room(self, utterances: Sequence[Utterance]) -> int:
         """Bytes of GPU memory that the features of these utterances may come to take."""
-        device = next(self._model.parameters()).device
-        if not self._frozen or device.type != "cuda":
+        if not self._frozen or self._device.type != "cuda":
             return 0
         count = sum(frames(self._architecture, round(utterance.seconds * SAMPLE_RATE)) for utterance in utterances)
         return min(self._device_left, 4 * self._architecture.conv_layers[-1][0] * count)
 
     def report(self) -> Kept:
         """Where features are kept by now."""
-        counts = Counter(self._places.values())
-        return Kept(
-            device=counts["device"],
-            memory=counts["memory"],
-            disk=counts["disk"],
-            anew=counts["anew"],
-            problem="" if self._files is None else self._files.problem,
-        )
+        return Kept(problem=self._files.problem if self._files else "", **Counter(self._places.values()))
 
     def close(self) -> None:
         """Forget what was read ahead, and end the threads; another call would start new ones."""
@@ -190,20 +177,14 @@ class FrontEndFeatures:
         return device
 
     def _start(self, utterance: Utterance, *, raw: bool) -> None:
-        """Have an utterance read, unless it is about to be, or its features are in memory.
-
-        Args:
-            raw: its samples, even if features of them are on disk.
-        """
+        """Have an utterance read (its samples if `raw`), unless it is about to be, or its features are in memory."""
         key = (utterance.split, utterance.id)
         if (key, raw) in self._ahead or (key in self._kept and not raw):
             return
-        own_folder = path = None
-        if self._files is not None and not raw:
-            own_folder, path = self._files.own_folder, self._paths.get(key)
         if self._readers is None:
             self._readers = ThreadPoolExecutor(min(4, max(1, (os.cpu_count() or 1) // 4)))
-        self._ahead[key, raw] = self._readers.submit(_read, utterance.audio, own_folder, path, self._device)
+        files = None if raw else self._files
+        self._ahead[key, raw] = self._readers.submit(_read, utterance.audio, files, self._device)
 
     def _features(self, utterance: Utterance, update: int | None) -> Tensor:
         key, raw = (utterance.split, utterance.id), update is not None
@@ -243,7 +224,6 @@ class FrontEndFeatures:
         """Keep features in the first place that has room."""
         on_gpu = self._device.type == "cuda"
         size = _pinned_bytes(features) if on_gpu else features.nbytes
-        in_memory = True
         if on_gpu and features.nbytes <= self._device_left:
             self._device_left -= features.nbytes
             self._kept[key] = features.to(self._device)
@@ -253,40 +233,96 @@ class FrontEndFeatures:
             self._kept[key] = _pinned(features.cpu(), self._device)
             self._places[key] = "memory"
         else:
-            in_memory = False
             self._places[key] = "anew"
+        in_memory = key in self._kept
         if self._files is None or reading.path is None or (in_memory and not self._shares):
             return
-        self._paths[key] = reading.path
         on_disk = reading.features is not None or self._files.add(reading.path, features)
         if on_disk and not in_memory:
             self._places[key] = "disk"
 
 
-def _device_budget(device: torch.device) -> int:
-    """Bytes of a GPU that features may come to take."""
-    if device.type != "cuda":
-        return 0
-    free, _ = torch.cuda.mem_get_info(device)
-    return int(free) // _DEVICE_SHARE
+class _Files:
+    """Features in files named by what they were computed from, in a folder that several processes may share.
 
-
-def _read(audio: Path, own_folder: Path | None, path: Path | None, device: torch.device) -> _Reading:
-    """Features of an audio file if they are on disk, else its samples; runs in the background.
-
-    Args:
-        audio: the file.
-        own_folder: where the features of this front end are; None for nowhere.
-        path: of the features of this file, where it is known.
-        device: where they are to go.
+    It is only a cache: where it cannot grow by `left` bytes, it does not, and says why in `problem`; nothing in it is
+    flushed, and a file that a loss of power damaged is computed again.
     """
-    if path is None and own_folder is not None:
-        path = feature_path(own_folder, audio)
-    features = None if path is None else read_features(path)
+
+    def __init__(self, folder: Path, model: "SpeechNetwork", architecture: Architecture, left: int) -> None:
+        self._folder, self._model, self._architecture, self._left = folder, model, architecture, left
+        self._paths: dict[Path, Path] = {}
+        self.problem = ""
+
+    def path_of(self, audio: Path) -> Path | None:
+        """Where the features of an audio file are, or would be; None where it cannot be read."""
+        try:
+            if audio not in self._paths:
+                self._paths[audio] = self._own_folder / f"{file_hash(audio)}.safetensors"
+        except OSError:
+            return None
+        return self._paths[audio]
+
+    def add(self, path: Path, features: Tensor) -> bool:
+        """Write features (T, C) unless the disk or the budget does not allow it; whether they were written."""
+        if self.problem or features.nbytes > self._left:
+            return False
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if shutil.disk_usage(path.parent).free < features.nbytes + _RESERVE_BYTES:
+                self.problem = f"the disk of {self._folder} is nearly full"
+                return False
+            whole = features.cpu().contiguous()
+            content = save({"features": whole, _CHECKSUM: torch.tensor(_checksum(whole))})
+            with replacing(path, flush=False) as temporary:
+                temporary.write_bytes(content)
+        except ParpError as error:
+            self.problem = error.message
+        except OSError as error:
+            self.problem = f"cannot write {path.parent}: {error.strerror or error}"
+        else:
+            self._left -= features.nbytes
+        return not self.problem
+
+    @cached_property
+    def _own_folder(self) -> Path:
+        """That of this front end: its name tells everything but the audio that decides the features' bits."""
+        weights = self._model.feature_extractor.state_dict()
+        settings = {
+            "normalize_waveform": self._architecture.normalize_waveform,
+            "layers": [self._architecture.conv_layers, self._architecture.conv_norm],
+            "device": next(iter(weights.values())).device.type,
+            "torch": torch.__version__,
+            "weights": {name: [str(weight.dtype), list(weight.shape)] for name, weight in weights.items()},
+        }
+        digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
+        for weight in weights.values():
+            digest.update(weight.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+        return self._folder / digest.hexdigest()[:32]
+
+
+def _read(audio: Path, files: _Files | None, device: torch.device) -> _Reading:
+    """Features of an audio file if they are on disk, else its samples, for a device; runs in the background."""
+    path = None if files is None else files.path_of(audio)
+    features = None if path is None else _read_features(path)
     if features is not None:
         return _Reading(path, features=_pinned(features, device))
     samples, rate = decode_audio(audio)
     return _Reading(path, samples=_pinned(samples, device), rate=rate)
+
+
+def _read_features(path: Path) -> Tensor | None:
+    """Features (T, C) that were written before; None where there are none, or the file is damaged."""
+    try:
+        tensors = load(path.read_bytes())  # were they mapped, the disk would be read when they are used
+        features = tensors["features"]
+        return features if _checksum(features) == int(tensors[_CHECKSUM]) else None
+    except (OSError, SafetensorError, KeyError):
+        return None
+
+
+def _checksum(features: Tensor) -> int:
+    return zlib.crc32(features.numpy().data)
 
 
 def _pinned(tensor: Tensor, device: torch.device) -> Tensor:

@@ -16,16 +16,11 @@ from parp_cli.runtime.processes import SINGLE, World
 from parp_cli.tasks.ctc.features import FrontEndFeatures
 from parp_cli.tasks.ctc.validate import recognise
 from parp_cli.tasks.masking import LatentMasking, on_device
-from parp_cli.tasks.task import Judgement
+from parp_cli.tasks.task import Judgement, Objective
 
 
 class Logits(nn.Module):
-    """From front-end features to logits, as `models.speech.forward.encode`, in the shape in which torch distributes
-    modules.
-
-    Args:
-        model: with a CTC head.
-    """
+    """`models.speech.forward.encode` of a model with a CTC head, as the module that torch distributes."""
 
     def __init__(self, model: Any) -> None:
         super().__init__()
@@ -35,8 +30,8 @@ class Logits(nn.Module):
         return encode(self.model, features, lengths, **options)
 
 
-@dataclass(frozen=True, kw_only=True)
-class CtcObjective:
+@dataclass(kw_only=True)
+class CtcObjective(Objective[Utterance]):
     """The sum of CTC losses per label.
 
     Attributes:
@@ -47,7 +42,6 @@ class CtcObjective:
         precision: "float32", or "bfloat16" for the encoder; the loss is always float32.
         valid: utterances to judge the network by.
         train_front_end: whether the convolutional front end trains.
-        uses_all: as of `Objective`.
         world: processes that judge it together.
     """
 
@@ -60,37 +54,30 @@ class CtcObjective:
     train_front_end: bool = False
     uses_all: bool = False
     world: World = SINGLE
-    metric_names: tuple[str, ...] = ()
 
     @cached_property
     def module(self) -> nn.Module:
-        """The encoder and the head."""
         return Logits(self.network)
 
     @property
     def layers(self) -> Sequence[nn.Module]:
-        """The Transformer's."""
         return list(self.network.layers)
 
     @property
-    def unsharded(self) -> Sequence[nn.Parameter]:
+    def unsharded(self) -> Sequence[nn.Parameter]:  # type: ignore[override]
         """The front end, which runs on whatever utterances a process has."""
         return list(self.network.feature_encoder.parameters())
 
     def is_head(self, name: str) -> bool:
-        """Whether a parameter belongs to the CTC head."""
         return bool(self.network.is_head(name))
 
     def trains(self, name: str) -> bool:
-        """Whether a parameter trains: all but the front end, unless the recipe says so."""
         return self.train_front_end or not self.network.is_feature_encoder(name)
 
     def skipped_layers(self) -> frozenset[int]:
-        """Layer drop."""
         return draw_skipped_layers(self.network)
 
     def total(self, items: Sequence[Utterance], update: int) -> float:
-        """The number of labels."""
         return sum(len(self.vocabulary.encode(utterance)) for utterance in items)
 
     def losses(self, module: nn.Module, items: Sequence[Utterance], update: int, skip: frozenset[int]) -> Tensor:
@@ -121,11 +108,6 @@ class CtcObjective:
 
     @torch.no_grad()  # inference_mode would leave FSDP2 with buffers that training cannot use
     def forward(self, module: nn.Module, items: Sequence[Utterance]) -> None:
-        """Pass utterances through the network for hooks on its modules to see.
-
-        In float32, one at a time so that nothing is padded, without gradients, dropout or masking; every process
-        passes all of them.
-        """
         was_training = self.network.training
         self.network.eval()
         for utterance in items:
@@ -133,11 +115,9 @@ class CtcObjective:
         self.network.train(was_training)
 
     def prefetch(self, items: Sequence[Utterance]) -> None:
-        """Begin to read utterances of an update in the background."""
         self.features.prefetch(items, for_update=True)
 
     def device_room(self, items: Sequence[Utterance]) -> int:
-        """Bytes of a GPU that features of these utterances may come to take."""
         return self.features.device_room(items)
 
     def validate(self, module: nn.Module, train_metrics: Mapping[str, float | None], number: int) -> Judgement:
@@ -159,5 +139,4 @@ class CtcObjective:
         return str(kept) if kept.anew else None
 
     def close(self) -> None:
-        """End the threads that read ahead."""
         self.features.close()

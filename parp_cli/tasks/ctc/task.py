@@ -27,11 +27,11 @@ from parp_cli.tasks.ctc.data import CtcData, data_hash
 from parp_cli.tasks.ctc.features import DISK_BYTES, MEMORY_BYTES, FrontEndFeatures
 from parp_cli.tasks.ctc.objective import CtcObjective
 from parp_cli.tasks.masking import LatentMasking
-from parp_cli.tasks.task import Origin, Validation
+from parp_cli.tasks.task import Origin, Task, Validation
 
 
 @dataclass(frozen=True, kw_only=True)
-class CtcTask:
+class CtcTask(Task[Utterance]):
     """What a recipe trains: a CTC head over a speech encoder.
 
     Attributes:
@@ -52,7 +52,6 @@ class CtcTask:
 
     @property
     def train(self) -> Sequence[Utterance]:
-        """Utterances to learn from."""
         return self.data.train
 
     def describe(self) -> dict[str, Any]:
@@ -64,14 +63,12 @@ class CtcTask:
         return data_hash(self.data)
 
     def findings(self) -> Iterator[tuple[str, dict[str, Any]]]:
-        """Utterances that are left out, and what is unusual about others."""
         for problem in self.data.skipped:
             yield "unusable", {"utterance": problem.utterance_id, "why": problem.message}
         for note in self.data.notes:
             yield "note", {"text": note}
 
     def warning(self) -> str | None:
-        """How many utterances are left out, by the kind of problem."""
         if not self.data.skipped:
             return None
         kinds = Counter(problem.kind for problem in self.data.skipped)
@@ -79,15 +76,12 @@ class CtcTask:
         return f"{len(self.data.skipped)} utterances are left out ({counts})"
 
     def name(self, item: Utterance) -> str:
-        """The utterance's id."""
         return item.id
 
     def size(self, item: Utterance) -> float:
-        """Its length in seconds."""
         return item.seconds
 
     def grouped(self, items: Sequence[Utterance], size: float) -> list[list[int]]:
-        """Forward passes of at most so many seconds, the longest utterances first."""
         return sorted_batches([utterance.seconds for utterance in items], size)
 
     def batches(self) -> UpdateBatches[Utterance]:
@@ -104,8 +98,7 @@ class CtcTask:
     def network(self, origin: Origin) -> Any:
         """The encoder with the run's dropouts and the origin's weights, and its head where the labels are the same.
 
-        Raises:
-            CheckpointError: the origin has too few weights, or others.
+        Raises CheckpointError where the origin has too few weights, or others.
         """
         training, architecture = self.recipe.training, self.architecture
         network: Any = build(
@@ -130,20 +123,9 @@ class CtcTask:
         return network
 
     def objective(
-        self,
-        network: Any,
-        *,
-        masked: Iterable[str],
-        sharded: bool,
-        device: torch.device,
-        world: World,
-        scratch: Path,
+        self, network: Any, *, masked: Iterable[str], sharded: bool, device: torch.device, world: World, scratch: Path
     ) -> CtcObjective:
-        """The CTC loss over a network.
-
-        Raises:
-            UsageError: the network is to be sharded, but its front end changes.
-        """
+        """Raises UsageError where the network is to be sharded, but its front end changes."""
         training = self.recipe.training
         prunes = touches_front_end(masked)
         if sharded and (training.train_front_end or prunes):
@@ -172,7 +154,8 @@ class CtcTask:
             channel_probability=training.channel_mask_probability,
             channel_length=training.channel_mask_length,
         )
-        only_head_at_times = training.freeze_encoder_updates > 0
+        # Layer drop, no masks (their embedding) or a frozen encoder leave parameters out.
+        uses_all = training.layer_drop == 0 and masking.time_probability > 0 and training.freeze_encoder_updates == 0
         return CtcObjective(
             network=network,
             features=features,
@@ -181,7 +164,7 @@ class CtcTask:
             precision=training.precision,
             valid=self.data.valid,
             train_front_end=training.train_front_end,
-            uses_all=training.layer_drop == 0 and masking.time_probability > 0 and not only_head_at_times,
+            uses_all=uses_all,
             world=world,
         )
 
@@ -197,16 +180,13 @@ class CtcTask:
         )
 
     def brief(self, validations: Sequence[Validation]) -> str:
-        """The best error rate of words or phones."""
         best = min(validations, key=lambda validation: validation.score)
         return f"best {best.metrics['word']:.1%}"
 
     def message(self, values: Mapping[str, Any]) -> str:
-        """Error rates, what training does, and an example."""
         return validation_message(values)
 
     def advise(self, validations: Sequence[Validation], *, sparsity: float) -> str | None:
-        """Why transcripts are empty."""
         training = self.recipe.training
         return blank_diagnosis(
             validations,

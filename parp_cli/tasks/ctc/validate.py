@@ -31,18 +31,13 @@ def recognise(
     sample: int,
     world: World,
 ) -> Judgement:
-    """Recognise utterances with the weights as they are.
+    """Word and character error rates (of phones the former alone), and the share of frames whose likeliest label is
+    CTC's blank, of utterances with the weights as they are.
 
     Args:
         network, features, encoder, world: as for `logits_of`.
         precision: of the run, in which the encoder computes here too on CUDA; on CPUs it is float32 here.
-        utterances: of the validation split.
-        vocabulary: of the head.
         sample: number of the utterance to give as an example, modulo the number of utterances.
-
-    Returns:
-        Word and character error rates (of phones the former alone), and the share of frames whose likeliest label is
-        CTC's blank.
     """
 
     def computed(padded: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:

@@ -16,7 +16,7 @@ from parp_cli.models.speech.forward import encode
 from parp_cli.models.speech.waveform import normalize
 from parp_cli.runtime.device import autocast
 from parp_cli.tasks.masking import on_device, span_mask
-from parp_cli.tasks.task import Judgement
+from parp_cli.tasks.task import Judgement, Objective
 
 _TEMPERATURE = 0.1
 """Divides the cosine similarities (HuBERT, section 3.3)."""
@@ -26,13 +26,7 @@ _PROJECTION = 64
 
 
 class Crop(NamedTuple):
-    """A window of a stream.
-
-    Attributes:
-        number: within its update.
-        stream: index of the stream.
-        first: its first frame.
-    """
+    """A window of a stream: its number within the update, the index of the stream, and its first frame."""
 
     number: int
     stream: int
@@ -77,13 +71,10 @@ class Predictor(nn.Module):
 
 
 @dataclass(kw_only=True)
-class MaskedPrediction:
+class MaskedPrediction(Objective[Crop]):
     """The mean loss of hidden frames, and of the others with a weight of their own.
 
     Attributes:
-        network: predicts.
-        architecture: of its encoder.
-        crops: waveforms.
         targets: cluster (T,) of each frame of each stream.
         mask_probability: expected share of hidden frames, were no spans to overlap.
         mask_length: frames per hidden span.
@@ -99,7 +90,6 @@ class MaskedPrediction:
     mask_length: int
     unmasked_weight: float
     precision: str
-    uses_all: bool = True
     metric_names: tuple[str, ...] = ("accuracy",)
     # Of the update in progress: masks by the number of the crop, and how many frames are hidden, and how many not.
     _masks: dict[int, Tensor] = field(default_factory=dict)
@@ -108,30 +98,11 @@ class MaskedPrediction:
 
     @property
     def module(self) -> nn.Module:
-        """All of it."""
         return self.network
 
     @property
     def layers(self) -> Sequence[nn.Module]:
-        """The Transformer's."""
         return list(self.network.encoder.layers)
-
-    @property
-    def unsharded(self) -> Sequence[nn.Parameter]:
-        """None: all is used within the module."""
-        return ()
-
-    def is_head(self, name: str) -> bool:
-        """No part has a learning rate of its own."""
-        return False
-
-    def trains(self, name: str) -> bool:
-        """All of it does."""
-        return True
-
-    def skipped_layers(self) -> frozenset[int]:
-        """None."""
-        return frozenset()
 
     def total(self, items: Sequence[Crop], update: int) -> float:
         """Draw the masks of an update; its losses are means already."""
@@ -160,27 +131,10 @@ class MaskedPrediction:
             unmasked_weight=self.unmasked_weight,
         )
 
-    def forward(self, module: nn.Module, items: Sequence[Crop]) -> None:
-        """Nothing asks for it: pre-training does not prune."""
-
-    def prefetch(self, items: Sequence[Crop]) -> None:
-        """All audio is in memory."""
-
-    def device_room(self, items: Sequence[Crop]) -> int:
-        """Nothing is kept."""
-        return 0
-
     def validate(self, module: nn.Module, train_metrics: Mapping[str, float | None], number: int) -> Judgement:
         """How well hidden frames were predicted while training; crops are hardly ever seen twice."""
         accuracy = train_metrics["accuracy"]
         return Judgement(score=(-(accuracy or 0.0),), metrics={"accuracy": accuracy})
-
-    def report(self) -> str | None:
-        """Nothing."""
-        return None
-
-    def close(self) -> None:
-        """Nothing works in the background."""
 
 
 def shares(
@@ -188,12 +142,8 @@ def shares(
 ) -> Tensor:
     """What each of B crops (B, 2) contributes to the loss of an update, and to its accuracy on hidden frames.
 
-    Args:
-        similarity: (B, T, K).
-        labels: (B, T) clusters.
-        masked: (B, T), True where a frame is hidden.
-        hidden, seen: how many frames of the whole update are hidden, and how many are not.
-        unmasked_weight: of the latter.
+    From `similarity` (B, T, K), clusters `labels` (B, T), and `masked` (B, T), True where a frame is hidden. Of all
+    frames of the update so many are `hidden` and so many `seen`, and the latter have the `unmasked_weight`.
     """
     losses = nn.functional.cross_entropy(similarity.flatten(0, 1), labels.flatten(), reduction="none")
     weights = masked / max(1, hidden) + ~masked * (unmasked_weight / max(1, seen))

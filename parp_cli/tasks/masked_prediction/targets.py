@@ -37,14 +37,8 @@ _FRAME_MS, _SHIFT_MS = 25.0, 20.0
 def mfcc_features(waveform: Tensor, sample_rate: int) -> Tensor:
     """13 MFCCs with first and second differences, normalised over the waveform.
 
-    Normalising over a speaker's speech leaves less of the voice, and more of the phones, in the clusters.
-
-    Args:
-        waveform: (S,) floats in [-1, 1].
-        sample_rate: Hz.
-
-    Returns:
-        (T, 39) with T = floor((S - 400) / 320) + 1 at 16 kHz, the feature encoder's own frame count.
+    Normalising over a speaker's speech leaves less of the voice, and more of the phones, in the clusters. From floats
+    (S,) in [-1, 1] to (T, 39) with T = floor((S - 400) / 320) + 1 at 16 kHz, the feature encoder's own frame count.
     """
     from torchaudio.compliance import kaldi
     from torchaudio.functional import compute_deltas
@@ -100,19 +94,13 @@ def stage_targets(
     precision: str,
     notify: Notify,
 ) -> list[Tensor]:
-    """Clusters (T,) of every stream: read if they were kept, else computed and kept.
+    """Clusters (T,) of every stream: read if they were kept at `path`, else computed and kept.
 
     Args:
-        path: where they are kept.
         kind: what is clustered: "mfcc", or "layer-N" for the output of Transformer layer N, from 1.
         clusters: K.
-        streams: all speech.
-        architecture: of the encoder.
         encoder: its weights, as the stage before left them; for mfcc they are not needed.
         seed: of the clusters.
-        device: to compute on.
-        precision: of the encoder.
-        notify: is told how far it is.
 
     Raises:
         DataError: there are fewer frames than clusters.
@@ -130,9 +118,9 @@ def stage_targets(
         if bytes(tensors["key"].tolist()) == key:
             return [tensors[str(number)] for number in range(len(streams))]
     features = []
-    for done, part in enumerate(_features(kind, streams, architecture, encoder, device, precision), start=1):
+    for stream, part in enumerate(_features(kind, streams, architecture, encoder, device, precision), start=1):
         features.append(part)
-        notify(Progress(f"{kind} features", done, len(streams)))
+        notify(Progress(f"{kind} features", stream, len(streams)))
     pool = torch.cat(features)
     if len(pool) < clusters:
         raise DataError(
@@ -175,13 +163,11 @@ def _features(
 
 def layer_output(model: Any, waveform: Tensor, number: int) -> Tensor:
     """What Transformer layer `number`, from 1, makes (T, D) of a normalised waveform (S,)."""
-    layers = model.layers
     outputs: list[Tensor] = []
-    hook = layers[number - 1].register_forward_hook(lambda _module, _inputs, output: outputs.append(output[0]))
+    hook = model.layers[number - 1].register_forward_hook(lambda _module, _inputs, output: outputs.append(output[0]))
     try:
         features, _ = model.feature_extractor(waveform[None], None)
-        lengths = torch.tensor([features.shape[1]])
-        encode(model, features, lengths, skip=range(number, len(layers)))
+        encode(model, features, torch.tensor([features.shape[1]]), skip=range(number, len(model.layers)))
     finally:
         hook.remove()
     return outputs[0][0]

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import random
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,54 +16,27 @@ from parp_cli.models.sources.names import MASK_EMBEDDING
 from parp_cli.models.speech.config import Architecture, build
 from parp_cli.runtime.processes import World
 from parp_cli.tasks.masked_prediction.objective import Crop, MaskedPrediction, Predictor
-from parp_cli.tasks.task import Origin, Validation
+from parp_cli.tasks.task import Batches, Origin, Task, Validation
 
 
-class CropBatches:
-    """Crops of each update, drawn from its number alone.
-
-    Args:
-        crops: to draw from.
-        count: crops per update.
-        seed: of the draws.
-    """
+class CropBatches(Batches[Crop]):
+    """So many crops for each update, drawn from the seed and its number alone."""
 
     def __init__(self, crops: Crops, count: int, seed: int) -> None:
         self._crops, self._count, self._seed = crops, count, seed
-        self._update = 0
+        self.position = {"update": 0}
 
     def take(self) -> list[Crop]:
         """Crops of the next update."""
-        chosen = self.upcoming()
-        self._update += 1
-        return chosen
-
-    def upcoming(self) -> list[Crop]:
-        """What `take` will return next."""
-        places = self._crops.places(self._count, random.Random(f"{self._seed}/{self._update}"))
+        update = self.position["update"]
+        self.position = {"update": update + 1}
+        places = self._crops.places(self._count, random.Random(f"{self._seed}/{update}"))
         return [Crop(number, stream, first) for number, (stream, first) in enumerate(places)]
-
-    @property
-    def position(self) -> dict[str, int]:
-        """The number of the next update."""
-        return {"update": self._update}
-
-    @position.setter
-    def position(self, position: Mapping[str, int]) -> None:
-        self._update = position["update"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class MaskedPredictionTask:
-    """One stage of pre-training.
-
-    Attributes:
-        recipe: of all stages.
-        stage: index of this one.
-        architecture: of the encoder.
-        crops: to learn from.
-        targets: cluster (T,) of each frame of each stream.
-    """
+class MaskedPredictionTask(Task[Crop]):
+    """One stage of pre-training, with the cluster (T,) of each frame of each stream as `targets`."""
 
     recipe: PretrainRecipe
     stage: int
@@ -81,31 +54,18 @@ class MaskedPredictionTask:
         return self.batches().upcoming()
 
     def describe(self) -> dict[str, Any]:
-        """How many clusters the head tells apart."""
         return {"kind": self.kind, "clusters": self.recipe.stages[self.stage].clusters}
 
     def data_hash(self) -> str:
-        """Of the streams' names and lengths."""
         return hashlib.sha256(json.dumps(stream_lengths(self.crops)).encode()).hexdigest()
 
-    def findings(self) -> Iterator[tuple[str, dict[str, Any]]]:
-        """None."""
-        return iter(())
-
-    def warning(self) -> str | None:
-        """None."""
-        return None
-
     def name(self, item: Crop) -> str:
-        """Its stream and where it begins in it, in frames."""
         return f"{self.crops.streams[item.stream].name} from frame {item.first}"
 
     def size(self, item: Crop) -> float:
-        """The length of any crop in seconds."""
         return self.recipe.crop_seconds
 
     def grouped(self, items: Sequence[Crop], size: float) -> list[list[int]]:
-        """Forward passes of at most so many seconds."""
         count = max(1, int(size / self.recipe.crop_seconds + 1e-6))
         return [list(range(first, min(first + count, len(items)))) for first in range(0, len(items), count)]
 
@@ -124,16 +84,8 @@ class MaskedPredictionTask:
         return Predictor(encoder, features, self.recipe.stages[self.stage].clusters)
 
     def objective(
-        self,
-        network: Predictor,
-        *,
-        masked: Iterable[str],
-        sharded: bool,
-        device: torch.device,
-        world: World,
-        scratch: Any,
+        self, network: Any, *, masked: Iterable[str], sharded: bool, device: torch.device, world: World, scratch: Any
     ) -> MaskedPrediction:
-        """The loss over a network."""
         return MaskedPrediction(
             network=network,
             architecture=self.architecture,
@@ -146,19 +98,13 @@ class MaskedPredictionTask:
         )
 
     def brief(self, validations: Sequence[Validation]) -> str:
-        """The latest accuracy on hidden frames."""
         return f"masked accuracy {_percent(validations[-1].metrics['accuracy'])}"
 
     def message(self, values: Mapping[str, Any]) -> str:
-        """Loss, accuracy, and what training does."""
         parts = [] if values["train_loss"] is None else [f"loss {values['train_loss']:.3f}"]
         parts.append(f"masked accuracy {_percent(values['accuracy'])}")
         parts += [f"learning rate {values['learning_rate']:.2g}", f"gradient {values['gradient_norm']:.2g}"]
         return f"update {values['update']}: {', '.join(parts)}"
-
-    def advise(self, validations: Sequence[Validation], *, sparsity: float) -> str | None:
-        """Nothing."""
-        return None
 
 
 def stream_lengths(crops: Crops) -> list[tuple[str, int]]:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from parp_cli.data.utterances import Utterance
 from parp_cli.errors import DataError
-from parp_cli.tasks.ctc import feature_files, features
+from parp_cli.tasks.ctc import features
 from parp_cli.tasks.ctc.features import FrontEndFeatures, Kept
 from tests.tasks.ctc.conftest import ARCHITECTURE
 
@@ -22,7 +22,7 @@ from tests.tasks.ctc.conftest import ARCHITECTURE
 @pytest.fixture(autouse=True)
 def any_disk(monkeypatch: pytest.MonkeyPatch) -> None:
     """How full the disk of whoever runs the tests is makes no difference."""
-    monkeypatch.setattr(feature_files, "_RESERVE_BYTES", 0)
+    monkeypatch.setattr(features, "_RESERVE_BYTES", 0)
 
 
 @pytest.fixture
@@ -269,7 +269,7 @@ def no_space(*_: Any, **__: Any) -> None:
     [
         (Path, "write_bytes", no_space, "no space left to write "),
         (Path, "mkdir", no_space, "cannot write "),
-        (feature_files, "_RESERVE_BYTES", 1 << 60, "the disk of .* is nearly full"),
+        (features, "_RESERVE_BYTES", 1 << 60, "the disk of .* is nearly full"),
     ],
 )
 def test_a_full_disk_only_ends_the_growth(
