@@ -6,7 +6,7 @@ encoders) is a folder beside this file with one class of each, and a line in `_K
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
@@ -61,6 +61,15 @@ class Architecture(Protocol):
 
     def kind_of(self, name: str) -> str:
         """The kind of module that a prunable parameter belongs to: one of `kinds`, or "other"."""
+
+    def layers_of(self, names: Iterable[str]) -> dict[str, str]:
+        """A label for the layer of each parameter: its number, "front-end" before the layers, or "other"."""
+
+    def is_head(self, name: str) -> bool:
+        """Whether a parameter belongs to the head, by its name."""
+
+    def is_feature_encoder(self, name: str) -> bool:
+        """Whether a parameter belongs to the feature encoder, by its name."""
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, with the kind under "kind"; `read_architecture` reads them back to an equal architecture."""

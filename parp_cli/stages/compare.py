@@ -8,8 +8,8 @@ from pathlib import Path
 from torch import Tensor
 
 from parp_cli.errors import MaskError, UsageError
+from parp_cli.models.network import Architecture, read_architecture
 from parp_cli.models.sources.names import check_same_model
-from parp_cli.models.speech.prunable import KINDS, kind_of, layers_of
 from parp_cli.pruning.masks import count_all, count_pruned
 from parp_cli.pruning.overlap import Pair, by_group, overlaps, together
 from parp_cli.storage import checkpoint
@@ -66,6 +66,7 @@ def compare(paths: Sequence[Path]) -> Comparison:
             ],
             hint="masks made with the same --scope can be compared",
         )
+    architecture = read_architecture(metadata[0].architecture)
     labels = shortest_labels(paths)
     shared = [{name: mask[name] for name in everywhere} for mask in masks]
     return Comparison(
@@ -74,7 +75,7 @@ def compare(paths: Sequence[Path]) -> Comparison:
             for path, label, known, mask in zip(paths, labels, metadata, masks, strict=True)
         ),
         pairs=tuple(
-            _pair(labels[first], labels[second], shared[first], shared[second])
+            _pair(labels[first], labels[second], shared[first], shared[second], architecture)
             for first, second in combinations(range(len(paths)), 2)
         ),
         left_out=tuple(dict.fromkeys(name for mask in masks for name in mask if name not in shared[0])),
@@ -89,15 +90,17 @@ def _masks(path: Path, metadata: Metadata) -> dict[str, Tensor]:
     return {name: masks[name] for name in metadata.prunable if name in masks}
 
 
-def _pair(first: str, second: str, ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> Pair:
+def _pair(
+    first: str, second: str, ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor], architecture: Architecture
+) -> Pair:
     by_name = overlaps(ours, theirs)
-    layers, kinds = layers_of(by_name), {name: kind_of(name) for name in by_name}
+    layers, kinds = architecture.layers_of(by_name), {name: architecture.kind_of(name) for name in by_name}
     by_kind = by_group(by_name, kinds)
     return Pair(
         first=first,
         second=second,
         overall=together(by_name.values()),
         by_layer=by_group(by_name, layers),
-        by_kind={kind: by_kind[kind] for kind in dict.fromkeys((*KINDS, *by_kind)) if kind in by_kind},
+        by_kind={kind: by_kind[kind] for kind in dict.fromkeys((*architecture.kinds, *by_kind)) if kind in by_kind},
         by_layer_and_kind=by_group(by_name, {name: (layers[name], kinds[name]) for name in by_name}),
     )

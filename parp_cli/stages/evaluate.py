@@ -24,7 +24,6 @@ from parp_cli.decoding.recognizer import Precision, Recognizer, Tunable, Tuning
 from parp_cli.errors import DataError, MaskError, UsageError, first_few
 from parp_cli.models.recognizer import rebuild
 from parp_cli.models.speech.config import Architecture, frames
-from parp_cli.models.speech.prunable import touches_front_end
 from parp_cli.pruning.masks import Masks, apply_, check_fit, sparsity
 from parp_cli.runtime.device import tensor_cores, versions
 from parp_cli.runtime.processes import SINGLE, World
@@ -285,9 +284,9 @@ class _Evaluator:
     def _recognizer(self, system: _System) -> Recognizer:
         weights = {**self._content.weights, **{name: self._content.weights[name].clone() for name in system.masks}}
         apply_(system.masks, weights)
-        _, model = rebuild(replace(self._content, weights=weights), self.device, source=str(self.source))
+        architecture, model = rebuild(replace(self._content, weights=weights), self.device, source=str(self.source))
         # The output of the checkpoint's own feature encoder is computed once, for all masks that do not touch it.
-        own = system.mask is not None and touches_front_end(checkpoint.read_masks(system.mask))
+        own = system.mask is not None and any(map(architecture.is_feature_encoder, checkpoint.read_masks(system.mask)))
         features = self._features
         if features is None or own:
             kept = MEMORY_BYTES if len(self._systems) > 1 and not own else 0

@@ -7,7 +7,7 @@ from typing import TypeVar
 
 from torch import Tensor
 
-from parp_cli.models.speech.prunable import KINDS, kind_of, layers_of
+from parp_cli.models.network import read_architecture
 from parp_cli.pruning.masks import count_all, count_pruned
 from parp_cli.pruning.pruner import Repruning
 from parp_cli.storage import checkpoint
@@ -59,8 +59,9 @@ def inspect(path: Path) -> Inspection:
     """
     metadata, masks = checkpoint.read_metadata(path), checkpoint.read_masks(path)
     masks = {name: masks[name] for name in metadata.prunable if name in masks}  # in the order of the model
-    layers = layers_of(masks)
-    by_kind = _grouped(masks, kind_of)
+    architecture = read_architecture(metadata.architecture)
+    layers = architecture.layers_of(masks)
+    by_kind = _grouped(masks, architecture.kind_of)
     return Inspection(
         path=path,
         size=path.stat().st_size,
@@ -68,8 +69,8 @@ def inspect(path: Path) -> Inspection:
         metadata=metadata,
         overall=Group(name="all", pruned=count_pruned(masks), total=count_all(masks)) if masks else None,
         by_layer=tuple(_grouped(masks, lambda name: layers[name]).values()),
-        by_kind=tuple(by_kind[name] for name in dict.fromkeys((*KINDS, *by_kind)) if name in by_kind),
-        by_layer_and_kind=_grouped(masks, lambda name: (layers[name], kind_of(name))),
+        by_kind=tuple(by_kind[name] for name in dict.fromkeys((*architecture.kinds, *by_kind)) if name in by_kind),
+        by_layer_and_kind=_grouped(masks, lambda name: (layers[name], architecture.kind_of(name))),
         reprunings=_reprunings(metadata),
     )
 

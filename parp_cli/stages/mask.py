@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from parp_cli.errors import MaskError
 from parp_cli.models.sources.load import load_encoder
 from parp_cli.models.sources.names import Encoder, check_same_model
 from parp_cli.models.speech.config import build
-from parp_cli.models.speech.prunable import layers_of, prunable_parameters
+from parp_cli.models.speech.encoder import SpeechNetwork
 from parp_cli.pruning.masks import OPERATIONS, Masks, check_fit, combined, recorded_setting, write_pruned
 from parp_cli.pruning.methods.spec import FirstMask
 from parp_cli.pruning.patterns import DEFAULT_PATTERN, DEFAULT_SCOPE, DEFAULT_SPARSITY, Pattern, check_setting
@@ -63,7 +63,7 @@ def mask(
         model: as `models.sources.load_encoder` takes it, with the architecture where it does not tell what it is.
         sparsity: share to prune; globally exactly round(sparsity · n) of n weights are. Without one, that of the
             pattern where it has one, else 0.5.
-        biases, scope: what is prunable, as for `models.prunable.prunable_parameters`.
+        biases, scope: what is prunable, as for `models.network.Network.prunable`.
         pattern: as `Pattern.parse` takes it. Tensors that cannot hold it are not pruned.
         seed: of the random choice, or of the untrained network.
         device: to select on; by default the CPU. The result is the same.
@@ -77,10 +77,11 @@ def mask(
         sparsity = DEFAULT_SPARSITY if parsed.sparsity is None else parsed.sparsity
     check_setting(sparsity)
     encoder = load_encoder(model, architecture=architecture, notify=notify)
-    scoped = prunable_parameters(_network(encoder), biases=biases, scope=scope)
+    scoped = _network(encoder).prunable(scope, biases=biases)
     weights = {name: encoder.weights[name] for name in parsed.among(scoped, where=f"scope {scope}")}
     scores = first_scores(method, weights, encoder.architecture, seed=seed)
-    masks = parsed.masks({name: score.to(device) for name, score in scores.items()}, sparsity, layers_of(scores))
+    on_device = {name: score.to(device) for name, score in scores.items()}
+    masks = parsed.masks(on_device, sparsity, encoder.architecture.layers_of(scores))
     recipe = {"model": model, "method": method, "sparsity": sparsity, "biases": biases, "scope": scope}
     metadata = _metadata(encoder, recipe={**recipe, "pattern": pattern}, seed=seed, parents=encoder.parents)
     amount = write_pruned(out, encoder.weights, masks, target=sparsity, metadata=metadata)
@@ -156,12 +157,11 @@ def combine(
     )
 
 
-def _network(encoder: Encoder) -> nn.Module:
+def _network(encoder: Encoder) -> SpeechNetwork:
     """The encoder's network, for names and shapes alone: it has no values."""
     size = None if encoder.vocabulary is None else len(encoder.vocabulary)
     with torch.device("meta"):
-        network: nn.Module = build(encoder.architecture, vocabulary_size=size)
-    return network
+        return build(encoder.architecture, vocabulary_size=size)
 
 
 def _completed(path: Path, names: Sequence[str], weights: Mapping[str, Tensor]) -> Masks:

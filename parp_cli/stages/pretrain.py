@@ -28,7 +28,6 @@ from parp_cli.data.streams import FRAME, Crops, read_streams, seconds_of
 from parp_cli.data.utterances import Utterance
 from parp_cli.errors import CheckpointError, Interrupted, RecipeError
 from parp_cli.models.speech.config import ARCHITECTURES, Architecture, build
-from parp_cli.models.speech.prunable import prunable_parameters
 from parp_cli.pruning.methods import Schedule, Settings, spec_of
 from parp_cli.pruning.pruner import Pruner
 from parp_cli.runtime.device import tensor_cores, versions, with_resolved_precision
@@ -294,7 +293,7 @@ def _metadata(recipe: PretrainRecipe, architecture: Architecture) -> Metadata:
     return Metadata(
         stage="pretrain",
         architecture=architecture.to_json(),
-        prunable=tuple(prunable_parameters(build(architecture))),
+        prunable=tuple(build(architecture).prunable()),
         recipe=recipe_to_dict(recipe),
         seed=recipe.seed,
         versions=versions(),

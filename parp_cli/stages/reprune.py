@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from parp_cli.errors import CheckpointError
-from parp_cli.models.speech.prunable import layers_of
+from parp_cli.models.network import read_architecture
 from parp_cli.pruning.masks import recorded_setting, revived_and_dropped, write_pruned
 from parp_cli.pruning.patterns import DEFAULT_PATTERN, Pattern, check_setting
 from parp_cli.runtime.device import versions
@@ -70,7 +70,7 @@ def reprune(
             raise CheckpointError(f"{source} has no mask whose sparsity to keep", hint="give one with --sparsity")
         sparsity = old.metadata.sparsity.target
     weights = parsed.among({name: old.weights[name].to(device) for name in old.metadata.prunable}, where=str(source))
-    masks = parsed.masks(weights, sparsity, layers_of(weights))
+    masks = parsed.masks(weights, sparsity, read_architecture(old.metadata.architecture).layers_of(weights))
     before = {n: old.masks[n].to(device) if n in old.masks else torch.ones_like(mask) for n, mask in masks.items()}
     revived, dropped = revived_and_dropped(before, masks)
     metadata = replace(

@@ -2,17 +2,16 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from parp_cli.config.finetune import Recipe
 from parp_cli.errors import CheckpointError, UsageError
 from parp_cli.models.sources.load import random_encoder
 from parp_cli.models.speech.config import Architecture, build
-from parp_cli.models.speech.prunable import layers_of, prunable_parameters
 from parp_cli.pruning.masks import Masks
 from parp_cli.pruning.methods import Settings, spec_of
 from parp_cli.pruning.methods.spec import FirstMask
@@ -23,19 +22,19 @@ from parp_cli.training.plan import Start, pattern_in, sparsities_of
 T = TypeVar("T")
 
 
-def prunable_weights(recipe: Recipe, model: nn.Module) -> dict[str, Tensor]:
+def prunable_weights(recipe: Recipe, model: Any) -> dict[str, Tensor]:
     """The parameters the recipe's scope names, less what cannot hold its pattern, or what its method leaves alone.
 
     Raises UsageError where none is left.
     """
     pruning, spec = recipe.pruning, spec_of(recipe.pruning.method)
     scope = pruning.scope or DEFAULT_SCOPE
-    scoped = prunable_parameters(model, biases=pruning.biases is not False, scope=scope)
+    scoped = model.prunable(scope, biases=pruning.biases is not False)
     matrices = {name: weight for name, weight in scoped.items() if weight.dim() == 2 or not spec.only_matrices}
     return pattern_in(pruning).among(matrices, where=f"scope {scope}")
 
 
-def first_masks(recipe: Recipe, start: Start, settings: Settings, model: nn.Module) -> Masks:
+def first_masks(recipe: Recipe, start: Start, settings: Settings, model: Any) -> Masks:
     """The start's masks; without any, new ones, as `parp mask` makes them from the model's weights, which are whole."""
     spec = spec_of(recipe.pruning.method)
     if not spec.prunes or start.masks:
@@ -45,7 +44,7 @@ def first_masks(recipe: Recipe, start: Start, settings: Settings, model: nn.Modu
         return {name: torch.ones(weight.shape, dtype=torch.bool) for name, weight in weights.items()}
     chosen_by = recipe.pruning.initial or ("random" if spec.starts_from == "random" else "magnitude")
     scores = first_scores(chosen_by, weights, start.architecture, seed=recipe.seed)
-    return settings.pattern.masks(scores, settings.sparsity_at_start, layers_of(weights))
+    return settings.pattern.masks(scores, settings.sparsity_at_start, start.architecture.layers_of(weights))
 
 
 def first_scores(
@@ -67,16 +66,14 @@ def calibration_examples(recipe: Recipe, items: Sequence[T]) -> list[T]:
     return [items[index] for index in drawn[: spec_of(recipe.pruning.method).calibration_examples]]
 
 
-def pruner(
-    recipe: Recipe, settings: Settings, model: nn.Module, masks: Masks, group: ProcessGroup | None = None
-) -> Pruner:
+def pruner(recipe: Recipe, settings: Settings, model: Any, masks: Masks, group: ProcessGroup | None = None) -> Pruner:
     """What keeps the `first_masks` over the prunable weights of the model that trains, sharded over the group if any.
 
     Raises MaskError where the masks are of other weights than the recipe prunes.
     """
     weights = prunable_weights(recipe, model)
     modules = {name: model.get_submodule(name.rpartition(".")[0]) for name in weights}
-    settings = replace(settings, layers=layers_of(weights), modules=modules, group=group)
+    settings = replace(settings, layers=model.architecture.layers_of(weights), modules=modules, group=group)
     return Pruner(weights, masks, method=spec_of(recipe.pruning.method).build(settings))
 
 

@@ -13,7 +13,6 @@ from parp_cli.config.finetune import DEFAULT_MODEL, Pruning, Recipe
 from parp_cli.errors import CheckpointError, UsageError
 from parp_cli.models.sources.load import load_encoder
 from parp_cli.models.speech.config import ARCHITECTURES, Architecture
-from parp_cli.models.speech.prunable import layers_of
 from parp_cli.pruning.masks import recorded_setting
 from parp_cli.pruning.methods import Schedule, Settings, spec_of
 from parp_cli.pruning.methods.spec import FIRST_MASKS
@@ -117,7 +116,7 @@ def read_start(recipe: Recipe, init: Path | None, notify: Notify) -> Start:
     if init is None:
         model = recipe.model or DEFAULT_MODEL
         encoder = load_encoder(model, notify=notify)
-        weights = {name: w for name, w in encoder.weights.items() if not name.startswith("aux.")}
+        weights = {name: w for name, w in encoder.weights.items() if not encoder.architecture.is_head(name)}
         start = Start(encoder.architecture, weights, None, encoder.parents, model)
     else:
         content = checkpoint.read(init)
@@ -188,7 +187,7 @@ def round_start(start: Start, each: Round, before: Path | None) -> Start:
     masks = trained.masks
     if each.prune_to is not None:
         weights = {name: trained.weights[name] for name in trained.metadata.prunable}
-        masks = pattern_in(each.recipe.pruning).masks(weights, each.prune_to, layers_of(weights))
+        masks = pattern_in(each.recipe.pruning).masks(weights, each.prune_to, start.architecture.layers_of(weights))
     if each.recipe.pruning.rewind is not None:
         start = rewound(start, Path(each.recipe.pruning.rewind))
     parents = tuple(dict.fromkeys((*start.parents, *lineage(before, trained.metadata))))

@@ -11,7 +11,7 @@ from dataclasses import fields as dataclass_fields
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
 from parp_cli.errors import CheckpointError
-from parp_cli.models.speech.prunable import KINDS, kind_of, layer_of
+from parp_cli.models.speech import prunable
 
 if TYPE_CHECKING:
     from parp_cli.models.speech.encoder import SpeechNetwork
@@ -75,7 +75,7 @@ class Architecture:
     """
 
     kind: ClassVar[str] = "speech"
-    kinds: ClassVar[tuple[str, ...]] = KINDS
+    kinds: ClassVar[tuple[str, ...]] = prunable.KINDS
 
     name: str = CUSTOM
     family: Family
@@ -153,13 +153,11 @@ class Architecture:
         """As the function `build`."""
         return build(self, vocabulary_size=vocabulary_size, **regularisers)
 
-    def layer_of(self, name: str) -> int | None:
-        """The Transformer layer that a parameter belongs to, from 0; None outside of them."""
-        return layer_of(name)
-
-    def kind_of(self, name: str) -> str:
-        """The kind of module that a prunable parameter belongs to."""
-        return kind_of(name)
+    layer_of = staticmethod(prunable.layer_of)
+    layers_of = staticmethod(prunable.layers_of)
+    kind_of = staticmethod(prunable.kind_of)
+    is_head = staticmethod(prunable.is_head)
+    is_feature_encoder = staticmethod(prunable.is_feature_encoder)
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for JSON, without what is None; `from_json` reads them back to an equal architecture."""

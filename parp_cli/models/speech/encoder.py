@@ -28,7 +28,7 @@ from parp_cli.models.speech.dropout import (
     recomputed,
 )
 from parp_cli.models.speech.positional import frequency_convolution, pays
-from parp_cli.models.speech.prunable import is_head, prunable_parameters, touches_front_end
+from parp_cli.models.speech.prunable import is_feature_encoder, is_head, prunable_parameters
 
 if TYPE_CHECKING:
     from parp_cli.models.speech.config import Architecture, ConvLayer
@@ -432,13 +432,8 @@ class SpeechNetwork(nn.Module):
         """The convolutions of the waveform, which PARP's protocol freezes."""
         return self.feature_extractor
 
-    def is_head(self, name: str) -> bool:
-        """Whether a parameter of this name belongs to the head."""
-        return is_head(name)
-
-    def is_feature_encoder(self, name: str) -> bool:
-        """Whether a parameter of this name belongs to the feature encoder."""
-        return touches_front_end([name])
+    is_head = staticmethod(is_head)
+    is_feature_encoder = staticmethod(is_feature_encoder)
 
     def prunable(self, scope: str = "transformer", *, biases: bool = True) -> dict[str, nn.Parameter]:
         """As `prunable_parameters`."""

@@ -161,6 +161,6 @@ def is_head(name: str) -> bool:
     return name.startswith("aux.")
 
 
-def touches_front_end(names: Iterable[str]) -> bool:
-    """Whether any of the parameters changes what the convolutions make of a waveform, so that it can't be cached."""
-    return any(re.search(r"\bfeature_extractor\.", name) for name in names)
+def is_feature_encoder(name: str) -> bool:
+    """Whether a parameter belongs to the convolutions of the waveform: where one changes, features can't be cached."""
+    return re.search(r"\bfeature_extractor\.", name) is not None

@@ -18,7 +18,6 @@ from parp_cli.errors import CheckpointError, UsageError
 from parp_cli.models.sources.names import MASK_EMBEDDING
 from parp_cli.models.speech.config import Architecture, build, frames
 from parp_cli.models.speech.forward import compile_layers, recompute_layers
-from parp_cli.models.speech.prunable import touches_front_end
 from parp_cli.runtime.processes import World
 from parp_cli.tasks.batches import UpdateBatches
 from parp_cli.tasks.ctc.advise import blank_diagnosis, validation_message
@@ -127,7 +126,7 @@ class CtcTask(Task[Utterance]):
     ) -> CtcObjective:
         """Raises UsageError where the network is to be sharded, but its front end changes."""
         training = self.recipe.training
-        prunes = touches_front_end(masked)
+        prunes = any(map(network.is_feature_encoder, masked))
         if sharded and (training.train_front_end or prunes):
             what = "training.train_front_end" if training.train_front_end else "pruning.scope"
             raise UsageError(
