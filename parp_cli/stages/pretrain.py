@@ -111,7 +111,7 @@ def pretrain(
         for index in range(len(recipe.stages)):
             noted = world.from_main(read_finished(stages.files(index).finished))
             if noted is None:
-                training = stages.run(index, encoder)
+                training = stages.training(index, encoder)
                 training.train(stop, resume=world.from_main(stages.in_progress(index)), replace_finished=True)
                 noted = world.from_main(read_finished(stages.files(index).finished))
                 del training
@@ -120,7 +120,9 @@ def pretrain(
                         f"stopped in stage {index + 1} after its last update; the state is saved",
                         hint="go on with the same command and --resume",
                     )
-            history += [_entry(index, validation) for validation in noted["validations"]]
+            for one in noted["validations"]:
+                metrics = {"loss": one["train_loss"], "accuracy": one["metrics"]["accuracy"]}
+                history.append({"stage": index + 1, "update": one["update"], **metrics})
             encoder = stages.encoder(index)
     assert encoder is not None, "a recipe has a stage"
     hours = seconds_of(stages.crops.streams) / 3600
@@ -138,23 +140,21 @@ def pretrain(
     )
 
 
+@dataclass(frozen=True)
 class _Stages:
     """The training runs of a recipe, and their files in the run folder."""
 
-    def __init__(
-        self,
-        recipe: PretrainRecipe,
-        architecture: Architecture,
-        crops: Crops,
-        run: Path,
-        device: torch.device,
-        world: World,
-        notify: Notify,
-    ) -> None:
-        self.crops = crops
-        self._recipe, self._architecture, self._run = recipe, architecture, run
-        self._device, self._world, self._notify = device, world, notify
-        self._folder = run / STATE
+    recipe: PretrainRecipe
+    architecture: Architecture
+    crops: Crops
+    run: Path
+    device: torch.device
+    world: World
+    notify: Notify
+
+    @property
+    def _folder(self) -> Path:
+        return self.run / STATE
 
     def files(self, index: int) -> RunFiles:
         """Of one stage. They share the state: only one of them is in progress."""
@@ -164,27 +164,22 @@ class _Stages:
             last=self._folder / f"{stage}.safetensors",
             state=self._folder / PRETRAINED,
             finished=self._folder / f"{stage}.json",
-            journal=self._run / f"{stage}.jsonl",
+            journal=self.run / f"{stage}.jsonl",
             scratch=self._folder / "scratch",
         )
 
     def check(self, *, resume: bool) -> None:
-        """Refuse what cannot be resumed, or must not be overwritten; delete what an earlier run left.
-
-        Raises:
-            CheckpointError: there is nothing to resume, or it is of another run.
-            UsageError: this very run was stopped or has finished.
-        """
-        all_files = [self.files(index) for index in range(len(self._recipe.stages))]
+        """Refuse what cannot be resumed, or must not be overwritten; delete what an earlier run left."""
+        all_files = [self.files(index) for index in range(len(self.recipe.stages))]
         if not resume:
             for index, files in enumerate(all_files):
                 check_not_lost(files, self._identity(index), replace_finished=False)
-            self._world.wait()  # all have looked
-            if self._world.is_main:
+            self.world.wait()  # all have looked
+            if self.world.is_main:
                 # Targets too: another recipe may have made them.
                 for path in self._folder.glob("pretrain*"):
                     path.unlink()
-            self._world.wait()
+            self.world.wait()
             return
         finished = [read_finished(files.finished) for files in all_files]
         for index, noted in enumerate(finished):
@@ -194,16 +189,28 @@ class _Stages:
         if state.exists():
             read_position(state)
         elif not any(finished):
-            raise CheckpointError(f"nothing to resume in {self._run}", hint="start anew without --resume")
+            raise CheckpointError(f"nothing to resume in {self.run}", hint="start anew without --resume")
 
-    def run(self, index: int, encoder: Mapping[str, Tensor] | None) -> TrainingRun:
+    def training(self, index: int, encoder: Mapping[str, Tensor] | None) -> TrainingRun:
         """The training run of a stage, whose encoder is as the stage before left it; None of the first one."""
-        recipe, stage = self._recipe, self._recipe.stages[index]
-        with self._world.main_first():
-            targets = self._targets(index, encoder)
+        recipe, stage = self.recipe, self.recipe.stages[index]
+        with self.world.main_first():  # computed once per stage, and kept
+            targets = stage_targets(
+                self._folder / f"pretrain-targets{index + 1}.safetensors",
+                stage.targets,
+                stage.clusters,
+                self.crops.streams,
+                self.architecture,
+                encoder,
+                seed=recipe.seed,
+                device=self.device,
+                precision=recipe.precision,
+                notify=self.notify,
+            )
         task = MaskedPredictionTask(
-            recipe=recipe, stage=index, architecture=self._architecture, crops=self.crops, targets=targets
+            recipe=recipe, stage=index, architecture=self.architecture, crops=self.crops, targets=targets
         )
+        never = Schedule(interval=stage.updates, updates=stage.updates, final=False)
         torch.manual_seed(recipe.seed + index)
         setup = RunSetup(
             name=f"stage {index + 1}",
@@ -216,13 +223,13 @@ class _Stages:
             task=task,
             network=task.network(None if encoder is None else SimpleNamespace(weights=encoder)),
             masks=lambda _: {},
-            pruner=lambda *_: Pruner({}, {}, method=_unpruned(stage.updates)),
-            metadata=_metadata(recipe, self._architecture),
+            pruner=lambda *_: Pruner({}, {}, method=spec_of("dense").build(Settings(sparsity=0.0, schedule=never))),
+            metadata=_metadata(recipe, self.architecture),
             exported=_encoder_of,
             identity=self._identity(index),
             micro_batch_key="batch_seconds",
         )
-        return TrainingRun(setup, self.files(index), device=self._device, world=self._world, notify=self._notify)
+        return TrainingRun(setup, self.files(index), device=self.device, world=self.world, notify=self.notify)
 
     def encoder(self, index: int) -> dict[str, Tensor]:
         """Weights of the encoder and its mask embedding after a stage."""
@@ -239,33 +246,7 @@ class _Stages:
 
     def _identity(self, index: int) -> dict[str, Any]:
         streams = [[stream.name, stream.frames] for stream in self.crops.streams]
-        return {"recipe": recipe_to_dict(self._recipe), "data": streams, "stage": index}
-
-    def _targets(self, index: int, encoder: Mapping[str, Tensor] | None) -> list[Tensor]:
-        """Clusters (T,) of every stream, computed once per stage and kept in the run folder."""
-        stage = self._recipe.stages[index]
-        return stage_targets(
-            self._folder / f"pretrain-targets{index + 1}.safetensors",
-            stage.targets,
-            stage.clusters,
-            self.crops.streams,
-            self._architecture,
-            encoder,
-            seed=self._recipe.seed,
-            device=self._device,
-            precision=self._recipe.precision,
-            notify=self._notify,
-        )
-
-
-def _entry(index: int, validation: Mapping[str, Any]) -> dict[str, Any]:
-    """A line of the history."""
-    return {
-        "stage": index + 1,
-        "update": validation["update"],
-        "loss": validation["train_loss"],
-        "accuracy": validation["metrics"]["accuracy"],
-    }
+        return {"recipe": recipe_to_dict(self.recipe), "data": streams, "stage": index}
 
 
 def _training(recipe: PretrainRecipe, updates: int) -> Training:
@@ -277,11 +258,6 @@ def _training(recipe: PretrainRecipe, updates: int) -> Training:
         validate_every=recipe.log_every,
         **{key: getattr(recipe, key) for key in (*optimizer, "batch_seconds", "precision")},
     )
-
-
-def _unpruned(updates: int) -> Any:
-    schedule = Schedule(interval=updates, updates=updates, final=False)
-    return spec_of("dense").build(Settings(sparsity=0.0, schedule=schedule))
 
 
 def _encoder_of(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -301,11 +277,8 @@ def _metadata(recipe: PretrainRecipe, architecture: Architecture) -> Metadata:
 
 
 def _architecture(recipe: PretrainRecipe) -> Architecture:
-    """The recipe's architecture; what it cannot do is said now rather than hours into the run.
-
-    Raises:
-        RecipeError: there is none of that name, or it does not suit the recipe.
-    """
+    """The recipe's architecture; a RecipeError where there is none, or it does not suit the recipe: now rather than
+    hours into the run."""
     if recipe.architecture not in ARCHITECTURES:
         raise RecipeError(
             f"there is no architecture {recipe.architecture}", hint="it is one of " + ", ".join(ARCHITECTURES)
@@ -330,7 +303,6 @@ def _architecture(recipe: PretrainRecipe) -> Architecture:
 
 
 def _crop_frames(recipe: PretrainRecipe) -> int:
-    """Frames T in a crop."""
     return int(recipe.crop_seconds * SAMPLE_RATE) // FRAME
 
 

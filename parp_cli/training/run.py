@@ -26,6 +26,7 @@ from parp_cli.runtime.progress import Notify, Progress, silent
 from parp_cli.storage import checkpoint
 from parp_cli.storage.checkpoint import Checkpoint, Sparsity
 from parp_cli.tasks.task import UpdateLoss, Validation
+from parp_cli.training import state as states
 from parp_cli.training.distributed import average, shard
 from parp_cli.training.journal import Journal
 from parp_cli.training.memory import try_largest
@@ -34,15 +35,6 @@ from parp_cli.training.optimizer import adam, freeze
 from parp_cli.training.passes import Passes
 from parp_cli.training.records import Record
 from parp_cli.training.setup import RunFiles, RunSetup
-from parp_cli.training.state import (
-    STATE_VERSION,
-    check_not_lost,
-    check_same_run,
-    load_state,
-    note_finished,
-    read_position,
-    save_state,
-)
 
 
 class TrainingRun:
@@ -100,7 +92,7 @@ class TrainingRun:
 
     def _begin(self, *, replace_finished: bool) -> None:
         """Prune, and delete what an earlier run left, unless that must not be lost."""
-        check_not_lost(self.files, self._setup.identity, replace_finished=replace_finished)
+        states.check_not_lost(self.files, self._setup.identity, replace_finished=replace_finished)
         items = self._setup.calibration
         self.pruner.start(partial(self._objective.forward, self.module, items) if items else None)
         if not self._world.is_main:
@@ -116,8 +108,8 @@ class TrainingRun:
 
     def _resume(self) -> None:
         """Go on where the saved state is."""
-        check_same_run(read_position(self.files.state), self._setup.identity, self.files.state)
-        position, pruning = load_state(self.files.state, self.network, self.optimizer)
+        states.check_same_run(states.read_position(self.files.state), self._setup.identity, self.files.state)
+        position, pruning = states.load_state(self.files.state, self.network, self.optimizer)
         self._go_to(position)
         if self.record.validations and self.files.best is not None and not self.files.best.exists():
             raise CheckpointError(
@@ -135,7 +127,7 @@ class TrainingRun:
 
         Raises CheckpointError where it was a run with another recipe or beginning.
         """
-        check_same_run(position, self._setup.identity, self.files.finished)
+        states.check_same_run(position, self._setup.identity, self.files.finished)
         self._go_to(position)
         self._tell(news=f"finished already, after update {self.update}; nothing is left to do")
 
@@ -181,16 +173,13 @@ class TrainingRun:
                 self._try_largest()
             while self.update < training.updates:
                 # The signal reaches one process in this update and another in the next: they stop together.
-                stops, saves = self._world.any(
-                    stop.requested, time.monotonic() - self._saved_at > 60 * training.save_minutes
-                )
+                late = time.monotonic() - self._saved_at > 60 * training.save_minutes
+                stops, saves = self._world.any(stop.requested, late)
                 if stops:
                     self._save_state()
-                    raise Interrupted(
-                        f"stopped{self._setup.where} after update {self.update} of {training.updates}; the state is "
-                        "saved",
-                        hint="go on with the same command and --resume",
-                    )
+                    where = f"{self._setup.where} after update {self.update} of {training.updates}"
+                    hint = "go on with the same command and --resume"
+                    raise Interrupted(f"stopped{where}; the state is saved", hint=hint)
                 tell_observers(self, "update_begins")
                 self._step()
                 tell_observers(self, "update_ends")
@@ -214,7 +203,7 @@ class TrainingRun:
             if self.files.best is not None:
                 with suppress(FileNotFoundError):
                     os.utime(self.files.best)  # the newest of the run folder, which later stages take
-            note_finished(self.files, self._position())
+            states.note_finished(self.files, self._position())
             self.files.state.unlink(missing_ok=True)
             shutil.rmtree(self.files.scratch, ignore_errors=True)
         self._world.wait()  # what others read is there
@@ -237,8 +226,8 @@ class TrainingRun:
                 self.optimizer.zero_grad(set_to_none=True)
 
     def _step(self) -> None:
-        training, setup = self._training, self._setup
-        learning_rate = training.learning_rate * (share := setup.schedule(self.update))
+        training, share = self._training, self._setup.schedule(self.update)
+        learning_rate = training.learning_rate * share
         for group in self.optimizer.param_groups:
             group["lr"] = group["peak"] * share
         only_head = self.update < training.freeze_encoder_updates
@@ -265,22 +254,17 @@ class TrainingRun:
         self._latest = {"learning_rate": learning_rate, "gradient_norm": norm}
         metrics = dict(zip(self._objective.metric_names, loss.metrics, strict=True))
         self._log("update", {"loss": loss.mean, **metrics, **self._latest, self._task.size_name: round(size, 3)})
-        repruning = self.pruner.after_step(self.update, self.optimizer)
-        if repruning is not None:
+        if (repruning := self.pruner.after_step(self.update, self.optimizer)) is not None:
             self._check_masks()
             self._log("reprune", asdict(repruning))
-        note = f"loss {loss.mean:.3f}"
-        if self.record.validations:
-            note += f", {self._task.brief(self.record.validations)}"
-        self._tell(note=note)
+        brief = f", {self._task.brief(self.record.validations)}" if self.record.validations else ""
+        self._tell(note=f"loss {loss.mean:.3f}{brief}")
 
     def _optimize(self, norm: float, learning_rate: float) -> float:
         """Prune gradients, clip them and let the optimizer step; the norm of what it was given, before clipping."""
-        changed = self.pruner.before_step(self.update, learning_rate=learning_rate)
-        clip = self._training.gradient_clip
-        if changed:  # gradients of pruned weights are gone
+        if self.pruner.before_step(self.update, learning_rate=learning_rate):  # gradients of pruned weights are gone
             norm = float(self._gradient_norm())
-        if clip is not None:
+        if (clip := self._training.gradient_clip) is not None:
             nn.utils.clip_grads_with_norm_(self.network.parameters(), clip, torch.tensor(norm))
         self.optimizer.step()
         return norm
@@ -292,14 +276,12 @@ class TrainingRun:
 
     def _tell_if_smaller(self, items: Sequence[Any]) -> None:
         """Say once that an update is too small for so many processes."""
-        if self._said_smaller or self._passes.spreads(items):
-            return
-        self._said_smaller = True
-        size = f"{self._training.micro_batch_seconds:g} {self._task.size_unit}"
-        self._tell(
-            warning=f"an update has fewer forward passes of {size} than the {self._world.world_size} processes: they "
-            "are made smaller, and what dropout and masking draw differs from that with fewer processes"
-        )
+        if not self._said_smaller and not self._passes.spreads(items):
+            self._said_smaller = True
+            size = f"{self._training.micro_batch_seconds:g} {self._task.size_unit}"
+            few = f"an update has fewer forward passes of {size} than the {self._world.world_size} processes"
+            differs = "what dropout and masking draw differs from that with fewer processes"
+            self._tell(warning=f"{few}: they are made smaller, and {differs}")
 
     def _skip(self, loss: UpdateLoss[Any], norm: float, items: Sequence[Any]) -> None:
         """Leave the weights as they were after an update without a finite loss and gradient.
@@ -388,16 +370,15 @@ class TrainingRun:
             self.journal.log(event, self.update, values)
 
     def _tell(self, *, note: str = "", warning: str = "", news: str = "") -> None:
-        self._notify(
-            Progress(self._setup.doing, self.update, self._training.updates, note, warning, news, kind="training")
-        )
+        total = self._training.updates
+        self._notify(Progress(self._setup.doing, self.update, total, note, warning, news, kind="training"))
 
     def _save_state(self) -> None:
         writes = self._world.is_main
         if writes:
             self.journal.flush()
         pruning = self.pruner.state()
-        save_state(self.files.state, self.network, self.optimizer, self._position(), pruning, writes=writes)
+        states.save_state(self.files.state, self.network, self.optimizer, self._position(), pruning, writes=writes)
         self._saved_at = time.monotonic()
         tell_observers(self, "saved")
 
@@ -406,13 +387,12 @@ class TrainingRun:
         return {
             **self._setup.identity,
             **self.record.to_json(),
-            "version": STATE_VERSION,
+            "version": states.STATE_VERSION,
             "batches": self._batches.position,
             "reprunings": [asdict(repruning) for repruning in self.pruner.history],
         }
 
     def _go_to(self, position: Mapping[str, Any]) -> None:
-        """Be where `_position` was."""
         self.record.load_json(position)
         self.pruner.update = self.update
         self._batches.position = position["batches"]

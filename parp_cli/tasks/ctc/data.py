@@ -1,7 +1,5 @@
 """The utterances of a recipe: loaded, each checked once, and a vocabulary that spells them."""
 
-import hashlib
-import json
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -44,12 +42,6 @@ def load_data(data: Data, architecture: Architecture, own: Vocabulary | None, no
     return CtcData(
         train=tuple(train), valid=tuple(valid), vocabulary=vocabulary, skipped=tuple(skipped), notes=tuple(notes)
     )
-
-
-def data_hash(data: CtcData) -> str:
-    """Of names, lengths and labels of the utterances, in order."""
-    spelt = [[u.id, u.seconds, data.vocabulary.reference(u)] for u in (*data.train, *data.valid)]
-    return hashlib.sha256(json.dumps(spelt).encode()).hexdigest()
 
 
 def spread(utterances: Sequence[Utterance], limit: int | None) -> list[Utterance]:
