@@ -20,9 +20,7 @@ from torch import Tensor
 
 from parp_cli.data.containers import ogg_is_cut, parts
 from parp_cli.errors import DataError
-
-SAMPLE_RATE = 16_000
-"""Hz of every waveform inside parp."""
+from parp_cli.storage.conventions import SAMPLE_RATE as SAMPLE_RATE
 
 AUDIO_SUFFIXES = frozenset({".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3"})
 """Lower-case suffixes of the audio files that a folder is searched for."""

@@ -14,15 +14,11 @@ from parp_cli.data.text import Case, final_sigmas, fold, in_case
 from parp_cli.data.utterances import Utterance
 from parp_cli.errors import CheckpointError, DataError
 from parp_cli.storage.checkpoint import ctc_task
-
-BLANK = "<blank>"
-"""Symbol of CTC's blank."""
+from parp_cli.storage.conventions import BLANK as BLANK
+from parp_cli.storage.conventions import BOUNDARY as BOUNDARY
 
 BLANK_ID = 0
 """Label id of the blank."""
-
-BOUNDARY = "|"
-"""Separates the words of a vocabulary of letters."""
 
 _BAR = f"{BOUNDARY} in the text"  # stands for a "|" of a transcript, which no symbol spells
 

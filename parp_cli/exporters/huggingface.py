@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from parp_cli.errors import CheckpointError
 from parp_cli.models.sources import huggingface
-from parp_cli.models.sources.names import BLANK, MASK_EMBEDDING, WORD_BOUNDARY, fit
+from parp_cli.models.sources.names import MASK_EMBEDDING, fit
 from parp_cli.models.speech.config import Architecture
-from parp_cli.models.speech.waveform import SAMPLE_RATE_HZ
 from parp_cli.storage.atomic import write_text
+from parp_cli.storage.conventions import BLANK, BOUNDARY, SAMPLE_RATE
 from parp_cli.storage.tensors import write_tensors
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ def _preprocessor(architecture: Architecture, *, has_head: bool) -> dict[str, An
     return {
         "feature_extractor_type": "Wav2Vec2FeatureExtractor",
         "feature_size": 1,
-        "sampling_rate": SAMPLE_RATE_HZ,
+        "sampling_rate": SAMPLE_RATE,
         "padding_side": "right",
         "padding_value": 0.0,
         "do_normalize": architecture.normalize_waveform,
@@ -103,7 +103,7 @@ def _preprocessor(architecture: Architecture, *, has_head: bool) -> dict[str, An
 
 def _are_letters(labels: Sequence[str]) -> bool:
     """Whether labels make up words by being joined: there is a word boundary, and all but "<…>" are one character."""
-    return WORD_BOUNDARY in labels and all(len(label) == 1 or label.startswith("<") for label in labels)
+    return BOUNDARY in labels and all(len(label) == 1 or label.startswith("<") for label in labels)
 
 
 def _tokenizer(labels: Sequence[str]) -> dict[str, Any]:
@@ -118,7 +118,7 @@ def _tokenizer(labels: Sequence[str]) -> dict[str, Any]:
     if _are_letters(labels):
         own = {
             "tokenizer_class": "Wav2Vec2CTCTokenizer",
-            "word_delimiter_token": WORD_BOUNDARY,
+            "word_delimiter_token": BOUNDARY,
             "replace_word_delimiter_char": " ",
             "do_lower_case": False,
         }

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from parp_cli.errors import CheckpointError
-from parp_cli.models.sources.names import MASK_EMBEDDING, Encoder, fit, pack_attention, renamed, without
+from parp_cli.models.sources.names import MASK_EMBEDDING, Encoder, fit, without
 from parp_cli.models.sources.torch_files import Inert, tensors
 from parp_cli.models.speech.config import Architecture, Family, with_known_name
 
@@ -81,10 +81,8 @@ def read(content: Mapping[str, Any], *, source: str, architecture: Architecture 
     weights = {name.removeprefix("w2v_encoder.").removeprefix("w2v_model."): tensor for name, tensor in weights.items()}
     if architecture is None:
         architecture = _architecture(_plain(content.get("cfg") or content.get("args")), weights, source=source)
-    weights = {renamed(name, _NAMES): tensor for name, tensor in without(weights, _DROPPED).items()}
-    if architecture.family == "wavlm":
-        weights = pack_attention(weights)
-    return Encoder(architecture, fit(weights, architecture, source=source), None)
+    weights = fit(without(weights, _DROPPED), architecture, source=source, rules=_NAMES)
+    return Encoder(architecture, weights, None)
 
 
 def _architecture(config: Any, weights: Iterable[str], *, source: str) -> Architecture:

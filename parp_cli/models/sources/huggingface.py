@@ -11,20 +11,17 @@ from typing import TYPE_CHECKING, Any, cast, get_args
 from parp_cli.errors import CheckpointError
 from parp_cli.models.sources import torch_files
 from parp_cli.models.sources.names import (
-    BLANK,
     MASK_EMBEDDING,
-    WORD_BOUNDARY,
     Encoder,
     check_equal_layers,
     fit,
-    pack_attention,
     renamed,
     unpack_attention,
     without,
 )
 from parp_cli.models.speech.config import Architecture, Family, with_known_name
-from parp_cli.models.speech.waveform import SAMPLE_RATE_HZ
 from parp_cli.storage.checkpoint import ctc_task
+from parp_cli.storage.conventions import BLANK, BOUNDARY, SAMPLE_RATE
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -119,13 +116,11 @@ def read_directory(directory: Path) -> Encoder:
     else:
         vocabulary, order = _vocabulary(directory, config, size=len(weights[f"{_HEAD}weight"]))
         weights |= {name: tensor[order] for name, tensor in weights.items() if name.startswith(_HEAD)}
-    weights = {renamed(name, _NAMES): tensor for name, tensor in weights.items()}
-    if architecture.family == "wavlm":
-        weights = pack_attention(weights)
     size = None if vocabulary is None else len(vocabulary)
-    labels = "letters" if WORD_BOUNDARY in (vocabulary or ()) else "phones"
+    labels = "letters" if BOUNDARY in (vocabulary or ()) else "phones"
     task = None if vocabulary is None else ctc_task(vocabulary, labels)
-    return Encoder(architecture, fit(weights, architecture, source=str(directory), vocabulary_size=size), task)
+    weights = fit(weights, architecture, source=str(directory), vocabulary_size=size, rules=_NAMES)
+    return Encoder(architecture, weights, task)
 
 
 def download(name: str) -> Path:
@@ -174,28 +169,24 @@ def architecture_of(config: Mapping[str, Any], preprocessor: Mapping[str, Any], 
         for key, value in _SUPPORTED.items()
         if config.get(key, value) != value
     ]
-    if preprocessor.get("sampling_rate", SAMPLE_RATE_HZ) != SAMPLE_RATE_HZ:
-        details.append(f"sampling_rate: {preprocessor['sampling_rate']} Hz, supported is {SAMPLE_RATE_HZ} Hz")
+    if preprocessor.get("sampling_rate", SAMPLE_RATE) != SAMPLE_RATE:
+        details.append(f"sampling_rate: {preprocessor['sampling_rate']} Hz, supported is {SAMPLE_RATE} Hz")
     if details:
         raise CheckpointError(f"{source} uses options that parp does not support", details=details)
     settings = _CONFIG_DEFAULTS | dict(config)
     try:
-        relative = {"buckets": settings["num_buckets"], "max_distance": settings["max_bucket_distance"]}
+        sizes = {
+            ours: settings[theirs]
+            for ours, theirs in _TO_CONFIG.items()
+            if family == "wavlm" or ours not in ("buckets", "max_distance")
+        }
         architecture = Architecture(
             family=cast("Family", family),
             # Released layer-norm front ends were all trained on normalised waveforms, the others on raw ones.
             normalize_waveform=bool(preprocessor.get("do_normalize", settings["feat_extract_norm"] == "layer")),
             conv_layers=tuple(zip(settings["conv_dim"], settings["conv_kernel"], settings["conv_stride"], strict=True)),
             conv_norm="layer" if settings["feat_extract_norm"] == "layer" else "group",
-            conv_bias=settings["conv_bias"],
-            width=settings["hidden_size"],
-            layers=settings["num_hidden_layers"],
-            heads=settings["num_attention_heads"],
-            feed_forward=settings["intermediate_size"],
-            norm_first=settings["do_stable_layer_norm"],
-            positional_kernel=settings["num_conv_pos_embeddings"],
-            positional_groups=settings["num_conv_pos_embedding_groups"],
-            **relative if family == "wavlm" else {},
+            **sizes,
         )
     except (TypeError, ValueError) as error:
         raise CheckpointError(f"the sizes in {source}'s {CONFIG} cannot be read", details=[str(error)]) from error
@@ -326,8 +317,8 @@ def _vocabulary(directory: Path, config: Mapping[str, Any], *, size: int) -> tup
         raise CheckpointError(
             f"{directory} does not say which label is the blank", hint="set pad_token in " + TOKENIZER
         )
-    delimiter = _content(tokenizer.get("word_delimiter_token", WORD_BOUNDARY))
-    labels = {index: WORD_BOUNDARY if label == delimiter else label for index, label in labels.items()}
+    delimiter = _content(tokenizer.get("word_delimiter_token", BOUNDARY))
+    labels = {index: BOUNDARY if label == delimiter else label for index, label in labels.items()}
     labels[blank] = BLANK
     order = [blank, *(index for index in range(size) if index != blank)]
     vocabulary = [labels[index] for index in order]

@@ -43,9 +43,6 @@ class Encoder(NamedTuple):
         return None if self.task is None else list(self.task["vocabulary"])
 
 
-BLANK = "<blank>"
-WORD_BOUNDARY = "|"
-
 # The weight-normed positional convolution is stored as magnitude and direction: under the first names by
 # torch.nn.utils.weight_norm, under the second by torch.nn.utils.parametrizations.weight_norm.
 _WEIGHT_NORM = {".weight_g": ".parametrizations.weight.original0", ".weight_v": ".parametrizations.weight.original1"}
@@ -110,21 +107,31 @@ def _current_name(name: str) -> str:
 
 
 def fit(
-    weights: Mapping[str, Tensor], architecture: Architecture, *, source: str, vocabulary_size: int | None = None
+    weights: Mapping[str, Tensor],
+    architecture: Architecture,
+    *,
+    source: str,
+    vocabulary_size: int | None = None,
+    rules: Iterable[tuple[str, str]] | None = None,
 ) -> dict[str, Tensor]:
     """The weights in float32, state-dict order and today's names, if they are exactly those of the architecture.
 
     `MASK_EMBEDDING` is let through where it is there.
 
     Args:
-        weights: under our names, but for the positional convolution, which may have either naming.
+        weights: under our names, but for the positional convolution, which may have either naming; or another
+            project's, for which `rules` are.
         architecture: what they must fit.
         source: where they come from, for the message.
         vocabulary_size: rows of the head `aux`; None where there must be none.
+        rules: from another project's names to ours, as `renamed` takes them.
 
     Raises:
         CheckpointError: names that are missing or left over, or shapes that differ, all of them at once.
     """
+    if rules is not None:
+        weights = {renamed(name, rules): tensor for name, tensor in weights.items()}
+        weights = pack_attention(weights) if architecture.family == "wavlm" else weights
     found = with_current_names(weights)
     expected = shapes(architecture, vocabulary_size)
     if MASK_EMBEDDING in found:

@@ -9,8 +9,6 @@ if TYPE_CHECKING:
 
     from parp_cli.models.speech.config import Architecture
 
-SAMPLE_RATE_HZ = 16_000
-
 # transformers' value. fairseq and torchaudio take layer_norm's 1e-5, which differs for near silence alone; with
 # this one a model and its Hugging Face export agree from the waveform on.
 EPSILON = 1e-7
