@@ -96,14 +96,7 @@ def shapes(architecture: Architecture, vocabulary_size: int | None = None) -> di
 
 def with_current_names(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The weights with the positional convolution under the names that today's builders give it."""
-    return {_current_name(name): tensor for name, tensor in weights.items()}
-
-
-def _current_name(name: str) -> str:
-    for old, new in _WEIGHT_NORM.items():
-        if name.endswith(old):
-            return name.removesuffix(old) + new
-    return name
+    return {re.sub(r"\.weight_[gv]$", lambda old: _WEIGHT_NORM[old[0]], name): w for name, w in weights.items()}
 
 
 def fit(

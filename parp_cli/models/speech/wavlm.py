@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
+from parp_cli.models.speech.attention import attend
 from parp_cli.models.speech.dropout import Dropout
-from parp_cli.models.speech.encoder import attend
 
 
 class PackedProjections(nn.Module):

@@ -4,9 +4,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from parp_cli.models.speech.attention import attend
 from parp_cli.models.speech.config import Architecture, build
 from parp_cli.models.speech.dropout import Dropout
-from parp_cli.models.speech.encoder import FeedForward, SelfAttention, attend
+from parp_cli.models.speech.encoder import FeedForward, SelfAttention
 from parp_cli.models.speech.prunable import prunable_parameters
 from tests.models.oracle import ours, torchaudios
 from tests.models.small import SMALL, randomise, waveform
