@@ -41,21 +41,17 @@ from parp_cli.training.keys import round_key, start_key, trained_on
 from parp_cli.training.masks import calibration_examples, check_start, first_masks, pruner
 from parp_cli.training.optimizer import tri_stage
 from parp_cli.training.plan import Round, Start, read_start, rewound, round_start, rounds_of, schedule_of, settings_of
-from parp_cli.training.records import Cost
 from parp_cli.training.run import TrainingRun
-from parp_cli.training.setup import RunFiles, RunSetup
-
-_WHAT = "fine-tuning"
+from parp_cli.training.setup import RunSetup
+from parp_cli.training.state import Cost, RunFiles
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """A run in numbers, as `--dry-run` shows it. Seconds are of audio.
+    """A run in numbers, as `--dry-run` shows it. Seconds are of audio, the interval is in updates.
 
-    Attributes:
-        rounds: the training runs of the method, with their updates; `updates` is of the last one.
-        repruning_interval: in updates.
-        reprunings: in all rounds.
+    The rounds are the training runs of the method, with their updates; `updates` is of the last one, and the
+    re-prunings are those of all.
     """
 
     start: str
@@ -205,8 +201,8 @@ def finetune(
             main one writes and notifies, and all return the same.
 
     Raises:
-        CheckpointError, DataError, UsageError: as `prepare`; or the state is of another run; or
-            another process is training in the run folder.
+        CheckpointError, DataError, UsageError: as `prepare`; or the state is of another run, or another process is
+            training in the run folder.
         Interrupted: by the user; the state is saved.
         ResourceError: the disk is full, and the last files written are whole; or memory does not suffice.
     """
@@ -225,7 +221,7 @@ def finetune(
         notify(Progress("fine-tuning", 0, 1, warning=f"nothing to resume in {run}: beginning"))
 
     def held(folder: Path) -> AbstractContextManager[None]:
-        return only_one(folder, _WHAT) if world.is_main else nullcontext()
+        return only_one(folder, "fine-tuning") if world.is_main else nullcontext()
 
     before: Path | None = None
     cost = own = Cost()
@@ -300,7 +296,7 @@ def _setup(each: Round, preparation: Preparation) -> RunSetup:
         schedule=partial(tri_stage, **shape),
         save_every=training.validate_every,
         task=task,
-        network=task.network(start),
+        network=task.network(start.weights, start.task, start.source),
         masks=lambda network: first_masks(recipe, start, settings, network),
         pruner=lambda network, masks, group: pruner(recipe, settings, network, masks, group),
         metadata=Metadata(

@@ -10,7 +10,6 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -42,8 +41,8 @@ from parp_cli.tasks.masked_prediction.targets import stage_targets
 from parp_cli.tasks.masked_prediction.task import MaskedPredictionTask
 from parp_cli.training.optimizer import linear
 from parp_cli.training.run import TrainingRun
-from parp_cli.training.setup import RunFiles, RunSetup
-from parp_cli.training.state import check_not_lost, check_same_run, read_finished, read_position
+from parp_cli.training.setup import RunSetup
+from parp_cli.training.state import RunFiles, check_not_lost, check_same_run, read_finished, read_position
 
 _ENCODER = "encoder."
 """Prefix of the encoder's weights in the network that is trained."""
@@ -51,13 +50,10 @@ _ENCODER = "encoder."
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainResult:
-    """What `parp pretrain` wrote.
+    """What `parp pretrain` wrote: the encoder's checkpoint, float16.
 
-    Attributes:
-        path: the encoder's checkpoint, float16.
-        history: one entry every `log_every` updates: stage, update, loss, accuracy on masked frames.
-        hours: of speech it learned from.
-        seconds: of wall time in this process.
+    The history has an entry every `log_every` updates (stage, update, loss, accuracy on masked frames). It learned from
+    so many hours of speech, and took so many seconds of wall time in this process.
     """
 
     path: Path
@@ -221,7 +217,7 @@ class _Stages:
             schedule=partial(linear, updates=stage.updates, warmup=recipe.warmup),
             save_every=recipe.save_every,
             task=task,
-            network=task.network(None if encoder is None else SimpleNamespace(weights=encoder)),
+            network=task.network(encoder),
             masks=lambda _: {},
             pruner=lambda *_: Pruner({}, {}, method=spec_of("dense").build(Settings(sparsity=0.0, schedule=never))),
             metadata=_metadata(recipe, self.architecture),

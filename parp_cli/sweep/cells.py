@@ -30,8 +30,7 @@ from parp_cli.storage.atomic import write_text
 from parp_cli.storage.run_folder import BEST, FEATURES, round_folder, state_path
 from parp_cli.sweep.grid import Cell
 from parp_cli.training.plan import target_sparsity
-from parp_cli.training.records import Cost
-from parp_cli.training.state import read_position
+from parp_cli.training.state import Cost, read_position
 
 
 @dataclass(frozen=True, kw_only=True)

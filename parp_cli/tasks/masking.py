@@ -14,14 +14,8 @@ _MIN_TIME_SPANS = 2
 
 @dataclass(frozen=True, kw_only=True)
 class LatentMasking:
-    """How much is masked.
-
-    Attributes:
-        time_probability: expected share of masked frames, were no spans to overlap.
-        time_length: frames per span.
-        channel_probability: the same for channels.
-        channel_length: channels per span.
-    """
+    """How much is masked: the expected share of masked frames or channels, were no spans to overlap, and their number
+    per span."""
 
     time_probability: float
     time_length: int

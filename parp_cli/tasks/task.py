@@ -7,7 +7,7 @@ limits what an update and a forward pass hold. B items in a forward pass.
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -53,34 +53,12 @@ class Judgement:
 
 @dataclass(frozen=True, kw_only=True)
 class UpdateLoss(Generic[Item]):
-    """The loss of an update.
-
-    Attributes:
-        mean: over what the task counts.
-        metrics: of `Objective.metric_names`.
-        not_finite: items whose own loss is not finite.
-    """
+    """The loss of an update: its mean over what the task counts, `Objective.metric_names`, and items whose own loss is
+    not finite."""
 
     mean: float
     metrics: tuple[float, ...]
     not_finite: tuple[Item, ...]
-
-
-class Origin(Protocol):
-    """The weights that training begins from, by name.
-
-    With a head where they were trained for a task, which `task` then tells as `Task.describe` does. `source` names the
-    origin in messages.
-    """
-
-    @property
-    def weights(self) -> Mapping[str, Tensor]: ...
-
-    @property
-    def task(self) -> Mapping[str, Any] | None: ...
-
-    @property
-    def source(self) -> str: ...
 
 
 class Batches(ABC, Generic[Item]):
@@ -135,22 +113,15 @@ class Objective(ABC, Generic[Item]):
     def losses(self, module: nn.Module, items: Sequence[Item], update: int, skip: frozenset[int]) -> Tensor:
         """Losses and metrics (B, 1 + metrics) of some of an update's items, before the division by `total`.
 
-        Nothing in it waits for the device.
-
-        Args:
-            module: `module`, or what distributes it; so too below.
-            items: of one forward pass.
-            update: its number, from 0.
-            skip: from `skipped_layers`.
+        Nothing in it waits for the device. The given module is `module`, or what distributes it, here and below; the
+        items are those of one forward pass, updates are counted from 0, and `skip` is from `skipped_layers`.
         """
 
     @abstractmethod
     def validate(self, module: nn.Module, train_metrics: Mapping[str, float | None], number: int) -> Judgement:
-        """Judge the network as it is now.
+        """Judge the network as it is now; validations are counted from 0.
 
-        Args:
-            train_metrics: of `metric_names`, means over the updates since the validation before.
-            number: of the validation, from 0.
+        `train_metrics` are means of `metric_names` over the updates since the validation before.
         """
 
     def is_head(self, name: str) -> bool:
@@ -229,22 +200,20 @@ class Task(ABC, Generic[Item]):
         """Which items each update sees, from the first update on."""
 
     @abstractmethod
-    def network(self, origin: Any) -> Any:
-        """The network on the CPU, with the weights of an `Origin` as far as they fit the task."""
+    def network(self, weights: Any, head: Mapping[str, Any] | None = None, source: str = "") -> Any:
+        """The network on the CPU, with weights by name as far as they fit the task; None for none.
+
+        They hold a head where they were trained for a task, which `head` then tells as `describe` does. `source` names
+        where they are from in messages.
+        """
 
     @abstractmethod
     def objective(
         self, network: Any, *, masked: Iterable[str], sharded: bool, device: torch.device, world: World, scratch: Any
     ) -> Objective[Item]:
-        """The loss over a network.
+        """The loss over a network (from `network`, on its device unless it is to be sharded) that the world trains.
 
-        Args:
-            network: from `network`, on its device unless it is to be sharded.
-            masked: names of weights whose masks may change.
-            sharded: whether its weights will be sharded.
-            device: that computes.
-            world: that trains it.
-            scratch: a folder for what can be thrown away.
+        `masked` names weights whose masks may change, and `scratch` is a folder for what can be thrown away.
         """
 
     @abstractmethod

@@ -14,8 +14,6 @@ from parp_cli.storage.atomic import replacing, write_error
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
-_EVENT_FILES = "events.out.tfevents.*"
-
 
 class Journal:
     """Events of a run, each with the update it happened after. A line is written at once: a kill loses nothing.
@@ -37,7 +35,7 @@ class Journal:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self.path.unlink(missing_ok=True)
             if self._tensorboard_folder is not None:
-                for file in self._tensorboard_folder.glob(_EVENT_FILES):
+                for file in self._tensorboard_folder.glob("events.out.tfevents.*"):
                     file.unlink()
         self._open_tensorboard(0)
 

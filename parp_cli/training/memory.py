@@ -2,6 +2,7 @@
 
 import gc
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 from parp_cli.errors import ResourceError
 from parp_cli.pruning.sharded import is_sharded
 from parp_cli.runtime.device import is_out_of_memory
+from parp_cli.runtime.processes import SINGLE
 from parp_cli.tasks.task import Task
 from parp_cli.training.passes import Passes
 
@@ -17,14 +19,9 @@ from parp_cli.training.passes import Passes
 def try_largest(passes: Passes, optimizer: torch.optim.Optimizer, *, batch_size: float, update: int, key: str) -> None:
     """Forward and backward over the largest micro-batches there can be; weights, moments and results stay as they are.
 
-    Args:
-        passes: their network must be set to train all that will ever train.
-        optimizer: what it will keep is accounted for.
-        batch_size: of an update, in the task's unit.
-        update: any number of one.
-        key: what a recipe calls the size of a micro-batch.
-
-    Raises ResourceError where memory gives out; the hint says what would fit.
+    The network must be set to train all that will ever train. An update has the `batch_size` in the task's unit; its
+    number may be any, and `key` is what a recipe calls the size of a micro-batch. Raises ResourceError where memory
+    gives out; the hint says what would fit.
     """
     task = passes.task
     size = fits = min(passes.micro_batch_size, batch_size)
@@ -66,7 +63,7 @@ def _what_gives_out(
     """Torch's words where a batch is too large for any process; with `several`, after other passes of the update."""
     trained = [weight for group in optimizer.param_groups for weight in group["params"] if weight.requires_grad]
     sharded = any(map(is_sharded, trained))
-    task, alone = passes.task, passes.in_this_process()
+    task, alone = passes.task, replace(passes, world=SINGLE)  # all processes compute as many
     # Adam's, which are not there before a weight's first update.
     moments: list[Tensor] = []
     reason = held = None

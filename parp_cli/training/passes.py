@@ -6,7 +6,7 @@ B items in a forward pass, N in an update.
 import hashlib
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,19 +16,13 @@ from parp_cli.runtime.processes import SINGLE, World
 from parp_cli.tasks.task import Objective, Task, UpdateLoss
 from parp_cli.training.distributed import gradients_exchanged
 
-_SMALLER = 0.95
-"""Forward passes shrink by this factor at a time, where there are fewer of them than processes."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class Passes:
     """Computes the loss of an update and its gradients.
 
-    Attributes:
-        module: of the objective, or what distributes it.
-        micro_batch_size: padded size of one forward pass, in the task's unit.
-        seed: of the run.
-        world: processes that compute the loss together.
+    The module is the objective's, or what distributes it, and `micro_batch_size` the padded size of one forward pass in
+    the task's unit. The processes of the `world` compute the loss together.
     """
 
     task: Task[Any]
@@ -77,13 +71,13 @@ class Passes:
     def micro_batches(self, items: Sequence[Any]) -> list[list[int]]:
         """Indices of the items of each forward pass, the largest first.
 
-        As for one process, unless there would be fewer than processes: then they are made smaller.
+        As for one process, unless there would be fewer than processes: then they are made smaller, 5 % at a time.
         """
         batches = self.task.grouped(items, self.micro_batch_size)
         wanted = min(self.world.world_size, len(items))
         size = max(len(batch) * max(self.task.size(items[index]) for index in batch) for batch in batches)
         while len(batches) < wanted:
-            size *= _SMALLER
+            size *= 0.95
             batches = self.task.grouped(items, size)
         return batches
 
@@ -91,19 +85,13 @@ class Passes:
         """Whether each process has a forward pass without making any smaller."""
         return len(self.task.grouped(items, self.micro_batch_size)) >= self.world.world_size
 
-    def in_this_process(self) -> "Passes":
-        """Of this process alone, which computes all micro-batches itself: as many as the others of sharded weights."""
-        return replace(self, world=SINGLE)
-
 
 @dataclass(frozen=True, kw_only=True)
 class PendingLoss:
     """The loss of an update, still on the device: waiting for it is put off until all has been submitted.
 
-    Attributes:
-        total: from `Objective.total`.
-        numbers: indices of those of the update's items that this process computed.
-        values: their losses and metrics (B, 1 + metrics), by micro-batch.
+    `numbers` are the indices of those of the update's items that this process computed, and `values` their losses and
+    metrics (B, 1 + metrics), by micro-batch.
     """
 
     items: Sequence[Any]

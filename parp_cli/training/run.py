@@ -33,8 +33,7 @@ from parp_cli.training.memory import try_largest
 from parp_cli.training.observe import tell_observers
 from parp_cli.training.optimizer import adam, freeze
 from parp_cli.training.passes import Passes
-from parp_cli.training.records import Record
-from parp_cli.training.setup import RunFiles, RunSetup
+from parp_cli.training.setup import RunSetup
 
 
 class TrainingRun:
@@ -44,9 +43,11 @@ class TrainingRun:
     has come to.
     """
 
-    def __init__(self, setup: RunSetup, files: RunFiles, *, device: torch.device, world: World, notify: Notify) -> None:
+    def __init__(
+        self, setup: RunSetup, files: states.RunFiles, *, device: torch.device, world: World, notify: Notify
+    ) -> None:
         training = setup.training
-        self.record = Record()
+        self.record = states.Record()
         self._setup, self._training, self._task, self._world = setup, training, setup.task, world
         self._notify = notify if world.is_main else silent
         self.name, self.files = setup.name, files

@@ -1,8 +1,7 @@
-"""What a training run needs to know: what it trains, how, and where it writes."""
+"""What a training run needs to know: what it trains, and how."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
@@ -16,19 +15,6 @@ from parp_cli.tasks.task import Task
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunFiles:
-    """Where a run writes: checkpoints, the state a stopped run goes on from, what it notes at its end, and its log."""
-
-    best: Path | None
-    last: Path
-    state: Path
-    finished: Path
-    journal: Path
-    scratch: Path  # a folder that is deleted at the end
-    tensorboard: Path | None = None  # a folder
-
-
-@dataclass(frozen=True, kw_only=True)
 class RunSetup:
     """What a run trains, and how.
 
@@ -37,14 +23,13 @@ class RunSetup:
         where: follows "stopped" in messages, such as " in stage 1".
         schedule: share of the peak learning rate in an update, counted from 0.
         save_every: the state is saved after so many updates too.
-        network: of the task, on the CPU, with the weights that training begins from.
-        masks: the first ones, from the network's weights; empty for none.
+        network: on the CPU, with the weights that training begins from; and its first masks, empty for none.
         pruner: makes what keeps them, over the network, given the processes among which it is sharded.
         metadata: of checkpoints, less their sparsity, metrics, and the names of weights that the pruner prunes.
         exported: makes of the network's state dict what a checkpoint holds.
         target: sparsity that the method prunes to.
         calibration: items that the method sees before it prunes first.
-        identity: what a run must have in common with one that goes on from its state; for JSON.
+        identity: what a run must have in common with one that goes on from its state, for JSON.
         micro_batch_key: what a recipe calls the size of a micro-batch.
     """
 

@@ -1,4 +1,4 @@
-"""What a run leaves: to go on when it was stopped (weights, the optimizer's moments, where it was), and at its end.
+"""What a run has come to, and its files: to go on when it was stopped, and at its end.
 
 The state is one safetensors file: `model/<name>`, `optimizer/<parameter index>/<moment>`, `extra/<name>` for whatever
 else the run keeps in tensors, and JSON in the metadata.
@@ -6,8 +6,10 @@ else the run keeps in tensors, and JSON in the metadata.
 
 import json
 import os
+import time
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +21,94 @@ from parp_cli.errors import CheckpointError, UsageError
 from parp_cli.pruning.sharded import full_tensors, shard_like
 from parp_cli.storage.atomic import write_text
 from parp_cli.storage.tensors import write_tensors
-from parp_cli.training.setup import RunFiles
+from parp_cli.tasks.task import UpdateLoss, Validation
 
 STATE_VERSION = 2
 """Of what a run notes of itself, in its state and at its end."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunFiles:
+    """Where a run writes: checkpoints, the state a stopped run goes on from, what it notes at its end, and its log."""
+
+    best: Path | None
+    last: Path
+    state: Path
+    finished: Path
+    journal: Path
+    scratch: Path  # a folder that is deleted at the end
+    tensorboard: Path | None = None  # a folder
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """What training took: updates, seconds of audio in them (or the size of their items), seconds of wall time."""
+
+    updates: int = 0
+    audio_seconds: float = 0.0
+    seconds: float = 0.0
+
+    def __add__(self, other: "Cost") -> "Cost":
+        return Cost(**{key: value + getattr(other, key) for key, value in asdict(self).items()})
+
+
+class Record:
+    """What a run has come to, over all sittings.
+
+    Attributes:
+        update: how many updates are done.
+        size: of all items that were trained on, in the task's unit.
+        skipped, skipped_in_a_row: updates without a finite loss and gradient.
+        validations: so far.
+    """
+
+    def __init__(self) -> None:
+        self.update, self.size = 0, 0.0
+        self.skipped = self.skipped_in_a_row = 0
+        self.validations: list[Validation] = []
+        self._recent: list[list[float]] = []  # loss and metrics of each update since the last validation
+        self._began, self._seconds_before = time.monotonic(), 0.0
+
+    @property
+    def best(self) -> Validation:
+        """The validation with the best score, the first of equal ones."""
+        return min(self.validations, key=lambda validation: validation.score)
+
+    @property
+    def cost(self) -> Cost:
+        """So far."""
+        seconds = self._seconds_before + time.monotonic() - self._began
+        return Cost(updates=self.update, audio_seconds=self.size, seconds=seconds)
+
+    def learned(self, loss: UpdateLoss[Any]) -> None:
+        """An update had a finite loss and gradient."""
+        self.skipped_in_a_row = 0
+        self._recent.append([loss.mean, *loss.metrics])
+
+    def train_means(self, metrics: int) -> list[float | None]:
+        """Loss and so many metrics, means over the updates since this was asked before; None where there were none."""
+        means: list[float | None] = [sum(column) / len(column) for column in zip(*self._recent, strict=True)]
+        self._recent.clear()
+        return means or [None] * (1 + metrics)
+
+    def to_json(self) -> dict[str, Any]:
+        """All of it, in plain values."""
+        return {
+            "update": self.update,
+            "skipped_updates": self.skipped,
+            "skipped_in_a_row": self.skipped_in_a_row,
+            "cost": asdict(self.cost),
+            "recent": self._recent,
+            "validations": [asdict(validation) for validation in self.validations],
+        }
+
+    def load_json(self, values: Mapping[str, Any]) -> None:
+        """Go on from what `to_json` gave."""
+        cost = Cost(**values["cost"])
+        self.update, self.size, self._seconds_before = values["update"], cost.audio_seconds, cost.seconds
+        self.skipped, self.skipped_in_a_row = values["skipped_updates"], values["skipped_in_a_row"]
+        self._recent = [list(row) for row in values["recent"]]
+        self.validations = [Validation(**{**one, "score": tuple(one["score"])}) for one in values["validations"]]
 
 
 def save_state(

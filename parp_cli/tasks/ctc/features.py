@@ -16,7 +16,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -47,8 +47,6 @@ DISK_BYTES = 64 << 30
 _RESERVE_BYTES = 2 << 30
 """Disk that is left free for what matters more."""
 
-_CHECKSUM = "crc32"
-
 Augment = Callable[[Utterance, Tensor, int], Tensor]
 """Alters an utterance's waveform (S,) at 16 kHz for an update, given its number."""
 
@@ -57,13 +55,8 @@ _Key = tuple[str, str]  # split and id
 
 @dataclass(frozen=True, kw_only=True)
 class Kept:
-    """Where the features are of the utterances that were asked for so far.
-
-    Attributes:
-        device, memory, disk, anew: how many are kept on the GPU, in memory and on disk, and how many are computed
-            each time because no budget is left.
-        problem: why nothing more can be written to the disk; "" where it can.
-    """
+    """How many features of the utterances that were asked for so far are kept where, or computed anew each time because
+    no budget is left; and the problem why nothing more can be written to the disk."""
 
     device: int = 0
     memory: int = 0
@@ -78,8 +71,7 @@ class Kept:
         return f"front-end features: {parts or 'none kept'}{self.problem and f' ({self.problem})'}"
 
 
-@dataclass(frozen=True)
-class _Reading:
+class _Reading(NamedTuple):
     """What was read of an utterance: its features, or else its samples at their own rate."""
 
     path: Path | None  # of its features, there or not; None where none are kept on disk
@@ -101,8 +93,7 @@ class FrontEndFeatures(AbstractContextManager["FrontEndFeatures"]):
         memory_bytes: memory for what is kept beyond that.
         disk_bytes: disk that is filled in `folder` or `scratch`; beyond it features are computed anew each time.
         folder: where all features are kept for other runs too, in files named by content; None for nowhere.
-        scratch: without `folder`, where those are kept that do not fit into memory; the caller deletes it. None for
-            nowhere.
+        scratch: without `folder`, where those are kept that do not fit into memory; the caller deletes it.
         augment: alters waveforms of updates; features of those are never kept.
     """
 
@@ -135,10 +126,7 @@ class FrontEndFeatures(AbstractContextManager["FrontEndFeatures"]):
         self.close()
 
     def __call__(self, utterances: Sequence[Utterance], *, update: int | None = None) -> list[Tensor]:
-        """Features of each utterance, (T_i, C), on the model's device.
-
-        `update` is the number of the update they are for; `augment` alters nothing without it.
-        """
+        """Features of each utterance, (T_i, C), on the model's device, altered for the update with this number."""
         altered = None if self._augment is None else update
         for utterance in utterances:
             self._start(utterance, raw=altered is not None)
@@ -146,10 +134,7 @@ class FrontEndFeatures(AbstractContextManager["FrontEndFeatures"]):
         return [self._features(utterance, altered).to(device, non_blocking=True) for utterance in utterances]
 
     def prefetch(self, utterances: Sequence[Utterance], *, for_update: bool = False) -> None:
-        """Begin to read what will be asked for, in the background; what goes wrong is raised when it is.
-
-        `for_update` is whether it is for an update, whose waveforms `augment` may alter.
-        """
+        """Begin to read what will be asked for (by an update), in the background; what goes wrong is raised then."""
         for utterance in utterances:
             self._start(utterance, raw=for_update and self._augment is not None)
 
@@ -273,7 +258,7 @@ class _Files:
                 self.problem = f"the disk of {self._folder} is nearly full"
                 return False
             whole = features.cpu().contiguous()
-            content = save({"features": whole, _CHECKSUM: torch.tensor(_checksum(whole))})
+            content = save({"features": whole, "crc32": torch.tensor(_checksum(whole))})
             with replacing(path, flush=False) as temporary:
                 temporary.write_bytes(content)
         except ParpError as error:
@@ -316,7 +301,7 @@ def _read_features(path: Path) -> Tensor | None:
     try:
         tensors = load(path.read_bytes())  # were they mapped, the disk would be read when they are used
         features = tensors["features"]
-        return features if _checksum(features) == int(tensors[_CHECKSUM]) else None
+        return features if _checksum(features) == int(tensors["crc32"]) else None
     except (OSError, SafetensorError, KeyError):
         return None
 

@@ -10,13 +10,18 @@ from torch import Tensor, nn
 
 from parp_cli.data.labels import BLANK_ID, Vocabulary
 from parp_cli.data.utterances import Utterance
+from parp_cli.decoding.logits import logits_of
+from parp_cli.decoding.search import collapse
 from parp_cli.models.speech.forward import draw_skipped_layers, encode, pad
-from parp_cli.runtime.device import autocast
+from parp_cli.runtime.device import autocast, validation_precision
 from parp_cli.runtime.processes import SINGLE, World
+from parp_cli.scoring.metrics import character_errors, word_errors
 from parp_cli.tasks.ctc.features import FrontEndFeatures
-from parp_cli.tasks.ctc.validate import recognise
 from parp_cli.tasks.masking import LatentMasking, on_device
 from parp_cli.tasks.task import Judgement, Objective
+
+_BATCH_SECONDS = 60.0
+"""Padded audio in one forward pass of a validation."""
 
 
 class Logits(nn.Module):
@@ -36,9 +41,6 @@ class CtcObjective(Objective[Utterance]):
 
     Attributes:
         network: with a CTC head; `network.mask_embedding` (D,) replaces masked frames.
-        features: front-end features of utterances.
-        vocabulary: of the head.
-        masking: of latent features.
         precision: "float32", or "bfloat16" for the encoder; the loss is always float32.
         valid: utterances to judge the network by.
         train_front_end: whether the convolutional front end trains.
@@ -120,17 +122,39 @@ class CtcObjective(Objective[Utterance]):
     def device_room(self, items: Sequence[Utterance]) -> int:
         return self.features.device_room(items)
 
+    @torch.no_grad()  # of the front end too, where it trains: its activations would fill the memory
     def validate(self, module: nn.Module, train_metrics: Mapping[str, float | None], number: int) -> Judgement:
-        """Recognise the validation split; words decide, then characters."""
-        return recognise(
-            self.network,
-            self.features,
-            self.valid,
-            self.vocabulary,
-            encoder=module,
-            precision=self.precision,
-            sample=number,
-            world=self.world,
+        """Recognise the validation split greedily; words decide, then characters.
+
+        In the run's precision on CUDA, and in float32 on CPUs. Word and character error rates (of phones the former
+        alone), and the share of frames whose likeliest label is CTC's blank.
+        """
+
+        def encoder(padded: Tensor, lengths: Tensor) -> Tensor:
+            with autocast(validation_precision(self.precision, padded.device), padded.device):
+                logits: Tensor = module(padded, lengths)
+                return logits
+
+        batches = logits_of(
+            self.network, self.features, self.valid, batch_seconds=_BATCH_SECONDS, encoder=encoder, world=self.world
+        )
+        paths = {index: logits.argmax(-1).tolist() for index, logits in batches}
+        for found in self.world.gather(list(paths.items())):
+            paths |= dict(found)
+        references = [self.vocabulary.reference(utterance) for utterance in self.valid]
+        hypotheses = [self.vocabulary.decode(collapse(torch.tensor(paths[index]))) for index in range(len(self.valid))]
+        word = word_errors(references, hypotheses).rate
+        character = character_errors(references, hypotheses).rate if self.vocabulary.labels == "letters" else None
+        blank_frames = sum(path.count(BLANK_ID) for path in paths.values())
+        chosen = number % len(self.valid)
+        return Judgement(
+            score=(word, 0.0 if character is None else character),
+            metrics={
+                "word": word,
+                "character": character,
+                "blank_rate": blank_frames / max(1, sum(map(len, paths.values()))),
+            },
+            example={"reference": references[chosen], "hypothesis": hypotheses[chosen]},
         )
 
     def report(self) -> str | None:

@@ -5,12 +5,12 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from parp_cli.config.finetune import Recipe
 from parp_cli.data.batching import sorted_batches
@@ -28,19 +28,12 @@ from parp_cli.tasks.ctc.data import CtcData
 from parp_cli.tasks.ctc.features import DISK_BYTES, MEMORY_BYTES, FrontEndFeatures
 from parp_cli.tasks.ctc.objective import CtcObjective
 from parp_cli.tasks.masking import LatentMasking
-from parp_cli.tasks.task import Origin, Task, Validation
+from parp_cli.tasks.task import Task, Validation
 
 
 @dataclass(frozen=True, kw_only=True)
 class CtcTask(Task[Utterance]):
-    """What a recipe trains: a CTC head over a speech encoder.
-
-    Attributes:
-        recipe: of the run.
-        data: to learn from and to be judged on.
-        architecture: of the encoder.
-        features_folder: where front-end features are kept between runs; None for nowhere.
-    """
+    """A CTC head over a speech encoder, as a recipe trains it; `features_folder` keeps features for other runs too."""
 
     recipe: Recipe
     data: CtcData
@@ -56,7 +49,6 @@ class CtcTask(Task[Utterance]):
         return self.data.train
 
     def describe(self) -> dict[str, Any]:
-        """The vocabulary of the head, and whether it is of letters or of phones."""
         return self.data.vocabulary.to_json()
 
     def data_hash(self) -> str:
@@ -98,10 +90,10 @@ class CtcTask(Task[Utterance]):
             seed=self.recipe.seed,
         )
 
-    def network(self, origin: Origin) -> Any:
-        """The encoder with the run's dropouts and the origin's weights, and its head where the labels are the same.
+    def network(self, weights: Mapping[str, Tensor], head: Mapping[str, Any] | None = None, source: str = "") -> Any:
+        """The encoder with the run's dropouts; the head is the one given where its labels are the same.
 
-        Raises CheckpointError where the origin has too few weights, or others.
+        Raises CheckpointError where there are too few weights, or others.
         """
         training, architecture = self.recipe.training, self.architecture
         network: Any = build(
@@ -114,12 +106,12 @@ class CtcTask(Task[Utterance]):
         )
         network.register_parameter(MASK_EMBEDDING, nn.Parameter(torch.rand(architecture.width)))
         fresh = network.state_dict()
-        same_head = recorded_vocabulary(origin.task) == self.data.vocabulary
-        weights = {n: w.float() for n, w in origin.weights.items() if same_head or not network.is_head(n)}
+        same_head = recorded_vocabulary(head) == self.data.vocabulary
+        weights = {n: w.float() for n, w in weights.items() if same_head or not network.is_head(n)}
         missing = [n for n in fresh if n not in weights and not network.is_head(n) and n != MASK_EMBEDDING]
         if missing or not set(weights) <= set(fresh):
             raise CheckpointError(
-                f"{origin.source} does not hold the weights of a {architecture.name}",
+                f"{source} does not hold the weights of a {architecture.name}",
                 details=[f"missing: {n}" for n in missing] + [f"left over: {n}" for n in weights if n not in fresh],
             )
         network.load_state_dict({**fresh, **weights})
@@ -141,6 +133,12 @@ class CtcTask(Task[Utterance]):
             recompute_layers(network)
         if training.compile:
             compile_layers(network, device)
+        augmentation = Augmentation(
+            speed_change=training.speed_change,
+            seed=self.recipe.seed,
+            frames=partial(frames, self.architecture),
+            frames_needed=lambda utterance: frames_needed(self.data.vocabulary.encode(utterance)),
+        )
         features = FrontEndFeatures(
             network,
             self.architecture,
@@ -149,7 +147,7 @@ class CtcTask(Task[Utterance]):
             disk_bytes=DISK_BYTES // world.local_world_size,
             folder=self.features_folder,
             scratch=scratch,
-            augment=self._augmentation,
+            augment=augmentation if training.speed_change else None,
         )
         masking = LatentMasking(
             time_probability=training.time_mask_probability,
@@ -169,17 +167,6 @@ class CtcTask(Task[Utterance]):
             train_front_end=training.train_front_end,
             uses_all=uses_all,
             world=world,
-        )
-
-    @cached_property
-    def _augmentation(self) -> Augmentation | None:
-        if not self.recipe.training.speed_change:
-            return None
-        return Augmentation(
-            speed_change=self.recipe.training.speed_change,
-            seed=self.recipe.seed,
-            frames=partial(frames, self.architecture),
-            frames_needed=lambda utterance: frames_needed(self.data.vocabulary.encode(utterance)),
         )
 
     def brief(self, validations: Sequence[Validation]) -> str:

@@ -36,11 +36,7 @@ class Crop(NamedTuple):
 class Predictor(nn.Module):
     """An encoder, and a head that compares its output with an embedding of each cluster.
 
-    Args:
-        encoder: without a head, with `mask_embedding` (D,), which replaces hidden frames.
-        features: D.
-        clusters: K.
-        projection: P.
+    The encoder has no head, and a `mask_embedding` (D,), which replaces hidden frames.
     """
 
     def __init__(self, encoder: Any, features: int, clusters: int, projection: int = _PROJECTION) -> None:
@@ -52,10 +48,7 @@ class Predictor(nn.Module):
     def forward(self, waveforms: Tensor, masked: Tensor, skip: frozenset[int] = frozenset()) -> Tensor:
         """Similarity (B, T, K) of each frame to each cluster.
 
-        Args:
-            waveforms: (B, S), normalised as the encoder wants them.
-            masked: (B, T), True where a frame is hidden.
-            skip: Transformer layers to leave out.
+        From waveforms (B, S), normalised as the encoder wants them, and `masked` (B, T), True where a frame is hidden.
         """
         features, _ = self.encoder.feature_extractor(waveforms, None)
         lengths = torch.full((len(features),), features.shape[1])
@@ -77,7 +70,6 @@ class MaskedPrediction(Objective[Crop]):
     Attributes:
         targets: cluster (T,) of each frame of each stream.
         mask_probability: expected share of hidden frames, were no spans to overlap.
-        mask_length: frames per hidden span.
         unmasked_weight: of frames that are not hidden.
         precision: "float32", or "bfloat16" for the encoder; the loss is always float32.
     """

@@ -96,15 +96,9 @@ def stage_targets(
 ) -> list[Tensor]:
     """Clusters (T,) of every stream: read if they were kept at `path`, else computed and kept.
 
-    Args:
-        kind: what is clustered: "mfcc", or "layer-N" for the output of Transformer layer N, from 1.
-        clusters: K.
-        encoder: its weights, as the stage before left them; for mfcc they are not needed.
-        seed: of the clusters.
-
-    Raises:
-        DataError: there are fewer frames than clusters.
-        CheckpointError: the file is broken.
+    What is clustered, the `kind`, is "mfcc", or "layer-N" for the output of Transformer layer N, from 1, with the
+    weights of the encoder as the stage before left them. Raises DataError where there are fewer frames than clusters,
+    and CheckpointError where the file is broken.
     """
     content = [[stream.name, stream.frames] for stream in streams]
     key = json.dumps([kind, clusters, seed, content]).encode()

@@ -16,7 +16,7 @@ from parp_cli.models.sources.names import MASK_EMBEDDING
 from parp_cli.models.speech.config import Architecture, build
 from parp_cli.runtime.processes import World
 from parp_cli.tasks.masked_prediction.objective import Crop, MaskedPrediction, Predictor
-from parp_cli.tasks.task import Batches, Origin, Task, Validation
+from parp_cli.tasks.task import Batches, Task, Validation
 
 
 class CropBatches(Batches[Crop]):
@@ -57,7 +57,8 @@ class MaskedPredictionTask(Task[Crop]):
         return {"kind": self.kind, "clusters": self.recipe.stages[self.stage].clusters}
 
     def data_hash(self) -> str:
-        return hashlib.sha256(json.dumps(stream_lengths(self.crops)).encode()).hexdigest()
+        lengths = [(stream.name, stream.frames) for stream in self.crops.streams]
+        return hashlib.sha256(json.dumps(lengths).encode()).hexdigest()
 
     def name(self, item: Crop) -> str:
         return f"{self.crops.streams[item.stream].name} from frame {item.first}"
@@ -74,13 +75,13 @@ class MaskedPredictionTask(Task[Crop]):
         count = max(1, round(self.recipe.batch_seconds / self.recipe.crop_seconds))
         return CropBatches(self.crops, count, self.recipe.seed * 1_000_003 + self.stage)
 
-    def network(self, origin: Origin | None) -> Predictor:
-        """A new head over the encoder, which is new too without an origin."""
+    def network(self, weights: Any, head: Mapping[str, Any] | None = None, source: str = "") -> Predictor:
+        """A new head over the encoder, which is new too without weights."""
         features = self.architecture.width
         encoder: Any = build(self.architecture)
         encoder.register_parameter(MASK_EMBEDDING, nn.Parameter(torch.empty(features).uniform_()))
-        if origin is not None:
-            encoder.load_state_dict(dict(origin.weights))
+        if weights is not None:
+            encoder.load_state_dict(weights)
         return Predictor(encoder, features, self.recipe.stages[self.stage].clusters)
 
     def objective(
@@ -105,11 +106,6 @@ class MaskedPredictionTask(Task[Crop]):
         parts.append(f"masked accuracy {_percent(values['accuracy'])}")
         parts += [f"learning rate {values['learning_rate']:.2g}", f"gradient {values['gradient_norm']:.2g}"]
         return f"update {values['update']}: {', '.join(parts)}"
-
-
-def stream_lengths(crops: Crops) -> list[tuple[str, int]]:
-    """Name and frames of each stream."""
-    return [(stream.name, stream.frames) for stream in crops.streams]
 
 
 def _percent(share: float | None) -> str:
