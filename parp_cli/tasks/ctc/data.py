@@ -3,12 +3,11 @@
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from parp_cli.config.finetune import Data
 from parp_cli.data.check import Problem, check_utterances, notes_of, refusal, with_lengths
 from parp_cli.data.corpora import load
-from parp_cli.data.inspection import Inspected, inspect_files
+from parp_cli.data.inspection import inspect_files
 from parp_cli.data.labels import Vocabulary, letters_vocabulary, phones_vocabulary
 from parp_cli.data.utterances import Utterance
 from parp_cli.errors import DataError, first_few
@@ -36,9 +35,19 @@ def load_data(data: Data, architecture: Architecture, own: Vocabulary | None, no
     train = load(data, data.train, notify, lenient=True)
     valid = spread(load(data, data.valid, notify, lenient=True), data.max_valid_utterances)
     vocabulary = _vocabulary(data, own, train)
-    splits: Sequence[tuple[str, list[Utterance]]] = [(data.train, train), (data.valid, valid)]
-    splits, skipped, notes = _check(splits, vocabulary, architecture, data, notify)
-    train, valid = (_without(skipped, utterances, split) for split, utterances in splits)
+    of_train, of_valid = (inspect_files((each.audio for each in some), notify=notify) for some in (train, valid))
+    infos = of_train | of_valid
+    splits = [(data.train, with_lengths(train, infos)), (data.valid, with_lengths(valid, infos))]
+    skipped: dict[Problem, None] = {}  # in order, once where a split is both trained and validated on
+    for split, some in splits:
+        found = check_utterances(some, split, infos, vocabulary, lambda samples: frames(architecture, samples))
+        skipped |= dict.fromkeys(found)
+    notes = notes_of(splits, infos)
+    if skipped and data.unusable == "refuse":
+        raise refusal(list(skipped), notes)
+    for note in notes:
+        notify(Progress("checking audio", len(infos), len(infos), warning=note))
+    train, valid = (_without(skipped, some, split) for split, some in splits)
     return CtcData(
         train=tuple(train), valid=tuple(valid), vocabulary=vocabulary, skipped=tuple(skipped), notes=tuple(notes)
     )
@@ -58,31 +67,6 @@ def spread(utterances: Sequence[Utterance], limit: int | None) -> list[Utterance
         ranks.append((seen[speaker], index))
         seen[speaker] += 1
     return [utterances[index] for index in sorted(index for _, index in sorted(ranks)[:limit])]
-
-
-def _check(
-    splits: Sequence[tuple[str, list[Utterance]]],
-    vocabulary: Vocabulary,
-    architecture: Architecture,
-    data: Data,
-    notify: Notify,
-) -> tuple[Sequence[tuple[str, list[Utterance]]], list[Problem], list[str]]:
-    """Decode all audio: the splits with all lengths, problems of utterances that cannot be trained on (a DataError with
-    all of them where the recipe refuses them), and notes on what else is unusual."""
-    infos: dict[Path, Inspected] = {}
-    for _, some in splits:
-        infos |= inspect_files((utterance.audio for utterance in some), notify=notify)
-    splits = [(split, with_lengths(some, infos)) for split, some in splits]
-    problems: dict[Problem, None] = {}  # in order, once where a split is both trained and validated on
-    for split, utterances in splits:
-        found = check_utterances(utterances, split, infos, vocabulary, lambda samples: frames(architecture, samples))
-        problems |= dict.fromkeys(found)
-    notes = notes_of(splits, infos)
-    if problems and data.unusable == "refuse":
-        raise refusal(list(problems), notes)
-    for note in notes:
-        notify(Progress("checking audio", len(infos), len(infos), warning=note))
-    return splits, list(problems), notes
 
 
 def _without(problems: Iterable[Problem], utterances: list[Utterance], split: str) -> list[Utterance]:

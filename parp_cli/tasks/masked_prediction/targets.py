@@ -112,9 +112,9 @@ def stage_targets(
         if bytes(tensors["key"].tolist()) == key:
             return [tensors[str(number)] for number in range(len(streams))]
     features = []
-    for stream, part in enumerate(_features(kind, streams, architecture, encoder, device, precision), start=1):
+    for done, part in enumerate(_features(kind, streams, architecture, encoder, device, precision), start=1):
         features.append(part)
-        notify(Progress(f"{kind} features", stream, len(streams)))
+        notify(Progress(f"{kind} features", done, len(streams)))
     pool = torch.cat(features)
     if len(pool) < clusters:
         raise DataError(
