@@ -91,7 +91,7 @@ class FinetuneResult:
         path, best: the best checkpoint on the validation split, pruned as evaluated, and the validation that chose it.
         last: the one after the last update.
         skipped: why each utterance that was left out cannot be trained on.
-        skipped_updates: of the run proper, since their loss or gradient was not finite.
+        skipped_updates: of the run proper, without a finite loss or gradient.
         cost: of the method in all, with the runs that found its mask, wherever they were made.
         own_cost: of the run proper alone.
     """
@@ -191,7 +191,6 @@ def finetune(
         run: the run folder, for the state that `resume` needs, the log, and results without `out`.
         init: the checkpoint to begin from; None for the recipe's model, which is then pruned first.
         out: where the best checkpoint goes; the last one goes beside it.
-        device: by default the CPU.
         resume: go on from what the run folder holds: nothing, the state of a stopped run, or a finished one.
         rounds_folder: where the runs are kept that find a method's mask (`training.plan`), each in a folder named
             by its content; finished ones are not run again. By default in the run folder.

@@ -78,7 +78,6 @@ def pretrain(
     Args:
         run: the run folder, for the log, and for the state that `resume` needs.
         out: where the encoder goes.
-        device: by default the CPU.
         resume: go on from what the run folder holds.
         world: processes that train together, on machines that all see the run folder. Each calls with the same; the
             main one writes and notifies, and all return the same.

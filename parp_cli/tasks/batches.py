@@ -13,9 +13,7 @@ class UpdateBatches(Batches[Item]):
     An update is made of groups of similar size, each no larger than a forward pass, and holds at most `batch_size`
     with padding, unless one item is larger. What it holds depends on the position alone, so that a resumed run goes on
     where it was.
-
-    Attributes:
-        epoch, group: the position: epochs finished, and groups taken from the current one.
+    The position is epochs finished, and groups taken from the current one.
     """
 
     def __init__(

@@ -19,12 +19,9 @@ Item = TypeVar("Item")
 
 @dataclass(frozen=True, kw_only=True)
 class Validation:
-    """How good the network is that would be shipped after an update.
+    """How good the network is that would be shipped after an update; the checkpoint with the lowest score is best.
 
-    Attributes:
-        train_loss: mean over the updates since the validation before; None where all of them were skipped.
-        score: decides which checkpoint is best; lower is better.
-        metrics: by name, as they are logged.
+    The training loss is the mean over the updates since the validation before; None where all of them were skipped.
     """
 
     update: int

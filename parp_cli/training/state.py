@@ -53,14 +53,8 @@ class Cost:
 
 
 class Record:
-    """What a run has come to, over all sittings.
-
-    Attributes:
-        update: how many updates are done.
-        size: of all items that were trained on, in the task's unit.
-        skipped, skipped_in_a_row: updates without a finite loss and gradient.
-        validations: so far.
-    """
+    """What a run has come to, over all sittings: updates done and their items' size in the task's unit, updates skipped
+    without a finite loss and gradient, and validations."""
 
     def __init__(self) -> None:
         self.update, self.size = 0, 0.0
