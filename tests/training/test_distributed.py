@@ -5,6 +5,8 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed.device_mesh
+import torch.distributed.fsdp
 from torch import nn
 
 from parp_cli.runtime.processes import World
