@@ -35,6 +35,7 @@ def quickstart(
     """
     from parp_cli.config.load import load_recipe
     from parp_cli.decoding.choose import Decoding
+    from parp_cli.decoding.lm import flashlight
     from parp_cli.pruning.methods import spec_of
     from parp_cli.runtime.device import select_device
     from parp_cli.stages.evaluate import Options, evaluate
@@ -44,6 +45,7 @@ def quickstart(
     from parp_cli.storage.run_folder import MASK
 
     output = Output(as_json=as_json, quiet=quiet)
+    flashlight("decoder")  # that the last row needs it is said before the first one trains
     began = time.monotonic()
     where = select_device(device)
     lengths = [f"training.updates={updates}", f"training.validate_every={max(1, updates // 3)}"]
