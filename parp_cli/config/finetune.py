@@ -14,6 +14,7 @@ from parp_cli.config.values import (
     FilePath,
     MethodName,
     NameOrPath,
+    Names,
     Positive,
     PositiveOrZero,
     Precision,
@@ -39,6 +40,10 @@ class Data(Section):
     corpus: Corpus = "generated"
     """Source of the utterances: generated (synthetic speech), librispeech, librilight (Libri-light limited for
     training, LibriSpeech for validation and test), or manifest (a list of your own files)."""
+
+    language: Names | None = None
+    """Language of generated speech, or a list of languages whose splits are joined: en, es, fr, it, ky, nl, ru, sv, tr,
+    tt, zh. Null is en."""
 
     root: FilePath | None = None
     """Folder of the corpus; for librilight the folder that holds both LibriSpeech and librispeech_finetuning. Null is
@@ -81,6 +86,8 @@ class Data(Section):
             yield "manifest", "corpus manifest needs the path of a manifest"
         if self.corpus != "manifest" and self.manifest is not None:
             yield "manifest", f"is not read by corpus {self.corpus}; set data.corpus to manifest, or remove it"
+        if self.corpus != "generated" and self.language is not None:
+            yield "language", f"is not read by corpus {self.corpus}; only speech is generated in a language"
 
 
 @dataclass(frozen=True, kw_only=True)

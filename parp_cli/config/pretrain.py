@@ -9,6 +9,7 @@ from parp_cli.config.values import (
     Count,
     CountAboveOne,
     FilePath,
+    Names,
     Positive,
     PositiveOrZero,
     Precision,
@@ -33,14 +34,19 @@ class Source(Section):
     split: str | None = None
     """The split to use; null is all of a manifest. Required for generated speech, refused for folders."""
 
+    language: Names | None = None
+    """Language of generated speech, or a list of languages; null is en."""
+
     hours: Positive | None = None
-    """Amount of speech to generate, in hours; null is the whole split."""
+    """Amount of speech to generate in each language, in hours; null is the whole split."""
 
     def conflicts(self) -> Iterator[tuple[str, str]]:
         if self.kind != "generated" and self.path is None:
             yield "path", f"kind {self.kind} needs a path"
         if self.kind != "generated" and self.hours is not None:
             yield "hours", "is only for generated speech"
+        if self.kind != "generated" and self.language is not None:
+            yield "language", "is only for generated speech"
         if self.kind == "folder" and self.split is not None:
             yield "split", "a folder has no splits"
         if self.kind == "generated" and self.split is None:
@@ -87,6 +93,10 @@ class PretrainRecipe(Section):
 
     batch_seconds: Positive = 32.0
     """Audio per update, in seconds."""
+
+    distorted: Share = 0.0
+    """Share of the crops that are heard with reverberation, noise or a band limit, new in each update; what is to be
+    predicted of them comes from the speech as it is."""
 
     mask_probability: ShareBetween = 0.65
     """Share of masked frames, before spans overlap."""

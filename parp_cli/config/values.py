@@ -76,6 +76,9 @@ ShareUpToHalf = Annotated[float, Field(ge=0, le=0.5)]
 
 Precision = Literal["auto", "float32", "tf32", "bfloat16"]
 
+Names = Annotated[tuple[str, ...], BeforeValidator(lambda value: (value,) if isinstance(value, str) else value)]
+"""One name or a list of them."""
+
 FilePath = Annotated[str, _from_text(_path)]
 """Relative to the recipe's folder, or, given by `--set`, to the working folder; `~` is the home folder."""
 

@@ -1,5 +1,7 @@
 """Loading utterances: of any corpus, and of folders of unlabelled audio."""
 
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
@@ -29,6 +31,7 @@ def load(data: Data, split: str, notify: Notify, *, lenient: bool = False) -> li
     return load_split(
         data.corpus,
         split,
+        languages=data.language or ("en",),
         root=None if data.root is None else Path(data.root),
         manifest=None if data.manifest is None else Path(data.manifest),
         download=data.download,
@@ -41,20 +44,24 @@ def load_split(
     corpus: str,
     split: str,
     *,
+    languages: Sequence[str] = ("en",),
     root: Path | None = None,
     manifest: Path | None = None,
     download: bool = False,
     progress: ByteProgress | None = None,
     seed: int = 0,
+    minutes: float | None = None,
     lenient: bool = False,
 ) -> list[Utterance]:
     """All utterances of one split.
 
     Args:
         corpus: one of `CORPORA`; "librispeech" is any corpus in LibriSpeech's layout.
+        languages: of generated speech, whose utterances follow one another.
         root: the corpus's folder; by default one in the user's cache folder. Manifests have none.
         download: fetch LibriSpeech or Libri-light limited if it is not under `root`.
         progress: called with done and total: bytes of a download, speakers of the generated corpus.
+        minutes: of generated speech in each language, if not those of the split.
         lenient: as of `read_manifest` and `load_librispeech`.
 
     Raises:
@@ -62,8 +69,14 @@ def load_split(
     """
     match corpus:
         case "generated":
-            folder = generated.ensure_split(split, root=root, seed=seed, progress=progress)
-            return load_librispeech(folder, split, lenient=lenient)
+            utterances = []
+            for language in languages:
+                folder = generated.ensure_split(
+                    split, root=root, language=language, seed=seed, minutes=minutes, progress=progress
+                )
+                loaded = load_librispeech(folder, split, lenient=lenient)
+                utterances += [replace(utterance, language=language) for utterance in loaded]
+            return utterances
         case "librispeech":
             folder = root or generated.cache_folder() / "librispeech"
             if download and split not in librispeech_splits(folder):

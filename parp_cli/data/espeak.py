@@ -1,7 +1,8 @@
 """Speech and phones from espeak-ng, through espeakng-loader (extra `demo`).
 
 espeak-ng keeps state between utterances (the phase of its noise and flutter generators), so that a repeated call gives
-different samples. So `synthesise` starts a process (`python -m parp_cli.data.espeak`) per speaker.
+different samples. So `synthesise` starts a process (`python -m parp_cli.data.espeak`) per speaker, and `phonemise` one
+per call.
 """
 
 import base64
@@ -10,11 +11,13 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from typing import Any
 
+from parp_cli.data.phones import from_espeak
+from parp_cli.data.text import lower
 from parp_cli.errors import DataError, UsageError
 
 SAMPLE_RATE = 22_050
@@ -23,18 +26,23 @@ SAMPLE_RATE = 22_050
 # From espeak-ng's speak_lib.h.
 _OUTPUT_SYNCHRONOUS, _PHONEME_EVENTS_AS_IPA, _DONT_EXIT, _CHARS_UTF8 = 2, 0x1 | 0x2, 0x8000, 1
 _RATE, _PITCH = 1, 3
+_AS_IPA, _SEPARATED = 0x02, ord("_") << 8
 _EVENT_END, _EVENT_WORD, _EVENT_PHONEME = 0, 1, 7
 _STRESS_MARKS = "ˈˌ"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Voice:
-    """A speaker: espeak-ng's language, voice variant, pitch (0 to 99) and rate (words per minute)."""
+    """A speaker: espeak-ng's language, voice variant, pitch (0 to 99) and rate (words per minute).
+
+    The vocal tract is that of the variant, shorter by the factor `tract`: all frequencies are so much higher.
+    """
 
     language: str
     variant: str
     pitch: int
     rate: int
+    tract: float = 1.0
 
     @property
     def name(self) -> str:
@@ -44,15 +52,16 @@ class Voice:
 
 @dataclass(frozen=True)
 class Speech:
-    """One synthesised sentence: 16-bit samples at `SAMPLE_RATE`, and the phones (IPA) of each word."""
+    """One synthesised sentence: 16-bit samples at `rate` Hz, and the phones (IPA) of each word."""
 
     text: str
     pcm: bytes
     phones: tuple[tuple[str, ...], ...]
+    rate: int = SAMPLE_RATE
 
     @property
     def seconds(self) -> float:
-        return len(self.pcm) / 2 / SAMPLE_RATE
+        return len(self.pcm) / 2 / self.rate
 
 
 class _EventId(ctypes.Union):
@@ -94,8 +103,30 @@ def synthesise(voice: Voice, texts: Sequence[str], *, seconds: float, seed: int 
         UsageError: espeakng-loader is not installed.
         DataError: espeak-ng does not know the voice, or failed.
     """
-    _loader()
     request = {"voice": asdict(voice), "texts": list(texts), "seconds": seconds, "seed": seed}
+    return [
+        Speech(text, base64.b64decode(pcm), tuple(map(tuple, phones)), rate)
+        for text, pcm, phones, rate in _run(request, voice.name)
+    ]
+
+
+def phonemise(language: str, texts: Sequence[str]) -> list[tuple[tuple[str, ...], ...]]:
+    """Phones (IPA, with stress and tone) of each word of each text, without speaking them.
+
+    Args:
+        language: as espeak-ng names it, such as "sw" or "cmn".
+
+    Raises:
+        UsageError: espeakng-loader is not installed.
+        DataError: espeak-ng does not know the language.
+    """
+    request = {"voice": asdict(Voice(language=language, variant="", pitch=50, rate=175)), "phonemes": list(texts)}
+    return [from_espeak(as_ipa, mnemonics) for as_ipa, mnemonics in _run(request, language)]
+
+
+def _run(request: Mapping[str, Any], voice: str) -> Any:
+    """The answer of a process of its own to a request."""
+    _loader()
     done = subprocess.run(
         # -P: a file in the working folder cannot replace a module.
         [sys.executable, "-P", "-m", "parp_cli.data.espeak"],
@@ -106,19 +137,20 @@ def synthesise(voice: Voice, texts: Sequence[str], *, seconds: float, seed: int 
     )
     if done.returncode != 0:
         raise DataError(
-            f"espeak-ng could not speak with voice {voice.name}",
+            f"espeak-ng could not speak with voice {voice}",
             details=done.stderr.decode(errors="replace").strip().splitlines()[-1:],
             hint="see the voices of the installed espeak-ng with parp_cli.data.espeak.variants()",
         )
-    return [
-        Speech(text, base64.b64decode(pcm), tuple(map(tuple, phones))) for text, pcm, phones in json.loads(done.stdout)
-    ]
+    return json.loads(done.stdout)
 
 
 class _Engine:
     """The library, which can be initialised once per process."""
 
     def __init__(self, voice: Voice, seed: int) -> None:
+        self._voice = voice
+        # Samples played faster than they were made are of a shorter vocal tract; so they are made slower.
+        self._hertz = round(SAMPLE_RATE * voice.tract)
         loader = _loader()
         self._library = ctypes.CDLL(loader.get_library_path())
         data_folder = os.path.dirname(loader.get_data_path())
@@ -133,7 +165,7 @@ class _Engine:
         self._library.espeak_SetSynthCallback(self._callback)
         if self._library.espeak_SetVoiceByName(voice.name.encode()) != 0:
             raise DataError(f"espeak-ng has no voice {voice.name}")
-        self._library.espeak_SetParameter(_RATE, voice.rate, 0)
+        self._library.espeak_SetParameter(_RATE, round(voice.rate / voice.tract), 0)
         self._library.espeak_SetParameter(_PITCH, voice.pitch, 0)
 
     def _receive(self, samples: Any, count: int, events: Any) -> int:
@@ -158,12 +190,31 @@ class _Engine:
         if self._library.espeak_Synth(data, size, 0, 1, 0, _CHARS_UTF8, None, None) != 0:
             raise DataError(f"espeak-ng could not speak {text!r}")
         self._library.espeak_Synchronize()
-        return Speech(text, b"".join(self._pcm), tuple(tuple(word) for word in self._words if word))
+        phones = tuple(tuple(word) for word in self._words if word)
+        return Speech(text, b"".join(self._pcm), phones, self._hertz)
+
+    def phonemes(self, text: str) -> tuple[str, str]:
+        """The text in IPA and in espeak-ng's mnemonics, with "_" between phonemes."""
+        lowered = lower(text, self._voice.language) if text.isupper() else text
+        return self._phonemes(lowered, _AS_IPA | _SEPARATED), self._phonemes(lowered, _SEPARATED)
+
+    def _phonemes(self, text: str, mode: int) -> str:
+        translate = self._library.espeak_TextToPhonemes
+        translate.restype = ctypes.c_char_p
+        data = ctypes.create_string_buffer(text.encode())
+        rest = ctypes.c_char_p(ctypes.addressof(data))
+        clauses = []
+        while rest:  # a clause per call
+            clauses.append(translate(ctypes.byref(rest), ctypes.c_int(_CHARS_UTF8), ctypes.c_int(mode)).decode())
+        return " ".join(clauses)
 
 
 def _main() -> None:
     request = json.load(sys.stdin)
-    engine = _Engine(Voice(**request["voice"]), request["seed"])
+    engine = _Engine(Voice(**request["voice"]), request.get("seed", 0))
+    if "phonemes" in request:
+        json.dump([engine.phonemes(text) for text in request["phonemes"]], sys.stdout)
+        return
     spoken: list[Speech] = []
     total = 0.0
     for text in request["texts"]:
@@ -172,7 +223,7 @@ def _main() -> None:
         if total > request["seconds"]:
             break
         spoken.append(speech)
-    json.dump([(s.text, base64.b64encode(s.pcm).decode(), s.phones) for s in spoken], sys.stdout)
+    json.dump([(s.text, base64.b64encode(s.pcm).decode(), s.phones, s.rate) for s in spoken], sys.stdout)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""The generated corpus: synthetic read English in LibriSpeech's layout, deterministic in its seed.
+"""The generated corpora, one per language: synthetic read speech in LibriSpeech's layout, deterministic in the seed.
 
-Speakers are espeak-ng voice variant × pitch × rate. Train, dev and test have disjoint variants and sentences. The
-"other" splits add reverberation, noise and band limits.
+Speakers are espeak-ng voice variant × pitch × rate, and, except in most splits of English, × length of the vocal tract.
+Train, dev and test have disjoint variants and sentences. The "other" splits add reverberation, noise and band limits.
 """
 
 import io
@@ -11,7 +11,7 @@ import random
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -23,10 +23,11 @@ from typing import Any, Literal
 import soundfile
 import torch
 from torch import Tensor
-from torchaudio.functional import fftconvolve, highpass_biquad, lowpass_biquad, resample
+from torchaudio.functional import resample
 
 from parp_cli.data import espeak
 from parp_cli.data.audio import SAMPLE_RATE
+from parp_cli.data.distortion import distorted
 from parp_cli.data.phrases import Grammar, Part
 from parp_cli.errors import DataError
 from parp_cli.storage.atomic import write_error
@@ -34,8 +35,11 @@ from parp_cli.storage.atomic import write_error
 _RECORD = "generated.json"  # in the folder of a split: what it was generated with
 _PEAK = 0.5  # amplitude of an utterance, full scale being 1
 
-_LANGUAGE = "en-us"
+_ENGLISH = "en"
+"""The language whose splits lie under the corpus's folder itself, and not in a folder of its own there."""
+
 _PITCHES, _RATES = (25, 35, 45, 55, 65, 75), (130, 145, 160, 175, 190)
+_TRACTS = tuple(1 + step * 400 / espeak.SAMPLE_RATE for step in range(-6, 8))  # of rates with simple ratios to 16 kHz
 
 # Effects rather than voices: whispering, creaking, robots, speeds.
 _NOT_SPEAKERS = ("whisper", "croak", "demonic", "robo", "unirobot", "tweaky", "fast", "anikarobot", "klatt")
@@ -49,6 +53,7 @@ class Split:
     minutes: float  # upper limit: there is a little less, as nothing is cut off
     speakers: int
     condition: Literal["clean", "other"] = "clean"  # "other" imitates poor recordings
+    tracts: bool = False  # whether vocal tracts differ in English too
 
 
 SPLITS: dict[str, Split] = {
@@ -61,6 +66,7 @@ SPLITS: dict[str, Split] = {
     # For pre-training, which ignores the transcripts.
     "pretrain-clean": Split(part="train", minutes=600, speakers=600),
     "pretrain-other": Split(part="train", minutes=120, speakers=120, condition="other"),
+    "pretrain-voices": Split(part="train", minutes=600, speakers=1800, tracts=True),
 }
 
 _MIN_SECONDS = 20.0  # per speaker, so that what the last sentence leaves unused is a small part of it
@@ -76,28 +82,32 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "parp"
 
 
-def speakers(part: Part, seed: int = 0) -> list[tuple[int, espeak.Voice]]:
-    """All speakers of a part with their numbers, in random order; no variant belongs to two parts."""
+def speakers(
+    part: Part, seed: int = 0, *, voice: str = "en-us", tracts: Sequence[float] = (1.0,)
+) -> list[tuple[int, espeak.Voice]]:
+    """All speakers of a part with their numbers, in random order; no variant belongs to two parts, in any language."""
     rng = random.Random(f"{seed}/speakers")
     variants = [name for name in espeak.variants() if not name.lower().startswith(_NOT_SPEAKERS)]
     rng.shuffle(variants)
     held_out = len(variants) // 6
     first, end = {"dev": (0, held_out), "test": (held_out, 2 * held_out), "train": (2 * held_out, None)}[part]
-    all_settings = list(product(_PITCHES, _RATES))
+    all_settings = list(product(_PITCHES, _RATES, tracts))
     settings = {variant: rng.sample(all_settings, k=len(all_settings)) for variant in variants[first:end]}
     # Each variant is used once before any is used again, so that few speakers are many voices.
     voices = [
-        espeak.Voice(language=_LANGUAGE, variant=variant, pitch=order[turn][0], rate=order[turn][1])
+        espeak.Voice(language=voice, variant=variant, pitch=pitch, rate=rate, tract=tract)
         for turn in range(len(all_settings))
         for variant, order in settings.items()
+        for pitch, rate, tract in [order[turn]]
     ]
-    return list(enumerate(voices, start=_FIRST_SPEAKER[part]))
+    return list(enumerate(voices[:2000], start=_FIRST_SPEAKER[part]))  # those of the next part begin there
 
 
 def ensure_split(
     split: str,
     *,
     root: Path | None = None,
+    language: str = _ENGLISH,
     seed: int = 0,
     minutes: float | None = None,
     progress: Callable[[int, int], None] | None = None,
@@ -107,27 +117,32 @@ def ensure_split(
     Args:
         split: a key of `SPLITS`.
         root: the corpus's folder; by default one in the user's cache, named after what determines its content.
+        language: one of `phrases.languages()`. All but English have folders of their own in `root`, and numbers of
+            speakers that begin with it.
         seed: of sentences, voices and conditions.
         minutes: replaces the split's own length, with fewer speakers if it is much shorter.
         progress: called with the number of finished speakers and of all.
 
     Raises:
-        DataError: there is no such split, no sentence fits into `minutes`, or `root` has another seed or length of it.
+        DataError: there is no such split or language, no sentence fits into `minutes`, or `root` has another seed or
+            length of it.
         UsageError: the extra `demo` is not installed, or the folder cannot be written to.
         ResourceError: no space is left on the disk.
     """
     if split not in SPLITS:
         raise DataError(f"the generated corpus has no split {split}", hint="it has " + ", ".join(SPLITS))
     plan = SPLITS[split] if minutes is None else replace(SPLITS[split], minutes=minutes)
-    versions = espeak.versions() | Grammar().versions
+    grammar = Grammar(language)
+    versions = espeak.versions() | grammar.versions
     if root is None:
         tag = "-".join(f"{name.lower()}{version}" for name, version in versions.items())
         suffix = "" if minutes is None else f"-{minutes:g}min"
         root = cache_folder() / "generated" / f"seed{seed}-{tag}{suffix}"
+    root = root if language == _ENGLISH else root / language
     own = {"split": split, "seed": seed} | ({} if minutes is None else {"minutes": minutes})
     if not (root / split).is_dir():
         try:
-            _generate(root / split, plan, {**own, "versions": versions}, progress)
+            _generate(root / split, plan, grammar, {**own, "versions": versions}, progress)
         except OSError as error:
             raise write_error(root / split, error) from error
     _check_record(own, root / split)
@@ -135,14 +150,18 @@ def ensure_split(
 
 
 def _generate(
-    target: Path, plan: Split, record: Mapping[str, Any], progress: Callable[[int, int], None] | None
+    target: Path,
+    plan: Split,
+    grammar: Grammar,
+    record: Mapping[str, Any],
+    progress: Callable[[int, int], None] | None,
 ) -> None:
     """Generate a split completely or not at all: in a folder beside it, which is then renamed."""
     target.parent.mkdir(parents=True, exist_ok=True)
     _remove_stale(target.parent)
     folder = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
     try:
-        _write_split(folder, target.name, plan, record["seed"], progress)
+        _write_split(folder, target.name, plan, grammar, record["seed"], progress)
         if next(folder.glob("*/*/*.flac"), None) is None:
             needed = f"a minute is enough for {target.name}"
             raise DataError(f"no sentence fits into {plan.minutes:g} minutes", hint=needed)
@@ -183,10 +202,18 @@ def _check_record(own: Mapping[str, Any], folder: Path) -> None:
         raise DataError(f"{folder} was generated otherwise", details=details, hint="name another folder, or delete it")
 
 
-def _write_split(folder: Path, split: str, plan: Split, seed: int, progress: Callable[[int, int], None] | None) -> None:
+def _write_split(
+    folder: Path,
+    split: str,
+    plan: Split,
+    grammar: Grammar,
+    seed: int,
+    progress: Callable[[int, int], None] | None,
+) -> None:
     count = min(plan.speakers, max(1, int(plan.minutes * 60 / _MIN_SECONDS)))
-    chosen = speakers(plan.part, seed)[:count]
-    write = partial(_write_speaker, folder, split, plan, seed, Grammar(), plan.minutes * 60 / len(chosen))
+    tracts = _TRACTS if plan.tracts or grammar.language != _ENGLISH else (1.0,)
+    chosen = speakers(plan.part, seed, voice=grammar.voice, tracts=tracts)[:count]
+    write = partial(_write_speaker, folder, split, plan, seed, grammar, plan.minutes * 60 / len(chosen))
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         try:
             for done, _ in enumerate(pool.map(write, chosen), start=1):
@@ -207,57 +234,35 @@ def _write_speaker(
     speaker: tuple[int, espeak.Voice],
 ) -> None:
     number, voice = speaker
-    rng = random.Random(f"{seed}/{split}/{number}")
+    is_english = grammar.language == _ENGLISH
+    name = str(number) if is_english else f"{grammar.language}{number}"
+    rng = random.Random(f"{seed}/{split}/{name}")
     sentences = grammar.sentences(plan.part, rng)
-    texts = [next(sentences) for _ in range(int(seconds) + 2)]  # no sentence is shorter than a second
+    texts = [next(sentences) for _ in range(int(seconds) + 2)]  # hardly any sentence is shorter than a second
     generator = torch.Generator().manual_seed(rng.getrandbits(62))
-    chapter = folder / str(number) / "1"
+    chapter = folder / name / "1"
     chapter.mkdir(parents=True)
-    transcripts, phones = [], []
-    for index, speech in enumerate(espeak.synthesise(voice, texts, seconds=seconds, seed=seed)):
-        name = f"{number}-1-{index:04d}"
-        samples = _record(speech.pcm, plan.condition, generator)
+    speeches = espeak.synthesise(voice, texts, seconds=seconds, seed=seed)
+    phones = [speech.phones for speech in speeches]
+    if not is_english:  # what espeak-ng says of its phones while it speaks lacks stress and tone
+        phones = espeak.phonemise(grammar.voice, [speech.text for speech in speeches])
+    transcripts, transcriptions = [], []
+    for index, speech in enumerate(speeches):
+        id_ = f"{name}-1-{index:04d}"
+        samples = _record(speech, plan.condition, generator)
         flac = io.BytesIO()  # not the file itself: libsndfile does not report a full disk
         soundfile.write(flac, samples.numpy(), SAMPLE_RATE, format="FLAC", subtype="PCM_16")
-        (chapter / f"{name}.flac").write_bytes(flac.getvalue())
-        transcripts.append(f"{name} {speech.text}\n")
-        phones.append(f"{name} " + " | ".join(" ".join(word) for word in speech.phones) + "\n")
-    (chapter / f"{number}-1.trans.txt").write_text("".join(transcripts), encoding="utf-8")
-    (chapter / f"{number}-1.phones.txt").write_text("".join(phones), encoding="utf-8")
+        (chapter / f"{id_}.flac").write_bytes(flac.getvalue())
+        transcripts.append(f"{id_} {speech.text}\n")
+        transcriptions.append(f"{id_} " + " | ".join(" ".join(word) for word in phones[index]) + "\n")
+    (chapter / f"{name}-1.trans.txt").write_text("".join(transcripts), encoding="utf-8")
+    (chapter / f"{name}-1.phones.txt").write_text("".join(transcriptions), encoding="utf-8")
 
 
-def _record(pcm: bytes, condition: Literal["clean", "other"], generator: torch.Generator) -> Tensor:
+def _record(speech: espeak.Speech, condition: Literal["clean", "other"], generator: torch.Generator) -> Tensor:
     """The waveform (S,) at `SAMPLE_RATE`, as recorded under a condition."""
-    samples = torch.frombuffer(bytearray(pcm), dtype=torch.int16).float() / 32768
-    samples = resample(samples, espeak.SAMPLE_RATE, SAMPLE_RATE)
+    samples = torch.frombuffer(bytearray(speech.pcm), dtype=torch.int16).float() / 32768
+    samples = resample(samples, speech.rate, SAMPLE_RATE)
     if condition == "other":
-        samples = _degrade(samples, generator)
+        samples = distorted(samples, generator)
     return samples * (_PEAK / samples.abs().max().clamp_min(1e-9))
-
-
-def _degrade(samples: Tensor, generator: torch.Generator) -> Tensor:
-    """Reverberation (0.15 to 0.4 s), noise (10 to 25 dB below the speech), a band limit: each with probability 0.6."""
-
-    def uniform(low: float, high: float) -> float:
-        return low + (high - low) * float(torch.rand((), generator=generator))
-
-    def applies() -> bool:
-        return uniform(0, 1) < 0.6
-
-    count = len(samples)
-    if applies():
-        t60 = uniform(0.15, 0.4)
-        time = torch.arange(int(t60 * SAMPLE_RATE)) / SAMPLE_RATE
-        tail = torch.randn(len(time), generator=generator) * torch.exp(-6.9 * time / t60)
-        response = tail * (uniform(0.05, 0.15) / tail.square().sum().sqrt().clamp_min(1e-9)) * 10
-        response[0] = 1.0
-        samples = fftconvolve(samples, response)[:count]
-    if applies():
-        noise = torch.randn(count, generator=generator)
-        noise = lowpass_biquad(noise, SAMPLE_RATE, uniform(800, 6000))
-        level = samples.square().mean().sqrt() / noise.square().mean().sqrt()
-        samples = samples + noise * level * 10 ** (-uniform(10, 25) / 20)
-    if applies():
-        samples = highpass_biquad(samples, SAMPLE_RATE, uniform(100, 300))
-        samples = lowpass_biquad(samples, SAMPLE_RATE, uniform(2800, 4500))
-    return samples

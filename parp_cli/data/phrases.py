@@ -1,104 +1,113 @@
-"""Sentences of the generated corpus: English names from CLDR (Babel, extra `demo`) in a few dozen patterns.
+"""Sentences of the generated corpora: names from CLDR (Babel, extra `demo`) in patterns of each language.
 
-Around 300 words: enough for real recognition, few enough to be learned from ten minutes of speech.
+phrases.yaml has the patterns. Around 300 words a language: enough for real recognition, few enough to be learned from
+ten minutes of speech.
 """
 
 import random
 import re
 import zlib
 from collections.abc import Iterator
+from functools import cache
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any, Literal
 
-from parp_cli.errors import UsageError
+import yaml
+
+from parp_cli.data.text import lower
+from parp_cli.errors import DataError, UsageError
 
 Part = Literal["train", "dev", "test"]
 
-_TERRITORIES, _LANGUAGES = 90, 60  # how many names of CLDR's the corpus uses
-
-_UNITS = """
-    mass-gram mass-kilogram mass-ounce mass-pound mass-ton mass-stone length-meter length-kilometer length-mile
-    length-yard length-inch volume-liter volume-gallon volume-pint volume-cup volume-barrel duration-second
-    duration-minute duration-hour duration-day duration-week duration-month duration-year area-acre energy-calorie
-    power-watt temperature-kelvin angle-degree light-candela digital-byte
-"""
-
-_NUMBERS = """
-    ONE TWO THREE FOUR FIVE SIX SEVEN EIGHT NINE TEN ELEVEN TWELVE THIRTEEN FOURTEEN FIFTEEN SIXTEEN SEVENTEEN
-    EIGHTEEN NINETEEN TWENTY THIRTY FORTY FIFTY SIXTY SEVENTY EIGHTY NINETY
-"""
-
-_PATTERNS = """
-THE TRAIN TO {territory} LEAVES ON {day} AT {number}
-SHE SPEAKS {language} AND {language}
-HE LEARNED {language} IN {territory}
-IT IS {number} {unit} FROM {territory} TO {territory}
-WE FLY FROM {territory} TO {territory} IN {month}
-THE SHIP CAME BACK FROM {territory} AFTER {number} {unit}
-PLEASE SEND {number} {unit} OF RICE TO {territory}
-MY BROTHER WENT TO {territory} LAST {month}
-ON {day} THEY SOLD {number} {unit} OF SUGAR
-THE BOOK WAS WRITTEN IN {language}
-CAN YOU READ {language} OR {language}
-THERE ARE {number} {unit} OF WATER LEFT
-NOBODY IN {territory} WORKS ON {day}
-HER LETTER FROM {territory} CAME IN {month}
-{month} IS COLD IN {territory}
-THEY WAITED {number} {unit} FOR THE BUS TO {territory}
-{territory} AND {territory} SIGNED IT ON {day}
-WILL YOU BE IN {territory} NEXT {day} OR {day}
-THE TEACHER OF {language} LIVES IN {territory}
-IN {month} AND {month} WE LIVE IN {territory}
-CALL ME AT {number} {number} {number} {number}
-THE BRIDGE IS {number} {unit} LONG
-I NEVER HEARD {language} BEFORE {month}
-HALF OF THE SONGS ARE IN {language}
-""".strip().splitlines()
+_COUNTS = {"territory": 90, "language": 60, "currency": 40}  # how many names of CLDR's the corpus uses
+_WORD = r"[^\W\d_]{3,}"
+_SLOT = re.compile(r"{(\w+)}")
 
 
-def _plain(names: Any, count: int) -> list[str]:
-    """`count` names, spread evenly over the sorted codes, that are one word of at least four plain letters."""
-    words = [
-        name.upper() for code, name in sorted(names.items()) if len(code) == 2 and re.fullmatch("[A-Za-z]{4,}", name)
-    ]
-    step = len(words) / count
-    return [words[int(index * step)] for index in range(count)]
+@cache
+def _data() -> dict[str, Any]:
+    content: dict[str, Any] = yaml.safe_load((Path(__file__).parent / "phrases.yaml").read_text(encoding="utf-8"))
+    return content
+
+
+def languages() -> list[str]:
+    """Codes of the languages that speech can be generated in."""
+    return list(_data()["languages"])
 
 
 class Grammar:
-    """The patterns and their words; raises a UsageError if Babel is not installed."""
+    """The patterns of a language and their words.
 
-    def __init__(self) -> None:
+    Attributes:
+        language: its code.
+        voice: the name of the language's voice in espeak-ng.
+        words: by slot of the patterns.
+        versions: of the packages that determine them.
+
+    Raises:
+        DataError: there are no patterns for the language.
+        UsageError: Babel is not installed.
+    """
+
+    def __init__(self, language: str = "en") -> None:
+        if language not in languages():
+            raise DataError(f"no speech can be generated in {language}", hint="name one of " + ", ".join(languages()))
         try:
             from babel import Locale
-            from babel.units import format_unit
         except ImportError:
             raise UsageError("generated speech needs the package Babel", hint="pip install 'parp-cli[demo]'") from None
         self.versions = {"Babel": version("Babel")}
-        english = Locale("en")
-        units = [format_unit(2, unit, "long", locale=english).removeprefix("2 ").upper() for unit in _UNITS.split()]
-        self.words: dict[str, list[str]] = {
-            "territory": _plain(english.territories, _TERRITORIES),
-            "language": _plain(english.languages, _LANGUAGES),
-            "month": [name.upper() for name in english.months["format"]["wide"].values()],
-            "day": [name.upper() for name in english.days["format"]["wide"].values()],
-            "unit": [unit for unit in units if re.fullmatch("[A-Z]+", unit)],
-            "number": _NUMBERS.split(),
+        own = _data()["languages"][language]
+        self.voice: str = own["voice"]
+        self._upper = own.get("case") == "upper"
+        self.language = language
+        self._patterns: list[str] = own["patterns"].splitlines()
+        locale, word = Locale(language), own.get("names", _WORD)
+        words = {
+            "territory": self._names(locale.territories, word, 2, _COUNTS["territory"]),
+            "language": self._names(locale.languages, word, 2, _COUNTS["language"]),
+            "currency": self._names(locale.currencies, f"{_WORD}( {_WORD})?|{word}", 3, _COUNTS["currency"]),
+            "month": [self._cased(name) for name in locale.months["format"]["wide"].values()],
+            "day": [self._cased(name) for name in locale.days["format"]["wide"].values()],
+            "unit": self._units(locale, own.get("plural", 2), own.get("more_units", "").split()),
+            "number": own["numbers"].split(),
         }
+        used = set(_SLOT.findall(own["patterns"]))
+        self.words: dict[str, list[str]] = {slot: names for slot, names in words.items() if slot in used}
 
     @property
     def vocabulary(self) -> set[str]:
         """Every word that can occur."""
-        fixed = {word for pattern in _PATTERNS for word in pattern.split() if not word.startswith("{")}
-        return fixed.union(*self.words.values())
+        fixed = {word for pattern in self._patterns for word in _SLOT.sub(" ", pattern).split()}
+        return fixed.union(word for names in self.words.values() for name in names for word in name.split())
 
     def sentences(self, part: Part, rng: random.Random) -> Iterator[str]:
         """Infinitely many random sentences of one part of the corpus; no sentence belongs to two parts."""
         while True:
-            pattern = rng.choice(_PATTERNS)
-            sentence = re.sub(r"{(\w+)}", lambda slot: rng.choice(self.words[slot[1]]), pattern)
+            pattern = rng.choice(self._patterns)
+            sentence = _SLOT.sub(lambda slot: rng.choice(self.words[slot[1]]), pattern)
             if part_of(sentence) == part:
                 yield sentence
+
+    def _cased(self, name: str) -> str:
+        return name.upper() if self._upper else lower(name, self.language)
+
+    def _names(self, names: Any, shape: str, code_length: int, count: int) -> list[str]:
+        """`count` names (or all) that have a shape, spread evenly over the sorted codes of a length."""
+        fit = [name for code, name in sorted(names.items()) if len(code) == code_length and re.fullmatch(shape, name)]
+        fit = list(dict.fromkeys(map(self._cased, fit)))
+        step = max(1.0, len(fit) / count)
+        return [fit[int(index * step)] for index in range(min(count, len(fit)))]
+
+    def _units(self, locale: Any, number: int, more: list[str]) -> list[str]:
+        """CLDR's names of units as they follow a number, if they are one word, and more of them."""
+        from babel.units import format_unit
+
+        names = [format_unit(number, unit, "long", locale=locale) for unit in _data()["units"].split()]
+        names = [name.removeprefix(str(number)).strip() for name in names]
+        fit = [self._cased(name) for name in names if re.fullmatch(r"[^\W\d_]+", name)]
+        return list(dict.fromkeys([*fit, *more]))
 
 
 def part_of(sentence: str) -> Part:

@@ -14,6 +14,13 @@ def normalize_text(text: str) -> str:
     return " ".join(unicodedata.normalize("NFC", text.removeprefix("\ufeff")).split())
 
 
+def lower(text: str, language: str) -> str:
+    """Lower case as a language has it: I is ı in Turkish and its relatives."""
+    if language.split("-")[0] in ("az", "crh", "tr"):
+        text = text.replace("İ", "i").replace("I", "ı")
+    return text.lower()
+
+
 def fold(text: str) -> str:
     """The same for a text in any case. Unlike `str.casefold` it distinguishes ß from ss."""
     return text.lower().replace("ς", "σ")

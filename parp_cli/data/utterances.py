@@ -31,6 +31,9 @@ class Utterance:
     speaker: str | None = None
     """Name of the speaker, if the corpus gives it."""
 
+    language: str | None = None
+    """Code of the language, such as "es", if the corpus gives it."""
+
 
 def parse_phones(line: str) -> tuple[tuple[str, ...], ...]:
     """Read "HH AH0 | DH EH1 R" (phones separated by spaces, words by "|"), in NFC; empty words are dropped."""

@@ -20,8 +20,6 @@ from parp_cli.config.load import recipe_to_dict
 from parp_cli.config.pretrain import PretrainRecipe, Source
 from parp_cli.data.audio import SAMPLE_RATE
 from parp_cli.data.corpora import find_audio, load_split
-from parp_cli.data.generated import ensure_split
-from parp_cli.data.librispeech import load_librispeech
 from parp_cli.data.manifest import read_manifest
 from parp_cli.data.streams import FRAME, Crops, read_streams, seconds_of
 from parp_cli.data.utterances import Utterance
@@ -306,14 +304,14 @@ def _utterances(source: Source, notify: Notify) -> list[Utterance]:
     path = None if source.path is None else Path(source.path)
     if source.kind == "generated":
         assert source.split is not None, "the recipe's rules ask for one"
-        minutes = None if source.hours is None else source.hours * 60
-        root = ensure_split(
+        return load_split(
+            "generated",
             source.split,
+            languages=source.language or ("en",),
             root=path,
-            minutes=minutes,
+            minutes=None if source.hours is None else source.hours * 60,
             progress=lambda done, total: notify(Progress(f"generating {source.split}", done, total)),
         )
-        return load_librispeech(root, source.split)
     assert path is not None, "the recipe's rules ask for one"
     if source.kind == "folder":
         return find_audio(path)

@@ -66,6 +66,28 @@ def test_pretrain(parp: Any, world: World) -> None:
     assert masked.code == 0, masked.err
 
 
+def test_pretrain_in_eleven_languages(parp: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for module in ("espeakng_loader", "babel"):
+        pytest.importorskip(module, reason="generated speech comes with the extra demo")
+    monkeypatch.setenv("PARP_CACHE", str(tmp_path / "cache"))
+    settings = sets(
+        "data.0.hours=0.002",
+        "distorted=1",
+        "crop_seconds=0.5",
+        "batch_seconds=1",
+        "stages=[{targets: mfcc, clusters: 4, updates: 2}, {targets: layer-2, clusters: 4, updates: 1}]",
+    )
+    answer = parp("pretrain", RECIPES / "mini" / "pretrain-x.yaml", *settings, "--json")
+    assert answer.code == 0, answer.err
+    result = json.loads(answer.out)
+    assert result["hours"] == pytest.approx(11 * 0.002, rel=0.3)
+    assert Path(result["path"]).stat().st_size <= 12e6
+    assert len(list(tmp_path.glob("cache/generated/*/*/pretrain-voices"))) == 10
+    again = parp("pretrain", RECIPES / "mini" / "pretrain-x.yaml", *settings, "--resume", "--json")
+    assert again.code == 0, again.err
+    assert json.loads(again.out)["sha256"] == result["sha256"]
+
+
 def test_the_readme_names_every_recipe() -> None:
     text = (RECIPES / "README.md").read_text(encoding="utf-8")
     assert [path.name for path in sorted(RECIPES.rglob("*.yaml")) if f"`{path.name}`" not in text] == []

@@ -16,7 +16,7 @@ RUNS = sorted(path for path in FOLDER.rglob("*.yaml") if path.parent.name != "sw
 
 
 def kind_of(path: Path) -> type[Any]:
-    return PretrainRecipe if path.stem == "pretrain" else Recipe
+    return PretrainRecipe if path.stem.startswith("pretrain") else Recipe
 
 
 @pytest.mark.parametrize("path", RUNS, ids=lambda path: f"{path.parent.name}/{path.stem}")

@@ -58,14 +58,15 @@ def test_manifest(tmp_path, write_tone):
 
 
 def test_generated_is_read_from_where_it_was_made(tmp_path, write_chapter, monkeypatch):
-    def ensure_split(split: str, *, root: Path | None, seed: int, progress: object) -> Path:
-        write_chapter(tmp_path / f"seed{seed}" / split, "1", "1", ["A"], phones=["x"])
-        return tmp_path / f"seed{seed}"
+    def ensure_split(split: str, *, language: str, seed: int, **_: object) -> Path:
+        write_chapter(tmp_path / f"{language}{seed}" / split, "1", "1", ["A"], phones=["x"])
+        return tmp_path / f"{language}{seed}"
 
     monkeypatch.setattr(generated, "ensure_split", ensure_split)
-    (utterance,) = load_split("generated", "train-10min", seed=7)
-    assert utterance.audio.is_relative_to(tmp_path / "seed7")
-    assert utterance.phones == (("x",),)
+    utterances = load_split("generated", "train-10min", languages=["tr", "en"], seed=7)
+    assert [utterance.language for utterance in utterances] == ["tr", "en"]
+    assert [u.audio.is_relative_to(tmp_path / f"{u.language}7") for u in utterances] == [True, True]
+    assert utterances[0].phones == (("x",),)
 
 
 def test_an_unknown_corpus():

@@ -19,6 +19,7 @@ from parp_cli.data.audio import SAMPLE_RATE, read_audio
 from parp_cli.data.generated import SPLITS, cache_folder, ensure_split, speakers
 from parp_cli.data.labels import letters_vocabulary, phones_vocabulary
 from parp_cli.data.librispeech import librispeech_splits, load_librispeech
+from parp_cli.data.phrases import Grammar, languages
 from parp_cli.data.utterances import Utterance
 from parp_cli.errors import DataError, ResourceError, UsageError
 
@@ -31,6 +32,9 @@ MINUTES = 0.7  # two speakers
 def hashes(folder: Path) -> dict[str, str]:
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     return {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+OTHERS = [code for code in languages() if code != "en"]
 
 
 def seconds(utterances: list[Utterance]) -> float:
@@ -52,6 +56,14 @@ def test_the_same_seed_gives_the_same_bytes(root: Path, tmp_path: Path) -> None:
         assert hashes(tmp_path / split) == hashes(root / split)
 
 
+def test_english_is_what_the_bundled_encoder_and_the_published_results_were_made_with(root: Path) -> None:
+    """Of another release of espeak-ng or Babel it may be other English."""
+    texts = b"".join(path.read_bytes() for path in sorted((root / "dev-clean").rglob("*.txt")))
+    assert hashlib.sha256(texts).hexdigest() == "b9b1f4f3aaef51be9ed8e9fdee345037a1519148b3f652cdac4e9802c8fa8c5c"
+    first = speakers("dev")[0]
+    assert first == (3000, espeak.Voice(language="en-us", variant="victor", pitch=55, rate=190))
+
+
 def test_another_seed_gives_others(root: Path, tmp_path: Path) -> None:
     ensure_split("dev-clean", root=tmp_path, minutes=MINUTES, seed=1)
     ours, others = load_librispeech(root, "dev-clean"), load_librispeech(tmp_path, "dev-clean")
@@ -67,14 +79,17 @@ def test_splits_are_librispeechs() -> None:
     }
 
 
-def test_the_parts_share_no_voice() -> None:
-    parts = {part: speakers(part) for part in ("train", "dev", "test")}
+@pytest.mark.parametrize("tracts", [(1.0,), generated._TRACTS])
+def test_the_parts_share_no_voice(tracts: tuple[float, ...]) -> None:
+    parts = {part: speakers(part, tracts=tracts) for part in ("train", "dev", "test")}
     variants = [{voice.variant for _, voice in those} for those in parts.values()]
     assert not set.intersection(*variants)
     assert sum(map(len, variants)) == len(set.union(*variants))
     numbers = [number for those in parts.values() for number, _ in those]
     assert len(numbers) == len(set(numbers))
     for plan in SPLITS.values():
+        if plan.tracts and tracts == (1.0,):
+            continue
         chosen = [voice for _, voice in parts[plan.part][: plan.speakers]]
         assert len(set(chosen)) == plan.speakers
         assert len({voice.variant for voice in chosen}) >= min(plan.speakers, 10)
@@ -118,13 +133,71 @@ def test_neither_silent_nor_clipped(split: str, root: Path) -> None:
 def test_other_is_what_poor_recordings_make_of_the_same() -> None:
     voice = speakers("dev")[0][1]
     (speech,) = espeak.synthesise(voice, ["THE BRIDGE IS NINE MILES LONG"], seconds=9)
-    clean = generated._record(speech.pcm, "clean", torch.Generator().manual_seed(0))
+    clean = generated._record(speech, "clean", torch.Generator().manual_seed(0))
     differ = 0
     for seed in range(6):
-        other = generated._record(speech.pcm, "other", torch.Generator().manual_seed(seed))
+        other = generated._record(speech, "other", torch.Generator().manual_seed(seed))
         assert other.shape == clean.shape
         differ += not torch.equal(other, clean)
     assert differ >= 4  # each of three effects is left out now and then
+
+
+@pytest.mark.parametrize("language", OTHERS)
+def test_other_languages(language: str, tmp_path: Path) -> None:
+    folder = ensure_split("test-clean", root=tmp_path, language=language, minutes=MINUTES)
+    assert folder == tmp_path / language
+    utterances = load_librispeech(folder, "test-clean")
+    assert 0.85 * MINUTES * 60 <= seconds(utterances) <= MINUTES * 60
+    assert len({utterance.speaker for utterance in utterances}) == 2
+    assert all(utterance.id.startswith(f"{language}5") for utterance in utterances)
+    letters = letters_vocabulary(utterances)
+    for utterance in utterances:
+        assert utterance.text
+        assert utterance.phones
+        assert utterance.text == letters.decode(letters.encode(utterance)).lower()
+        # A syllable of Chinese is a word to espeak-ng.
+        assert len(utterance.phones) > 0.7 * len(utterance.text.split())
+        samples = read_audio(utterance.audio)
+        assert samples.abs().max() == pytest.approx(0.5, abs=1e-3)
+    phones = [phone for utterance in utterances for word in utterance.phones or () for phone in word]
+    assert 20 < len(set(phones)) < 120
+    assert any(phone.startswith("ˈ") for phone in phones)
+
+
+def test_languages_share_no_id_and_no_voice_between_parts() -> None:
+    voices = {
+        (language, part): {
+            voice.variant for _, voice in speakers(part, voice=Grammar(language).voice, tracts=generated._TRACTS)
+        }
+        for language in ("en", "zh")
+        for part in ("train", "dev", "test")
+    }
+    assert voices["en", "train"] == voices["zh", "train"]
+    assert not voices["en", "train"] & voices["zh", "test"]
+
+
+def test_voices_of_one_variant_differ_in_their_vocal_tracts() -> None:
+    """A tract shorter by 10 % has formants higher by as much, and speaks no faster."""
+    text = ["SHE SPEAKS GREEK AND DUTCH AND HE LEARNED LATIN IN CHAD"]
+    spoken = {}
+    for tract in (generated._TRACTS[0], 1.0, generated._TRACTS[-1]):
+        voice = espeak.Voice(language="en-us", variant="m3", pitch=45, rate=160, tract=tract)
+        (speech,) = espeak.synthesise(voice, text, seconds=60)
+        samples = generated._record(speech, "clean", torch.Generator())
+        power = torch.stft(samples, 1024, window=torch.hann_window(1024), return_complex=True).abs().square().sum(1)
+        share = power.cumsum(0) / power.sum()
+        spoken[tract] = (len(samples) / SAMPLE_RATE, float((share < 0.9).sum()))
+        assert len(samples) == pytest.approx(speech.seconds * SAMPLE_RATE, abs=2)
+    lengths = [length for length, _ in spoken.values()]
+    assert max(lengths) < 1.1 * min(lengths)
+    edges = [edge for _, edge in spoken.values()]
+    assert edges[0] < edges[1] < edges[2]
+
+
+def test_an_unknown_language(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="in tlh") as caught:
+        ensure_split("dev-clean", root=tmp_path, language="tlh")
+    assert "zh" in (caught.value.hint or "")
 
 
 def test_what_is_there_is_not_made_again(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:

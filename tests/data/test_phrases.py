@@ -10,10 +10,10 @@ from typing import get_args
 import pytest
 
 from parp_cli.data.labels import letters_vocabulary
-from parp_cli.data.phrases import Grammar, Part, part_of
+from parp_cli.data.phrases import Grammar, Part, languages, part_of
 from parp_cli.data.text import in_case, normalize_text
 from parp_cli.data.utterances import Utterance
-from parp_cli.errors import UsageError
+from parp_cli.errors import DataError, UsageError
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +58,24 @@ def test_most_sentences_are_to_train_on(grammar: Grammar) -> None:
     names = [f"{left} AND {right}" for left in grammar.vocabulary for right in ("CHAD", "PERU", "CUBA")]
     share = sum(part_of(name) == "train" for name in names) / len(names)
     assert 0.7 < share < 0.9
+
+
+@pytest.mark.parametrize("language", languages())
+def test_each_language_has_some_hundred_words_in_its_script(language: str) -> None:
+    pytest.importorskip("babel", reason="the words come with the extra demo")
+    grammar = Grammar(language)
+    assert 250 <= len(grammar.vocabulary) <= 400
+    assert all(len(words) == len(set(words)) for words in grammar.words.values())
+    scripts = {"en": "[A-Z]", "ky": "[а-яёүөңһ]", "ru": "[а-яё]", "tt": "[а-яёәөүҗңһ]", "zh": "[一-鿿]"}
+    found = sentences(grammar, "train", 2_000)
+    assert all(re.fullmatch(f"({scripts.get(language, '[a-zß-ÿğışœ]')}| |-)+", word) for word in found)
+    assert len({name for names in grammar.words.values() for name in names if any(name in s for s in found)}) > 200
+    assert ("i̇" in "".join(found)) is False  # İ in lower case by the rules of other languages
+
+
+def test_a_language_without_patterns() -> None:
+    with pytest.raises(DataError, match="xx"):
+        Grammar("xx")
 
 
 def test_the_same_from_the_same_seed(grammar: Grammar) -> None:

@@ -39,6 +39,7 @@ architecture: tiny
 data:
   - {{kind: folder, path: {folder}/sounds}}
   - {{kind: manifest, path: {folder}/manifest.jsonl, split: train}}
+distorted: 0.5
 crop_seconds: 0.6
 batch_seconds: 1.8
 mask_length: 4

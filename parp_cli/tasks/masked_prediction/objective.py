@@ -3,6 +3,7 @@
 Hsu et al. 2021, equations 1 to 4. B crops, S samples, T frames, D features, P dimensions of comparison, K clusters.
 """
 
+import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -10,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from parp_cli.data.distortion import distorted
 from parp_cli.data.streams import Crops
 from parp_cli.models.speech.config import Architecture
 from parp_cli.models.speech.forward import encode
@@ -71,6 +73,8 @@ class MaskedPrediction(Objective[Crop]):
         targets: cluster (T,) of each frame of each stream.
         mask_probability: expected share of hidden frames, were no spans to overlap.
         unmasked_weight: of frames that are not hidden.
+        distorted: share of the crops that are heard through rooms, noise or a telephone; their targets are not.
+        seed: of the distortion.
         precision: "float32", or "bfloat16" for the encoder; the loss is always float32.
     """
 
@@ -82,6 +86,8 @@ class MaskedPrediction(Objective[Crop]):
     mask_length: int
     unmasked_weight: float
     precision: str
+    distorted: float = 0.0
+    seed: int = 0
     metric_names: tuple[str, ...] = ("accuracy",)
     # Of the update in progress: masks by the number of the crop, and how many frames are hidden, and how many not.
     _masks: dict[int, Tensor] = field(default_factory=dict)
@@ -108,7 +114,7 @@ class MaskedPrediction(Objective[Crop]):
     def losses(self, module: nn.Module, items: Sequence[Crop], update: int, skip: frozenset[int]) -> Tensor:
         """Each crop's share (B, 2) of the update's loss, and of its accuracy on hidden frames."""
         device = next(self.network.parameters()).device
-        waveforms = torch.stack([self.crops.cut(crop.stream, crop.first) for crop in items])
+        waveforms = torch.stack([self._heard(crop, update) for crop in items])
         labels = [self.targets[crop.stream][crop.first : crop.first + self.crops.frames] for crop in items]
         masked = on_device(torch.stack([self._masks[crop.number] for crop in items]), device)
         normalized = normalize(on_device(waveforms, device), self.architecture)
@@ -122,6 +128,14 @@ class MaskedPrediction(Objective[Crop]):
             seen=self._seen,
             unmasked_weight=self.unmasked_weight,
         )
+
+    def _heard(self, crop: Crop, update: int) -> Tensor:
+        """The waveform (S,) of a crop, which depends on the seed, the update and its number alone."""
+        waveform = self.crops.cut(crop.stream, crop.first)
+        rng = random.Random(f"{self.seed}/{update}/{crop.number}")
+        if rng.random() >= self.distorted:
+            return waveform
+        return distorted(waveform, torch.Generator().manual_seed(rng.getrandbits(62)))
 
     def validate(self, module: nn.Module, train_metrics: Mapping[str, float | None], number: int) -> Judgement:
         """How well hidden frames were predicted while training; crops are hardly ever seen twice."""

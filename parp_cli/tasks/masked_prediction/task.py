@@ -95,6 +95,8 @@ class MaskedPredictionTask(Task[Crop]):
             mask_probability=self.recipe.mask_probability,
             mask_length=self.recipe.mask_length,
             unmasked_weight=self.recipe.unmasked_loss_weight,
+            distorted=self.recipe.distorted,
+            seed=self.recipe.seed * 1_000_003 + self.stage,
             precision=self.recipe.precision,
         )
 

@@ -129,6 +129,18 @@ def objective() -> MaskedPrediction:
     )
 
 
+def test_distorted_crops_are_heard_otherwise_in_each_update_and_the_same_again(objective: MaskedPrediction) -> None:
+    crops = [Crop(number, 0, 15 * number) for number in range(12)]
+    clean = [objective.crops.cut(crop.stream, crop.first) for crop in crops]
+    assert all(torch.equal(objective._heard(crop, 3), wave) for crop, wave in zip(crops, clean, strict=True))
+    objective.distorted, objective.seed = 0.5, 1
+    heard = [objective._heard(crop, 3) for crop in crops]
+    assert all(one.shape == wave.shape and one.isfinite().all() for one, wave in zip(heard, clean, strict=True))
+    assert 1 <= sum(torch.equal(one, wave) for one, wave in zip(heard, clean, strict=True)) <= 11
+    assert all(torch.equal(one, objective._heard(crop, 3)) for one, crop in zip(heard, crops, strict=True))
+    assert not all(torch.equal(one, objective._heard(crop, 4)) for one, crop in zip(heard, crops, strict=True))
+
+
 def test_forward_passes_add_up(objective: MaskedPrediction) -> None:
     """However the crops of an update are divided among them."""
     crops = [Crop(number, 0, 15 * number) for number in range(5)]
