@@ -88,13 +88,21 @@ def test_arrows_go_one_way(path: Path) -> None:
         assert allowed, f"{named(path)}:{line}: {unit} may not import {imported or 'parp_cli'}"
 
 
-@pytest.mark.parametrize("path", [path for path in MODULES if unit_of(path) == "training"], ids=named)
-def test_training_knows_no_single_task(path: Path) -> None:
-    tasks = {name for name, _ in imports(path) if name.startswith("parp_cli.tasks")}
-    assert tasks <= {"parp_cli.tasks.task", "parp_cli.tasks.batches"}
-    # Where weights come from is told in files of their own; the loop has a task's network.
-    if path.name not in ("plan.py", "keys.py", "masks.py"):
-        assert not [name for name, _ in imports(path) if name.startswith("parp_cli.models")]
+ANY_TASK = [ROOT / "stages" / f"{name}.py" for name in ("finetune", "mask", "reprune", "inspect", "compare")]
+"""Stages of whatever task and network."""
+
+
+@pytest.mark.parametrize(
+    "path", [path for path in MODULES if unit_of(path) in ("training", "pruning", "storage")] + ANY_TASK, ids=named
+)
+def test_training_and_pruning_know_no_single_task_or_network(path: Path) -> None:
+    known = {name for name, _ in imports(path) if name.startswith(("parp_cli.tasks", "parp_cli.models"))}
+    assert known <= {
+        "parp_cli.tasks.task",
+        "parp_cli.models.network",
+        "parp_cli.models.sources.load",
+        "parp_cli.models.sources.names",
+    }
 
 
 @pytest.mark.parametrize("path", [path for path in MODULES if unit_of(path) == "stages"], ids=named)

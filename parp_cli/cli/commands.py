@@ -50,13 +50,13 @@ def finetune(
       parp finetune recipe.yaml --set pruning.method=omp --set training.updates=500
       parp finetune recipe.yaml --init parp-run/mask.safetensors --dry-run
     """
-    from parp_cli.config.finetune import DEFAULT_MODEL, Recipe
+    from parp_cli.config.finetune import AnyRecipe, Recipe
     from parp_cli.config.load import dump_yaml, load_recipe
 
     if keys:
         render.recipe_keys(Output(as_json=as_json, quiet=quiet), Recipe)
         return
-    resolved = load_recipe(recipe, settings or ())
+    resolved: AnyRecipe = load_recipe(recipe, settings or ())
     if seed is not None:
         resolved = replace(resolved, seed=seed)
 
@@ -82,7 +82,7 @@ def finetune(
         output.json({"recipe": resolved, "plan": planned})
         return
     with output.progress() as notify:
-        output.note(f"starting from {start or resolved.model or DEFAULT_MODEL}")
+        output.note(f"starting from {start or resolved.model or resolved.default_model}")
         result = stage(
             resolved,
             run=run,

@@ -34,6 +34,11 @@ def recipe_keys(output: Output, kind: Any) -> None:
     output.json({"keys": keys})
 
 
+def amount(size: float, unit: str) -> str:
+    """A size in a task's unit: seconds as a duration."""
+    return duration(size) + unit.removeprefix("s") if unit.startswith("s of ") else f"{size:,.0f} {unit}"
+
+
 def plan(output: Output, plan: "Plan") -> None:
     """What a run will do, before it starts."""
     repruning = f"{plan.reprunings}, every {plan.repruning_interval} updates" if plan.reprunings else "none"
@@ -51,11 +56,11 @@ def plan(output: Output, plan: "Plan") -> None:
         ("start", f"{plan.start} ({plan.architecture})"),
         ("pruning", f"{plan.method}, sparsity {growth}{percent(plan.sparsity)}"),
         ("re-prunings", repruning),
-        ("labels", str(plan.labels)),
-        ("train", f"{plan.train_utterances:,} utterances, {duration(plan.train_seconds)}{skipped}"),
-        ("valid", f"{plan.valid_utterances:,} utterances, {duration(plan.valid_seconds)}"),
+        ("outputs", str(plan.outputs)),
+        ("train", f"{plan.train_items:,} {plan.item_name}, {amount(plan.train_size, plan.size_unit)}{skipped}"),
+        ("valid", f"{plan.valid_items:,} {plan.item_name}, {amount(plan.valid_size, plan.size_unit)}"),
         ("updates", updates),
-        ("audio per update", f"{plan.seconds_per_update:.1f} s, forward passes: {plan.micro_batches_per_update}"),
+        ("per update", f"{plan.size_per_update:.1f} {plan.size_unit}, forward passes: {plan.micro_batches_per_update}"),
         ("epochs", f"{plan.epochs:.1f}"),
     ]
     output.table("The run", ("", ""), rows)
@@ -63,15 +68,13 @@ def plan(output: Output, plan: "Plan") -> None:
 
 def finetune(output: Output, result: "FinetuneResult") -> None:
     """The result of a run."""
-    phones = result.best.metrics["character"] is None
-    columns = ("update", "loss", "PER" if phones else "WER", *(() if phones else ("CER",)), "blank")
+    columns = ("update", "loss", *result.shown)
     rows = []
     for validation in result.validations:
         star = " *" if validation == result.best else ""
-        metrics = validation.metrics
-        rates = [percent(metrics["word"])] + ([] if phones else [percent(metrics["character"])])
+        found = [validation.metrics[name] for name in result.shown.values()]
         loss = "–" if validation.train_loss is None else f"{validation.train_loss:.3f}"
-        rows.append([f"{validation.update}{star}", loss, *rates, percent(metrics["blank_rate"])])
+        rows.append([f"{validation.update}{star}", loss, *("–" if one is None else percent(one) for one in found)])
     output.table("Validation (* best)", columns, rows)
     if result.reprunings:
         revived = sum(repruning.revived for repruning in result.reprunings)
@@ -81,9 +84,9 @@ def finetune(output: Output, result: "FinetuneResult") -> None:
     if result.skipped_updates:
         many = "an update was" if result.skipped_updates == 1 else f"{result.skipped_updates:,} updates were"
         output.text(f"{many} skipped: no finite loss or gradient; the log in the run folder has the utterances")
-    amount = "dense" if result.sparsity is None else f"{percent(result.sparsity.exact)} sparse"
+    pruned = "dense" if result.sparsity is None else f"{percent(result.sparsity.exact)} sparse"
     cost = result.cost
-    output.text(f"{amount}, {duration(cost.audio_seconds)} of audio heard in {duration(cost.seconds)}")
+    output.text(f"{pruned}, {amount(cost.audio_seconds, result.plan.size_unit)} in {duration(cost.seconds)}")
     if cost.updates > result.own_cost.updates:
         output.text(f"{cost.updates:,} updates in all, {result.own_cost.updates:,} of them in the run proper")
     output.wrote(result.path, result.last)

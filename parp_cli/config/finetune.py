@@ -6,7 +6,7 @@ recipes/mini/10min.yaml, except for `model`.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import ClassVar, Final, Literal, Protocol
 
 from parp_cli.config.values import (
     Count,
@@ -24,6 +24,7 @@ from parp_cli.config.values import (
     ShareAboveZero,
     ShareBelowOne,
     ShareUpToHalf,
+    documented,
 )
 from parp_cli.pruning.methods import spec_of
 
@@ -31,6 +32,22 @@ Corpus = Literal["generated", "librispeech", "librilight", "manifest"]
 
 DEFAULT_MODEL: Final = "mini"
 """The encoder of a run that names none."""
+
+
+class AnyData(Protocol):
+    """The data of any task: the names of its three splits."""
+
+    @property
+    def train(self) -> str: ...
+
+    @property
+    def valid(self) -> str: ...
+
+    @property
+    def test(self) -> str: ...
+
+    def files(self) -> tuple[str | None, ...]:
+        """Files that decide what the data is, beside the settings; None for one that is not given."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +97,9 @@ class Data(Section):
 
     max_valid_utterances: Count | None = None
     """Number of utterances to validate on; null is all of them."""
+
+    def files(self) -> tuple[str | None, ...]:
+        return (self.manifest,)
 
     def conflicts(self) -> Iterator[tuple[str, str]]:
         if self.corpus == "manifest" and self.manifest is None:
@@ -178,37 +198,19 @@ class Pruning(Section):
         yield from spec_of(self.method).conflicts(self.pattern, self.initial)
 
 
+@documented
 @dataclass(frozen=True, kw_only=True)
-class Training(Section):
-    """How the network is optimized. Lengths are in updates, audio is in seconds."""
+class Optimization(Section):
+    """How a network is trained, whatever its task. Lengths are in updates."""
 
     updates: Count = 2500
     """Length of the run, in updates."""
-
-    batch_seconds: Positive = 16.0
-    """Maximum audio per update, in seconds, padding included."""
-
-    micro_batch_seconds: Positive = 48.0
-    """Maximum audio per forward pass, in seconds, padding included: as much as fits in memory. An update is divided
-    into as many passes as it needs."""
 
     learning_rate: Positive = 2e-3
     """Peak learning rate of the encoder, and of the head unless it has its own."""
 
     head_learning_rate: Positive | None = None
-    """Peak learning rate of the CTC head; null is `learning_rate`."""
-
-    warmup: Share = 0.1
-    """Share of the updates in which the learning rate rises to its peak. warmup, hold and decay sum to 1."""
-
-    hold: Share = 0.4
-    """Share of the updates at the peak."""
-
-    decay: Share = 0.5
-    """Share of the updates in which the learning rate decays exponentially to `final_scale` of the peak."""
-
-    final_scale: ShareAboveZero = 0.05
-    """Final learning rate, as a share of the peak."""
+    """Peak learning rate of the head; null is `learning_rate`."""
 
     adam_betas: tuple[ShareBelowOne, ShareBelowOne] = (0.9, 0.98)
     """Decay rates of Adam's two moments."""
@@ -221,37 +223,6 @@ class Training(Section):
 
     gradient_clip: Positive | None = None
     """Maximum norm of the whole gradient; null does not clip."""
-
-    layer_drop: ShareBelowOne = 0.0
-    """Probability that a Transformer layer is skipped in an update."""
-
-    dropout: ShareBelowOne = 0.0
-    """Dropout probability after projections and before the head."""
-
-    attention_dropout: ShareBelowOne = 0.0
-    """Dropout probability of attention weights."""
-
-    activation_dropout: ShareBelowOne = 0.1
-    """Dropout probability inside the feed-forward layers."""
-
-    time_mask_probability: Share = 0.25
-    """Share of frames masked at the encoder's input, before spans overlap."""
-
-    time_mask_length: Count = 10
-    """Length of a time mask, in frames of 20 ms."""
-
-    channel_mask_probability: Share = 0.1
-    """Share of feature channels masked at the encoder's input, before spans overlap."""
-
-    channel_mask_length: Count = 16
-    """Length of a channel mask, in channels."""
-
-    speed_change: ShareUpToHalf = 0.0
-    """Maximum change of an utterance's speed in an update, as a share: 0.1 is from 0.9 to 1.1 times as fast. Above 0,
-    features are computed again in every update, and slowed speech takes more memory."""
-
-    train_front_end: bool = False
-    """Whether the convolutional feature encoder trains; frozen in the paper."""
 
     freeze_encoder_updates: CountOrZero = 0
     """Updates at the start in which only the head trains."""
@@ -286,24 +257,107 @@ class Training(Section):
     compile: bool = False
     """Compile the Transformer layers, which takes minutes at the start."""
 
+    @property
+    def update_size(self) -> float:
+        """The most that an update may hold, padding included, in the unit of its task's items."""
+        raise NotImplementedError
+
+    @property
+    def pass_size(self) -> float:
+        """The most that a forward pass may hold, likewise."""
+        raise NotImplementedError
+
+    def conflicts(self) -> Iterator[tuple[str, str]]:
+        if self.freeze_encoder_updates > self.updates:
+            yield "freeze_encoder_updates", f"{self.freeze_encoder_updates} is more than training.updates"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training(Optimization):
+    """How a network of task ctc is trained. Audio is in seconds."""
+
+    batch_seconds: Positive = 16.0
+    """Maximum audio per update, in seconds, padding included."""
+
+    micro_batch_seconds: Positive = 48.0
+    """Maximum audio per forward pass, in seconds, padding included: as much as fits in memory. An update is divided
+    into as many passes as it needs."""
+
+    warmup: Share = 0.1
+    """Share of the updates in which the learning rate rises to its peak. warmup, hold and decay sum to 1."""
+
+    hold: Share = 0.4
+    """Share of the updates at the peak."""
+
+    decay: Share = 0.5
+    """Share of the updates in which the learning rate decays exponentially to `final_scale` of the peak."""
+
+    final_scale: ShareAboveZero = 0.05
+    """Final learning rate, as a share of the peak."""
+
+    layer_drop: ShareBelowOne = 0.0
+    """Probability that a Transformer layer is skipped in an update."""
+
+    dropout: ShareBelowOne = 0.0
+    """Dropout probability after projections and before the head."""
+
+    attention_dropout: ShareBelowOne = 0.0
+    """Dropout probability of attention weights."""
+
+    activation_dropout: ShareBelowOne = 0.1
+    """Dropout probability inside the feed-forward layers."""
+
+    time_mask_probability: Share = 0.25
+    """Share of frames masked at the encoder's input, before spans overlap."""
+
+    time_mask_length: Count = 10
+    """Length of a time mask, in frames of 20 ms."""
+
+    channel_mask_probability: Share = 0.1
+    """Share of feature channels masked at the encoder's input, before spans overlap."""
+
+    channel_mask_length: Count = 16
+    """Length of a channel mask, in channels."""
+
+    speed_change: ShareUpToHalf = 0.0
+    """Maximum change of an utterance's speed in an update, as a share: 0.1 is from 0.9 to 1.1 times as fast. Above 0,
+    features are computed again in every update, and slowed speech takes more memory."""
+
+    train_front_end: bool = False
+    """Whether the convolutional feature encoder trains; frozen in the paper."""
+
+    @property
+    def update_size(self) -> float:
+        return self.batch_seconds
+
+    @property
+    def pass_size(self) -> float:
+        return self.micro_batch_seconds
+
     def conflicts(self) -> Iterator[tuple[str, str]]:
         total = self.warmup + self.hold + self.decay
         if abs(total - 1) > 1e-6:
             yield "warmup", f"warmup, hold and decay sum to {total:.7g}: expected 1"
-        if self.freeze_encoder_updates > self.updates:
-            yield "freeze_encoder_updates", f"{self.freeze_encoder_updates} is more than training.updates"
+        yield from super().conflicts()
 
 
 Task = Literal["ctc"]
 """Every task that a recipe can select."""
 
 
+@documented
 @dataclass(frozen=True, kw_only=True)
-class Recipe(Section):
-    """A fine-tuning run."""
+class AnyRecipe(Section):
+    """A fine-tuning run, whatever its task.
 
-    task: Task = "ctc"
-    """What the network learns, which decides the keys of `data` and `training`. ctc: speech recognition."""
+    Attributes:
+        default_model: the encoder of a run that names none and starts from no checkpoint; None where one must be named.
+    """
+
+    default_model: ClassVar[str | None] = None
+
+    task: Task
+    """What the network learns, which decides the keys of `data` and `training`."""
 
     model: NameOrPath | None = None
     """Encoder to start from: a name, a file or folder, or a hub name. A path starts with `./` (relative to the recipe),
@@ -312,10 +366,23 @@ class Recipe(Section):
     seed: Seed = 0
     """Seed of everything random: data order, masking, dropout, the new head."""
 
-    data: Data = Data()
+    data: AnyData
     pruning: Pruning = Pruning()
+    training: Optimization
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe(AnyRecipe):
+    """A fine-tuning run of task ctc."""
+
+    default_model: ClassVar[str | None] = DEFAULT_MODEL
+
+    task: Task = "ctc"
+    """What the network learns, which decides the keys of `data` and `training`. ctc: speech recognition."""
+
+    data: Data = Data()
     training: Training = Training()
 
 
-RECIPES: Final[dict[Task, type[Recipe]]] = {"ctc": Recipe}
+RECIPES: Final[dict[Task, type[AnyRecipe]]] = {"ctc": Recipe}
 """What a recipe is read as, by its task: a new task is a new class here, with its own `data` and `training`."""

@@ -1,15 +1,21 @@
 """Types of the values in recipes, with their limits; pydantic reads them from text."""
 
+import ast
 import dataclasses
+import inspect
 import os
+import textwrap
 from collections.abc import Callable, Iterator
-from typing import Annotated, Any, ClassVar, Literal
+from itertools import pairwise
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from parp_cli.config.tree import Text
 from parp_cli.pruning.methods import all_specs
+
+T = TypeVar("T")
 
 CONFLICT = "conflict"
 """The type of pydantic's error for values that do not go together."""
@@ -37,6 +43,19 @@ class Section:
         if errors:
             raise ValidationError.from_exception_data(type(self).__name__, errors)
         return self
+
+
+def documented(kind: type[T]) -> type[T]:
+    """A dataclass of settings that others inherit from, whose docstrings pydantic reads for itself alone: now they are
+    with its fields."""
+    statements = ast.parse(textwrap.dedent(inspect.getsource(kind))).body[0]
+    assert isinstance(statements, ast.ClassDef)
+    for field, text in pairwise(statements.body):
+        match field, text:
+            case ast.AnnAssign(target=ast.Name(name)), ast.Expr(ast.Constant(str(meaning))):
+                if name in (fields := getattr(kind, "__dataclass_fields__")):  # noqa: B009
+                    fields[name].metadata = {"description": inspect.cleandoc(meaning)}
+    return kind
 
 
 def _from_text(read: Callable[[Text], str]) -> BeforeValidator:

@@ -1,12 +1,12 @@
 """What the rest of parp knows of a network: its description without weights, and the module built from it.
 
-`pruning`, `training`, `storage` and `stages` need nothing else. A kind of network (speech encoders; later text
-encoders) is a folder beside this file with one class of each, and a line in `_KINDS`.
+`pruning`, `training` and `storage` need nothing else. A kind of network is a folder beside this file with one class of
+each, and a line in `_KINDS`; what a network computes is between it and its tasks.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
@@ -48,12 +48,18 @@ class Architecture(Protocol):
     def same_network(self, other: object) -> bool:
         """Whether weights of the other are weights of this: the same modules of the same sizes, whatever the names."""
 
-    def build(self, *, vocabulary_size: int | None = None, **regularisers: float) -> nn.Module:
+    def build(self, *, outputs: int | None = None, **regularisers: Any) -> Network:
         """A freshly initialised `Network`.
 
         Args:
-            vocabulary_size: outputs of the head; None for no head.
-            regularisers: layer_drop, dropout, attention_dropout, activation_dropout: probabilities in training.
+            outputs: of the head; None for no head.
+            regularisers: probabilities of dropout and the like in training, by the names that its task's recipes have.
+        """
+
+    def fit(self, weights: Mapping[str, Tensor], *, source: str, outputs: int | None = None) -> dict[str, Tensor]:
+        """The weights, if they are exactly those that `build` makes, with a head of so many outputs.
+
+        Raises CheckpointError, which lists what is missing, left over or of another shape; `source` names them.
         """
 
     def layer_of(self, name: str) -> int | None:
@@ -68,21 +74,17 @@ class Architecture(Protocol):
     def is_head(self, name: str) -> bool:
         """Whether a parameter belongs to the head, by its name."""
 
-    def is_feature_encoder(self, name: str) -> bool:
-        """Whether a parameter belongs to the feature encoder, by its name."""
-
     def to_json(self) -> dict[str, Any]:
         """Plain values, with the kind under "kind"; `read_architecture` reads them back to an equal architecture."""
 
 
 class Network(Protocol):
-    """The `torch.nn.Module` that an architecture builds.
+    """The `torch.nn.Module` that an architecture builds: what is used of it, whatever its task.
 
     Attributes:
         architecture: what it was built from.
         layers: the Transformer layers, which are compiled, sharded and skipped one by one.
         head: from hidden states to outputs; None without one.
-        feature_encoder: what comes before the Transformer and is frozen in PARP's protocol.
     """
 
     @property
@@ -94,14 +96,8 @@ class Network(Protocol):
     @property
     def head(self) -> nn.Module | None: ...
 
-    @property
-    def feature_encoder(self) -> nn.Module: ...
-
     def is_head(self, name: str) -> bool:
         """Whether a parameter belongs to the head, by its name."""
-
-    def is_feature_encoder(self, name: str) -> bool:
-        """Whether a parameter belongs to the feature encoder, by its name."""
 
     def prunable(self, scope: str = "transformer", *, biases: bool = True) -> dict[str, nn.Parameter]:
         """The parameters that pruning may touch, by name, in an order that is the same each time.
@@ -110,8 +106,16 @@ class Network(Protocol):
             UsageError: the scope matches nothing.
         """
 
-    def encode(self, inputs: Tensor, lengths: Tensor, **options: Any) -> Tensor:
-        """Outputs (B, T, V) of padded inputs with `lengths` (B,) valid positions, or hidden states without a head."""
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]: ...
+
+    def get_submodule(self, target: str) -> nn.Module: ...
+
+    def state_dict(self) -> dict[str, Tensor]: ...
+
+
+def outputs_of(task: Mapping[str, Any] | None) -> int | None:
+    """How many outputs a head has, by what a checkpoint says of it (`Metadata.task`); None for no head."""
+    return None if task is None else int(task["outputs"] if "outputs" in task else len(task["vocabulary"]))
 
 
 def read_architecture(fields: Mapping[str, Any]) -> Any:

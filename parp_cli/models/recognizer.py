@@ -1,16 +1,13 @@
 """From a checkpoint of parp to its weights, checked, and to a network that runs."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from parp_cli.models.network import read_architecture
-from parp_cli.models.sources.names import MASK_EMBEDDING, Encoder, fit, without
-from parp_cli.models.speech.config import Architecture, build
+from parp_cli.models.network import outputs_of, read_architecture
+from parp_cli.models.sources.names import MASK_EMBEDDING, Encoder, without
 from parp_cli.storage.checkpoint import Checkpoint, Parent
 
 if TYPE_CHECKING:
     import torch
-
-    from parp_cli.models.speech.encoder import SpeechNetwork
 
 
 def encoder_of(checkpoint: Checkpoint, *, source: str, parents: tuple[Parent, ...] = ()) -> Encoder:
@@ -23,15 +20,13 @@ def encoder_of(checkpoint: Checkpoint, *, source: str, parents: tuple[Parent, ..
     Raises:
         CheckpointError: the weights are not those of the architecture; every name is listed.
     """
-    architecture = read_architecture(checkpoint.metadata.architecture)
-    vocabulary = checkpoint.metadata.vocabulary
-    size = None if vocabulary is None else len(vocabulary)
-    weights = fit(checkpoint.weights, architecture, source=source, vocabulary_size=size)
-    return Encoder(architecture, weights, checkpoint.metadata.task, parents)
+    architecture, task = read_architecture(checkpoint.metadata.architecture), checkpoint.metadata.task
+    weights = architecture.fit(checkpoint.weights, source=source, outputs=outputs_of(task))
+    return Encoder(architecture, weights, task, parents)
 
 
-def rebuild(checkpoint: Checkpoint, device: "torch.device", *, source: str) -> tuple[Architecture, "SpeechNetwork"]:
-    """The checkpoint's model in evaluation mode, float32, with its CTC head if it has one.
+def rebuild(checkpoint: Checkpoint, device: "torch.device", *, source: str) -> tuple[Any, Any]:
+    """The checkpoint's architecture, and its network in evaluation mode, float32, with its head if it has one.
 
     Args:
         source: names the checkpoint in errors.
@@ -40,7 +35,6 @@ def rebuild(checkpoint: Checkpoint, device: "torch.device", *, source: str) -> t
         As `encoder_of`.
     """
     encoder = encoder_of(checkpoint, source=source)
-    vocabulary = checkpoint.metadata.vocabulary
-    model = build(encoder.architecture, vocabulary_size=None if vocabulary is None else len(vocabulary))
+    model = encoder.architecture.build(outputs=outputs_of(encoder.task))
     model.load_state_dict(without(encoder.weights, [MASK_EMBEDDING]))
     return encoder.architecture, model.to(device).eval()

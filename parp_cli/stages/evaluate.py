@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import torch
 
-from parp_cli.config.finetune import Data, Recipe
+from parp_cli.config.finetune import AnyData, Data, Recipe
 from parp_cli.config.load import recipe_from_dict
 from parp_cli.data.check import Problem, refusal
 from parp_cli.data.corpora import load
@@ -145,7 +145,7 @@ def evaluate(
     source: Path,
     *,
     out: Path,
-    data: Data | None = None,
+    data: AnyData | None = None,
     options: Options | None = None,
     device: torch.device | None = None,
     world: World = SINGLE,
@@ -169,6 +169,7 @@ def evaluate(
     """
     options = options or Options()
     with tensor_cores(options.precision):
+        assert data is None or isinstance(data, Data), "the data of task ctc"
         return _Evaluator(source, out, data, options, device or torch.device("cpu"), world, notify).result()
 
 

@@ -1,17 +1,17 @@
-"""Adjust and re-prune: fine-tune a pruned encoder with CTC while its mask may change (PARP, steps 2 and 3)."""
+"""Adjust and re-prune: fine-tune a pruned encoder while its mask may change (PARP, steps 2 and 3)."""
 
 import gc
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from parp_cli.config.finetune import Recipe
+from parp_cli.config.finetune import AnyRecipe
 from parp_cli.config.load import recipe_to_dict
-from parp_cli.data.labels import recorded_vocabulary
+from parp_cli.models.network import outputs_of
 from parp_cli.pruning.methods import Settings
 from parp_cli.pruning.pruner import Repruning
 from parp_cli.runtime.device import deterministic_algorithms, tensor_cores, versions, with_resolved_precision
@@ -33,13 +33,11 @@ from parp_cli.storage.run_folder import (
     state_path,
     tidy,
 )
-from parp_cli.tasks.ctc.data import load_data
-from parp_cli.tasks.ctc.task import CtcTask
-from parp_cli.tasks.task import Validation
+from parp_cli.tasks.task import RecipeTask, Validation, task_class
 from parp_cli.training.journal import require_tensorboard
 from parp_cli.training.keys import round_key, start_key, trained_on
 from parp_cli.training.masks import calibration_examples, check_start, first_masks, pruner
-from parp_cli.training.optimizer import tri_stage
+from parp_cli.training.optimizer import learning_rate_schedule
 from parp_cli.training.plan import Round, Start, read_start, rewound, round_start, rounds_of, schedule_of, settings_of
 from parp_cli.training.run import TrainingRun
 from parp_cli.training.setup import RunSetup
@@ -48,7 +46,7 @@ from parp_cli.training.state import Cost, RunFiles
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """A run in numbers, as `--dry-run` shows it. Seconds are of audio, the interval is in updates.
+    """A run in numbers, as `--dry-run` shows it. Sizes are in the unit of the task's items; the interval is in updates.
 
     The rounds are the training runs of the method, with their updates; `updates` is of the last one, and the
     re-prunings are those of all.
@@ -60,14 +58,16 @@ class Plan:
     sparsity: float
     start_sparsity: float
     rounds: tuple[tuple[str, int], ...]
-    labels: int
-    train_utterances: int
-    train_seconds: float
-    valid_utterances: int
-    valid_seconds: float
+    item_name: str
+    size_unit: str
+    outputs: int
+    train_items: int
+    train_size: float
+    valid_items: int
+    valid_size: float
     skipped: int
     updates: int
-    seconds_per_update: float
+    size_per_update: float
     micro_batches_per_update: int
     epochs: float
     repruning_interval: int
@@ -80,7 +80,7 @@ class Preparation:
 
     start: Start
     settings: Settings
-    task: CtcTask
+    task: RecipeTask[Any]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +90,8 @@ class FinetuneResult:
     Attributes:
         path, best: the best checkpoint on the validation split, pruned as evaluated, and the validation that chose it.
         last: the one after the last update.
-        skipped: why each utterance that was left out cannot be trained on.
+        skipped: why each item that was left out cannot be trained on.
+        shown: metrics of validations that people read, by their short names.
         skipped_updates: of the run proper, without a finite loss or gradient.
         cost: of the method in all, with the runs that found its mask, wherever they were made.
         own_cost: of the run proper alone.
@@ -105,18 +106,19 @@ class FinetuneResult:
     sparsity: Sparsity | None
     plan: Plan
     skipped: tuple[str, ...]
+    shown: Mapping[str, str]
     skipped_updates: int
     cost: Cost
     own_cost: Cost
 
 
-def plan(recipe: Recipe, *, init: Path | None = None, notify: Notify = silent) -> Plan:
+def plan(recipe: AnyRecipe, *, init: Path | None = None, notify: Notify = silent) -> Plan:
     """What `finetune` would do, without training."""
     rounds = rounds_of(recipe, init)
     return plan_of(rounds, prepare(rounds[-1].recipe, init, notify))
 
 
-def prepare(recipe: Recipe, init: Path | None, notify: Notify) -> Preparation:
+def prepare(recipe: AnyRecipe, init: Path | None, notify: Notify) -> Preparation:
     """Read what a settled recipe's run begins from (`init`, or its model) and its data; check that they go together.
 
     Raises:
@@ -128,51 +130,48 @@ def prepare(recipe: Recipe, init: Path | None, notify: Notify) -> Preparation:
     if recipe.pruning.rewind is not None:
         rewound(start, Path(recipe.pruning.rewind))  # what is wrong with it is said now, not after the first run
     check_start(recipe, start)
-    data = load_data(recipe.data, start.architecture, recorded_vocabulary(start.task), notify)
-    settings = settings_of(recipe, start, [utterance.seconds for utterance in data.train])
-    task = CtcTask(recipe=recipe, data=data, architecture=start.architecture)
-    return Preparation(start=start, settings=settings, task=task)
+    task = task_class(recipe.task).load(recipe, start.architecture, start.task, notify)
+    return Preparation(start=start, settings=settings_of(recipe, start, task), task=task)
 
 
 def _prepare_round(whole: Preparation, each: Round, before: Path | None) -> Preparation:
     """One of several training runs of a method: other pruning and length, another start, the same data."""
-    start = round_start(whole.start, each, before)
-    lengths = [utterance.seconds for utterance in whole.task.train]
-    settings = settings_of(each.recipe, start, lengths)
-    return Preparation(start=start, settings=settings, task=replace(whole.task, recipe=each.recipe))
+    start, task = round_start(whole.start, each, before), replace(whole.task, recipe=each.recipe)
+    return Preparation(start=start, settings=settings_of(each.recipe, start, task), task=task)
 
 
 def plan_of(rounds: Sequence[Round], preparation: Preparation) -> Plan:
     """The training runs of a method in numbers, the last one's recipe settled."""
     recipe, task, settings = rounds[-1].recipe, preparation.task, preparation.settings
-    training, architecture = recipe.training, preparation.start.architecture
-    lengths = [utterance.seconds for utterance in task.train]
-    batches = task.batches()
-    seconds = batches.mean_size(training.updates)
+    training, batches = recipe.training, task.batches()
+    size, train_size = batches.mean_size(training.updates), sum(map(task.size, task.train))
+    schedules = [schedule_of(each.recipe, replace(task, recipe=each.recipe)) for each in rounds]
     return Plan(
         start=preparation.start.source,
-        architecture=architecture.name,
+        architecture=preparation.start.architecture.name,
         method=recipe.pruning.method,
         sparsity=settings.sparsity,
         start_sparsity=settings.sparsity_at_start,
         rounds=tuple((each.name, each.recipe.training.updates) for each in rounds),
-        labels=len(task.data.vocabulary),
-        train_utterances=len(lengths),
-        train_seconds=sum(lengths),
-        valid_utterances=len(task.data.valid),
-        valid_seconds=sum(utterance.seconds for utterance in task.data.valid),
-        skipped=len(task.data.skipped),
+        item_name=task.item_name,
+        size_unit=task.size_unit,
+        outputs=outputs_of(task.describe()) or 0,
+        train_items=len(task.train),
+        train_size=train_size,
+        valid_items=len(task.valid),
+        valid_size=sum(map(task.size, task.valid)),
+        skipped=len(task.left_out()),
         updates=training.updates,
-        seconds_per_update=seconds,
-        micro_batches_per_update=len(task.grouped(batches.take(), training.micro_batch_seconds)),
-        epochs=training.updates * seconds / sum(lengths),
+        size_per_update=size,
+        micro_batches_per_update=len(task.grouped(batches.take(), training.pass_size)),
+        epochs=training.updates * size / train_size,
         repruning_interval=settings.schedule.interval,
-        reprunings=sum(len(schedule_of(each.recipe, architecture, lengths).times) for each in rounds),
+        reprunings=sum(len(schedule.times) for schedule in schedules),
     )
 
 
 def finetune(
-    recipe: Recipe,
+    recipe: AnyRecipe,
     *,
     run: Path,
     init: Path | None = None,
@@ -194,7 +193,8 @@ def finetune(
         resume: go on from what the run folder holds: nothing, the state of a stopped run, or a finished one.
         rounds_folder: where the runs are kept that find a method's mask (`training.plan`), each in a folder named
             by its content; finished ones are not run again. By default in the run folder.
-        features_folder: where front-end features are kept between runs; by default they are not.
+        features_folder: for what runs on the same data can share, such as features of a frozen part of the network; by
+            default nothing is.
         tensorboard: log to the folder `tensorboard` of each run folder too.
         world: processes that train together, on machines that all see the run folder. Each calls with the same; the
             main one writes and notifies, and all return the same.
@@ -213,7 +213,7 @@ def finetune(
     recipe = rounds[-1].recipe
     with world.main_first():
         whole = prepare(recipe, init, notify)
-    whole = replace(whole, task=replace(whole.task, features_folder=features_folder))
+    whole = replace(whole, task=replace(whole.task, shared=features_folder))
     start = start_key(recipe, init, device=device)
     folders = [(rounds_folder or run / ROUNDS) / round_key(rounds[:count], start) for count in range(1, len(rounds))]
     if resume and not any(folder.exists() for folder in (*folders, state_path(run))) and finished(run, out) is None:
@@ -261,7 +261,8 @@ def finetune(
         reprunings=tuple(training.pruner.history),
         sparsity=checkpoint.read_metadata(best).sparsity,
         plan=plan_of(rounds, whole),
-        skipped=tuple(problem.message for problem in whole.task.data.skipped),
+        skipped=whole.task.left_out(),
+        shown=whole.task.shown,
         skipped_updates=training.record.skipped,
         cost=cost,
         own_cost=own,
@@ -285,14 +286,13 @@ def _setup(each: Round, preparation: Preparation) -> RunSetup:
     """The training run of a round."""
     recipe, start, task, settings = each.recipe, preparation.start, preparation.task, preparation.settings
     training = recipe.training
-    shape = {key: getattr(training, key) for key in ("updates", "warmup", "hold", "decay", "final_scale")}
     torch.manual_seed(recipe.seed)
     return RunSetup(
         name=each.name,
         doing=f"fine-tuning ({each.name})",
         seed=recipe.seed,
         training=training,
-        schedule=partial(tri_stage, **shape),
+        schedule=learning_rate_schedule(training),
         save_every=training.validate_every,
         task=task,
         network=task.network(start.weights, start.task, start.source),

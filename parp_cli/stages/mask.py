@@ -9,10 +9,9 @@ import torch
 from torch import Tensor
 
 from parp_cli.errors import MaskError
+from parp_cli.models.network import Network, outputs_of
 from parp_cli.models.sources.load import load_encoder
 from parp_cli.models.sources.names import Encoder, check_same_model
-from parp_cli.models.speech.config import build
-from parp_cli.models.speech.encoder import SpeechNetwork
 from parp_cli.pruning.masks import OPERATIONS, Masks, check_fit, combined, recorded_setting, write_pruned
 from parp_cli.pruning.methods.spec import FirstMask
 from parp_cli.pruning.patterns import DEFAULT_PATTERN, DEFAULT_SCOPE, DEFAULT_SPARSITY, Pattern, check_setting
@@ -157,11 +156,11 @@ def combine(
     )
 
 
-def _network(encoder: Encoder) -> SpeechNetwork:
+def _network(encoder: Encoder) -> Network:
     """The encoder's network, for names and shapes alone: it has no values."""
-    size = None if encoder.vocabulary is None else len(encoder.vocabulary)
     with torch.device("meta"):
-        return build(encoder.architecture, vocabulary_size=size)
+        network: Network = encoder.architecture.build(outputs=outputs_of(encoder.task))
+    return network
 
 
 def _completed(path: Path, names: Sequence[str], weights: Mapping[str, Tensor]) -> Masks:

@@ -35,15 +35,13 @@ from parp_cli.storage import checkpoint
 from parp_cli.storage.checkpoint import Checkpoint, Metadata
 from parp_cli.storage.lock import only_one
 from parp_cli.storage.run_folder import PRETRAINED, STATE
+from parp_cli.tasks.masked_prediction.objective import Predictor
 from parp_cli.tasks.masked_prediction.targets import stage_targets
 from parp_cli.tasks.masked_prediction.task import MaskedPredictionTask
 from parp_cli.training.optimizer import linear
 from parp_cli.training.run import TrainingRun
 from parp_cli.training.setup import RunSetup
 from parp_cli.training.state import RunFiles, check_not_lost, check_same_run, read_finished, read_position
-
-_ENCODER = "encoder."
-"""Prefix of the encoder's weights in the network that is trained."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -218,7 +216,7 @@ class _Stages:
             masks=lambda _: {},
             pruner=lambda *_: Pruner({}, {}, method=spec_of("dense").build(Settings(sparsity=0.0, schedule=never))),
             metadata=_metadata(recipe, self.architecture),
-            exported=_encoder_of,
+            exported=Predictor.encoder_weights,
             identity=self._identity(index),
             micro_batch_key="batch_seconds",
         )
@@ -251,11 +249,6 @@ def _training(recipe: PretrainRecipe, updates: int) -> Training:
         validate_every=recipe.log_every,
         **{key: getattr(recipe, key) for key in (*optimizer, "batch_seconds", "precision")},
     )
-
-
-def _encoder_of(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The encoder in the network's state dict."""
-    return {name.removeprefix(_ENCODER): w for name, w in weights.items() if name.startswith(_ENCODER)}
 
 
 def _metadata(recipe: PretrainRecipe, architecture: Architecture) -> Metadata:

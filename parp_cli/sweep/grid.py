@@ -24,7 +24,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from parp_cli.config import tree
-from parp_cli.config.finetune import Recipe
+from parp_cli.config.finetune import AnyRecipe
 from parp_cli.config.load import load_recipe, raise_problems, read, recipe_to_dict
 from parp_cli.config.values import FilePath, Section
 from parp_cli.errors import ParpError, RecipeError
@@ -79,7 +79,7 @@ class Cell:
     """
 
     values: Mapping[str, Any]
-    recipe: Recipe
+    recipe: AnyRecipe
     rounds: tuple[Round, ...]
     keys: tuple[str, ...]
     splits: tuple[str, ...]
@@ -163,7 +163,7 @@ def load_sweep(path: Path, overrides: Sequence[str] = (), *, device: Any) -> Swe
 
 
 def _cell(
-    recipe: Recipe,
+    recipe: AnyRecipe,
     axes: Sequence[str],
     splits: tuple[str, ...] | None,
     device: Any,
@@ -173,10 +173,12 @@ def _cell(
     # As finetune does it, so that keys are the same there.
     recipe = replace(recipe, training=with_resolved_precision(recipe.training, device))
     rounds = rounds_of(recipe)
-    asked, settled, default = map(recipe_to_dict, (recipe, rounds[-1].recipe, Recipe()))
+    asked, settled, default = map(
+        recipe_to_dict, (recipe, rounds[-1].recipe, load_recipe(None, [f"task={recipe.task}"]))
+    )
     recipe = rounds[-1].recipe
     target_sparsity(recipe.pruning)  # which raises if it contradicts the pattern
-    sources = (recipe.model, recipe.pruning.initial, recipe.data.manifest)
+    sources = (recipe.model, recipe.pruning.initial, *recipe.data.files())
     if sources not in starts:
         starts[sources] = start_key(recipe, device=device)
     values = {key: _value(settled, key) for key in axes}

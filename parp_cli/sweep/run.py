@@ -10,7 +10,6 @@ from pathlib import Path
 
 import torch
 
-from parp_cli.data.corpora import load
 from parp_cli.errors import Interrupted
 from parp_cli.runtime.interrupts import Stop, stopping
 from parp_cli.runtime.progress import Notify, Progress, silent
@@ -33,6 +32,7 @@ from parp_cli.sweep.cells import (
 from parp_cli.sweep.grid import Cell, Sweep
 from parp_cli.sweep.report import draw, panels, write_results
 from parp_cli.sweep.workers import Pool, ProcessPool, RayPool
+from parp_cli.tasks.task import task_class
 
 _POLL_SECONDS = 2.0
 """Between two looks at what workers have saved."""
@@ -117,8 +117,8 @@ def check_data(sweep: Sweep, run: Path, notify: Notify = silent) -> None:
         data = cell.recipe.data
         for split in () if is_done(run, cell) else (data.train, data.valid, *cell.splits):
             if (data, split) not in checked:
-                # Utterances that cannot be trained on are reported by each run.
-                load(data, split, notify, lenient=split not in cell.splits)
+                # Items that cannot be trained on are reported by each run.
+                task_class(cell.recipe.task).read_split(data, split, notify, evaluated=split in cell.splits)
                 checked.add((data, split))
 
 

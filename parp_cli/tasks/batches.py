@@ -4,10 +4,10 @@ import math
 from collections.abc import Mapping, Sequence
 
 from parp_cli.data.batching import batches_by_seconds
-from parp_cli.tasks.task import Batches, Item
+from parp_cli.tasks.task import Item, SizedBatches
 
 
-class UpdateBatches(Batches[Item]):
+class UpdateBatches(SizedBatches[Item]):
     """The items of each update, one pass over the data after another.
 
     An update is made of groups of similar size, each no larger than a forward pass, and holds at most `batch_size`

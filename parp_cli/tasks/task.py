@@ -7,14 +7,23 @@ limits what an update and a forward pass hold. B items in a forward pass.
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Generic, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from parp_cli.config.finetune import AnyRecipe
+from parp_cli.errors import CheckpointError
+from parp_cli.models.network import Architecture
 from parp_cli.runtime.processes import World
+from parp_cli.runtime.progress import Notify
 
 Item = TypeVar("Item")
+
+_TASKS = {"ctc": ("parp_cli.tasks.ctc.task", "CtcTask")}
+"""Where the class of each task that recipes name is. Imported when one is asked for: their libraries differ."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -232,3 +241,85 @@ class Task(ABC, Generic[Item]):
     def advise(self, validations: Sequence[Validation], *, sparsity: float) -> str | None:
         """What is wrong with a run that does not learn, and what to do; None where there is nothing to say."""
         return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecipeTask(Task[Item]):
+    """A task that a fine-tuning recipe names, over networks of one architecture.
+
+    Attributes:
+        recipe: that of its kind.
+        shared: a folder for what runs on the same data can share; None for none.
+        item_name: of items, for people, such as "utterances".
+        shown: metrics of validations that people read, by their short names.
+    """
+
+    recipe: Any
+    architecture: Any
+    shared: Path | None = None
+
+    item_name = "items"
+
+    @classmethod
+    @abstractmethod
+    def load(
+        cls, recipe: AnyRecipe, architecture: Architecture, head: Mapping[str, Any] | None, notify: Notify
+    ) -> Self:
+        """The task with its data, read and checked; `head` is what the checkpoint's is for, as `describe` tells it.
+
+        Raises:
+            DataError: the data is missing, or holds items that cannot be trained on.
+            UsageError: the task is not one of such a network.
+        """
+
+    @staticmethod
+    @abstractmethod
+    def read_split(data: Any, split: str, notify: Notify, *, evaluated: bool) -> None:
+        """Read, and generate or download, a split of a recipe's `data`.
+
+        Raises DataError where it is missing or broken; items that only training cannot use are no error.
+        """
+
+    @property
+    @abstractmethod
+    def valid(self) -> Sequence[Item]:
+        """Items to judge by."""
+
+    @property
+    @abstractmethod
+    def shown(self) -> Mapping[str, str]: ...
+
+    @abstractmethod
+    def batches(self) -> "SizedBatches[Item]": ...
+
+    def default_interval(self) -> int:
+        """Updates between re-prunings where the recipe does not say."""
+        return 50
+
+    def left_out(self) -> tuple[str, ...]:
+        """Why items that are left out cannot be trained on, one line each."""
+        return ()
+
+
+class SizedBatches(Batches[Item]):
+    """Batches that pass over the data again and again."""
+
+    @abstractmethod
+    def mean_size(self, updates: int) -> float:
+        """Of an update of the first epoch, padding not counted; over the first `updates` at most."""
+
+
+def task_class(kind: str) -> type[RecipeTask[Any]]:
+    """The class of a task, by its kind.
+
+    Raises CheckpointError where there is none: recipes are checked before, files of newer versions are not.
+    """
+    if kind not in _TASKS:
+        raise CheckpointError(
+            f"parp knows no task {kind!r}",
+            details=[f"known tasks: {', '.join(_TASKS)}"],
+            hint="the file is from a newer version: upgrade parp",
+        )
+    module, name = _TASKS[kind]
+    found: type[RecipeTask[Any]] = getattr(import_module(module), name)
+    return found

@@ -10,10 +10,9 @@ from typing import Any
 import torch
 
 import parp_cli
-from parp_cli.config.finetune import DEFAULT_MODEL, Recipe
+from parp_cli.config.finetune import AnyRecipe
 from parp_cli.config.load import recipe_to_dict
-from parp_cli.models.sources.load import BUNDLED
-from parp_cli.models.speech.config import ARCHITECTURES
+from parp_cli.models.sources.load import BUNDLED, is_name
 from parp_cli.pruning.methods.spec import FIRST_MASKS
 from parp_cli.storage.checkpoint import file_hash
 from parp_cli.training.plan import Round
@@ -25,7 +24,7 @@ _NO_DIFFERENCE: Mapping[str, tuple[str, ...]] = {
 """Recipe keys, by section, that make no difference to training."""
 
 
-def trained_on(recipe: Recipe) -> dict[str, Any]:
+def trained_on(recipe: AnyRecipe) -> dict[str, Any]:
     """What of a recipe makes a difference to training, as plain values for JSON."""
     values = recipe_to_dict(recipe)
     for section, without in _NO_DIFFERENCE.items():
@@ -40,21 +39,22 @@ def round_key(rounds: Sequence[Round], start: str) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
 
 
-def start_key(recipe: Recipe, init: Path | None = None, *, device: torch.device | None = None) -> str:
+def start_key(recipe: AnyRecipe, init: Path | None = None, *, device: torch.device | None = None) -> str:
     """Names what a method's first run begins from: the hashes of its files (of a model that is no file, its name).
 
-    And the kind of device, on which the last bits depend. Of a manifest the list itself is hashed, not its audio.
+    And the kind of device, on which the last bits depend. Of data the files that list it are hashed, not its audio.
     """
-    model, initial = recipe.model or DEFAULT_MODEL, recipe.pruning.initial
+    model, initial = recipe.model or recipe.default_model or "", recipe.pruning.initial
     if model == BUNDLED:
         with resources.as_file(resources.files("parp_cli") / "assets" / f"{BUNDLED}.safetensors") as path:
             named = file_hash(path)
     else:
-        named = model if model in ARCHITECTURES else _hash_or_name(model)
+        named = model if is_name(model) else _hash_or_name(model)
     masked = str(initial) if initial in FIRST_MASKS else _hash_or_name(initial)
     on_cuda = device is not None and device.type == "cuda"
     where = torch.cuda.get_device_name(device) if on_cuda else str(device or "cpu")
-    return " ".join([named, _hash_or_name(init), masked, _hash_or_name(recipe.data.manifest), where])
+    files = map(_hash_or_name, recipe.data.files())
+    return " ".join([named, _hash_or_name(init), masked, *files, where])
 
 
 def _hash_or_name(source: str | Path | None) -> str:

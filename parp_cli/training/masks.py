@@ -2,16 +2,16 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from parp_cli.config.finetune import Recipe
+from parp_cli.config.finetune import AnyRecipe
 from parp_cli.errors import CheckpointError, UsageError
+from parp_cli.models.network import Architecture, Network
 from parp_cli.models.sources.load import random_encoder
-from parp_cli.models.speech.config import Architecture, build
 from parp_cli.pruning.masks import Masks
 from parp_cli.pruning.methods import Settings, spec_of
 from parp_cli.pruning.methods.spec import FirstMask
@@ -22,7 +22,7 @@ from parp_cli.training.plan import Start, pattern_in, sparsities_of
 T = TypeVar("T")
 
 
-def prunable_weights(recipe: Recipe, model: Any) -> dict[str, Tensor]:
+def prunable_weights(recipe: AnyRecipe, model: Network) -> dict[str, Tensor]:
     """The parameters the recipe's scope names, less what cannot hold its pattern, or what its method leaves alone.
 
     Raises UsageError where none is left.
@@ -34,7 +34,7 @@ def prunable_weights(recipe: Recipe, model: Any) -> dict[str, Tensor]:
     return pattern_in(pruning).among(matrices, where=f"scope {scope}")
 
 
-def first_masks(recipe: Recipe, start: Start, settings: Settings, model: Any) -> Masks:
+def first_masks(recipe: AnyRecipe, start: Start, settings: Settings, model: Network) -> Masks:
     """The start's masks; without any, new ones, as `parp mask` makes them from the model's weights, which are whole."""
     spec = spec_of(recipe.pruning.method)
     if not spec.prunes or start.masks:
@@ -60,13 +60,15 @@ def first_scores(
     return weights
 
 
-def calibration_examples(recipe: Recipe, items: Sequence[T]) -> list[T]:
+def calibration_examples(recipe: AnyRecipe, items: Sequence[T]) -> list[T]:
     """Training items, drawn by the recipe's seed, that the method may pass through the network before it is pruned."""
     drawn = torch.randperm(len(items), generator=torch.Generator().manual_seed(recipe.seed)).tolist()
     return [items[index] for index in drawn[: spec_of(recipe.pruning.method).calibration_examples]]
 
 
-def pruner(recipe: Recipe, settings: Settings, model: Any, masks: Masks, group: ProcessGroup | None = None) -> Pruner:
+def pruner(
+    recipe: AnyRecipe, settings: Settings, model: Network, masks: Masks, group: ProcessGroup | None = None
+) -> Pruner:
     """What keeps the `first_masks` over the prunable weights of the model that trains, sharded over the group if any.
 
     Raises MaskError where the masks are of other weights than the recipe prunes.
@@ -77,7 +79,7 @@ def pruner(recipe: Recipe, settings: Settings, model: Any, masks: Masks, group: 
     return Pruner(weights, masks, method=spec_of(recipe.pruning.method).build(settings))
 
 
-def check_start(recipe: Recipe, start: Start) -> None:
+def check_start(recipe: AnyRecipe, start: Start) -> None:
     """Refuse masks that the method would not use or that are not what its name says, or of another sparsity
     (UsageError) or of other weights than the recipe prunes (CheckpointError), and a recipe that prunes none."""
     spec, source = spec_of(recipe.pruning.method), start.source
@@ -94,7 +96,7 @@ def check_start(recipe: Recipe, start: Start) -> None:
         )
     sparsities_of(recipe.pruning, start)
     with torch.device("meta"):  # only names and shapes are needed
-        weights = prunable_weights(recipe, build(start.architecture))
+        weights = prunable_weights(recipe, start.architecture.build())
     if start.masks and set(start.masks) != set(weights):
         raise CheckpointError(
             f"{source} masks other weights than the recipe prunes",

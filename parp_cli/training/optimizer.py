@@ -1,17 +1,19 @@
 """The optimizer of a training run, its learning rate, and what trains at all."""
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 
-from parp_cli.config.finetune import Training
+from parp_cli.config.finetune import Optimization, Training
 from parp_cli.tasks.task import Objective
 
 _INITIAL_SCALE = 0.01
 """Share of the peak at which the warm-up begins."""
 
 
-def adam(training: Training, objective: Objective[Any]) -> torch.optim.Optimizer:
+def adam(training: Optimization, objective: Objective[Any]) -> torch.optim.Optimizer:
     """AdamW over what trains, with a group of its own for the head, whose peak learning rate may differ."""
     trained = [(n, p) for n, p in objective.network.named_parameters() if objective.trains(n)]
     peaks = (training.learning_rate, training.head_learning_rate or training.learning_rate)
@@ -33,6 +35,13 @@ def freeze(objective: Objective[Any], *, only_head: bool) -> None:
     """Choose what trains: what the objective says, or of that the head alone."""
     for name, parameter in objective.network.named_parameters():
         parameter.requires_grad_(objective.trains(name) and (objective.is_head(name) or not only_head))
+
+
+def learning_rate_schedule(training: Optimization) -> Callable[[int], float]:
+    """The schedule of a fine-tuning run: the share of the peak in an update, counted from 0."""
+    assert isinstance(training, Training), "each kind of settings has its schedule here"
+    shape = {key: getattr(training, key) for key in ("updates", "warmup", "hold", "decay", "final_scale")}
+    return partial(tri_stage, **shape)
 
 
 def tri_stage(update: int, updates: int, *, warmup: float, hold: float, decay: float, final_scale: float) -> float:

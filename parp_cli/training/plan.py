@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from parp_cli.config.finetune import DEFAULT_MODEL, Pruning, Recipe
+from parp_cli.config.finetune import AnyRecipe, Pruning
 from parp_cli.errors import CheckpointError, UsageError
-from parp_cli.models.sources.load import load_encoder
-from parp_cli.models.speech.config import ARCHITECTURES, Architecture
+from parp_cli.models.network import Architecture, read_architecture
+from parp_cli.models.sources.load import is_name, load_encoder
 from parp_cli.pruning.masks import recorded_setting
 from parp_cli.pruning.methods import Schedule, Settings, spec_of
 from parp_cli.pruning.methods.spec import FIRST_MASKS
@@ -20,10 +20,7 @@ from parp_cli.pruning.patterns import DEFAULT_SCOPE, DEFAULT_SPARSITY, Pattern, 
 from parp_cli.runtime.progress import Notify
 from parp_cli.storage import checkpoint
 from parp_cli.storage.checkpoint import Metadata, Parent, lineage
-from parp_cli.tasks.batches import UpdateBatches
-
-_PUBLISHED_INTERVALS = {"10min": (50, 10), "1h": (150, 25), "10h": (115, 48)}
-"""Updates between re-prunings by split, for base and for large (24 layers): the paper's release's epochs in updates."""
+from parp_cli.tasks.task import RecipeTask
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,11 +28,11 @@ class Round:
     """One training run of a method: a `Run` with the whole recipe of it alone, settled."""
 
     name: str
-    recipe: Recipe
+    recipe: AnyRecipe
     prune_to: float | None = None
 
 
-def settle(recipe: Recipe, init: Path | None = None) -> Recipe:
+def settle(recipe: AnyRecipe, init: Path | None = None) -> AnyRecipe:
     """The recipe as it will run, so that equal runs have equal recipes.
 
     Keys that its method does not read are reset to their defaults; scope, biases and pattern, where they are left
@@ -60,7 +57,7 @@ def mask_file(initial: str | None) -> Path | None:
     return None if initial is None or initial in FIRST_MASKS else Path(initial)
 
 
-def rounds_of(recipe: Recipe, init: Path | None = None) -> tuple[Round, ...]:
+def rounds_of(recipe: AnyRecipe, init: Path | None = None) -> tuple[Round, ...]:
     """The runs that a recipe's method is made of; the last one is the run proper, under the whole recipe, settled.
 
     All of them begin from the same weights (the recipe's model, or the rounds after the first from
@@ -105,7 +102,7 @@ class Start:
     chosen_by: str | None = None
 
 
-def read_start(recipe: Recipe, init: Path | None, notify: Notify) -> Start:
+def read_start(recipe: AnyRecipe, init: Path | None, notify: Notify) -> Start:
     """The model or the checkpoint, under the mask of another checkpoint where `pruning.initial` names one.
 
     Raises:
@@ -114,7 +111,12 @@ def read_start(recipe: Recipe, init: Path | None, notify: Notify) -> Start:
     """
     initial = recipe.pruning.initial
     if init is None:
-        model = recipe.model or DEFAULT_MODEL
+        model = recipe.model or recipe.default_model
+        if model is None:
+            raise UsageError(
+                f"the recipe names no model, and task {recipe.task} has no default one",
+                hint="--set model=FOLDER, or start from a checkpoint with --init",
+            )
         encoder = load_encoder(model, notify=notify)
         weights = {name: w for name, w in encoder.weights.items() if not encoder.architecture.is_head(name)}
         start = Start(encoder.architecture, weights, None, encoder.parents, model)
@@ -126,7 +128,7 @@ def read_start(recipe: Recipe, init: Path | None, notify: Notify) -> Start:
                 f"{init} is a {metadata.architecture['name']}, the recipe wants {recipe.model}",
                 hint="name another checkpoint with --init, another --run folder, or --set model=null",
             )
-        architecture = Architecture.from_json(metadata.architecture)
+        architecture = read_architecture(metadata.architecture)
         start = Start(architecture, content.weights, metadata.task, lineage(init, metadata), str(init))
         start = _masked(start, content.masks, metadata)
         if start.masks and initial is not None:
@@ -160,7 +162,7 @@ def _made_from(model: str | None, metadata: Metadata) -> bool:
     """Whether a checkpoint may descend from the model that a recipe names."""
     if model is None:
         return True
-    if model in ARCHITECTURES:
+    if is_name(model):
         return bool(model == metadata.architecture["name"])
     recorded = (metadata.recipe or {}).get("model")
     # What was made from another checkpoint may descend from anything.
@@ -170,7 +172,7 @@ def _made_from(model: str | None, metadata: Metadata) -> bool:
 def rewound(start: Start, path: Path) -> Start:
     """The start with the weights of an earlier checkpoint, of the same architecture (or CheckpointError)."""
     content = checkpoint.read(path)
-    if Architecture.from_json(content.metadata.architecture) != start.architecture:
+    if read_architecture(content.metadata.architecture) != start.architecture:
         raise CheckpointError(
             f"{path} is not a {start.architecture.name}", hint="pruning.rewind is a checkpoint of the model itself"
         )
@@ -217,14 +219,14 @@ def target_sparsity(pruning: Pruning) -> float:
     return pattern.sparsity
 
 
-def settings_of(recipe: Recipe, start: Start, item_seconds: Sequence[float]) -> Settings:
-    """What the method of a training run works with, from a settled recipe and the seconds of each training utterance.
+def settings_of(recipe: AnyRecipe, start: Start, task: RecipeTask[Any]) -> Settings:
+    """What the method of a training run works with, from a settled recipe and its task.
 
     Raises UsageError where the method would never re-prune, and as `sparsities_of`.
     """
     pruning, spec = recipe.pruning, spec_of(recipe.pruning.method)
     sparsity, start_sparsity = sparsities_of(pruning, start)
-    schedule = schedule_of(recipe, start.architecture, item_seconds)
+    schedule = schedule_of(recipe, task)
     if spec.reprunes and not schedule.times:
         raise UsageError(
             f"method {spec.name} would not re-prune once: every {schedule.interval} updates, of {schedule.updates}",
@@ -277,26 +279,17 @@ def sparsities_of(pruning: Pruning, start: Start) -> tuple[float, float]:
     return masked, masked
 
 
-def schedule_of(recipe: Recipe, architecture: Architecture, item_seconds: Sequence[float]) -> Schedule:
-    """When a training run re-prunes, in updates; arguments as of `settings_of`."""
+def schedule_of(recipe: AnyRecipe, task: RecipeTask[Any]) -> Schedule:
+    """When a training run re-prunes, in updates."""
     pruning, training = recipe.pruning, recipe.training
     spec = spec_of(pruning.method)
     if pruning.interval is None:
-        split = recipe.data.train.removeprefix("train-").split("/")[0]
-        base, large = _PUBLISHED_INTERVALS.get(split, (50, 50))
-        interval: float = large if architecture.layers >= 24 else base
+        interval: float = task.default_interval()
     elif pruning.interval_unit == "updates":
         interval = pruning.interval
     else:
-        seconds = pruning.interval * (sum(item_seconds) if pruning.interval_unit == "epochs" else 1.0)
-        batches = UpdateBatches(
-            item_seconds,
-            item_seconds,
-            batch_size=training.batch_seconds,
-            micro_batch_size=training.micro_batch_seconds,
-            seed=recipe.seed,
-        )
-        interval = seconds / batches.mean_size(training.updates)
+        size = pruning.interval * (sum(map(task.size, task.train)) if pruning.interval_unit == "epochs" else 1.0)
+        interval = size / task.batches().mean_size(training.updates)
     end = pruning.end
     if not spec.reprunes:
         end = 0

@@ -68,7 +68,7 @@ class TrainingRun:
             task=setup.task,
             objective=objective,
             module=objective.module,
-            micro_batch_size=training.micro_batch_seconds,
+            micro_batch_size=training.pass_size,
             seed=setup.seed,
             world=world,
         )
@@ -212,12 +212,12 @@ class TrainingRun:
     def _try_largest(self) -> None:
         """Try the largest micro-batch now, so that memory gives out here or never; then distribute the module."""
         training, task = self._training, self._task
-        size = min(training.micro_batch_seconds, training.batch_seconds)
+        size = min(training.pass_size, training.update_size)
         # Where the system ends processes that take too much memory, this is all that people see.
         self._tell(news=f"trying whether {size:g} {task.size_unit} fit into memory")
         freeze(self._objective, only_head=False)
         key = self._setup.micro_batch_key
-        try_largest(self._passes, self.optimizer, batch_size=training.batch_seconds, update=self.update, key=key)
+        try_largest(self._passes, self.optimizer, batch_size=training.update_size, update=self.update, key=key)
         if self._world.world_size > 1 and not self._sharded:
             self._passes = replace(self._passes, module=average(self._objective))
             if self._objective.uses_all:
@@ -279,7 +279,7 @@ class TrainingRun:
         """Say once that an update is too small for so many processes."""
         if not self._said_smaller and not self._passes.spreads(items):
             self._said_smaller = True
-            size = f"{self._training.micro_batch_seconds:g} {self._task.size_unit}"
+            size = f"{self._training.pass_size:g} {self._task.size_unit}"
             few = f"an update has fewer forward passes of {size} than the {self._world.world_size} processes"
             differs = "what dropout and masking draw differs from that with fewer processes"
             self._tell(warning=f"{few}: they are made smaller, and {differs}")

@@ -4,10 +4,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from parp_cli.config.finetune import Training
+from parp_cli.config.finetune import Optimization
 from parp_cli.pruning.masks import Masks
 from parp_cli.pruning.pruner import Pruner
 from parp_cli.storage.checkpoint import Metadata
@@ -23,7 +23,7 @@ class RunSetup:
         where: follows "stopped" in messages, such as " in stage 1".
         schedule: share of the peak learning rate in an update, counted from 0.
         save_every: the state is saved after so many updates too.
-        network: on the CPU, with the weights that training begins from; and its first masks, empty for none.
+        network: a module, on the CPU, with the weights that training begins from; and its first masks, empty for none.
         pruner: makes what keeps them, over the network, given the processes among which it is sharded.
         metadata: of checkpoints, less their sparsity, metrics, and the names of weights that the pruner prunes.
         exported: makes of the network's state dict what a checkpoint holds.
@@ -36,13 +36,13 @@ class RunSetup:
     name: str
     doing: str
     seed: int
-    training: Training
+    training: Optimization
     schedule: Callable[[int], float]
     save_every: int
     task: Task[Any]
-    network: nn.Module
-    masks: Callable[[nn.Module], Masks]
-    pruner: Callable[[nn.Module, Masks, ProcessGroup | None], Pruner]
+    network: Any
+    masks: Callable[[Any], Masks]
+    pruner: Callable[[Any, Masks, ProcessGroup | None], Pruner]
     metadata: Metadata
     identity: Mapping[str, Any]
     target: float = 0.0

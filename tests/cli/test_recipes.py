@@ -36,7 +36,7 @@ def test_librispeech(parp: Any, world: World, tmp_path: Path) -> None:
     settings = sets(f"model={world.encoder}", f"data.root={tmp_path / 'speech'}", *TRAINING)
     answer = parp("finetune", RECIPES / "librispeech" / "base-10min.yaml", *settings, "--json")
     assert answer.code == 0, answer.err
-    assert json.loads(answer.out)["plan"]["train_utterances"] == 3
+    assert json.loads(answer.out)["plan"]["train_items"] == 3
     judged = parp("eval", "--split", "test-clean", "--json")
     assert judged.code == 0, judged.err
     assert json.loads(judged.out)["systems"][0]["utterances"] == 3

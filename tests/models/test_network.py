@@ -33,7 +33,7 @@ def test_an_unknown_kind_is_refused() -> None:
 
 @SMALLS
 def test_parts_by_name(architecture: Architecture) -> None:
-    network = architecture.build(vocabulary_size=5)
+    network = architecture.build(outputs=5)
     assert network.architecture is architecture
     assert len(network.layers) == architecture.layers
     parameters = dict(network.named_parameters())
@@ -103,9 +103,9 @@ def test_every_operator_runs_on_a_cuda_device(
     with FakeTensorMode(allow_non_fake_inputs=True):
         torch.set_default_device("cuda")
         try:
-            network = architecture.build(
-                vocabulary_size=5, dropout=0.1, attention_dropout=0.1, activation_dropout=0.1
-            ).train(training)
+            network = architecture.build(outputs=5, dropout=0.1, attention_dropout=0.1, activation_dropout=0.1).train(
+                training
+            )
             if training:
                 recompute_layers(network)
         finally:

@@ -244,7 +244,7 @@ def test_unusable_utterances_are_refused_by_name(world: World, tmp_path: Path) -
 def test_unusable_utterances_are_skipped_by_choice(world: World, tmp_path: Path) -> None:
     recipe = world.recipe(f"data.manifest={bad_manifest(world, tmp_path)}", "data.unusable=skip")
     result = finetune(recipe, run=tmp_path / "run")
-    assert (result.plan.skipped, result.plan.train_utterances) == (3, 3)
+    assert (result.plan.skipped, result.plan.train_items) == (3, 3)
 
 
 def test_a_sparsity_that_is_not_the_masks(world: World, masked: Path, tmp_path: Path) -> None:
@@ -289,11 +289,11 @@ def test_plan_is_what_the_run_does(world: World, masked: Path, tmp_path: Path) -
     assert result.plan == planned
     assert planned.reprunings == len(result.reprunings)
     assert planned.updates == result.validations[-1].update == 12
-    assert planned.seconds_per_update * planned.updates == pytest.approx(result.cost.audio_seconds, rel=0.25)
+    assert planned.size_per_update * planned.updates == pytest.approx(result.cost.audio_seconds, rel=0.25)
     assert (planned.method, planned.rounds) == ("parp", (("parp", 12),))
     assert result.cost == result.own_cost
     assert (result.cost.updates, result.cost.seconds > 0) == (12, True)
-    assert (planned.train_utterances, planned.valid_utterances, planned.skipped) == (6, 3, 0)
+    assert (planned.train_items, planned.valid_items, planned.skipped) == (6, 3, 0)
 
 
 def test_dense_does_not_start_from_a_pruned_checkpoint(world: World, masked: Path, tmp_path: Path) -> None:

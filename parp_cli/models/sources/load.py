@@ -7,13 +7,13 @@ import re
 from dataclasses import replace
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from parp_cli.errors import CheckpointError, UsageError
 from parp_cli.models.recognizer import encoder_of
 from parp_cli.models.sources import fairseq, huggingface, published, torch_files
 from parp_cli.models.sources.names import Encoder, fit, shapes, with_current_names, without
-from parp_cli.models.speech.config import ARCHITECTURES, Architecture, build
+from parp_cli.models.speech.config import ARCHITECTURES, Architecture
 from parp_cli.models.speech.prunable import layer_of
 from parp_cli.runtime.progress import Notify, silent
 from parp_cli.storage import checkpoint
@@ -86,13 +86,18 @@ def _load(source: str, named: Architecture | None, notify: Notify) -> Encoder:
     raise CheckpointError(f"there is no model {source}", hint=_nearest(source))
 
 
-def random_encoder(architecture: Architecture, seed: int = 0) -> Encoder:
-    """A freshly initialised encoder, the same one for the same seed."""
+def is_name(source: str) -> bool:
+    """Whether a model is known by this name, whatever files there are."""
+    return source in ARCHITECTURES
+
+
+def random_encoder(architecture: Any, seed: int = 0) -> Encoder:
+    """A freshly initialised encoder of any kind, the same one for the same seed."""
     import torch
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return Encoder(architecture, build(architecture).state_dict(), None)
+        return Encoder(architecture, architecture.build().state_dict(), None)
 
 
 def _read_parp(path: Path) -> Encoder:

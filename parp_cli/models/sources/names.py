@@ -24,7 +24,7 @@ class Encoder(NamedTuple):
     """A model that was read from somewhere.
 
     Attributes:
-        architecture: what to build.
+        architecture: what to build, a `models.network.Architecture`.
         weights: float32, exactly those of `build(architecture, ...)`, with `aux.weight` (V, D) and `aux.bias`
             (V,) where there is a vocabulary, and with `MASK_EMBEDDING` where it came with one.
         task: what its head is for, as a checkpoint records it (`Metadata.task`); None without a CTC head. Of its V
@@ -32,15 +32,16 @@ class Encoder(NamedTuple):
         parents: the checkpoint of parp it was read from, and what that descends from; empty for other sources.
     """
 
-    architecture: Architecture
+    architecture: Any
     weights: dict[str, Tensor]
     task: Mapping[str, Any] | None
     parents: tuple[Parent, ...] = ()
 
     @property
     def vocabulary(self) -> list[str] | None:
-        """The V output symbols by label id; None without a head."""
-        return None if self.task is None else list(self.task["vocabulary"])
+        """The V output symbols by label id; None without a CTC head."""
+        symbols = (self.task or {}).get("vocabulary")
+        return None if symbols is None else list(symbols)
 
 
 # The weight-normed positional convolution is stored as magnitude and direction: under the first names by

@@ -14,6 +14,8 @@ from parp_cli.errors import CheckpointError
 from parp_cli.models.speech import prunable
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from parp_cli.models.speech.encoder import SpeechNetwork
 
 Family = Literal["wav2vec2", "hubert", "wavlm"]
@@ -149,9 +151,15 @@ class Architecture:
     def _unnamed(self) -> Architecture:
         return replace(self, name=CUSTOM, normalize_waveform=False)
 
-    def build(self, *, vocabulary_size: int | None = None, **regularisers: float) -> SpeechNetwork:
+    def build(self, *, outputs: int | None = None, **regularisers: float) -> SpeechNetwork:
         """As the function `build`."""
-        return build(self, vocabulary_size=vocabulary_size, **regularisers)
+        return build(self, vocabulary_size=outputs, **regularisers)
+
+    def fit(self, weights: Mapping[str, Tensor], *, source: str, outputs: int | None = None) -> dict[str, Tensor]:
+        """As `models.sources.names.fit`."""
+        from parp_cli.models.sources.names import fit
+
+        return fit(weights, self, source=source, vocabulary_size=outputs)
 
     layer_of = staticmethod(prunable.layer_of)
     layers_of = staticmethod(prunable.layers_of)

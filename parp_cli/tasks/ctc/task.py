@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from parp_cli.config.finetune import Recipe
+from parp_cli.config.finetune import AnyRecipe, Recipe
+from parp_cli.data import corpora
 from parp_cli.data.batching import sorted_batches
 from parp_cli.data.labels import frames_needed, recorded_vocabulary
 from parp_cli.data.utterances import Utterance
@@ -21,32 +22,67 @@ from parp_cli.models.sources.names import MASK_EMBEDDING
 from parp_cli.models.speech.config import Architecture, build, frames
 from parp_cli.models.speech.forward import compile_layers, recompute_layers
 from parp_cli.runtime.processes import World
+from parp_cli.runtime.progress import Notify
 from parp_cli.tasks.batches import UpdateBatches
 from parp_cli.tasks.ctc.advise import blank_diagnosis, validation_message
 from parp_cli.tasks.ctc.augmentation import Augmentation
-from parp_cli.tasks.ctc.data import CtcData
+from parp_cli.tasks.ctc.data import CtcData, load_data
 from parp_cli.tasks.ctc.features import DISK_BYTES, MEMORY_BYTES, FrontEndFeatures
 from parp_cli.tasks.ctc.objective import CtcObjective
 from parp_cli.tasks.masking import LatentMasking
-from parp_cli.tasks.task import Task, Validation
+from parp_cli.tasks.task import RecipeTask, Validation
+
+_PUBLISHED_INTERVALS = {"10min": (50, 10), "1h": (150, 25), "10h": (115, 48)}
+"""Updates between re-prunings by split, for base and for large (24 layers): the paper's release's epochs in updates."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class CtcTask(Task[Utterance]):
-    """A CTC head over a speech encoder, as a recipe trains it; `features_folder` keeps features for other runs too."""
+class CtcTask(RecipeTask[Utterance]):
+    """A CTC head over a speech encoder; `shared` keeps features of a frozen feature encoder for other runs too."""
 
     recipe: Recipe
-    data: CtcData
     architecture: Architecture
-    features_folder: Path | None = None
+    data: CtcData
 
     kind = "ctc"
     size_name = "audio_seconds"
     size_unit = "s of audio"
+    item_name = "utterances"
+
+    @classmethod
+    def load(cls, recipe: AnyRecipe, architecture: Any, head: Mapping[str, Any] | None, notify: Notify) -> "CtcTask":
+        assert isinstance(recipe, Recipe), "the registry of recipes goes with that of tasks"
+        if not isinstance(architecture, Architecture):
+            raise UsageError(
+                f"task ctc trains speech encoders, and {architecture.name} is none", hint="name another model, or task"
+            )
+        data = load_data(recipe.data, architecture, recorded_vocabulary(head), notify)
+        return cls(recipe=recipe, architecture=architecture, data=data)
+
+    @staticmethod
+    def read_split(data: Any, split: str, notify: Notify, *, evaluated: bool) -> None:
+        corpora.load(data, split, notify, lenient=not evaluated)
 
     @property
     def train(self) -> Sequence[Utterance]:
         return self.data.train
+
+    @property
+    def valid(self) -> Sequence[Utterance]:
+        return self.data.valid
+
+    @property
+    def shown(self) -> Mapping[str, str]:
+        rates = {"PER": "word"} if self.data.vocabulary.labels == "phones" else {"WER": "word", "CER": "character"}
+        return {**rates, "blank": "blank_rate"}
+
+    def default_interval(self) -> int:
+        split = self.recipe.data.train.removeprefix("train-").split("/")[0]
+        base, large = _PUBLISHED_INTERVALS.get(split, (50, 50))
+        return large if self.architecture.layers >= 24 else base
+
+    def left_out(self) -> tuple[str, ...]:
+        return tuple(problem.message for problem in self.data.skipped)
 
     def describe(self) -> dict[str, Any]:
         return self.data.vocabulary.to_json()
@@ -145,7 +181,7 @@ class CtcTask(Task[Utterance]):
             frozen=not training.train_front_end and not prunes,
             memory_bytes=MEMORY_BYTES // world.local_world_size,
             disk_bytes=DISK_BYTES // world.local_world_size,
-            folder=self.features_folder,
+            folder=self.shared,
             scratch=scratch,
             augment=augmentation if training.speed_change else None,
         )

@@ -47,6 +47,12 @@ class Predictor(nn.Module):
         self.final_proj = nn.Linear(features, projection)
         self.label_embeddings = nn.Parameter(torch.empty(clusters, projection).uniform_())
 
+    @staticmethod
+    def encoder_weights(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The encoder's, under its own names, among those of a `Predictor`."""
+        prefix = "encoder."
+        return {name.removeprefix(prefix): w for name, w in weights.items() if name.startswith(prefix)}
+
     def forward(self, waveforms: Tensor, masked: Tensor, skip: frozenset[int] = frozenset()) -> Tensor:
         """Similarity (B, T, K) of each frame to each cluster.
 
