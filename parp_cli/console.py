@@ -7,12 +7,13 @@ line now and then.
 import dataclasses
 import io
 import json
+import os
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TextIO
+from typing import IO, Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -153,29 +154,43 @@ class Output:
         return notify
 
 
-def show_error(error: ParpError) -> None:
-    """Print an error on stderr; its table is drawn only on a terminal, elsewhere its rows are plain lines."""
+def show_error(error: ParpError, traceback: str = "") -> None:
+    """Print an error on stderr, after the traceback of a bug."""
     _show_all(sys.stderr)
     console = Console(stderr=True, highlight=False)
+    console.print(escape(traceback), end="", soft_wrap=True)
     console.print(f"[bold red]parp: error:[/] {escape(error.message)}", soft_wrap=True)
-    details = error.details
-    if error.table is not None and console.is_terminal:
-        table = Table()
-        for column in error.table.columns:
-            table.add_column(escape(column), overflow="fold")
-        for row in error.table.rows:
-            table.add_row(*map(escape, row))
-        console.print(table)
-        details = details[len(error.table.rows) :]
-    for detail in details:
+    for detail in error.details:
         console.print(f"  {escape(detail)}", soft_wrap=True)
     if error.hint is not None:
         console.print(f"  [bold]hint:[/] {escape(error.hint)}", soft_wrap=True)
 
 
-def _show_all(stream: TextIO) -> None:
+def open_streams() -> None:
+    """Prepare the standard streams of this process: closed ones take everything and show nothing, and a reader that
+    exits, as in `parp finetune 2>&1 | head`, does not end the work."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:  # or the next file to be opened would get the number, and what is printed
+            os.open(os.devnull, os.O_RDWR)
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
+    # Of the class, because Typer makes consoles of its own.
+    Console.on_broken_pipe = lambda console: discard(console.file)  # type: ignore
+
+
+def discard(stream: IO[str]) -> None:
+    """Drop what is buffered for a stream and written to it from now on."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)
+
+
+def _show_all(stream: IO[str]) -> None:
     """Let a stream escape what it cannot encode, such as file names that are not valid text."""
-    if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+    if isinstance(stream, io.TextIOWrapper):
         stream.reconfigure(errors="backslashreplace")
 
 

@@ -1,7 +1,6 @@
 """Every error a user can cause, each with its exit code; `console.show_error` prints it, and nothing else does."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 
 MAX_DETAILS = 50
 """Details of one error beyond this many are counted instead of shown."""
@@ -14,14 +13,6 @@ def first_few(items: Sequence[str], limit: int = MAX_DETAILS) -> list[str]:
     return [*items[:limit], f"… and {len(items) - limit:,} more"]
 
 
-@dataclass(frozen=True)
-class Table:
-    """Details in columns, for a terminal. Each row says what the detail of the same number says in a line."""
-
-    columns: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-
-
 class ParpError(Exception):
     """Base of all errors with a message for the user; itself a bug, or a case nobody foresaw.
 
@@ -29,19 +20,15 @@ class ParpError(Exception):
         message: one line, lower case, that names the offending thing.
         details: one line for each thing that is wrong.
         hint: what to do about it.
-        table: the first details once more, in columns.
     """
 
     exit_code = 1
 
-    def __init__(
-        self, message: str, *, details: Iterable[str] = (), hint: str | None = None, table: Table | None = None
-    ) -> None:
+    def __init__(self, message: str, *, details: Iterable[str] = (), hint: str | None = None) -> None:
         super().__init__(message)
         self.message = message
         self.details = tuple(details)
         self.hint = hint
-        self.table = table
 
     def __str__(self) -> str:
         lines = [self.message, *(f"  {detail}" for detail in self.details)]

@@ -13,7 +13,7 @@ import typer.core
 import parp_cli
 from parp_cli.cli import commands, compare, evaluate, lm, mask, quickstart, sweep, transcribe
 from parp_cli.cli.options import option
-from parp_cli.console import show_error
+from parp_cli.console import Output, discard, open_streams, show_error
 from parp_cli.errors import Interrupted, ParpError, ResourceError, UsageError
 from parp_cli.runtime.device import is_out_of_memory, launched
 
@@ -49,8 +49,7 @@ class _Group(typer.core.TyperGroup):
         except KeyboardInterrupt as error:
             raise Interrupted("interrupted") from error
         except BrokenPipeError:  # the reader of the pipe has exited, as in `parp inspect FILE | head`
-            # Discard the rest of the buffer, or Python would report it at exit.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            discard(sys.stdout)  # or Python would report at exit what is still buffered
             sys.exit(0)
 
 
@@ -68,7 +67,7 @@ app = typer.Typer(
 
 def _print_version(asked: bool) -> None:
     if asked:
-        sys.stdout.write(f"parp {parp_cli.__version__}\n")
+        Output().text(f"parp {parp_cli.__version__}")
         raise typer.Exit
 
 
@@ -103,6 +102,7 @@ app.command()(quickstart.quickstart)
 
 def main() -> None:
     """Run the command line and exit with its code."""
+    open_streams()
     if not launched():
         _run(lambda _: True)
     # On every rank DDP warns that runs without layer drop need not look for unused parameters.
@@ -137,8 +137,7 @@ def _run(says_first: Callable[[str], bool]) -> NoReturn:
         error = known or ParpError("this is a bug in parp", hint="report it with the lines above")
     # If contact is lost, usually the other rank has printed the reason.
     if (error.message != _LOST_CONTACT or says_first("")) and says_first(error.message):
-        sys.stderr.write(bug)
-        show_error(error)
+        show_error(error, bug)
     sys.exit(error.exit_code)
 
 

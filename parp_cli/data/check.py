@@ -10,7 +10,7 @@ from parp_cli.data.audio import MUCH_CLIPPED, SAMPLE_RATE, AudioInfo, can_resamp
 from parp_cli.data.inspection import Inspected, Unreadable
 from parp_cli.data.labels import Vocabulary, frames_needed, visible
 from parp_cli.data.utterances import Utterance
-from parp_cli.errors import MAX_DETAILS, DataError, Table, first_few
+from parp_cli.errors import MAX_DETAILS, DataError, first_few
 
 LOWEST_RATE = 8000
 """Hz of telephone speech; below it most consonants are lost."""
@@ -33,6 +33,22 @@ ProblemKind = Literal[
 
 OF_TRAINING_ALONE: frozenset[ProblemKind] = frozenset(["more labels than frames", "outside vocabulary"])
 """In evaluation they are no problems, but count as recognition errors."""
+
+
+_REMEDIES: Mapping[ProblemKind, str] = {
+    "missing audio": "check the paths, which start at the manifest's folder, or data.root",
+    "unreadable audio": "replace the files, or re-encode them as 16-bit FLAC",
+    "silence": "replace the files, or remove the utterances",
+    "sampling rate": "resample from the original recording: ffmpeg -i FILE -ar 16000 NEW.flac",
+    "wrong length": "correct the seconds that the corpus gives, or remove them",
+    "too short": "remove the utterances, or join them with their neighbours",
+    "more labels than frames": "check that transcript and audio go together, and that the audio is whole",
+    "no label": "add what is missing to the corpus",
+    "repeated id": "give each utterance an id of its own",
+}
+
+_EXAMPLES = 3
+"""Shown of each kind of problem, where there are many problems."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,31 +144,44 @@ def _few(ids: Iterable[str]) -> str:
     return ", ".join(first_few(list(ids), 3))
 
 
-def refusal(problems: Sequence[Problem], notes: Iterable[str], *, left_out: bool = False) -> DataError:
-    """The error that shows all problems, at least one, of all splits in one table.
+def refusal(
+    problems: Sequence[Problem], notes: Iterable[str], *, left_out: bool = False, alphabet: str = "english"
+) -> DataError:
+    """The error that shows the problems, at least one, of all splits by kind, the most frequent first.
 
     Args:
         notes: further details, one line each.
-        left_out: whether the work was done without these utterances.
+        left_out: whether these utterances are left out already.
+        alphabet: where the letters of the vocabulary are from, as `data.alphabet` has it.
     """
-    kinds = get_args(ProblemKind)
-    splits = list(dict.fromkeys(problem.split for problem in problems))
-    ordered = sorted(problems, key=lambda problem: (splits.index(problem.split), kinds.index(problem.kind)))
-    counts = Counter(problem.kind for problem in problems)
-    by_kind = ", ".join(f"{kind} {counts[kind]:,}" for kind in kinds if counts[kind])
+    by_kind: dict[ProblemKind, list[Problem]] = {kind: [] for kind in get_args(ProblemKind)}
+    for problem in problems:
+        by_kind[problem.kind].append(problem)
+    found = sorted(((kind, some) for kind, some in by_kind.items() if some), key=lambda item: -len(item[1]))
+    shown = len(problems) if len(problems) <= MAX_DETAILS else _EXAMPLES
+    details: list[str] = []
+    for kind, some in found:
+        examples = first_few([problem.message for problem in some], shown)
+        details += [f"{kind} ({len(some):,}): {_remedy(some[0], alphabet)}", *(f"  {line}" for line in examples)]
+    counts = ", ".join(f"{kind} {len(some):,}" for kind, some in found)
+    splits = " and ".join(dict.fromkeys(problem.split for problem in problems))
     many = "a problem" if len(problems) == 1 else f"{len(problems):,} problems"
     left = "; these were left out, the others evaluated" if left_out else ""
+    hint = "accept that they are left out" if left_out else "leave such utterances out"
     return DataError(
-        f"{many} with the utterances of {' and '.join(splits)} ({by_kind}){left}",
-        details=[*first_few([problem.message for problem in ordered]), *notes],
-        table=Table(
-            columns=("utterance", "split", "kind", "what is wrong", "file"),
-            rows=tuple((p.utterance_id, p.split, p.kind, p.what, str(p.audio)) for p in ordered[:MAX_DETAILS]),
-        ),
-        hint="correct them, or "
-        + ("accept that they are left out" if left_out else "leave such utterances out")
-        + " with --set data.unusable=skip",
+        f"{many} with the utterances of {splits} ({counts}){left}",
+        details=[*details, *notes],
+        hint=f"correct them, or {hint} with --set data.unusable=skip",
     )
+
+
+def _remedy(problem: Problem, alphabet: str) -> str:
+    """What to do about problems of this kind; `alphabet` as of `refusal`."""
+    if problem.kind != "outside vocabulary":
+        return _REMEDIES[problem.kind]
+    if alphabet == "english" and problem.what.startswith("letters"):
+        return "take the letters of the transcripts with --set data.alphabet=found; write numbers and signs as words"
+    return "no training transcript has them: correct these, or add utterances that have them to the training split"
 
 
 def _problems(

@@ -6,12 +6,26 @@ from typing import Literal
 
 Case = Literal["upper", "lower"]
 
+_MARKS = ("<s>", "</s>")
 _FINAL_SIGMA = re.compile(r"(?<=\w)Σ(?!\w)")
 
 
 def normalize_text(text: str) -> str:
-    """Unicode's NFC with single spaces and without byte order mark; everything else, such as case, is kept."""
-    return " ".join(unicodedata.normalize("NFC", text.removeprefix("\ufeff")).split())
+    """Unicode's NFC with single spaces, without byte order mark and without the marks of sentences, <s> and </s>;
+    everything else, such as case, is kept."""
+    return " ".join(word for sentence in without_marks(text) for word in sentence)
+
+
+def without_marks(text: str) -> list[list[str]]:
+    """The words (NFC) of each sentence of a text, where <s> and </s> mark sentences; at least one sentence."""
+    words = unicodedata.normalize("NFC", text.removeprefix("\ufeff")).split()
+    sentences: list[list[str]] = [[]]
+    for word in words:
+        if word.lower() not in _MARKS:
+            sentences[-1].append(word)
+        elif sentences[-1]:
+            sentences.append([])
+    return sentences
 
 
 def lower(text: str, language: str) -> str:

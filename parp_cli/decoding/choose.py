@@ -1,8 +1,9 @@
 """The search that a user asks for: greedy, with a beam or a lexicon, with a language model or without."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -18,16 +19,18 @@ from parp_cli.decoding.lexicon import (
 )
 from parp_cli.decoding.lm import (
     PUBLISHED,
+    LanguageModel,
     NGramScorer,
     TransformerScorer,
     arpa_words,
     flashlight,
+    in_cases,
     open_language_model,
     require_kenlm,
 )
 from parp_cli.decoding.recognizer import Tunable
 from parp_cli.decoding.search import BeamSearch, GreedySearch, Rescored
-from parp_cli.errors import UsageError, first_few
+from parp_cli.errors import DataError, UsageError, first_few
 from parp_cli.runtime.progress import Notify, silent
 
 Decoder = Literal["greedy", "beam", "lexicon"]
@@ -75,21 +78,44 @@ class Chosen:
         spelt: the lexicon, and the words that the vocabulary cannot spell; None where any word can be found.
         lexicon: the file of the words; None where they are the language model's own, or there is no lexicon.
         lm: the language model as it was asked for.
+        unknown: words of the lexicon that the language model does not know.
     """
 
     search: GreedySearch | BeamSearch | Tunable
     spelt: Spelt | None = None
     lexicon: Path | None = None
     lm: str | None = None
+    unknown: tuple[str, ...] = ()
 
     def notes(self, references: Sequence[str]) -> list[str]:
-        """A note on the reference words that the lexicon lacks, if any."""
-        missing = Counter[str]() if self.spelt is None else outside(references, self.spelt.lexicon)
+        """Notes on the reference words that the lexicon or the language model lacks, if any.
+
+        Raises `DataError`: it lacks all of them.
+        """
+        words = Counter(word for reference in references for word in reference.split())
+        scorer = self.search.scorer if isinstance(self.search, Rescored) else None
+        notes = []
+        if self.unknown:
+            some, count = ", ".join(first_few(self.unknown, 5)), len(self.spelt.lexicon) if self.spelt else 0
+            notes.append(f"{len(self.unknown):,} of {count:,} words of the lexicon are unknown to the LM: {some}")
+        if self.spelt is not None:
+            missing = outside(references, self.spelt.lexicon)
+            notes += self._missing(missing, words, "are not in the lexicon and cannot be found")
+        if isinstance(scorer, NGramScorer):
+            missing = Counter({word: count for word, count in words.items() if not scorer.knows(word)})
+            notes += self._missing(missing, words, "are unknown to the LM")
+        return notes
+
+    def _missing(self, missing: Counter[str], words: Counter[str], where: str) -> list[str]:
         if not missing:
             return []
-        words = sum(len(reference.split()) for reference in references)
         most = ", ".join(first_few([word for word, _ in missing.most_common()], 5))
-        return [f"{missing.total():,} of {words:,} reference words are not in the lexicon and cannot be found: {most}"]
+        note = f"{missing.total():,} of {words.total():,} reference words {where}: {most}"
+        if missing.total() == words.total():
+            hint = "take a lexicon or language model of the same language, script and words"
+            name = self.lm or self.lexicon
+            raise DataError(f"{name} has none of the words of the references", details=[note], hint=hint)
+        return [note]
 
     def describe(self) -> str:
         """The decoding in words, with every number that affects it."""
@@ -145,6 +171,9 @@ def choose(decoding: Decoding, vocabulary: Vocabulary, *, device: str = "cpu", n
     else:
         assert lexicon is not None
         spelt = read_lexicon(lexicon, vocabulary)
+    unknown: list[str] = []
+    if model is not None and decoding.lexicon is not None:
+        spelt, unknown = _in_words_of(model, spelt)
     path = None if model is None else model.path
     search = LexiconSearch(
         trie=LexiconTrie(vocabulary=vocabulary, lexicon=spelt.lexicon, language_model=path),
@@ -154,7 +183,28 @@ def choose(decoding: Decoding, vocabulary: Vocabulary, *, device: str = "cpu", n
         nbest=decoding.nbest,
     )
     _ = search.decoder
-    return Chosen(search=search, spelt=spelt, lexicon=lexicon, lm=lm)
+    return Chosen(search=search, spelt=spelt, lexicon=lexicon, lm=lm, unknown=tuple(unknown))
+
+
+def _in_words_of(model: LanguageModel, spelt: Spelt) -> tuple[Spelt, list[str]]:
+    """A lexicon in the case of a language model's words, and its words that this does not know.
+
+    Raises `DataError`: it knows none of the words, or cannot be read.
+    """
+    if model.kind == "binary" and find_spec("kenlm") is None:  # which alone can be asked for its words
+        return spelt, []
+    known: Container[str] = set(arpa_words(model)) if model.kind == "arpa" else NGramScorer(model.path).model
+    lexicon: dict[str, tuple[tuple[str, ...], ...]] = {}
+    unknown = []
+    for word, spellings in spelt.lexicon.items():
+        same = next((same for same in in_cases(word) if same in known), None)
+        if same is None:
+            unknown.append(word)
+        lexicon[same or word] = tuple(dict.fromkeys((*lexicon.get(same or word, ()), *spellings)))
+    if len(unknown) == len(spelt.lexicon):
+        hint = "take a lexicon and a language model of the same words"
+        raise DataError(f"{model.path} knows no word of the lexicon", details=first_few(unknown, 5), hint=hint)
+    return Spelt(lexicon, spelt.left_out), unknown
 
 
 def _check(decoding: Decoding) -> None:

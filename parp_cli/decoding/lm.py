@@ -4,16 +4,17 @@ causal Transformers that score whole texts.
 
 import gzip
 import importlib
+import io
 import math
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, fields
 from functools import cached_property
 from itertools import dropwhile, islice, takewhile
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import IO, Any, BinaryIO, Literal
 
 import torch
 
@@ -77,11 +78,22 @@ def arpa_words(model: LanguageModel) -> list[str]:
         raise DataError(f"{model.path} is no ARPA file", details=[str(error)], hint=_HINT) from error
 
 
-def open_text(path: Path) -> IO[str]:
-    """Open a UTF-8 text file, gzipped (whatever its name) or not."""
-    with path.open("rb") as file:
-        zipped = file.read(2) == _GZIP_MAGIC
-    return gzip.open(path, "rt", encoding="utf-8-sig") if zipped else path.open(encoding="utf-8-sig")
+def in_cases(word: str) -> tuple[str, ...]:
+    """A word as it is, in lower and in upper case."""
+    return word, in_case(word, "lower"), in_case(word, "upper")
+
+
+@contextmanager
+def open_text(source: Path | BinaryIO) -> Iterator[IO[str]]:
+    """A UTF-8 text file, gzipped (whatever its name) or not, by its path or opened; a pipe too."""
+    with source.open("rb") if isinstance(source, Path) else nullcontext(source) as raw:
+        buffered = raw if isinstance(raw, io.BufferedReader) else io.BufferedReader(raw)  # type: ignore[type-var]
+        zipped = buffered.peek(2)[:2] == _GZIP_MAGIC
+        text = io.TextIOWrapper(gzip.GzipFile(fileobj=buffered) if zipped else buffered, encoding="utf-8-sig")
+        try:
+            yield text
+        finally:
+            text.detach()
 
 
 def require(module: str, package: str, purpose: str, install: str = "pip install 'parp-cli[lm]'") -> Any:
@@ -133,9 +145,12 @@ class NGramScorer(Reloading):
         except OSError as error:
             raise cannot_load(self.path, error) from error
 
+    def knows(self, word: str) -> bool:
+        """Whether the model has a word, in any case."""
+        return self._known(word) in self.model
+
     def _known(self, word: str) -> str:
-        cases = (word, in_case(word, "lower"), in_case(word, "upper"))
-        return next((same for same in cases if same in self.model), word)
+        return next((same for same in in_cases(word) if same in self.model), word)
 
 
 @dataclass(frozen=True)
@@ -230,7 +245,8 @@ def _kind(path: Path) -> Literal["arpa", "binary"]:
             if file.read(len(_BINARY_MAGIC)) == _BINARY_MAGIC:
                 return "binary"
         with open_text(path) as text:
-            if next((line.strip() for line in text if line.strip()), "") == "\\data\\":
+            lines = (line.strip() for line in text)
+            if next((line for line in lines if line and not line.startswith("#")), "") == "\\data\\":
                 return "arpa"
     except FileNotFoundError as error:
         names = ", ".join(PUBLISHED)

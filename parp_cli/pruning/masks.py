@@ -12,7 +12,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from parp_cli.errors import MaskError, first_few
+from parp_cli.errors import MaskError, UsageError, first_few
 from parp_cli.storage import checkpoint
 from parp_cli.storage.bits import pack
 from parp_cli.storage.checkpoint import Checkpoint, Metadata, Sparsity
@@ -87,13 +87,25 @@ def write_pruned(
     """Write a checkpoint of the weights, pruned in place, and their masks, which complete the `metadata`.
 
     The sparsity that was asked for is the `target`, None for what the masks come to, which is returned.
+
+    Raises UsageError where they keep no weight.
     """
+    check_some_kept(count_pruned(masks), count_all(masks))
     apply_(masks, weights)
     pruned, total = count_pruned(masks), count_all(masks)
     amount = Sparsity(target=pruned / total if target is None else target, pruned=pruned, total=total)
     metadata = replace(metadata, prunable=tuple(masks), sparsity=amount)
     checkpoint.write(path, Checkpoint(weights=weights, masks=masks, metadata=metadata))
     return amount
+
+
+def check_some_kept(pruned: int, total: int) -> None:
+    """Raise a UsageError where a sparsity below 1 is so high that it comes to all weights."""
+    if pruned == total > 0:
+        raise UsageError(
+            f"this sparsity leaves none of the {total:,} prunable weights",
+            hint="lower it, or let all weights compete with each other (pattern global)",
+        )
 
 
 def revived_and_dropped(before: Masks, after: Masks) -> tuple[int, int]:

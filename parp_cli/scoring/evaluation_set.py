@@ -8,7 +8,7 @@ from parp_cli.data.check import OF_TRAINING_ALONE, Problem, check_utterances, no
 from parp_cli.data.inspection import Inspected, inspect_files
 from parp_cli.data.labels import Vocabulary
 from parp_cli.data.utterances import Utterance
-from parp_cli.errors import first_few
+from parp_cli.errors import DataError, first_few
 from parp_cli.runtime.progress import Notify, silent
 from parp_cli.scoring.results import Recognition
 
@@ -94,7 +94,8 @@ def evaluation_set(
             "no results by speaker"
         )
     if not usable:
-        raise refusal(left_out, ())
+        error = refusal(left_out, ())
+        raise DataError(error.message, details=error.details, hint="correct some of them: nothing else is left")
     return EvaluationSet(
         splits=tuple(split for split, _ in splits),
         utterances=tuple(usable),

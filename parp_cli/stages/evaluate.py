@@ -176,10 +176,16 @@ def evaluate(
 def recorded_recipe(metadata: Metadata, overrides: Sequence[str] = ()) -> Recipe:
     """The recipe of the run that made a checkpoint (the defaults, if none did), with `overrides` as `--set` takes them.
 
-    Raises `RecipeError`: an override is no recipe key, or has a wrong value.
+    Raises `UsageError`: neither the run nor an override names a corpus; an override is no recipe key, or wrong.
     """
     values = metadata.recipe if metadata.recipe is not None and "data" in metadata.recipe else {}
-    if any(override.partition("=")[0].strip() == "data.corpus" for override in overrides) and values:
+    names_corpus = any(override.partition("=")[0].strip() == "data.corpus" for override in overrides)
+    if not values and not names_corpus:
+        raise UsageError(
+            "the checkpoint was not fine-tuned by parp, and records no corpus to be evaluated on",
+            hint="name one: --set data.corpus=manifest --set data.manifest=FILE --split SPLIT",
+        )
+    if names_corpus and values:
         # The new corpus is not where the old one was.
         values = {**values, "data": {**values["data"], "root": None, "manifest": None}}
     return recipe_from_dict(values, overrides)

@@ -19,6 +19,7 @@ from parp_cli.runtime.interrupts import stopping
 from parp_cli.runtime.processes import SINGLE, World
 from parp_cli.runtime.progress import Notify, Progress, silent
 from parp_cli.storage import checkpoint
+from parp_cli.storage.atomic import require_writable
 from parp_cli.storage.checkpoint import Metadata, Sparsity
 from parp_cli.storage.lock import only_one
 from parp_cli.storage.run_folder import (
@@ -207,6 +208,8 @@ def finetune(
     """
     if tensorboard:
         require_tensorboard()
+    require_writable(run / FINISHED, "--run")
+    require_writable(last_beside(out or run / BEST), "--out")
     device = device or torch.device("cpu")
     recipe = replace(recipe, training=with_resolved_precision(recipe.training, device))
     rounds = rounds_of(recipe, init)

@@ -8,18 +8,18 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TextIO
+from typing import BinaryIO
 
 from parp_cli.config.finetune import Data
 from parp_cli.data.corpora import load
 from parp_cli.data.labels import BLANK, BOUNDARY, Vocabulary
-from parp_cli.data.text import in_case, normalize_text
-from parp_cli.decoding.kneser_ney import NGramModel, estimate, write_arpa
+from parp_cli.data.text import in_case, without_marks
+from parp_cli.decoding.kneser_ney import SPECIAL_WORDS, NGramModel, estimate, write_arpa
 from parp_cli.decoding.lexicon import lexicon_lines, lexicon_of
 from parp_cli.decoding.lm import open_text
 from parp_cli.errors import DataError, UsageError
 from parp_cli.runtime.progress import Notify, Progress, silent
-from parp_cli.storage.atomic import refuse_same, replacing, write_text
+from parp_cli.storage.atomic import refuse_same, replacing, require_writable, write_text
 
 STDIN = Path("-")
 
@@ -62,7 +62,7 @@ def build(
 ) -> LmResult:
     """Estimate an n-gram model with modified Kneser-Ney smoothing and write it with its lexicon.
 
-    Sentences are made upper case, as transcripts are, and otherwise unchanged.
+    Sentences are made upper case, as transcripts are, and otherwise unchanged. <s> and </s> end sentences.
 
     Args:
         sentences: words separated by spaces; read once.
@@ -76,6 +76,8 @@ def build(
     """
     target = lexicon or out.with_name(out.name.removesuffix(".gz").removesuffix(".arpa") + "-lexicon.txt")
     refuse_same({"--out": out, "--lexicon": target}, sources)
+    require_writable(out, "--out")
+    require_writable(target, "--lexicon")
     model = estimate(_normalized(sentences, notify), order)
     words = model.words[3:]
     letters = sorted(set().union(*words) - {BOUNDARY})
@@ -111,7 +113,7 @@ def transcripts(data: Data, splits: Sequence[str], notify: Notify = silent) -> I
         yield from texts
 
 
-def lines(paths: Iterable[Path], stdin: TextIO | None = None) -> Iterator[str]:
+def lines(paths: Iterable[Path], stdin: BinaryIO | None = None) -> Iterator[str]:
     """Lines of text files, plain or gzipped; `STDIN` stands for standard input.
 
     Raises:
@@ -120,10 +122,11 @@ def lines(paths: Iterable[Path], stdin: TextIO | None = None) -> Iterator[str]:
     """
     for path in paths:
         try:
-            if path == STDIN and (stdin := stdin or sys.stdin) is None:
+            source = path if path != STDIN else stdin or getattr(sys.stdin, "buffer", None)
+            if source is None:
                 raise UsageError("standard input is closed", hint="pipe text into it, or name files")
-            with open_text(path) if path != STDIN else nullcontext(stdin) as file:
-                yield from file or ()
+            with open_text(source) as file:
+                yield from file
         except (OSError, EOFError, UnicodeDecodeError) as error:
             name = "standard input" if path == STDIN else path
             reason = error.strerror if isinstance(error, OSError) else None  # gzip's errors have none
@@ -136,7 +139,9 @@ def _normalized(sentences: Iterable[str], notify: Notify) -> Iterator[str]:
     for done, sentence in enumerate(sentences, start=1):
         if done % _REPORT_LINES == 0:
             notify(Progress("counting", 0, 1, note=f"{done:,} sentences"))
-        yield in_case(normalize_text(sentence), "upper")
+        for words in without_marks(sentence):
+            # What language models reserve keeps its case, and is refused.
+            yield " ".join(w.lower() if w.lower() in SPECIAL_WORDS else in_case(w, "upper") for w in words)
     notify(Progress("counting", 1, 1, note=f"{done:,} sentences"))
 
 

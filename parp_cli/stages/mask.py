@@ -18,6 +18,7 @@ from parp_cli.pruning.patterns import DEFAULT_PATTERN, DEFAULT_SCOPE, DEFAULT_SP
 from parp_cli.runtime.device import versions
 from parp_cli.runtime.progress import Notify, silent
 from parp_cli.storage import checkpoint
+from parp_cli.storage.atomic import require_writable
 from parp_cli.storage.checkpoint import Metadata, Sparsity, file_hash
 from parp_cli.training.masks import first_scores
 
@@ -75,6 +76,7 @@ def mask(
     if sparsity is None:
         sparsity = DEFAULT_SPARSITY if parsed.sparsity is None else parsed.sparsity
     check_setting(sparsity)
+    require_writable(out, "--out")
     encoder = load_encoder(model, architecture=architecture, notify=notify)
     scoped = _network(encoder).prunable(scope, biases=biases)
     weights = {name: encoder.weights[name] for name in parsed.among(scoped, where=f"scope {scope}")}

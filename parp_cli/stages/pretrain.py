@@ -32,6 +32,7 @@ from parp_cli.runtime.interrupts import stopping
 from parp_cli.runtime.processes import SINGLE, World
 from parp_cli.runtime.progress import Notify, Progress, silent
 from parp_cli.storage import checkpoint
+from parp_cli.storage.atomic import require_writable
 from parp_cli.storage.checkpoint import Checkpoint, Metadata
 from parp_cli.storage.lock import only_one
 from parp_cli.storage.run_folder import PRETRAINED, STATE
@@ -86,6 +87,8 @@ def pretrain(
         Interrupted: by the user; the state is saved.
         ResourceError: the disk is full, and the last files written are whole; or memory does not suffice.
     """
+    require_writable(run / "pretrain-stage1.jsonl", "--run")
+    require_writable(out, "--out")
     began = time.monotonic()
     device = device or torch.device("cpu")
     recipe = with_resolved_precision(recipe, device)

@@ -24,7 +24,7 @@ from parp_cli.models.speech.moments import frame_samples
 from parp_cli.runtime.device import tensor_cores
 from parp_cli.runtime.progress import Notify, Progress, silent
 from parp_cli.storage import checkpoint
-from parp_cli.storage.atomic import refuse_same, write_error, write_text
+from parp_cli.storage.atomic import refuse_same, require_writable, write_text
 from parp_cli.storage.run_folder import require_head
 
 STANDARD_INPUT = "-"
@@ -135,11 +135,6 @@ def transcribe(
     require_head(source, content.metadata)
     vocabulary = vocabulary_of(source, content.metadata.task)
     architecture, model = rebuild(content, device or torch.device("cpu"), source=str(source))
-    if out is not None:  # an unwritable folder is reported before anything is computed
-        try:
-            out.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise write_error(out, error) from error
     began, done, total = time.monotonic(), 0.0, sum(map(_declared_seconds, files))
     work = [_Reading(file, targets[file]) for file in files]
     transcriptions: list[Transcription] = []
@@ -258,6 +253,7 @@ def _targets(files: Sequence[str], out: Path | None, layout: timing.Format) -> d
                 f"{_named(taken[target])} and {_named(file)} would both be written to {target}",
                 hint="transcribe them to different folders",
             )
+        require_writable(target, "--out")
         taken[target], targets[file] = file, target
     refuse_same({"the transcript": list(taken)}, {"the audio file": [Path(file) for file in files]})
     return targets

@@ -12,6 +12,7 @@ from parp_cli.errors import ResourceError, UsageError
 
 _TEMPORARY_SUFFIX = ".tmp"
 _TEMPORARY = re.compile(rf"\.(?P<name>.+)-[a-z0-9_]{{8}}{re.escape(_TEMPORARY_SUFFIX)}")
+_ADDED_CHARACTERS = len(f".-{secrets.token_hex(4)}{_TEMPORARY_SUFFIX}")
 _NEW = os.O_CREAT | os.O_EXCL | os.O_RDWR
 
 
@@ -77,8 +78,15 @@ def require_writable(path: Path, option: str) -> None:
     Raises:
         UsageError: it is a folder, or its folder cannot be written to; names the command-line option to change.
     """
-    folder = next(parent for parent in path.absolute().parents if parent.exists())
-    if path.is_dir():
+    try:
+        folder = next(parent for parent in path.absolute().parents if parent.exists())
+        longest = os.pathconf(folder, "PC_NAME_MAX") - _ADDED_CHARACTERS
+    except OSError as error:  # a folder's name is too long
+        raise write_error(path, error, option) from error
+    names = path.absolute().relative_to(folder).parts
+    if max(len(os.fsencode(name)) for name in names) > longest:
+        why = f"its name is too long: {longest} bytes at most"
+    elif path.is_dir():
         why = "it is a folder"
     elif not folder.is_dir():
         why = f"{folder} is not a folder"
@@ -103,13 +111,13 @@ def forget_temporaries(folder: Path, *names: str) -> None:
             path.unlink(missing_ok=True)
 
 
-def write_error(path: Path, error: OSError) -> ResourceError | UsageError:
+def write_error(path: Path, error: OSError, option: str = "--out") -> ResourceError | UsageError:
     """The error to raise when `path` could not be written."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return ResourceError(
             f"no space left to write {path}", hint="free some space, or write elsewhere with --out or --run"
         )
-    return UsageError(f"cannot write {path}: {error.strerror or error}", hint="choose another place with --out")
+    return UsageError(f"cannot write {path}: {error.strerror or error}", hint=f"choose another place with {option}")
 
 
 def _flush_folder(folder: Path) -> None:

@@ -207,7 +207,7 @@ def _header(path: Path, file: Any) -> dict[str, Any]:
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(
             f"{path} was not written by parp",
-            hint="to start from a foreign model, give it to `parp mask --model`",
+            hint="to start from a model of transformers, give `parp mask --model` its folder, with config.json",
         ) from error
     if version not in range(1, FORMAT_VERSION + 1):
         raise CheckpointError(

@@ -26,7 +26,7 @@ from parp_cli.runtime.progress import Notify, Progress, silent
 from parp_cli.stages.evaluate import Options, evaluate
 from parp_cli.stages.finetune import finetune, finished_cost
 from parp_cli.storage import checkpoint
-from parp_cli.storage.atomic import write_text
+from parp_cli.storage.atomic import require_writable, write_text
 from parp_cli.storage.run_folder import BEST, FEATURES, round_folder, state_path
 from parp_cli.sweep.grid import Cell
 from parp_cli.training.plan import target_sparsity
@@ -66,6 +66,8 @@ def run_cell(run: Path, cell: Cell, device: str, notify: Notify = silent) -> Non
         notify(step)
 
     try:
+        for split in cell.splits:
+            require_writable(_metrics(folder, split), "--run")
         if trained(run, cell) is None:
             (folder / _TRAINED).unlink(missing_ok=True)
             finetune(

@@ -12,11 +12,12 @@ from parp_cli.config.finetune import AnyRecipe
 from parp_cli.errors import CheckpointError, UsageError
 from parp_cli.models.network import Architecture, Network
 from parp_cli.models.sources.load import random_encoder
-from parp_cli.pruning.masks import Masks
+from parp_cli.pruning.masks import Masks, check_some_kept, count_all, count_pruned
 from parp_cli.pruning.methods import Settings, spec_of
 from parp_cli.pruning.methods.spec import FirstMask
 from parp_cli.pruning.patterns import DEFAULT_SCOPE
 from parp_cli.pruning.pruner import Pruner
+from parp_cli.pruning.select import prune_count
 from parp_cli.training.plan import Start, pattern_in, sparsities_of
 
 T = TypeVar("T")
@@ -44,7 +45,9 @@ def first_masks(recipe: AnyRecipe, start: Start, settings: Settings, model: Netw
         return {name: torch.ones(weight.shape, dtype=torch.bool) for name, weight in weights.items()}
     chosen_by = recipe.pruning.initial or ("random" if spec.starts_from == "random" else "magnitude")
     scores = first_scores(chosen_by, weights, start.architecture, seed=recipe.seed)
-    return settings.pattern.masks(scores, settings.sparsity_at_start, start.architecture.layers_of(weights))
+    masks = settings.pattern.masks(scores, settings.sparsity_at_start, start.architecture.layers_of(weights))
+    check_some_kept(count_pruned(masks), count_all(masks))
+    return masks
 
 
 def first_scores(
@@ -81,7 +84,7 @@ def pruner(
 
 def check_start(recipe: AnyRecipe, start: Start) -> None:
     """Refuse masks that the method would not use or that are not what its name says, or of another sparsity
-    (UsageError) or of other weights than the recipe prunes (CheckpointError), and a recipe that prunes none."""
+    (UsageError) or of other weights than the recipe prunes (CheckpointError), and a recipe that prunes none or all."""
     spec, source = spec_of(recipe.pruning.method), start.source
     if start.masks and spec.starts_from == "nothing":
         why = f"({spec.name}) finds its own mask" if spec.prunes else f"is {spec.name}"
@@ -94,9 +97,11 @@ def check_start(recipe: AnyRecipe, start: Start) -> None:
             f"method {spec.name} has a {spec.starts_from} mask, but that of {source} is of another kind",
             hint="--set pruning.method=fixed keeps any mask, or name another --run folder",
         )
-    sparsities_of(recipe.pruning, start)
+    target, _ = sparsities_of(recipe.pruning, start)
     with torch.device("meta"):  # only names and shapes are needed
         weights = prunable_weights(recipe, start.architecture.build())
+    total = sum(weight.numel() for weight in weights.values())
+    check_some_kept(prune_count(target, total), total)
     if start.masks and set(start.masks) != set(weights):
         raise CheckpointError(
             f"{source} masks other weights than the recipe prunes",

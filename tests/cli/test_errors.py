@@ -169,15 +169,15 @@ def test_utterances_that_cannot_be_trained_on(
     lines = refused(3, "finetune", *settings)
     kind = "outside vocabulary" if "outside" in reason else "more labels than frames"
     assert lines[0] == f"parp: error: a problem with the utterances of train ({kind} 1)"
-    assert lines[1].strip().startswith(reason)
-    assert "--set data.unusable=skip" in lines[2]
+    assert lines[2].strip().startswith(reason)
+    assert "--set data.unusable=skip" in lines[-1]
     answer = parp("finetune", *settings, *sets("data.unusable=skip", "training.updates=1"))
     assert answer.code == 0
     dry = parp("finetune", *settings, *sets("data.unusable=skip"), "--dry-run", "--json")
     assert json.loads(dry.out)["plan"]["skipped"] == 1
 
 
-def test_a_terminal_shows_problems_as_a_table(
+def test_a_terminal_shows_names_as_they_are(
     parp: Any, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FORCE_COLOR", "1")
@@ -186,12 +186,7 @@ def test_a_terminal_shows_problems_as_a_table(
     assert (answer.code, answer.out) == (3, "")
     lines = re.sub("\x1b\\[[0-9;]*m", "", answer.err).splitlines()
     assert lines[0] == "parp: error: a problem with the utterances of train (outside vocabulary 1)"
-    header, row = ([cell.strip() for cell in re.split("[┃│]", line)[1:-1]] for line in (lines[2], lines[4]))
-    assert header == ["utterance", "split", "kind", "what is wrong", "file"]
-    assert row[:4] == ["[red]umlaut", "train", "outside vocabulary", "letters outside the vocabulary: Ä"]
-    assert Path(row[4]).is_file()
-    assert lines[-1].startswith("  hint: ")
-    assert len(lines) == 7, "nothing is said twice"
+    assert any(line.startswith("    [red]umlaut: letters outside the vocabulary: Ä (train, ") for line in lines)
 
 
 def test_no_space_left(refused: Any, world: World, masked: Path, tmp_path: Path, monkeypatch: Any) -> None:

@@ -5,9 +5,10 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy
 import pytest
@@ -15,7 +16,7 @@ import soundfile
 
 from parp_cli.data import audio, inspection
 from parp_cli.data.audio import AudioInfo, inspect_audio, read_audio
-from parp_cli.data.check import check_utterances, notes_of, refusal
+from parp_cli.data.check import ProblemKind, check_utterances, notes_of, refusal
 from parp_cli.data.inspection import Unreadable, inspect_files
 from parp_cli.data.labels import letters_vocabulary
 from parp_cli.data.utterances import Utterance
@@ -132,7 +133,7 @@ def test_each_fault_has_its_line(name: str, tmp_path: Path, folder: Path, noise:
     assert problems[0].message == f"{name}: {what} (train, {bad.audio})"
 
 
-def test_all_faults_of_all_splits_are_in_one_table(tmp_path: Path, folder: Path, noise: Callable[..., Path]) -> None:
+def test_all_faults_of_all_splits_are_in_one_message(tmp_path: Path, folder: Path, noise: Callable[..., Path]) -> None:
     bad = [make(name, tmp_path, noise) for name in FAULTS]
     sounds = inspect_files([utterance.audio for utterance in bad], cache=folder)
     problems = [
@@ -142,32 +143,42 @@ def test_all_faults_of_all_splits_are_in_one_table(tmp_path: Path, folder: Path,
     ]
     error = refusal(problems, ["also this"])
     assert error.message == (
-        "14 problems with the utterances of train and dev (missing audio 1, unreadable audio 6, silence 1, "
+        "14 problems with the utterances of train and dev (unreadable audio 6, missing audio 1, silence 1, "
         "sampling rate 1, wrong length 1, too short 1, more labels than frames 1, outside vocabulary 1, no label 1)"
     )
-    assert error.table is not None
-    assert [row[1] for row in error.table.rows] == ["train"] * 7 + ["dev"] * 7
-    kinds = list(dict.fromkeys(kind for _, _, kind, _ in FAULTS.values()))
-    for split in ("train", "dev"):
-        places = [kinds.index(row[2]) for row in error.table.rows if row[1] == split]
-        assert places == sorted(places)
-    for (name, split, _, what, file), detail in zip(error.table.rows, error.details, strict=False):
-        assert detail == f"{name}: {what} ({split}, {file})"
-    assert error.details[len(error.table.rows) :] == ("also this",)
+    lines = iter(error.details)
+    kinds = Counter(problem.kind for problem in problems)
+    for kind, count in sorted(kinds.items(), key=lambda item: (-item[1], get_args(ProblemKind).index(item[0]))):
+        assert next(lines).startswith(f"{kind} ({count}): "), "and a remedy"
+        assert [next(lines) for _ in range(count)] == [f"  {each.message}" for each in problems if each.kind == kind]
+    assert list(lines) == ["also this"]
     assert "data.unusable=skip" in (error.hint or "")
 
 
-def test_many_problems_are_counted_rather_than_shown(tmp_path: Path, folder: Path) -> None:
+def test_the_frequent_kind_is_not_hidden_behind_the_rare_one(tmp_path: Path, folder: Path) -> None:
+    noise = 0.1 * numpy.random.default_rng(0).standard_normal(16_000)
+    soundfile.write(tmp_path / "a.wav", noise, 16_000)
     many = [
-        Utterance(id=f"u{number:03}", audio=tmp_path / f"{number}.wav", split="train", seconds=1, text="A")
+        Utterance(
+            id=f"u{number:04}",
+            audio=tmp_path / ("a.wav" if number >= 67 else "gone.wav"),
+            split="train",
+            seconds=1,
+            text="É" if number >= 67 else "A",
+        )
         for number in range(1234)
     ]
     sounds = inspect_files([utterance.audio for utterance in many], cache=folder)
-    error = refusal(check_utterances(many, "train", sounds, letters_vocabulary(), frames), [])
-    assert error.message == "1,234 problems with the utterances of train (missing audio 1,234)"
-    assert error.table is not None
-    assert [row[0] for row in error.table.rows] == [f"u{number:03}" for number in range(50)]
-    assert error.details[50:] == ("… and 1,184 more",)
+    problems = check_utterances(many, "train", sounds, letters_vocabulary(), frames)
+    error = refusal(problems, [])
+    assert error.message == ("1,234 problems with the utterances of train (outside vocabulary 1,167, missing audio 67)")
+    heading, *examples = error.details[:5]
+    assert heading.startswith("outside vocabulary (1,167): take the letters of the transcripts with --set data.alph")
+    assert [line.split(":")[0].strip() for line in examples] == ["u0067", "u0068", "u0069", "… and 1,164 more"]
+    heading, *examples = error.details[5:]
+    assert heading.startswith("missing audio (67): check the paths")
+    assert [line.split(":")[0].strip() for line in examples] == ["u0000", "u0001", "u0002", "… and 64 more"]
+    assert "data.alphabet" not in refusal(problems, [], alphabet="found").details[0], "which was done"
 
 
 def test_lengths_and_loud_sounds_that_can_be_trained_on(tmp_path: Path, folder: Path) -> None:

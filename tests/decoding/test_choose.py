@@ -82,7 +82,7 @@ def test_what_is_told_is_what_is_done(language_model: str, tmp_path: Path, monke
     pytest.importorskip("flashlight.lib.text")
     monkeypatch.setattr(NGramScorer, "model", None)
     lexicon = tmp_path / "lexicon.txt"
-    lexicon.write_text("B B |\n")
+    lexicon.write_text("BB B B |\n")
     lm = language_model
     for decoding, told in (
         (Decoding(), "greedy"),
@@ -183,3 +183,30 @@ def test_files_are_checked_at_once(tmp_path: Path) -> None:
     ):
         with pytest.raises(DataError, match="none"):
             choose(decoding, VOCABULARY)
+
+
+def test_words_that_the_language_model_does_not_know_are_counted(language_model: str, tmp_path: Path) -> None:
+    pytest.importorskip("flashlight.lib.text")
+    lexicon = tmp_path / "lexicon.txt"
+    lexicon.write_text("a A |\nbb B B |\nAAA A A A |\n")
+    chosen = choose(Decoding(decoder="lexicon", lm=language_model, lexicon=lexicon), VOCABULARY)
+    assert chosen.spelt is not None
+    assert list(chosen.spelt.lexicon) == ["A", "BB", "AAA"], "in the case of the language model"
+    assert chosen.notes(["A BB", "BA BB"]) == [
+        "1 of 3 words of the lexicon are unknown to the LM: AAA",
+        "1 of 4 reference words are not in the lexicon and cannot be found: BA",
+    ]
+    with pytest.raises(DataError, match=r"has none of the words"):
+        chosen.notes(["BA", "BAB"])
+    lexicon.write_text("AAA A A A |\n")
+    with pytest.raises(DataError, match=r"lm\.arpa knows no word of the lexicon"):
+        choose(Decoding(decoder="lexicon", lm=language_model, lexicon=lexicon), VOCABULARY)
+
+
+def test_words_that_a_reordering_model_does_not_know_are_counted(language_model: str) -> None:
+    pytest.importorskip("kenlm")
+    chosen = choose(Decoding(decoder="beam", lm=language_model), VOCABULARY)
+    assert chosen.notes(["A zoo", "BB"]) == []
+    assert chosen.notes(["A BAB"]) == ["1 of 2 reference words are unknown to the LM: BAB"]
+    with pytest.raises(DataError, match=r"lm\.arpa has none of the words"):
+        chosen.notes(["BAB BA"])

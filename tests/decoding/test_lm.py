@@ -24,10 +24,11 @@ def arpa(tmp_path: Path) -> Path:
     return tmp_path / "lm.arpa"
 
 
-def test_plain_and_gzipped(arpa: Path) -> None:
-    zipped = arpa.with_name("other.arpa.gz")
+def test_plain_and_gzipped_and_with_comments(arpa: Path) -> None:
+    zipped, commented = arpa.with_name("other.arpa.gz"), arpa.with_name("commented.arpa")
     zipped.write_bytes(gzip.compress(arpa.read_bytes()))
-    for path in (arpa, zipped):
+    commented.write_text(f"# counted by hand\n\n#\n{arpa.read_text()}")
+    for path in (arpa, zipped, commented):
         model = open_language_model(str(path))
         assert (model.path, model.kind, model.lexicon) == (path, "arpa", None)
         assert arpa_words(model) == ["B", "A", "ÉTÉ"]

@@ -1,5 +1,6 @@
 import gzip
 import io
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -72,8 +73,30 @@ def test_gzipped_with_the_same_bytes_each_time(tmp_path: Path) -> None:
 def test_lines_of_files_and_standard_input(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("A B\nC\n")
     (tmp_path / "b.txt.gz").write_bytes(gzip.compress(b"D\n"))
-    found = lines([tmp_path / "a.txt", STDIN, tmp_path / "b.txt.gz"], io.StringIO("E\n"))
+    found = lines([tmp_path / "a.txt", STDIN, tmp_path / "b.txt.gz"], io.BytesIO("\ufeffE\n".encode()))
     assert [line.strip() for line in found] == ["A B", "C", "E", "D"]
+
+
+@pytest.mark.parametrize("zipped", [False, True])
+def test_lines_of_a_pipe(zipped: bool, tmp_path: Path) -> None:
+    """Which can be opened once, and read once."""
+    text = b"A B\n" * 3000
+    read, write = os.pipe()
+    os.write(write, gzip.compress(text) if zipped else text)
+    os.close(write)
+    assert len(list(lines([Path(f"/dev/fd/{read}")]))) == 3000
+    os.close(read)
+
+
+@pytest.mark.parametrize(
+    "text", ["<s> A B </s>\n<s> B </s>\n", "<s> a b </s> <s> b </s>\n", "<S>  A B </S>\n\nB\n", "A B </s> B"]
+)
+def test_marks_of_sentences_are_no_words(text: str, tmp_path: Path) -> None:
+    result = build(text.splitlines(), out=tmp_path / "lm.arpa", order=2)
+    assert (result.sentences, result.words) == (2, 3)
+    assert arpa_words(open_language_model(str(result.path))) == ["A", "B"]
+    with pytest.raises(DataError, match="<unk> as a word"):
+        build(["A <UNK> B"], out=tmp_path / "lm.arpa")
 
 
 @pytest.mark.parametrize("content", [None, b"\xff\xfe\xfa", b"\x1f\x8b\x08 broken"])

@@ -30,6 +30,21 @@ def test_prunes_exactly_so_many_and_writes_zeros(world: World, tmp_path: Path, s
     assert all((content.weights[name][~kept] == 0).all() for name, kept in content.masks.items())
 
 
+@pytest.mark.parametrize(("sparsity", "pattern"), [(0.999999, "global"), (0.999999, "tensor"), (0.995, "row")])
+def test_a_sparsity_that_comes_to_all_weights(world: World, tmp_path: Path, sparsity: float, pattern: str) -> None:
+    with pytest.raises(UsageError, match=r"leaves none of the [0-9,]+ prunable weights"):
+        mask(str(world.encoder), sparsity=sparsity, pattern=pattern, biases=False, out=tmp_path / "m.safetensors")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("method", ["parp", "parp-p", "omp", "movement", "rigl"])
+def test_training_towards_a_sparsity_that_comes_to_all_weights(world: World, tmp_path: Path, method: str) -> None:
+    recipe = world.recipe(f"pruning.method={method}", "pruning.sparsity=0.999999")
+    with pytest.raises(UsageError, match=r"leaves none of the [0-9,]+ prunable weights"):
+        finetune(recipe, run=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_the_rest_is_as_it_was(world: World, masked: Path) -> None:
     before, after = checkpoint.read(world.encoder), checkpoint.read(masked)
     assert set(before.weights) == set(after.weights)

@@ -27,6 +27,17 @@ def test_the_old_file_is_there_until_the_block_ends(tmp_path: Path) -> None:
     assert not temporary.exists()
 
 
+@pytest.mark.parametrize("length", [241, 255, 300, 5000])
+def test_a_name_is_too_long_before_anything_is_written(tmp_path: Path, length: int) -> None:
+    most = tmp_path / ("é" * 120 + "n")
+    require_writable(most, "--out")
+    write_text(most, "it can be written")
+    for path in (tmp_path / ("n" * (length + 1)), tmp_path / ("n" * 300) / "file"):
+        with pytest.raises(UsageError, match=r"cannot write .*too long") as caught:
+            require_writable(path, "--html")
+        assert "--html" in (caught.value.hint or "")
+
+
 @pytest.mark.parametrize("error", [ValueError("x"), KeyboardInterrupt(), SystemExit(3)])
 def test_whatever_goes_wrong_the_old_file_stays_and_nothing_else(tmp_path: Path, error: BaseException) -> None:
     path = tmp_path / "file"

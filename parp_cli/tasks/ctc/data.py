@@ -10,7 +10,7 @@ from parp_cli.data.corpora import load
 from parp_cli.data.inspection import inspect_files
 from parp_cli.data.labels import Vocabulary, letters_vocabulary, phones_vocabulary
 from parp_cli.data.utterances import Utterance
-from parp_cli.errors import DataError, first_few
+from parp_cli.errors import DataError
 from parp_cli.models.speech.config import Architecture, frames
 from parp_cli.runtime.progress import Notify, Progress
 
@@ -44,7 +44,7 @@ def load_data(data: Data, architecture: Architecture, own: Vocabulary | None, no
         skipped |= dict.fromkeys(found)
     notes = notes_of(splits, infos)
     if skipped and data.unusable == "refuse":
-        raise refusal(list(skipped), notes)
+        raise refusal(list(skipped), notes, alphabet=data.alphabet)
     for note in notes:
         notify(Progress("checking audio", len(infos), len(infos), warning=note))
     train, valid = (_without(skipped, some, split) for split, some in splits)
@@ -75,7 +75,8 @@ def _without(problems: Iterable[Problem], utterances: list[Utterance], split: st
     bad = {problem.utterance_id for problem in own}
     left = [utterance for utterance in utterances if utterance.id not in bad]
     if not left:
-        raise DataError(f"no usable utterance in {split}", details=first_few([problem.message for problem in own]))
+        error = refusal(own, ())
+        raise DataError(f"no usable utterance in {split}", details=error.details, hint="correct some of them")
     return left
 
 
