@@ -1,10 +1,10 @@
-"""Vocabularies of letters or phones, the outputs of a CTC head."""
+"""What the outputs of a CTC head are: the one description of labels, which files hold and everything else asks."""
 
 import re
 import string
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
@@ -20,46 +20,62 @@ from parp_cli.storage.conventions import BOUNDARY as BOUNDARY
 BLANK_ID = 0
 """Label id of the blank."""
 
-_BAR = f"{BOUNDARY} in the text"  # stands for a "|" of a transcript, which no symbol spells
+PADDING = "<pad>"
+"""What other projects call the blank unless they say otherwise."""
 
 Labels = Literal["letters", "phones"]
 
 _LETTERS = (*string.ascii_uppercase, "'")
 _STRESSED = re.compile(r"[A-Z]{2}[012]")  # ARPAbet's vowels, such as AH0
-_SPECIAL = re.compile(r"<.+>")  # symbols of imported models that stand for nothing spoken, such as <unk>
 _TURKISH = {"i": "İ", "I": "ı", "İ": "i", "ı": "I"}  # the other case where both kinds of i are letters
 
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """The symbols of a CTC head: label `id` stands for `symbols[id]`.
+    """The symbols of a CTC head: label `id` stands for `symbols[id]`, and how a text is made of them.
 
     Letters of a text are converted to the vocabulary's case unless it has both: with the letters a to z, "A" is "a".
     They may be composed or not: "é" is spelt "e" and a combining accent if these are the symbols.
 
+    Attributes:
+        symbols: the blank first, under the name `BLANK`.
+        labels: letters (of one character or more), which are joined to words; or phones, separated by spaces.
+        delimiter: the symbol between words; None where there is none, so that spaces of a text cannot be written.
+        special: symbols that stand for nothing spoken, with their roles ("unk", "bos", "eos", …; "extra" for others).
+        separator: what a transcript has between words of letters.
+        lower_case: whether transcripts are lower case whatever the symbols are.
+        padding: name of the blank where the model comes from, for export.
+
     Raises:
-        DataError: `symbols` does not begin with "<blank>", repeats a symbol, or is of letters without "|".
+        DataError: `symbols` does not begin with "<blank>", or repeats a symbol.
     """
 
     symbols: tuple[str, ...]
     labels: Labels
+    delimiter: str | None = BOUNDARY
+    special: Mapping[str, str] = field(default_factory=dict, hash=False)
+    separator: str = " "
+    lower_case: bool = False
+    padding: str = PADDING
 
     def __post_init__(self) -> None:
         problems = []
         if self.symbols[:1] != (BLANK,):
             problems.append(f"symbol 0 is not {BLANK}")
         problems += sorted({f"{symbol!r} is repeated" for symbol in self.symbols if self.symbols.count(symbol) > 1})
-        if self.labels == "letters" and BOUNDARY not in self.symbols:
-            problems.append(f'"{BOUNDARY}", which divides words, is missing')
         if problems:
             raise DataError(f"not a vocabulary of {self.labels}", details=problems)
+        if self.delimiter not in self.symbols:
+            object.__setattr__(self, "delimiter", None)
 
     def __len__(self) -> int:
         return len(self.symbols)
 
     def to_json(self) -> dict[str, Any]:
         """`Metadata.task` of a checkpoint whose head has these outputs."""
-        return ctc_task(self.symbols, self.labels)
+        keys = ("delimiter", "separator", "lower_case", "padding")
+        description = {key: getattr(self, key) for key in keys}
+        return {**ctc_task(self.symbols, self.labels), **description, "special": dict(self.special)}
 
     @property
     def strips_stress(self) -> bool:
@@ -69,14 +85,14 @@ class Vocabulary:
     @cached_property
     def case(self) -> Case | None:
         """The case of the letters; None if some are symbols in both cases."""
-        capitals = {symbol for symbol in self._spellings if in_case(symbol, "lower") != symbol}
-        small = {symbol for symbol in self._spellings if in_case(symbol, "upper") != symbol}
-        if any(in_case(symbol, "upper") in capitals for symbol in small):
+        if len({symbol.lower() for symbol in self._spellings}) < len(self._spellings):
             return None
-        return "lower" if len(small) > len(capitals) else "upper"
+        capitals = sum(in_case(symbol, "lower") != symbol for symbol in self._spellings)
+        small = sum(in_case(symbol, "upper") != symbol for symbol in self._spellings)
+        return "lower" if small > capitals else "upper"
 
     def encode(self, utterance: Utterance) -> list[int]:
-        """Label ids of an utterance, without blanks; letters have `BOUNDARY` between words, phones nothing.
+        """Label ids of an utterance, without blanks; with the delimiter between words if there is one.
 
         Raises:
             DataError: the utterance has no such labels, or they are outside the vocabulary.
@@ -102,23 +118,25 @@ class Vocabulary:
     def decode(self, ids: Iterable[int]) -> str:
         """Text (NFC) of labels: words, or phones, separated by spaces.
 
-        Repeated ids are kept, as collapsing CTC's output is up to decoders. Blanks and symbols in angle brackets are
-        dropped.
+        Repeated ids are kept, as collapsing CTC's output is up to decoders. Blanks and special symbols are dropped.
         """
-        kept = [self.symbols[index] for index in ids if not _SPECIAL.fullmatch(self.symbols[index])]
-        words = kept if self.labels == "phones" else "".join(kept).replace(BOUNDARY, " ").split()
-        return unicodedata.normalize("NFC", " ".join(words))
+        written = [self._written[index] for index in ids]
+        return self._text(written if self.labels == "phones" else "".join(written).split())
 
     def reference(self, utterance: Utterance) -> str:
-        """The reference in the vocabulary's case, with labels outside the vocabulary; "" without labels."""
+        """The reference in the case of the transcripts, with labels outside the vocabulary; "" without labels."""
         symbols = self._spell(utterance)
         if self.labels == "phones":
-            return unicodedata.normalize("NFC", " ".join(symbols))
-        text = "".join({BOUNDARY: " ", _BAR: BOUNDARY}.get(symbol, symbol) for symbol in symbols)
-        return unicodedata.normalize("NFC", text)
+            return self._text(symbol for symbol in symbols if symbol != self.delimiter)
+        spoken = {self.delimiter: " ", self._delimiter_in_text: self.delimiter or ""}
+        return self._text("".join(spoken.get(symbol, symbol) for symbol in symbols).split(" "))
+
+    def _text(self, parts: Iterable[str]) -> str:
+        text = (" " if self.labels == "phones" else self.separator).join(filter(None, parts))
+        return unicodedata.normalize("NFC", text.lower() if self.lower_case else text)
 
     def spelling(self, text: str) -> list[str]:
-        """Symbols of a text from `normalize_text`, with `BOUNDARY` for spaces.
+        """Symbols of a text from `normalize_text`, with the delimiter for spaces.
 
         A character without a symbol stands for itself, in the vocabulary's case.
         """
@@ -128,8 +146,10 @@ class Vocabulary:
 
     def _spelling(self, part: str) -> list[str]:
         """Symbols of one character, or of several that are one symbol."""
-        if part in (" ", BOUNDARY):
-            return [BOUNDARY if part == " " else _BAR]
+        if part == " ":
+            return [] if self.delimiter is None else [self.delimiter]
+        if part == self.delimiter:
+            return [self._delimiter_in_text]
         for same in (part, *self._in_other_case(part)):
             if same in self._spellings:
                 return [self._spellings[same]]
@@ -149,12 +169,29 @@ class Vocabulary:
 
     @cached_property
     def _ids(self) -> dict[str, int]:
-        return {symbol: index for index, symbol in enumerate(self.symbols) if not _SPECIAL.fullmatch(symbol)}
+        silent = {BLANK, *self.special}
+        return {symbol: index for index, symbol in enumerate(self.symbols) if symbol not in silent}
+
+    @cached_property
+    def letters(self) -> frozenset[str]:
+        """The symbols that are spoken."""
+        return frozenset(self._ids) - {self.delimiter}
+
+    @cached_property
+    def _written(self) -> tuple[str, ...]:
+        """What each label adds to a transcript."""
+        delimiter = " " if self.labels == "letters" else ""
+        return tuple(delimiter if s == self.delimiter else s if s in self._ids else "" for s in self.symbols)
+
+    @property
+    def _delimiter_in_text(self) -> str:
+        """Stands for the delimiter's own character in a transcript, which no symbol spells."""
+        return f"{self.delimiter} in the text"
 
     @cached_property
     def _spellings(self) -> dict[str, str]:
         """Symbols of letters or phones, by their NFC."""
-        return {unicodedata.normalize("NFC", symbol): symbol for symbol in self._ids if symbol != BOUNDARY}
+        return {unicodedata.normalize("NFC", symbol): symbol for symbol in self._ids if symbol != self.delimiter}
 
     @cached_property
     def _is_turkish(self) -> bool:
@@ -171,16 +208,30 @@ class Vocabulary:
         """Symbols of an utterance, in the vocabulary or not."""
         if self.labels == "letters":
             return self.spelling(utterance.text or "")
-        phones = [phone for word in utterance.phones or () for phone in word]
-        phones = [_strip_stress(phone) for phone in phones] if self.strips_stress else phones
-        return [self._spellings.get(phone, phone) for phone in phones]
+        words = [
+            [self._spellings.get(phone, phone) for phone in (map(_strip_stress, word) if self.strips_stress else word)]
+            for word in utterance.phones or ()
+        ]
+        between = [] if self.delimiter is None else [self.delimiter]
+        return [phone for number, word in enumerate(words) for phone in (*(between if number else ()), *word)]
 
 
 def recorded_vocabulary(task: Mapping[str, Any] | None) -> Vocabulary | None:
     """The inverse of `Vocabulary.to_json`; None if the task is not CTC of letters or phones."""
     if task is None or task["kind"] != "ctc" or task["labels"] not in get_args(Labels):
         return None
-    return Vocabulary(tuple(task["vocabulary"]), task["labels"])
+    symbols, labels = tuple(task["vocabulary"]), task["labels"]
+    if "special" in task:
+        keys = ("delimiter", "separator", "lower_case", "padding", "special")
+        return Vocabulary(symbols, labels, **{key: task[key] for key in keys})
+    # Earlier files say no more than this: what stands in angle brackets was dropped, and only letters had a delimiter.
+    roles = {"<unk>": "unk", "<s>": "bos", "</s>": "eos"}
+    return Vocabulary(
+        symbols,
+        labels,
+        delimiter=BOUNDARY if labels == "letters" else None,
+        special={symbol: roles.get(symbol, "extra") for symbol in symbols[1:] if re.fullmatch(r"<.+>", symbol)},
+    )
 
 
 def vocabulary_of(source: Path, task: Mapping[str, Any] | None) -> Vocabulary:
@@ -197,7 +248,8 @@ def letters_vocabulary(utterances: Iterable[Utterance] | None = None) -> Vocabul
     letters: Iterable[str] = _LETTERS
     if utterances is not None:
         texts = (in_case(utterance.text or "", "upper") for utterance in utterances)
-        letters = sorted({letter for text in texts for letter in text} - {" ", BOUNDARY})
+        found = sorted({letter for text in texts for letter in text} - {" ", BOUNDARY}, reverse=True)
+        letters = sorted({fold(letter): letter for letter in found}.values())  # ß and its rare capital are one
         if not letters:
             raise DataError("no letters to build a vocabulary from", hint="the training utterances have no text")
     return Vocabulary((BLANK, BOUNDARY, *letters), "letters")

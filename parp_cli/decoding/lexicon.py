@@ -10,7 +10,7 @@ weights share lexicon and language model. T frames, V labels.
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,7 +24,7 @@ from parp_cli.decoding.search import Hypothesis, collapse
 from parp_cli.errors import DataError, UsageError, first_few
 
 Lexicon = Mapping[str, tuple[tuple[str, ...], ...]]
-"""Spellings of each word, in symbols of a vocabulary; each ends with `BOUNDARY`."""
+"""Spellings of each word, in symbols of a vocabulary; each ends with its delimiter."""
 
 _BEAM_THRESHOLD = 25.0
 """Hypotheses that score this much below the best one are dropped after each frame. torchaudio's default of 50 takes
@@ -39,7 +39,7 @@ class Spelt(NamedTuple):
 
 
 def spelling(letters: Sequence[str], vocabulary: Vocabulary) -> tuple[str, ...] | None:
-    """The letters of a word (or the word itself) and the boundary after it; None where the vocabulary lacks one.
+    """The letters of a word (or the word itself) and the delimiter after it; None where the vocabulary lacks one.
 
     In the vocabulary's case: published language models are often lower case, and most models upper case. Where it has
     no "ß", a word that has is spelt with "SS".
@@ -47,14 +47,9 @@ def spelling(letters: Sequence[str], vocabulary: Vocabulary) -> tuple[str, ...] 
     word = normalize_text("".join(letters))
     for same in (word, word.upper()) if vocabulary.case == "upper" else (word,):
         symbols = vocabulary.spelling(same)
-        if symbols and _letters(vocabulary).issuperset(symbols):
-            return (*symbols, BOUNDARY)
+        if symbols and vocabulary.delimiter is not None and vocabulary.letters.issuperset(symbols):
+            return (*symbols, vocabulary.delimiter)
     return None
-
-
-@lru_cache(maxsize=8)
-def _letters(vocabulary: Vocabulary) -> frozenset[str]:
-    return frozenset(vocabulary.symbols) - {BOUNDARY}
 
 
 def lexicon_of(words: Iterable[str], vocabulary: Vocabulary) -> Spelt:
@@ -119,10 +114,11 @@ def outside(references: Iterable[str], lexicon: Lexicon) -> Counter[str]:
 
 def require_letters(vocabulary: Vocabulary) -> None:
     """Refuse vocabularies that do not mark where a word ends."""
-    if vocabulary.labels != "letters":
+    if vocabulary.labels != "letters" or vocabulary.delimiter is None:
+        writes = "phones" if vocabulary.labels == "phones" else "no boundary between words"
         raise UsageError(
-            "words are spelt in letters, and this model writes phones",
-            hint="decode phones greedily, or with --decoder beam and no language model",
+            f"words are spelt in letters, and this model writes {writes}",
+            hint="decode greedily, or with --decoder beam and no language model",
         )
 
 
@@ -161,8 +157,9 @@ class LexiconTrie(Reloading):
 
     @property
     def boundary(self) -> int:
-        """Label of the word boundary."""
-        return self.vocabulary.symbols.index(BOUNDARY)
+        """Label of the word delimiter."""
+        assert self.vocabulary.delimiter is not None
+        return self.vocabulary.symbols.index(self.vocabulary.delimiter)
 
     @cached_property
     def _loaded(self) -> tuple[Any, Any]:

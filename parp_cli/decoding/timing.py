@@ -17,7 +17,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from parp_cli.data.labels import BLANK_ID, BOUNDARY, Vocabulary
+from parp_cli.data.labels import BLANK_ID, Vocabulary
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ def words_of(path: Tensor, vocabulary: Vocabulary, frame_seconds: float) -> list
     ends = counts.cumsum(0)
     groups: list[list[tuple[int, int, int]]] = [[]]
     for label, start, end in zip(labels.tolist(), (ends - counts).tolist(), ends.tolist(), strict=True):
-        if label != BLANK_ID and (vocabulary.labels == "phones" or vocabulary.symbols[label] == BOUNDARY):
+        if label != BLANK_ID and (vocabulary.labels == "phones" or vocabulary.symbols[label] == vocabulary.delimiter):
             groups.append([])
         if vocabulary.decode([label]):  # not the blank, a boundary or a special symbol
             groups[-1].append((label, start, end))

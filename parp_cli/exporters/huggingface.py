@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from parp_cli.errors import CheckpointError
+from parp_cli.data.labels import Vocabulary
 from parp_cli.models.sources import huggingface
 from parp_cli.models.sources.names import MASK_EMBEDDING, fit
+from parp_cli.models.sources.tokenizer import SETTINGS, VOCABULARY, tokenizer_files
 from parp_cli.models.speech.config import Architecture
 from parp_cli.storage.atomic import write_text
-from parp_cli.storage.conventions import BLANK, BOUNDARY, SAMPLE_RATE
+from parp_cli.storage.conventions import SAMPLE_RATE
 from parp_cli.storage.tensors import write_tensors
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 _MODEL_CLASSES = {"wav2vec2": "Wav2Vec2", "hubert": "Hubert", "wavlm": "WavLM"}
-_PADDING = "<pad>"
 
 _MASK_TIME_PROBABILITY = 0.05
 """transformers' own default; only training reads it."""
@@ -28,39 +28,34 @@ _MASK_TIME_PROBABILITY = 0.05
 def export_huggingface(
     architecture: Architecture,
     weights: Mapping[str, Tensor],
-    vocabulary: Sequence[str] | None,
+    vocabulary: Vocabulary | None,
     directory: Path,
 ) -> None:
     """Write a model for `AutoModelForCTC` and `Wav2Vec2Processor`, or for `AutoModel` without a head.
 
-    Their logits are ours. Their processor decodes to our transcripts: letters joined to words at "|", or labels
-    of several characters (phones), and ones without "|", with spaces between. The blank is their padding token.
+    Their logits are ours, and their processor decodes to our transcripts, but also writes special tokens unless
+    it is asked not to. The blank is their padding token.
 
     Args:
         architecture: of the model.
         weights: under our names, zeros where they are pruned; with or without a mask embedding.
-        vocabulary: V labels by id, the blank first; None for no head.
+        vocabulary: of V labels; None for no head.
         directory: made if need be; files of the same names in it are replaced, config.json last, so that what
             is half written does not load.
 
     Raises:
-        CheckpointError: the weights are not the architecture's, or the first label is not the blank.
+        CheckpointError: the weights are not the architecture's.
         ResourceError: no space is left on the disk.
         UsageError: the folder cannot be written to.
     """
-    if vocabulary is not None and (not vocabulary or vocabulary[0] != BLANK):
-        raise CheckpointError(f"the vocabulary does not start with {BLANK}", details=list(vocabulary)[:1])
     size = None if vocabulary is None else len(vocabulary)
     state = fit(weights, architecture, source="the checkpoint", vocabulary_size=size)
     write_tensors(directory / huggingface.WEIGHTS, huggingface.names_of(state, architecture), {"format": "pt"})
-    if vocabulary is None:  # nor may those of an earlier export stay
-        for name in (huggingface.VOCABULARY, huggingface.TOKENIZER):
+    for name in (VOCABULARY, SETTINGS):  # nor may those of an earlier export stay
+        if vocabulary is None:
             (directory / name).unlink(missing_ok=True)
-    else:
-        padding = BLANK if _PADDING in vocabulary else _PADDING
-        labels = [padding, *vocabulary[1:]]
-        _write_json(directory / huggingface.VOCABULARY, {label: index for index, label in enumerate(labels)})
-        _write_json(directory / huggingface.TOKENIZER, _tokenizer(labels))
+        else:
+            _write_json(directory / name, tokenizer_files(vocabulary)[name])
     _write_json(directory / huggingface.PREPROCESSOR, _preprocessor(architecture, has_head=vocabulary is not None))
     _write_json(directory / huggingface.CONFIG, _config(architecture, size, masks=MASK_EMBEDDING in state))
 
@@ -99,35 +94,3 @@ def _preprocessor(architecture: Architecture, *, has_head: bool) -> dict[str, An
         # Group norm sees padding as sound, with or without a mask; models with it were trained without.
         "return_attention_mask": architecture.conv_norm == "layer",
     } | ({"processor_class": "Wav2Vec2Processor"} if has_head else {})
-
-
-def _are_letters(labels: Sequence[str]) -> bool:
-    """Whether labels make up words by being joined: there is a word boundary, and all but "<…>" are one character."""
-    return BOUNDARY in labels and all(len(label) == 1 or label.startswith("<") for label in labels)
-
-
-def _tokenizer(labels: Sequence[str]) -> dict[str, Any]:
-    """Settings of the tokenizer that joins labels the way we do.
-
-    Tokens that are no label must be null: transformers would append them to the vocabulary, beyond the head's rows.
-    """
-    special = {
-        f"{kind}_token": token if token in labels else None
-        for kind, token in (("pad", labels[0]), ("unk", "<unk>"), ("bos", "<s>"), ("eos", "</s>"))
-    }
-    if _are_letters(labels):
-        own = {
-            "tokenizer_class": "Wav2Vec2CTCTokenizer",
-            "word_delimiter_token": BOUNDARY,
-            "replace_word_delimiter_char": " ",
-            "do_lower_case": False,
-        }
-    else:
-        # The one that puts spaces between labels; it asks for a phonemizer only to turn text into phones.
-        own = {
-            "tokenizer_class": "Wav2Vec2PhonemeCTCTokenizer",
-            "word_delimiter_token": None,
-            "phone_delimiter_token": " ",
-            "do_phonemize": False,
-        }
-    return {**own, **special, "processor_class": "Wav2Vec2Processor", "clean_up_tokenization_spaces": False}

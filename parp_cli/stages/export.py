@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from parp_cli.data.labels import vocabulary_of
 from parp_cli.exporters.huggingface import export_huggingface
 from parp_cli.exporters.torchaudio import export_torchaudio
 from parp_cli.models.recognizer import encoder_of
@@ -36,12 +37,12 @@ def export(source: Path, *, to: Target, out: Path) -> ExportResult:
         ResourceError: no space is left on the disk.
     """
     content = checkpoint.read(source)
-    architecture, weights, _, _ = encoder_of(content, source=str(source))
-    vocabulary = content.metadata.vocabulary
+    architecture, weights, task, _ = encoder_of(content, source=str(source))
     check_fit(content.masks, weights, what=str(source))
     weights |= {name: weights[name].clone() for name in content.masks}
     apply_(content.masks, weights)
     if to == "hf":
+        vocabulary = None if content.metadata.vocabulary is None else vocabulary_of(source, task)
         export_huggingface(architecture, weights, vocabulary, out)
     else:
         export_torchaudio(architecture, weights, out)

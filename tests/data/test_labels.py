@@ -1,3 +1,4 @@
+import json
 from itertools import groupby
 from pathlib import Path
 
@@ -11,9 +12,11 @@ from parp_cli.data.labels import (
     frames_needed,
     letters_vocabulary,
     phones_vocabulary,
+    recorded_vocabulary,
 )
 from parp_cli.data.utterances import Utterance
 from parp_cli.errors import DataError
+from parp_cli.storage.checkpoint import ctc_task
 
 
 def test_letters_of_english():
@@ -92,17 +95,16 @@ def test_no_label_to_encode(make_utterance):
 
 
 def test_special_symbols_of_imported_models(make_utterance):
-    vocabulary = Vocabulary((BLANK, "<s>", "<unk>", "|", "A"), "letters")
+    special = {"<unk>": "unk", "[X]": "extra"}
+    vocabulary = Vocabulary((BLANK, "[X]", "<unk>", "|", "A"), "letters", special=special)
     assert vocabulary.decode([1, 4, 2, 3, 4, 0]) == "A A"
-    assert Vocabulary((BLANK, "<unk>", "A"), "phones").outside(make_utterance(phones=(("<unk>", BLANK, "A"),))) == [
-        BLANK,
-        "<unk>",
-    ]
+    phones = Vocabulary((BLANK, "<unk>", "A"), "phones", special={"<unk>": "unk"})
+    assert phones.outside(make_utterance(phones=(("<unk>", BLANK, "A"),))) == [BLANK, "<unk>"]
 
 
 @pytest.mark.parametrize(
     ("symbols", "labels"),
-    [((), "letters"), (("|", BLANK), "letters"), ((BLANK, "|", "A", "A"), "letters"), ((BLANK, "A"), "letters")],
+    [((), "letters"), (("|", BLANK), "letters"), ((BLANK, "|", "A", "A"), "letters")],
 )
 def test_not_a_vocabulary(symbols, labels):
     with pytest.raises(DataError, match="not a vocabulary of letters"):
@@ -117,3 +119,57 @@ def test_frames_needed_are_the_fewest_that_collapse_to_the_labels(ids):
         path += [0, label] if path and path[-1] == label else [label]
     assert [label for label, _ in groupby(path) if label] == ids
     assert frames_needed(ids) == len(path)
+
+
+def test_letters_without_a_boundary_are_one_word_whatever_the_spaces(make_utterance):
+    vocabulary = Vocabulary((BLANK, "你", "好"), "letters")
+    assert vocabulary.delimiter is None
+    for text in ("你好", "你 好"):
+        assert vocabulary.encode(make_utterance(text=text)) == [1, 2]
+        assert vocabulary.reference(make_utterance(text=text)) == vocabulary.decode([1, 2]) == "你好"
+
+
+def test_phones_have_a_boundary_between_words_where_the_head_has_one(make_utterance):
+    vocabulary = Vocabulary((BLANK, "#", "a", "b"), "phones", delimiter="#")
+    utterance = make_utterance(phones=(("a", "b"), ("a",)))
+    assert vocabulary.encode(utterance) == [2, 3, 1, 2]
+    assert vocabulary.decode(vocabulary.encode(utterance)) == vocabulary.reference(utterance) == "a b a"
+
+
+def test_transcripts_may_be_lower_case_and_have_another_separator(make_utterance):
+    vocabulary = Vocabulary((BLANK, "|", "A", "B"), "letters", lower_case=True, separator="_")
+    utterance = make_utterance(text="ab B")
+    assert vocabulary.encode(utterance) == [2, 3, 1, 3]
+    assert vocabulary.decode([1, 2, 3, 1, 1, 3]) == vocabulary.reference(utterance) == "ab_b"
+
+
+def test_a_delimiter_that_is_no_bar(make_utterance):
+    vocabulary = Vocabulary((BLANK, "#", "|", "a"), "letters", delimiter="#")
+    utterance = make_utterance(text="a| a")
+    assert vocabulary.encode(utterance) == [3, 2, 1, 3]
+    assert vocabulary.decode([3, 2, 1, 3]) == vocabulary.reference(utterance) == "a| a"
+    assert vocabulary.outside(make_utterance(text="a #")) == ["# in the text"]
+    assert vocabulary.reference(make_utterance(text="a #")) == "a #"
+
+
+@pytest.mark.parametrize("labels", ["letters", "phones"])
+def test_files_that_say_less_read_as_in_their_time(labels):
+    task = ctc_task([BLANK, "<s>", "<unk>", "[UNK]", "|", "A"], labels)
+    vocabulary = recorded_vocabulary(task)
+    assert vocabulary is not None
+    assert vocabulary.special == {"<s>": "bos", "<unk>": "unk"}
+    text = vocabulary.decode([0, 1, 2, 3, 4, 5])
+    assert text == ("[UNK] A" if labels == "letters" else "[UNK] | A")
+    assert recorded_vocabulary(vocabulary.to_json()) == vocabulary
+
+
+def test_what_is_recorded_reads_back(make_utterance):
+    for vocabulary in (
+        letters_vocabulary(),
+        phones_vocabulary([make_utterance(phones=(("<sil>", "A"),))]),
+        Vocabulary(
+            (BLANK, "[U]", "#", "|"), "letters", "#", {"[U]": "unk"}, separator="", lower_case=True, padding="[P]"
+        ),
+    ):
+        assert recorded_vocabulary(json.loads(json.dumps(vocabulary.to_json()))) == vocabulary
+        assert recorded_vocabulary({"kind": "masked_prediction"}) is recorded_vocabulary(None) is None

@@ -83,7 +83,8 @@ def test_only_words_of_the_lexicon_are_found() -> None:
 def test_imported_vocabularies_with_signs_that_are_never_said() -> None:
     """Whatever they have in it, such as the <s> and <unk> of transformers' models, takes no part."""
     pytest.importorskip("flashlight.lib.text")
-    vocabulary = Vocabulary((BLANK, "<s>", "</s>", "<unk>", BOUNDARY, "A", "B"), "letters")
+    special = dict.fromkeys(("<s>", "</s>", "<unk>"), "extra")
+    vocabulary = Vocabulary((BLANK, "<s>", "</s>", "<unk>", BOUNDARY, "A", "B"), "letters", special=special)
     spelt = [5, 5, 3, 6, 4, 5]  # A A <unk> B | A
     logits = torch.nn.functional.one_hot(torch.tensor(spelt), 7) * 5.0
     trie = LexiconTrie(vocabulary=vocabulary, lexicon=lexicon_of(["A", "AB"], vocabulary).lexicon)

@@ -16,7 +16,7 @@ from parp_cli.decoding.timing import (
     words_of,
 )
 
-LETTERS = Vocabulary(("<blank>", "|", "A", "B", "<unk>"), "letters")
+LETTERS = Vocabulary(("<blank>", "|", "A", "B", "<unk>"), "letters", special={"<unk>": "unk"})
 PHONES = Vocabulary(("<blank>", "AH", "B"), "phones")
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast, get_args
@@ -19,17 +18,15 @@ from parp_cli.models.sources.names import (
     unpack_attention,
     without,
 )
+from parp_cli.models.sources.tokenizer import VOCABULARY, read_json, read_vocabulary
 from parp_cli.models.speech.config import Architecture, Family, with_known_name
-from parp_cli.storage.checkpoint import ctc_task
-from parp_cli.storage.conventions import BLANK, BOUNDARY, SAMPLE_RATE
+from parp_cli.storage.conventions import SAMPLE_RATE
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
-VOCABULARY = "vocab.json"
-TOKENIZER = "tokenizer_config.json"
 PREPROCESSOR = "preprocessor_config.json"
 
 # In order of preference; an index lists the parts of a model that is cut up.
@@ -69,7 +66,6 @@ _CONFIG_DEFAULTS: dict[str, Any] = {
     "do_stable_layer_norm": False,
     "num_buckets": 320,
     "max_bucket_distance": 800,
-    "pad_token_id": 0,
 }
 
 # Options that would make another network, and the one value (also the default) that ours has built in.
@@ -105,20 +101,18 @@ def read_directory(directory: Path) -> Encoder:
     Raises:
         CheckpointError: files are missing, broken, or of a model that parp does not know.
     """
-    config = _read_json(directory / CONFIG)
+    config = read_json(directory / CONFIG)
     architecture = architecture_of(config, _preprocessor(directory), source=str(directory))
     weights = _read_weights(directory)
     weights = {name.removeprefix(f"{architecture.family}."): tensor for name, tensor in weights.items()}
     weights = without(weights, _DROPPED)
-    vocabulary = None
+    size = task = None
     if f"{_HEAD}weight" not in weights or not (directory / VOCABULARY).exists():
         weights = without(weights, (_HEAD,))
     else:
-        vocabulary, order = _vocabulary(directory, config, size=len(weights[f"{_HEAD}weight"]))
+        vocabulary, order = read_vocabulary(directory, config, size=len(weights[f"{_HEAD}weight"]))
         weights |= {name: tensor[order] for name, tensor in weights.items() if name.startswith(_HEAD)}
-    size = None if vocabulary is None else len(vocabulary)
-    labels = "letters" if BOUNDARY in (vocabulary or ()) else "phones"
-    task = None if vocabulary is None else ctc_task(vocabulary, labels)
+        size, task = len(vocabulary), vocabulary.to_json()
     weights = fit(weights, architecture, source=str(directory), vocabulary_size=size, rules=_NAMES)
     return Encoder(architecture, weights, task)
 
@@ -246,7 +240,7 @@ def _preprocessor(directory: Path) -> dict[str, Any]:
     """The feature extractor's settings, from its own file or from the processor's, where newer versions put them."""
     for name in (PREPROCESSOR, "processor_config.json"):
         if (directory / name).exists():
-            settings = _read_json(directory / name)
+            settings = read_json(directory / name)
             nested = settings.get("feature_extractor", settings)
             if isinstance(nested, dict):
                 return nested
@@ -262,7 +256,7 @@ def _read_weights(directory: Path) -> dict[str, Tensor]:
         )
     parts = [found]
     if found.suffix == ".json":
-        index = _read_json(found).get("weight_map")
+        index = read_json(found).get("weight_map")
         if not isinstance(index, dict):
             raise CheckpointError(f"{found} lists no weights")
         parts = [directory / Path(str(part)).name for part in sorted(set(index.values()))]
@@ -289,59 +283,3 @@ def _read_part(path: Path) -> dict[str, Tensor]:
             details=[str(error)],
             hint="it may be missing or truncated; download or copy it again",
         ) from error
-
-
-def _vocabulary(directory: Path, config: Mapping[str, Any], *, size: int) -> tuple[list[str], list[int]]:
-    """The labels with the blank first, and which row of their head each label's row is.
-
-    transformers' blank is the tokenizer's padding token, at any id. Rows without a token are kept, so that
-    the likeliest label stays the same.
-    """
-    tokens = _read_json(directory / VOCABULARY)
-    if not all(isinstance(index, int) for index in tokens.values()):
-        raise CheckpointError(
-            f"{directory / VOCABULARY} has a vocabulary for each language", hint="parp reads flat ones"
-        )
-    tokenizer: dict[str, Any] = {}
-    for name in (TOKENIZER, "special_tokens_map.json"):
-        if (directory / name).exists():
-            tokenizer |= _read_json(directory / name)
-    labels = {index: f"<unused-{index}>" for index in range(size)}
-    for index, token in tokenizer.get("added_tokens_decoder", {}).items():
-        labels[int(index)] = _content(token)
-    labels |= {index: token for token, index in tokens.items()}
-    blank = tokens.get(
-        _content(tokenizer.get("pad_token", "<pad>")), config.get("pad_token_id", _CONFIG_DEFAULTS["pad_token_id"])
-    )
-    if blank not in range(size):
-        raise CheckpointError(
-            f"{directory} does not say which label is the blank", hint="set pad_token in " + TOKENIZER
-        )
-    delimiter = _content(tokenizer.get("word_delimiter_token", BOUNDARY))
-    labels = {index: BOUNDARY if label == delimiter else label for index, label in labels.items()}
-    labels[blank] = BLANK
-    order = [blank, *(index for index in range(size) if index != blank)]
-    vocabulary = [labels[index] for index in order]
-    doubled = sorted({label for label in vocabulary if vocabulary.count(label) > 1})
-    if doubled:
-        raise CheckpointError(f"{directory / VOCABULARY} has labels that stand for two things", details=doubled)
-    return vocabulary, order
-
-
-def _content(token: Any) -> str:
-    """A token's text, "" for none; transformers writes it bare, or in an object beside how to strip around it."""
-    return str((token.get("content") if isinstance(token, dict) else token) or "")
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise CheckpointError(
-            f"{path.parent} has no {path.name}", hint="a model is a folder with config.json and its weights"
-        ) from error
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be read as JSON", details=[str(error)]) from error
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path} holds no JSON object")
-    return value
