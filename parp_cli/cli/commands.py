@@ -143,7 +143,10 @@ def reprune(
 
 
 def export(
-    to: Annotated[Literal["hf", "torchaudio"], option("--to", "A folder for transformers, or a state dict.")],
+    to: Annotated[
+        Literal["hf", "torchaudio", "small"],
+        option("--to", "A folder for transformers; a state dict; a checkpoint without what the mask emptied."),
+    ],
     checkpoint: options.Checkpoint = None,
     run: options.Run = options.DEFAULT_RUN,
     out: options.Out = None,
@@ -152,20 +155,26 @@ def export(
     as_json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Write a checkpoint for other tools, zero wherever its mask prunes.
+    """Write a checkpoint for other tools, zero wherever its mask prunes, or a smaller one.
 
-    [bold]Example:[/]
+    Zeros make no model smaller or faster. Whole heads and units can be removed: prune with pruning.pattern=structures,
+    and --to small writes a checkpoint without them, which every command takes.
+
+    [bold]Examples:[/]
       parp export --to hf
+      parp export --to small
     """
     from parp_cli.stages.export import export as stage
-    from parp_cli.storage.run_folder import checkpoint_or_newest
+    from parp_cli.storage.run_folder import EXPORTS, checkpoint_or_newest
 
     del device, seed  # files are only rewritten; taken because every stage takes them
     output = Output(as_json=as_json, quiet=quiet)
     source = checkpoint_or_newest(checkpoint, run)
-    tool, name = ("transformers", "export-hf") if to == "hf" else ("torchaudio", "export-torchaudio.pt")
-    result = stage(source, to=to, out=out or run / name)
-    output.text(f"exported {source} for {tool}, {size(result.size)}")
+    with output.progress() as notify:
+        result = stage(source, to=to, out=out or run / EXPORTS[to], notify=notify)
+    tool = {"hf": "for transformers", "torchaudio": "for torchaudio"}.get(to, "without what its mask emptied")
+    output.text(f"exported {source} {tool}, {size(result.size)}")
+    render.export(output, result)
     output.wrote(result.path)
     output.json(result)
 

@@ -59,7 +59,8 @@ def mask(
         str | None,
         _new(
             "--pattern",
-            "Which weights compete: global, layer, tensor, row, N:M such as 2:4, blocks such as 16x16.",
+            "Which weights compete: global, layer, tensor, row, N:M such as 2:4, blocks such as 16x16; or whole "
+            "attention heads and feed-forward units: structures, heads, units.",
             default=DEFAULT_PATTERN,
         ),
     ] = None,

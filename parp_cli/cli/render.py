@@ -12,6 +12,7 @@ from parp_cli.console import Output, duration, percent, size
 from parp_cli.errors import first_few
 
 if TYPE_CHECKING:
+    from parp_cli.stages.export import ExportResult
     from parp_cli.stages.finetune import FinetuneResult, Plan
     from parp_cli.stages.inspect import Inspection
     from parp_cli.stages.pretrain import PretrainResult
@@ -118,6 +119,24 @@ def inspection(output: Output, result: "Inspection") -> None:
         import yaml
 
         output.text("Recipe", yaml.safe_dump(dict(metadata.recipe), sort_keys=False).rstrip())
+
+
+def export(output: Output, result: "ExportResult") -> None:
+    """Sizes and speed before and after, of an export that was compared with its checkpoint."""
+    before, after, check = result.before, result.after, result.check
+    if before is None or after is None or check is None:
+        return
+    counts = {"parameters": "parameters", "heads": "attention heads", "units": "feed-forward units", "blocks": "blocks"}
+    rows = [[title, *(f"{getattr(each, key):,}" for each in (before, after))] for key, title in counts.items()]
+    rows.append(["file", size(before.bytes), size(after.bytes)])
+    speeds = check.real_time_factors
+    rows.append(["seconds per second of speech", *(f"{speed:.4f}" for speed in speeds)])
+    lengths = ", ".join(f"{seconds:.1f}" for seconds in check.seconds)
+    output.table("Before and after", ("", "masked", result.target), rows)
+    output.text(
+        f"largest difference of a logit: {check.largest_difference:.1e}, on speech of {lengths} s; "
+        f"{speeds[0] / speeds[1]:.2f} times as fast there"
+    )
 
 
 def _sparsities(output: Output, result: "Inspection") -> None:

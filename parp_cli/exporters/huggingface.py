@@ -44,11 +44,12 @@ def export_huggingface(
             is half written does not load.
 
     Raises:
-        CheckpointError: the weights are not the architecture's.
+        CheckpointError: the weights are not the architecture's, or its sizes differ from layer to layer.
         ResourceError: no space is left on the disk.
         UsageError: the folder cannot be written to.
     """
     size = None if vocabulary is None else len(vocabulary)
+    config = _config(architecture, size, masks=MASK_EMBEDDING in weights)  # refuses what it cannot describe
     state = fit(weights, architecture, source="the checkpoint", vocabulary_size=size)
     write_tensors(directory / huggingface.WEIGHTS, huggingface.names_of(state, architecture), {"format": "pt"})
     for name in (VOCABULARY, SETTINGS):  # nor may those of an earlier export stay
@@ -57,7 +58,7 @@ def export_huggingface(
         else:
             _write_json(directory / name, tokenizer_files(vocabulary)[name])
     _write_json(directory / huggingface.PREPROCESSOR, _preprocessor(architecture, has_head=vocabulary is not None))
-    _write_json(directory / huggingface.CONFIG, _config(architecture, size, masks=MASK_EMBEDDING in state))
+    _write_json(directory / huggingface.CONFIG, config)
 
 
 def _write_json(path: Path, value: Mapping[str, Any]) -> None:

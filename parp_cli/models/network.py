@@ -21,6 +21,9 @@ _KINDS = {"speech": ("parp_cli.models.speech.config", "Architecture")}
 _DEFAULT_KIND = "speech"
 """What files of format 1 hold, which do not tell."""
 
+SMALL = "-small"
+"""The end of the name of an architecture from which parts of the named one were removed."""
+
 
 class Architecture(Protocol):
     """A frozen description of a network without its weights.
@@ -70,6 +73,10 @@ class Architecture(Protocol):
 
     def layers_of(self, names: Iterable[str]) -> dict[str, str]:
         """A label for the layer of each parameter: its number, "front-end" before the layers, or "other"."""
+
+    def structures_of(self, names: Iterable[str]) -> Sequence[Any]:
+        """What can be removed for good of the parameters with these names: a `pruning.structures.Structure` for the
+        attention heads of each layer, and for its feed-forward units."""
 
     def is_head(self, name: str) -> bool:
         """Whether a parameter belongs to the head, by its name."""

@@ -6,9 +6,12 @@
     row       the weights of each row of a matrix, which all lead to one output
     2:4       N:M: of each M consecutive entries of a row the N largest are kept, as sparse tensor cores want it
     16x16     blocks of R rows and C columns are kept or pruned whole, and all blocks compete
+    heads     attention heads are kept or pruned whole, and all heads compete; units: those of feed-forward blocks
+    structures  heads and units, which compete with each other, by their mean magnitude
 
 Rows, N:M and blocks take a tensor as a matrix (out, rest): a linear layer's as it is, a convolution's as it multiplies
-unfolded patches. In every pattern the counts are exact, and of equal magnitudes those that come first are pruned.
+unfolded patches. In every pattern the counts are exact (those of heads and units as nearly as whole ones allow), and of
+equal magnitudes those that come first are pruned.
 Importing this does not import torch, so that commands refuse a setting before it loads.
 """
 
@@ -16,7 +19,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Literal, cast
 
@@ -26,12 +29,17 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torch.distributed import ProcessGroup
 
-PatternKind = Literal["global", "layer", "tensor", "row", "n:m", "block"]
+    from parp_cli.pruning.structures import Structure
+
+PatternKind = Literal["global", "layer", "tensor", "row", "n:m", "block", "structures", "heads", "units"]
 
 WHOLE: Final = ("global", "layer", "tensor")
 """The kinds that any tensor can have."""
 
-GROWING: Final = (*WHOLE, "row", "block")
+STRUCTURES: Final = ("structures", "heads", "units")
+"""The kinds that prune what can be removed from a network for good."""
+
+GROWING: Final = (*WHOLE, "row", "block", *STRUCTURES)
 """The kinds whose sparsity can grow; N:M has one."""
 
 DEFAULT_SPARSITY, DEFAULT_SCOPE, DEFAULT_PATTERN = 0.5, "transformer", "global"
@@ -71,11 +79,11 @@ class Pattern:
 
     @classmethod
     def parse(cls, text: str) -> Pattern:
-        """Read "global", "layer", "tensor", "row", N:M such as "2:4", or a block such as "16x16".
+        """Read "global", "layer", "tensor", "row", a kind of structure, N:M such as "2:4", or a block such as "16x16".
 
         Raises UsageError where it is none of these, or not 1 <= N < M <= 32.
         """
-        if text in (*WHOLE, "row"):
+        if text in (*WHOLE, "row", *STRUCTURES):
             return cls(cast(PatternKind, text))
         if match := re.fullmatch("([1-9][0-9]*)([:x])([1-9][0-9]*)", text):
             sides = (int(match[1]), int(match[3]))
@@ -85,8 +93,8 @@ class Pattern:
                 return cls("n:m", sides)
         raise UsageError(
             f"no pattern {text!r}",
-            hint="one of global, layer, tensor, row, N of M weights (1 <= N < M <= 32) such as 2:4, or blocks such as "
-            "16x16",
+            hint="one of global, layer, tensor, row, structures, heads, units, N of M weights (1 <= N < M <= 32) such "
+            "as 2:4, or blocks such as 16x16",
         )
 
     def __str__(self) -> str:
@@ -104,17 +112,36 @@ class Pattern:
         """Rows and columns of what N:M and blocks repeat."""
         return (1, self.sides[1]) if self.kind == "n:m" else self.sides
 
+    def chosen(self, structures: Sequence[Structure]) -> list[Structure]:
+        """Those of a network's structures that it prunes; none where it prunes weights by themselves."""
+        if self.kind not in STRUCTURES:
+            return []
+        return [structure for structure in structures if self.kind in ("structures", structure.kind)]
+
     def carries(self, shape: tuple[int, ...]) -> bool:
-        """Whether a tensor of this shape can hold the pattern; for rows, N:M and blocks it takes a fitting matrix."""
+        """Whether a tensor of this shape can hold the pattern; for rows, N:M and blocks it takes a fitting matrix, and
+        for structures (see `among`) more than a shape."""
         rows, columns = self._cell
         fits = len(shape) >= 2 and shape[0] % rows == 0 and math.prod(shape[1:]) % columns == 0
-        return fits or self.kind in WHOLE
+        return fits or self.kind in (*WHOLE, *STRUCTURES)
 
-    def among(self, weights: Mapping[str, Tensor], *, where: str) -> dict[str, Tensor]:
+    def among(
+        self, weights: Mapping[str, Tensor], *, where: str, structures: Sequence[Structure] = ()
+    ) -> dict[str, Tensor]:
         """Those of the weights that can hold the pattern; the others are not pruned.
 
-        Raises UsageError where none of those `where` it says can.
+        The structures are those that the network has in these weights. Raises UsageError where none of those `where`
+        it says can.
         """
+        if self.kind in STRUCTURES:
+            parts = {name for structure in self.chosen(structures) for name in structure.parts}
+            if not parts:
+                raise UsageError(
+                    f"{where} holds no whole {'heads or units' if self.kind == 'structures' else self.kind}",
+                    hint="take the scope transformer, attention or feed-forward (pruning.scope, --scope), or another "
+                    "pattern",
+                )
+            return {name: weight for name, weight in weights.items() if name in parts}
         carrying = {name: weight for name, weight in weights.items() if self.carries(tuple(weight.shape))}
         if not carrying:
             raise UsageError(
@@ -137,14 +164,17 @@ class Pattern:
         sparsity: float,
         layers: Mapping[str, str],
         *,
+        structures: Sequence[Structure] = (),
         group: ProcessGroup | None = None,
     ) -> dict[str, Tensor]:
         """Masks of this pattern that keep the largest magnitudes.
 
         Args:
             scores: what is ranked by magnitude, mostly the weights themselves; float32, float16 or bfloat16.
-            sparsity: share to prune. Of n entries (or n blocks) that compete, round(s·n) are pruned.
+            sparsity: share to prune. Of n entries (or n blocks) that compete, round(s·n) are pruned; of heads and units
+                so many that the number of their weights is nearest to it.
             layers: the label of each name's layer, which the pattern "layer" alone needs.
+            structures: those of the network, which the patterns structures, heads and units need.
             group: processes over which the scores are sharded, as for `select.magnitude_masks`; all must call this,
                 and all raise if one does. A block must lie within one shard.
 
@@ -164,8 +194,10 @@ class Pattern:
             raise UsageError(
                 f"the pattern {self} cannot have sparsity {sparsity:g}", hint=f"it must be {self.sparsity:.6g}"
             )
-        if self.kind in ("row", "n:m"):
+        if self.kind in ("row", "n:m", *STRUCTURES):
             _check_numbers(scores, group)
+        if self.kind in STRUCTURES:
+            return self._structured(scores, sparsity, structures, group)
         if self.kind == "n:m":
             return {name: _n_of_m_mask(score, *self.sides) for name, score in scores.items()}
         if self.kind == "row":
@@ -181,6 +213,25 @@ class Pattern:
             rows, columns = self.sides
             masks = {n: mask.repeat_interleave(rows, 0).repeat_interleave(columns, 1) for n, mask in masks.items()}
         return {name: masks[name].reshape(score.shape) for name, score in scores.items()}
+
+    def _structured(
+        self,
+        scores: Mapping[str, Tensor],
+        sparsity: float,
+        structures: Sequence[Structure],
+        group: ProcessGroup | None,
+    ) -> dict[str, Tensor]:
+        """Masks of whole groups, by the mean magnitude of their weights: else large ones would win by their size."""
+        from parp_cli.pruning.structures import group_sizes, group_sums, keep_groups
+
+        chosen = self.chosen(structures)
+        if wrong := set(scores) ^ {name for structure in chosen for name in structure.parts}:
+            raise UsageError(
+                f"{min(wrong)} cannot be pruned by the pattern {self}", hint="it takes the weights of whole structures"
+            )
+        sizes, sums = group_sizes(scores, chosen, group), group_sums(scores, chosen, magnitudes=True, group=group)
+        means = {key: total / sizes[key] for key, total in sums.items()}
+        return keep_groups(means, scores, chosen, sparsity, rivals=dict.fromkeys(means, ""), group=group)
 
     def _check_carried(self, scores: Mapping[str, Tensor], group: ProcessGroup | None) -> None:
         shapes = {name: tuple(score.shape) for name, score in scores.items() if not self.carries(tuple(score.shape))}

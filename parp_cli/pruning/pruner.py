@@ -68,17 +68,20 @@ class Pruner:
 
     def state(self) -> dict[str, Tensor]:
         """What a resumed run needs: the full masks, and what the method observed. All processes must ask at once."""
-        observed = self._method.observed.items()
+        whole, observed = self._method.observes_whole, self._method.observed.items()
         return self.whole(self.masks) | {
-            f"observed/{key}": full_tensor_like(value, self._weight(key)) for key, value in observed
+            f"observed/{key}": value.cpu() if whole else full_tensor_like(value, self._weight(key))
+            for key, value in observed
         }
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         """Go on from what `state` gave, and leave the weights as they are."""
         self._take(state)
         observed = {key: value for name, value in state.items() if (key := name.partition("/")[2])}
+        whole = self._method.observes_whole
         self._method.observed = {
-            key: local_shard(shard_like(value, self._weight(key))) for key, value in observed.items()
+            key: value if whole else local_shard(shard_like(value, self._weight(key)))
+            for key, value in observed.items()
         }
 
     def _weight(self, key: str) -> Tensor:
@@ -91,10 +94,10 @@ class Pruner:
         return pruned, covered
 
     def start(self, forward: Callable[[], None] | None = None) -> None:
-        """Set the weights outside the first mask to zero; a method may choose it, by `forward` as of `Method.begin`."""
+        """Set what the first mask prunes to zero; a method may choose it, by `forward` as of `Method.begin`."""
         if self.masks and forward is not None:
             self.masks = dict(self._method.begin(self._snapshot(), forward) or self.masks)
-        apply_(self.masks, self._shards())
+        self._zero_pruned()
 
     def before_step(self, update: int, *, learning_rate: float = 0.0) -> bool:
         """Between the backward pass and the optimizer's step of the update with this number, from 1.
@@ -127,7 +130,7 @@ class Pruner:
             return None
         self.history.append(self.compare(masks))
         self.masks = dict(masks)
-        apply_(self.masks, self._shards())
+        self._zero_pruned()
         if optimizer is not None and not self._method.adjusts(update):
             self._forget_moments(optimizer)
         return self.history[-1]
@@ -180,6 +183,18 @@ class Pruner:
     def _sum(self, numbers: list[int]) -> list[int]:
         """Over all processes that the weights are sharded over."""
         return [sum(column) for column in zip(*from_all_ranks(numbers, self._method.settings.group)[0], strict=True)]
+
+    def _zero_pruned(self) -> None:
+        """Set pruned weights to zero; of structures that may still come back, only what leads out of them.
+
+        A head or unit with zeros before and behind it would get no gradient on either side, and stay zero for ever.
+        """
+        masks, settings = self.masks, self._method.settings
+        structures = settings.pattern.chosen(settings.structures)
+        if structures and self._method.adjusts(self.update) and self.update < settings.schedule.updates:
+            outward = {name for one in structures for name, (dimension, _) in one.parts.items() if dimension == 1}
+            masks = {name: mask for name, mask in masks.items() if name in outward}
+        apply_(masks, self._shards())
 
     def _forget_moments(self, optimizer: torch.optim.Optimizer) -> None:
         for name, mask in self.masks.items():

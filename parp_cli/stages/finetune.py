@@ -37,7 +37,7 @@ from parp_cli.storage.run_folder import (
 from parp_cli.tasks.task import RecipeTask, Validation, task_class
 from parp_cli.training.journal import require_tensorboard
 from parp_cli.training.keys import round_key, start_key, trained_on
-from parp_cli.training.masks import calibration_examples, check_start, first_masks, pruner
+from parp_cli.training.masks import calibration_examples, cannot_come_back, check_start, first_masks, pruner
 from parp_cli.training.optimizer import learning_rate_schedule
 from parp_cli.training.plan import Round, Start, read_start, rewound, round_start, rounds_of, schedule_of, settings_of
 from parp_cli.training.run import TrainingRun
@@ -216,6 +216,10 @@ def finetune(
     recipe = rounds[-1].recipe
     with world.main_first():
         whole = prepare(recipe, init, notify)
+    if cannot_come_back(recipe, whole.start):
+        why = "are zero, inputs and outputs, where no gradient reaches them: none will come back"
+        what = "from a model without a mask this method chooses one itself, and they may"
+        notify(Progress("fine-tuning", 0, 1, warning=f"pruned heads and units of {whole.start.source} {why}; {what}"))
     whole = replace(whole, task=replace(whole.task, shared=features_folder))
     start = start_key(recipe, init, device=device)
     folders = [(rounds_folder or run / ROUNDS) / round_key(rounds[:count], start) for count in range(1, len(rounds))]

@@ -79,10 +79,12 @@ def mask(
     require_writable(out, "--out")
     encoder = load_encoder(model, architecture=architecture, notify=notify)
     scoped = _network(encoder).prunable(scope, biases=biases)
-    weights = {name: encoder.weights[name] for name in parsed.among(scoped, where=f"scope {scope}")}
-    scores = first_scores(method, weights, encoder.architecture, seed=seed)
+    structures = encoder.architecture.structures_of(scoped)
+    among = parsed.among(scoped, where=f"scope {scope}", structures=structures)
+    weights = {name: encoder.weights[name] for name in among}
+    scores = first_scores(method, weights, encoder.architecture, seed=seed, pattern=parsed)
     on_device = {name: score.to(device) for name, score in scores.items()}
-    masks = parsed.masks(on_device, sparsity, encoder.architecture.layers_of(scores))
+    masks = parsed.masks(on_device, sparsity, encoder.architecture.layers_of(scores), structures=structures)
     recipe = {"model": model, "method": method, "sparsity": sparsity, "biases": biases, "scope": scope}
     metadata = _metadata(encoder, recipe={**recipe, "pattern": pattern}, seed=seed, parents=encoder.parents)
     amount = write_pruned(out, encoder.weights, masks, target=sparsity, metadata=metadata)

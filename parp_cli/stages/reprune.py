@@ -69,8 +69,11 @@ def reprune(
         if old.metadata.sparsity is None:
             raise CheckpointError(f"{source} has no mask whose sparsity to keep", hint="give one with --sparsity")
         sparsity = old.metadata.sparsity.target
-    weights = parsed.among({name: old.weights[name].to(device) for name in old.metadata.prunable}, where=str(source))
-    masks = parsed.masks(weights, sparsity, read_architecture(old.metadata.architecture).layers_of(weights))
+    architecture = read_architecture(old.metadata.architecture)
+    structures = architecture.structures_of(old.metadata.prunable)
+    prunable = {name: old.weights[name].to(device) for name in old.metadata.prunable}
+    weights = parsed.among(prunable, where=str(source), structures=structures)
+    masks = parsed.masks(weights, sparsity, architecture.layers_of(weights), structures=structures)
     before = {n: old.masks[n].to(device) if n in old.masks else torch.ones_like(mask) for n, mask in masks.items()}
     revived, dropped = revived_and_dropped(before, masks)
     metadata = replace(

@@ -7,6 +7,7 @@ finetune-last.safetensors  the checkpoint after the last update
 finetune.jsonl             the log
 finetune-finished.json     what the run recorded when it finished
 reprune.safetensors        after `parp reprune`
+small.safetensors          after `parp export --to small`; other targets leave export-hf/ and the like
 state/                     what an interrupted run needs to resume
 rounds/                    the runs that found a method's mask, each a folder like this one
 features/                  features of a frozen feature encoder, which the cells of a sweep share
@@ -32,6 +33,9 @@ BEST, LAST = "finetune.safetensors", f"finetune{_LAST}"
 
 JOURNAL, FINISHED = "finetune.jsonl", "finetune-finished.json"
 """The log of a run, and what it recorded when it finished."""
+
+EXPORTS = {"hf": "export-hf", "torchaudio": "export-torchaudio.pt", "small": "small.safetensors"}
+"""What `parp export` writes, by target."""
 
 STATE, ROUNDS, FEATURES = "state", "rounds", "features"
 """Folders: of interrupted runs, of the runs that found a mask, and of cached features."""

@@ -15,9 +15,10 @@ from parp_cli.models.sources.load import random_encoder
 from parp_cli.pruning.masks import Masks, check_some_kept, count_all, count_pruned
 from parp_cli.pruning.methods import Settings, spec_of
 from parp_cli.pruning.methods.spec import FirstMask
-from parp_cli.pruning.patterns import DEFAULT_SCOPE
+from parp_cli.pruning.patterns import DEFAULT_SCOPE, GLOBAL, Pattern
 from parp_cli.pruning.pruner import Pruner
 from parp_cli.pruning.select import prune_count
+from parp_cli.pruning.structures import key_of, spread
 from parp_cli.training.plan import Start, pattern_in, sparsities_of
 
 T = TypeVar("T")
@@ -32,7 +33,8 @@ def prunable_weights(recipe: AnyRecipe, model: Network) -> dict[str, Tensor]:
     scope = pruning.scope or DEFAULT_SCOPE
     scoped = model.prunable(scope, biases=pruning.biases is not False)
     matrices = {name: weight for name, weight in scoped.items() if weight.dim() == 2 or not spec.only_matrices}
-    return pattern_in(pruning).among(matrices, where=f"scope {scope}")
+    structures = model.architecture.structures_of(matrices)
+    return pattern_in(pruning).among(matrices, where=f"scope {scope}", structures=structures)
 
 
 def first_masks(recipe: AnyRecipe, start: Start, settings: Settings, model: Network) -> Masks:
@@ -44,23 +46,42 @@ def first_masks(recipe: AnyRecipe, start: Start, settings: Settings, model: Netw
     if settings.sparsity_at_start == 0:
         return {name: torch.ones(weight.shape, dtype=torch.bool) for name, weight in weights.items()}
     chosen_by = recipe.pruning.initial or ("random" if spec.starts_from == "random" else "magnitude")
-    scores = first_scores(chosen_by, weights, start.architecture, seed=recipe.seed)
-    masks = settings.pattern.masks(scores, settings.sparsity_at_start, start.architecture.layers_of(weights))
+    scores = first_scores(chosen_by, weights, start.architecture, seed=recipe.seed, pattern=settings.pattern)
+    layers, structures = start.architecture.layers_of(weights), start.architecture.structures_of(weights)
+    masks = settings.pattern.masks(scores, settings.sparsity_at_start, layers, structures=structures)
     check_some_kept(count_pruned(masks), count_all(masks))
     return masks
 
 
 def first_scores(
-    chosen_by: FirstMask | str, weights: Mapping[str, Tensor], architecture: Architecture, *, seed: int
+    chosen_by: FirstMask | str,
+    weights: Mapping[str, Tensor],
+    architecture: Architecture,
+    *,
+    seed: int,
+    pattern: Pattern = GLOBAL,
 ) -> Mapping[str, Tensor]:
     """What a first mask that is chosen in this way ranks the prunable weights of an encoder by."""
     if chosen_by == "random":
         generator = torch.Generator().manual_seed(seed)
+        if structures := pattern.chosen(architecture.structures_of(weights)):
+            # Means of many random numbers would all be about the same.
+            drawn = {key_of(structure): torch.rand(structure.count, generator=generator) for structure in structures}
+            return spread(drawn, weights, structures)
         return {name: torch.rand(weight.shape, generator=generator) for name, weight in weights.items()}
     if chosen_by == "random-weights":
         untrained = random_encoder(architecture, seed=seed).weights
         return {name: untrained[name] for name in weights}
     return weights
+
+
+def cannot_come_back(recipe: AnyRecipe, start: Start) -> bool:
+    """Whether structures are to come back that are zero in the start's weights, where no gradient reaches them."""
+    spec, pattern = spec_of(recipe.pruning.method), pattern_in(recipe.pruning)
+    structures = pattern.chosen(start.architecture.structures_of(start.masks))
+    if not structures or not spec.reprunes or spec.starts_from == "nothing":
+        return False
+    return not any(bool(start.weights[name][~mask].any()) for name, mask in start.masks.items())
 
 
 def calibration_examples(recipe: AnyRecipe, items: Sequence[T]) -> list[T]:
@@ -78,7 +99,8 @@ def pruner(
     """
     weights = prunable_weights(recipe, model)
     modules = {name: model.get_submodule(name.rpartition(".")[0]) for name in weights}
-    settings = replace(settings, layers=model.architecture.layers_of(weights), modules=modules, group=group)
+    layers, structures = model.architecture.layers_of(weights), model.architecture.structures_of(weights)
+    settings = replace(settings, layers=layers, structures=structures, modules=modules, group=group)
     return Pruner(weights, masks, method=spec_of(recipe.pruning.method).build(settings))
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from parp_cli.config.finetune import AnyRecipe, Pruning
 from parp_cli.errors import CheckpointError, UsageError
-from parp_cli.models.network import Architecture, read_architecture
+from parp_cli.models.network import SMALL, Architecture, read_architecture
 from parp_cli.models.sources.load import is_name, load_encoder
 from parp_cli.pruning.masks import recorded_setting
 from parp_cli.pruning.methods import Schedule, Settings, spec_of
@@ -163,7 +163,7 @@ def _made_from(model: str | None, metadata: Metadata) -> bool:
     if model is None:
         return True
     if is_name(model):
-        return bool(model == metadata.architecture["name"])
+        return bool(model == metadata.architecture["name"].removesuffix(SMALL))
     recorded = (metadata.recipe or {}).get("model")
     # What was made from another checkpoint may descend from anything.
     return recorded in (None, model) or str(recorded).endswith(".safetensors")
@@ -189,7 +189,8 @@ def round_start(start: Start, each: Round, before: Path | None) -> Start:
     masks = trained.masks
     if each.prune_to is not None:
         weights = {name: trained.weights[name] for name in trained.metadata.prunable}
-        masks = pattern_in(each.recipe.pruning).masks(weights, each.prune_to, start.architecture.layers_of(weights))
+        layers, structures = start.architecture.layers_of(weights), start.architecture.structures_of(weights)
+        masks = pattern_in(each.recipe.pruning).masks(weights, each.prune_to, layers, structures=structures)
     if each.recipe.pruning.rewind is not None:
         start = rewound(start, Path(each.recipe.pruning.rewind))
     parents = tuple(dict.fromkeys((*start.parents, *lineage(before, trained.metadata))))

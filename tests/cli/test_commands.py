@@ -237,3 +237,29 @@ def test_what_recipe_keys_mean(parp: Any) -> None:
     assert {"name", "expected", "default", "meaning"} == set(
         json.loads(parp("finetune", "--keys", "--json").out)["keys"][0]
     )
+
+
+def test_a_small_checkpoint_and_what_it_saves(parp: Any, world: World, tmp_path: Path) -> None:
+    masked = parp("mask", "--model", world.encoder, "--pattern", "structures", "--run", tmp_path)
+    assert masked.code == 0, masked.err
+    assert "128 weights in biases cannot hold structures and are not pruned" in masked.err
+    shown = parp("export", "--to", "small", "--run", tmp_path)
+    assert shown.code == 0, shown.err
+    for part in (
+        "attention heads",
+        "feed-forward units",
+        "parameters",
+        "seconds per second of speech",
+        "times as fast",
+    ):
+        assert part in shown.out
+    assert f"wrote {tmp_path / 'small.safetensors'}" in shown.out
+    result = json.loads(parp("export", tmp_path / "mask.safetensors", "--to", "small", "--json").out)
+    assert result["after"]["parameters"] < result["before"]["parameters"]
+    again = parp("export", "--to", "hf", "--run", tmp_path)
+    assert again.code == 4
+    assert "tiny-small has layers of sizes" in again.err
+    assert "hint: export what it was made from" in again.err
+    nothing = parp("export", "--to", "small", "--run", tmp_path)
+    assert nothing.code == 4
+    assert "nothing in it is pruned" in nothing.err

@@ -22,6 +22,7 @@ from parp_cli.config.finetune import Recipe
 from parp_cli.errors import Interrupted, ParpError
 from parp_cli.pruning.patterns import Pattern
 from parp_cli.pruning.pruner import Pruner, Repruning
+from parp_cli.pruning.structures import Rows
 from parp_cli.runtime.processes import SINGLE, World, joined
 from parp_cli.runtime.progress import Progress
 from parp_cli.stages.evaluate import Options, evaluate
@@ -62,6 +63,7 @@ RUNS = {
     "divided movement": (*SHORT, *CALM, "pruning.method=movement", "training.shard_weights=true"),
     "divided taylor": (*SHORT, *CALM, "pruning.method=taylor", "pruning.end=6", "training.shard_weights=true"),
     "divided 2:4": (*SHORT, *CALM, "pruning.pattern=2:4", "training.shard_weights=true"),
+    "divided structures": (*SHORT, *CALM, "pruning.pattern=structures", "training.shard_weights=true"),
 }
 """By name, settings of runs that one process and two make."""
 
@@ -69,7 +71,7 @@ STOPPED = (*RANDOM, *CALM, "training.micro_batch_seconds=2", "training.updates=6
 AT = 3
 """Settings of a run that stops after so many updates, and goes on in another number of processes."""
 
-PATTERNS = ("global", "layer", "tensor", "2:4", "8x8")
+PATTERNS = ("global", "layer", "tensor", "2:4", "8x8", "structures")
 
 
 def recipe_of(world: TinyWorld, settings: tuple[str, ...]) -> Recipe:
@@ -130,10 +132,14 @@ def sharded_as_whole(name: str, processes: World) -> bool:
     def rows(tensor: torch.Tensor) -> torch.Tensor:
         return tensor.chunk(processes.world_size)[processes.rank]
 
+    structures = (
+        Rows(8, {"layers.0.a": (0, 1), "layers.0.b": (0, 2)}, kind="units"),
+        Rows(12, {"layers.1.a": (1, 1)}, kind="heads"),
+    )
     pattern = Pattern.parse(name)
     own = {key: rows(weight) for key, weight in weights.items()}
-    masks = pattern.masks(own, 0.5, labels, group=processes.group)
-    whole = pattern.masks(weights, 0.5, labels)
+    masks = pattern.masks(own, 0.5, labels, structures=structures, group=processes.group)
+    whole = pattern.masks(weights, 0.5, labels, structures=structures)
     return all(torch.equal(masks[key], rows(whole[key])) for key in weights)
 
 

@@ -150,13 +150,15 @@ def check_equal_layers(architecture: Architecture) -> None:
     """Refuse an architecture that other projects' models cannot have.
 
     Raises:
-        CheckpointError: sizes differ from layer to layer, or heads from what fills the width.
+        CheckpointError: sizes differ from layer to layer, or heads from what fills the width, or are 0.
     """
     sizes = {key: getattr(architecture, key) for key in ("heads", "head_size", "feed_forward")}
-    if isinstance(architecture.feed_forward, tuple) or architecture.head_size is not None:
+    uneven = isinstance(architecture.feed_forward, tuple) or architecture.head_size is not None
+    if uneven or not architecture.feed_forward:
         raise CheckpointError(
             f"{architecture.name} has layers of sizes that other projects' models cannot have",
             details=[f"{key}: {size}" for key, size in sizes.items()],
+            hint="export what it was made from, which `parp inspect` names: what was removed is zero there",
         )
 
 

@@ -66,9 +66,12 @@ class Architecture:
         conv_bias: whether its convolutions have biases.
         width: features of the Transformer, D.
         layers: Transformer layers.
-        heads: attention heads; a tuple where they differ from layer to layer.
+        heads: attention heads; a tuple where they differ from layer to layer. A layer may have none, and no attention.
         head_size: features of a head; None for width / heads.
-        feed_forward: features inside the feed-forward blocks; a tuple where they differ from layer to layer.
+        kept_heads: for each layer of a WavLM from which heads were removed the numbers of those that are left, of the
+            width / head_size that there were: each has its own positions, and its own part of the hidden states.
+        feed_forward: features inside the feed-forward blocks; a tuple where they differ from layer to layer. A layer
+            may have none, and no such block.
         norm_first: whether layer norm comes before attention and feed-forward, or after each.
         positional_kernel: kernel of the positional convolution, in frames.
         positional_groups: its groups.
@@ -89,6 +92,7 @@ class Architecture:
     layers: int
     heads: int | tuple[int, ...]
     head_size: int | None = None
+    kept_heads: tuple[tuple[int, ...], ...] | None = None
     feed_forward: int | tuple[int, ...]
     norm_first: bool
     positional_kernel: int = 128
@@ -116,16 +120,14 @@ class Architecture:
                     raise ValueError(f"{key}: {len(values)} sizes for {self.layers} layers")
                 object.__setattr__(self, key, values[0] if len(set(values)) == 1 else values)
         sizes: dict[str, Any] = {key: getattr(self, key) for key in _SIZES}
-        if self.family == "wavlm":
-            if isinstance(self.heads, tuple) or self.head_size is not None:
-                raise ValueError("heads: WavLM's layers share a position bias, so all have the same heads")
-        elif self.buckets is None and self.max_distance is None:
+        if self.family != "wavlm" and self.buckets is None and self.max_distance is None:
             del sizes["buckets"], sizes["max_distance"]
-        else:
+        elif self.family != "wavlm":
             raise ValueError(f"buckets: a {self.family} has no relative positions")
         for key in ("heads", "feed_forward"):
             values = getattr(self, key)
-            sizes |= {f"{key}[{i}]": size for i, size in enumerate(values if isinstance(values, tuple) else [values])}
+            of_layers = values if isinstance(values, tuple) else [values]
+            sizes |= {f"{key}[{i}]": size for i, size in enumerate(of_layers) if size != 0 or size is False}
         sizes |= {f"conv_layers[{i}]": size for i, layer in enumerate(self.conv_layers) for size in layer}
         if self.head_size is not None:
             sizes["head_size"] = self.head_size
@@ -134,15 +136,35 @@ class Architecture:
                 raise ValueError(f"{key}: {value!r} is no positive number")
         if self.width % self.positional_groups:
             raise ValueError(f"positional_groups: {self.positional_groups} does not divide the width, {self.width}")
-        if self.head_size is None and (isinstance(self.heads, tuple) or self.width % self.heads):
+        if self.head_size is None and (isinstance(self.heads, tuple) or not self.heads or self.width % self.heads):
             raise ValueError(f"heads: {self.heads} does not divide the width, {self.width}, and head_size is not given")
         if isinstance(self.heads, int) and self.heads * (self.head_size or 0) == self.width:
             object.__setattr__(self, "head_size", None)
+        self._check_kept_heads()
+
+    def _check_kept_heads(self) -> None:
+        """Refuse heads of WavLM that are not told apart, or are told apart where that means nothing."""
+        if self.kept_heads is None:
+            if self.family == "wavlm" and self.head_size is not None:
+                raise ValueError("kept_heads: missing, for a WavLM without some of its heads")
+            return
+        counts = [self.sizes_of_layer(index)[0] for index in range(self.layers)]
+        full, rest = divmod(self.width, self.sizes_of_layer(0)[1])
+        if self.family != "wavlm" or rest or [len(kept) for kept in self.kept_heads] != counts:
+            raise ValueError("kept_heads: not as many in each layer as heads, or of another family than WavLM")
+        if any(list(kept) != sorted(set(kept) & set(range(full))) for kept in self.kept_heads):
+            raise ValueError(f"kept_heads: not ascending numbers below {full}")
+        if self.head_size is None:
+            object.__setattr__(self, "kept_heads", None)
 
     def sizes_of_layer(self, index: int) -> tuple[int, int, int]:
         """Heads, features of a head, and features inside the feed-forward block of a Transformer layer."""
         heads, inner = (size[index] if isinstance(size, tuple) else size for size in (self.heads, self.feed_forward))
         return heads, self.head_size or self.width // heads, inner
+
+    def structures_of(self, names: Iterable[str]) -> list[prunable.Structure]:
+        """As `prunable.structures_of`."""
+        return prunable.structures_of(names, self.sizes_of_layer)
 
     def same_network(self, other: object) -> bool:
         """Whether the other's weights are these: of a network of the same family and sizes, whatever its name."""
@@ -174,6 +196,8 @@ class Architecture:
         for key in ("heads", "feed_forward"):
             if isinstance(fields[key], tuple):
                 fields[key] = list(fields[key])
+        if self.kept_heads is not None:
+            fields["kept_heads"] = [list(kept) for kept in self.kept_heads]
         return {"kind": self.kind, **fields}
 
     @classmethod
@@ -197,6 +221,8 @@ class Architecture:
             for key in ("heads", "feed_forward"):
                 if isinstance(values[key], list):
                     values[key] = tuple(values[key])
+            if values.get("kept_heads") is not None:
+                values["kept_heads"] = tuple(tuple(kept) for kept in values["kept_heads"])
             return cls(**values)
         except (TypeError, ValueError) as error:
             raise CheckpointError("an architecture cannot be read", details=[str(error)]) from error
@@ -317,22 +343,26 @@ def build(
     projection = encoder.FeatureProjection(architecture.conv_layers[-1][0], width, dropout)
     positions = encoder.PositionalConvolution(width, architecture.positional_kernel, architecture.positional_groups)
     layers = []
-    for index in range(architecture.layers):
-        heads, head_size, inner = architecture.sizes_of_layer(index)
+    sizes = [architecture.sizes_of_layer(index) for index in range(architecture.layers)]
+    first = next((index for index, (heads, _, _) in enumerate(sizes) if heads), None)
+    for index, (heads, head_size, inner) in enumerate(sizes):
         attention: nn.Module
-        if architecture.buckets is None or architecture.max_distance is None:
+        if not heads:
+            attention = encoder.NoHeads(width)
+        elif architecture.buckets is None or architecture.max_distance is None:
             attention = encoder.SelfAttention(width, heads, head_size, attention_dropout)
         else:
             attention = wavlm.RelativeAttention(
                 width,
-                heads,
+                width // head_size,
                 attention_dropout,
+                kept=None if architecture.kept_heads is None else architecture.kept_heads[index],
                 buckets=architecture.buckets,
                 max_distance=architecture.max_distance,
-                makes_position_bias=index == 0,
+                makes_position_bias=index == first,
             )
-        block = encoder.FeedForward(width, inner, activation_dropout, dropout)
-        layers.append(encoder.Layer(attention, block, dropout, norm_first=architecture.norm_first))
+        block = encoder.FeedForward(width, inner, activation_dropout, dropout) if inner else encoder.NoUnits(width)
+        layers.append(encoder.Layer(width, attention, block, dropout, norm_first=architecture.norm_first))
     transformer = encoder.Transformer(
         positions, layers, features=width, dropout=dropout, layer_drop=layer_drop, norm_first=architecture.norm_first
     )

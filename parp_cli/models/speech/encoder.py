@@ -184,12 +184,38 @@ class FeedForward(nn.Module):
         return result
 
 
+class NoUnits(nn.Module):
+    """What a feed-forward block is without any units: the bias of its output."""
+
+    def __init__(self, features: int) -> None:
+        super().__init__()
+        self.bias = nn.Parameter(torch.zeros(features))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, T, D) of (B, T, D)."""
+        return self.bias.to(x.dtype).expand_as(x)
+
+
+class NoHeads(nn.Module):
+    """What attention is without any heads: the bias of its output."""
+
+    def __init__(self, features: int) -> None:
+        super().__init__()
+        self.bias = nn.Parameter(torch.zeros(features))
+
+    def forward(self, x: Tensor, mask: Any, position_bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """(B, T, D) of (B, T, D); the position bias is handed on."""
+        del mask
+        return self.bias.to(x.dtype).expand_as(x), position_bias
+
+
 class Layer(nn.Module):
     """Attention and feed-forward block, layer norm before (`norm_first`) or after each."""
 
-    def __init__(self, attention: nn.Module, feed_forward: FeedForward, dropout: float, *, norm_first: bool) -> None:
+    def __init__(
+        self, features: int, attention: nn.Module, feed_forward: nn.Module, dropout: float, *, norm_first: bool
+    ) -> None:
         super().__init__()
-        features = feed_forward.output_dense.out_features
         self.attention = attention
         self.dropout = Dropout(dropout)
         self.layer_norm = nn.LayerNorm(features)
@@ -205,7 +231,7 @@ class Layer(nn.Module):
         Args:
             x: hidden states.
             mask: (B, 1, 1, T), `HIDDEN` where padded; None where nothing is; or lengths, as `SelfAttention` takes them.
-            position_bias: (1, H, T, T) of WavLM's first layer.
+            position_bias: (1, H, T, T) of WavLM's first layer with heads.
         """
         residual = x
         x, position_bias = self.attention(self.layer_norm(x) if self.norm_first else x, mask, position_bias)
@@ -280,7 +306,8 @@ class Transformer(nn.Module):
 
     def _packs(self, x: Tensor) -> bool:
         """Whether utterances follow each other without padding: it saves a tenth of recognition on a CPU."""
-        alike = all(isinstance(layer, Layer) and isinstance(layer.attention, SelfAttention) for layer in self.layers)
+        kinds = (SelfAttention, NoHeads)
+        alike = all(isinstance(layer, Layer) and isinstance(layer.attention, kinds) for layer in self.layers)
         return alike and not self.compiled and on_cpu(x) and not torch.is_grad_enabled()
 
 
@@ -368,11 +395,6 @@ class SpeechNetwork(nn.Module):
         from parp_cli.models.speech.forward import encode
 
         return encode(self, inputs, lengths, **options)
-
-    @property
-    def is_relative(self) -> bool:
-        """Whether the first layer makes a position bias for all layers."""
-        return any(getattr(module, "makes_position_bias", False) for module in self.encoder.modules())
 
     def forward(self, waveforms: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """Logits (B, T, V), or hidden states (B, T, D) without a head, and the valid frames (B,).

@@ -97,11 +97,11 @@ def draw_skipped_layers(model: "SpeechNetwork") -> frozenset[int]:
     if not model.training or transformer.layer_drop <= 0:
         return frozenset()
     draws = torch.rand(len(transformer.layers)).tolist()
-    # WavLM's first layer makes the position bias of all, so it is never dropped.
+    # The layer that makes the position bias of all WavLM's layers is never dropped.
     return frozenset(
         index
-        for index, draw in enumerate(draws)
-        if draw < transformer.layer_drop and not (index == 0 and model.is_relative)
+        for index, (draw, layer) in enumerate(zip(draws, transformer.layers, strict=True))
+        if draw < transformer.layer_drop and not getattr(layer.attention, "makes_position_bias", False)
     )
 
 

@@ -9,7 +9,8 @@ model is at hand, so that reports on masks alone can use the names.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
@@ -44,6 +45,12 @@ _KINDS_BEFORE_THE_LAYERS = {
     "conv": re.compile(r"\bfeature_extractor\.conv_layers\.\d+\.conv\.(?:weight|bias)$"),
     "projection": re.compile(r"\bfeature_projection\.projection\.(?:weight|bias)$"),
     "pos_conv": re.compile(r"\bpos_conv_embed\.conv\.(?:bias|parametrizations\.weight\.original1)$"),
+}
+# What a group of each kind of structure has of a module: some of its rows (0) or columns (1), and how often the groups
+# follow one another there: WavLM's packed rows are all heads' queries, then their keys, then their values.
+_PARTS_OF = {
+    "heads": {"q_proj": (0, 1), "k_proj": (0, 1), "v_proj": (0, 1), "qkv": (0, 3), "out_proj": (1, 1)},
+    "units": {"fc1": (0, 1), "fc2": (1, 1)},
 }
 _LAYER = re.compile(r"transformer\.layers\.(\d+)\.")
 _FRONT_END = re.compile(r"\b(?:feature_extractor|feature_projection)\.")
@@ -154,6 +161,45 @@ def layers_of(names: Iterable[str]) -> dict[str, str]:
         outside = "front-end" if _FRONT_END.search(name) else "other"
         labels[name] = outside if number is None else str(number)
     return labels
+
+
+@dataclass(frozen=True)
+class Structure:
+    """The attention heads, or the feed-forward units, of a layer: weights that can be removed together.
+
+    Attributes:
+        layer: from 0.
+        count: how many of them there are.
+        parts: for each parameter the dimension that they lie along, and how often all follow one another there. The
+            biases of the last projections belong to none.
+    """
+
+    kind: str
+    layer: int
+    count: int
+    parts: Mapping[str, tuple[int, int]]
+
+
+def structures_of(names: Iterable[str], sizes_of_layer: Callable[[int], tuple[int, int, int]]) -> list[Structure]:
+    """The structures whose weights are all among the names, biases with them if they are.
+
+    Args:
+        names: of prunable parameters.
+        sizes_of_layer: of the architecture.
+    """
+    parts: dict[tuple[int, str], dict[str, tuple[int, int]]] = {}
+    for name in names:
+        layer, kind = layer_of(name), kind_of(name)
+        for structure, places in _PARTS_OF.items():
+            if layer is not None and kind in places and not (places[kind][0] == 1 and name.endswith("bias")):
+                parts.setdefault((layer, structure), {})[name] = places[kind]
+    found = []
+    for (layer, structure), own in parts.items():
+        heads, _, units = sizes_of_layer(layer)
+        weights = {kind_of(name) for name in own if name.endswith("weight")}
+        if weights in ({"q_proj", "k_proj", "v_proj", "out_proj"}, {"qkv", "out_proj"}, {"fc1", "fc2"}):
+            found.append(Structure(structure, layer, heads if structure == "heads" else units, own))
+    return found
 
 
 def is_head(name: str) -> bool:

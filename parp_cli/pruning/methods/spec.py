@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
     from parp_cli.pruning.masks import Masks
+    from parp_cli.pruning.structures import Structure
 
 FirstMask = Literal["magnitude", "random", "random-weights"]
 """How a new mask is chosen: the smallest magnitudes; a uniform random choice; or the smallest magnitudes of an
@@ -67,6 +68,7 @@ class Settings:
             at share t of the re-prunings (Zhu and Gupta 2017, equation 1).
         drop_fraction: RigL's share of kept weights that is swapped at first.
         layers: a label for each weight's name, for patterns by layer.
+        structures: of the network in these weights, for patterns of whole structures.
         modules: the module that owns each weight, by the weight's name, for forward hooks.
         group: processes over which the weights are sharded, as for `select.magnitude_masks`; None where they are whole.
     """
@@ -78,6 +80,7 @@ class Settings:
     growth: Literal["linear", "cubic"] = "linear"
     drop_fraction: float = 0.3
     layers: Mapping[str, str] = field(default_factory=dict)
+    structures: Sequence[Structure] = ()
     modules: Mapping[str, nn.Module] = field(default_factory=dict)
     group: ProcessGroup | None = None
 
@@ -97,7 +100,7 @@ class Settings:
 
     def keep_largest(self, scores: Mapping[str, Tensor], sparsity: float) -> Masks:
         """Masks of the run's pattern that keep the scores of largest magnitude; raises as `Pattern.masks`."""
-        return self.pattern.masks(scores, sparsity, self.layers, group=self.group)
+        return self.pattern.masks(scores, sparsity, self.layers, structures=self.structures, group=self.group)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,7 +128,10 @@ class Method:
     Attributes:
         observed: what a resumed run needs of what was observed so far, by the weights' names, or by a word, a slash,
             and these. A tensor has the rows of its weight, whatever its other dimensions.
+        observes_whole: whether these tensors have whatever shape they like instead, and are the same in all processes.
     """
+
+    observes_whole = False
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings

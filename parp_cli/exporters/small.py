@@ -1,0 +1,52 @@
+"""A checkpoint without the heads, units and blocks that its mask has emptied, which every stage takes."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from torch import Tensor
+
+from parp_cli.errors import MaskError
+from parp_cli.models.speech.config import Architecture
+from parp_cli.models.speech.small import Small, without_empty_groups
+from parp_cli.storage import checkpoint
+from parp_cli.storage.checkpoint import Checkpoint, Metadata, Sparsity
+
+
+def shrink(
+    architecture: Architecture, weights: Mapping[str, Tensor], masks: Mapping[str, Tensor], *, source: str
+) -> Small:
+    """The encoder without what is empty, as `without_empty_groups`.
+
+    Raises:
+        MaskError: nothing is; the `source` is named.
+    """
+    small = without_empty_groups(architecture, weights, masks)
+    if not small.removed:
+        zeros = sum(mask.numel() - int(mask.count_nonzero()) for mask in masks.values())
+        what = f"its {zeros:,} pruned weights are spread over all of them" if zeros else "nothing in it is pruned"
+        raise MaskError(
+            f"no attention head or feed-forward unit of {source} is empty, so that none can be removed: {what}",
+            hint="prune whole: `parp mask --pattern structures`, or `parp finetune --set pruning.pattern=structures`",
+        )
+    return small
+
+
+def export_small(small: Small, metadata: Metadata, path: Path) -> None:
+    """Write it as a checkpoint, with the `metadata` but for what is different. Masks that prune nothing are left out.
+
+    Raises:
+        ResourceError: no space is left on the disk.
+        UsageError: the folder cannot be written to.
+    """
+    total = sum(mask.numel() for mask in small.masks.values())
+    pruned = total - sum(int(mask.count_nonzero()) for mask in small.masks.values())
+    metadata = replace(
+        metadata,
+        stage="export",
+        architecture=small.architecture.to_json(),
+        prunable=tuple(name for name in metadata.prunable if name in small.weights),
+        sparsity=Sparsity(target=pruned / total, pruned=pruned, total=total) if total else None,
+        metrics={"heads": list(small.heads), "units": list(small.units), "blocks": list(small.blocks)},
+    )
+    checkpoint.write(path, Checkpoint(weights=small.weights, masks=small.masks, metadata=metadata))

@@ -1,0 +1,171 @@
+"""Heads and units are kept or pruned whole, by the mean magnitude of their weights."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from parp_cli.errors import ParpError, UsageError
+from parp_cli.models.speech.config import Architecture, build
+from parp_cli.models.speech.prunable import Structure
+from parp_cli.pruning.masks import count_all, count_pruned
+from parp_cli.pruning.methods import Schedule, Settings, spec_of
+from parp_cli.pruning.patterns import STRUCTURES, Pattern
+from parp_cli.pruning.pruner import Pruner
+from parp_cli.pruning.structures import group_sizes, group_sums, rows_of
+from tests.models.small import SMALL, randomise
+
+ARCHITECTURES = ["hubert-base", "wavlm-large"]
+
+
+def weights_of(architecture: Architecture, scope: str = "transformer", *, biases: bool = True) -> dict[str, Tensor]:
+    model = randomise(build(architecture), seed=3)
+    return {name: w.detach() for name, w in model.prunable(scope, biases=biases).items()}
+
+
+def groups(weights: dict[str, Tensor], heads: int, units: int) -> Iterator[tuple[str, int, int, list[Tensor]]]:
+    """Kind, layer, number, and entries of every head and unit, spelt out for every family."""
+    for layer in range(3):
+        block = f"encoder.transformer.layers.{layer}"
+        for number in range(heads):
+            own = []
+            size = 32 // heads
+            rows = slice(number * size, (number + 1) * size)
+            for name, weight in weights.items():
+                if name.startswith(f"{block}.attention") and "in_proj" in name:
+                    own += [third[rows] for third in weight.chunk(3)]
+                elif name.startswith(f"{block}.attention") and "out_proj" not in name:
+                    own.append(weight[rows])
+                elif name.startswith(f"{block}.attention") and name.endswith("weight"):
+                    own.append(weight[:, rows])
+            yield "heads", layer, number, own
+        for number in range(units):
+            dense = f"{block}.feed_forward"
+            own = [weights[f"{dense}.intermediate_dense.weight"][number]]
+            own += [weights[f"{dense}.output_dense.weight"][:, number]]
+            if f"{dense}.intermediate_dense.bias" in weights:
+                own.append(weights[f"{dense}.intermediate_dense.bias"][number])
+            yield "units", layer, number, own
+
+
+@pytest.mark.parametrize("biases", [True, False])
+@pytest.mark.parametrize("sparsity", [0.0, 0.3, 0.5, 0.9])
+@pytest.mark.parametrize("kind", STRUCTURES)
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_the_groups_of_the_smallest_mean_magnitude_are_pruned(
+    name: str, kind: str, sparsity: float, biases: bool
+) -> None:
+    pattern, scoped = Pattern.parse(kind), weights_of(SMALL[name], biases=biases)
+    structures = SMALL[name].structures_of(scoped)
+    weights = pattern.among(scoped, where="the test", structures=structures)
+    masks = pattern.masks(weights, sparsity, {}, structures=structures)
+    assert list(masks) == list(weights)
+    assert set(scoped) - set(weights) == {
+        key
+        for key in scoped
+        if key.endswith(("out_proj.bias", "output_dense.bias"))
+        or (kind == "heads" and "feed_forward" in key)
+        or (kind == "units" and "attention" in key)
+    }
+    magnitudes, kept = [], []
+    for (what, *_, entries), (*_, own) in zip(groups(scoped, 4, 48), groups(_whole(masks, scoped), 4, 48), strict=True):
+        if kind in ("structures", what):
+            flat, flags = (torch.cat([part.flatten() for part in parts]) for parts in (entries, own))
+            assert flags.all() == flags.any(), "whole"
+            magnitudes.append((float(flat.double().abs().mean()), len(flat)))
+            kept.append(bool(flags.all()))
+    ranked = sorted(range(len(kept)), key=lambda index: magnitudes[index][0])
+    target = round(sparsity * sum(size for _, size in magnitudes))
+    counts = [sum(magnitudes[index][1] for index in ranked[:number]) for number in range(len(kept) + 1)]
+    nearest = min(range(len(counts)), key=lambda number: abs(counts[number] - target))
+    assert {index for index, flag in enumerate(kept) if not flag} == set(ranked[:nearest])
+    assert (count_pruned(masks), count_all(masks)) == (counts[nearest], counts[-1])
+
+
+def _whole(masks: dict[str, Tensor], scoped: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {key: masks.get(key, torch.ones_like(weight, dtype=torch.bool)) for key, weight in scoped.items()}
+
+
+def test_of_equal_groups_the_first_are_pruned() -> None:
+    weights = {key: torch.ones_like(weight) for key, weight in weights_of(SMALL["hubert-base"]).items()}
+    structures = SMALL["hubert-base"].structures_of(weights)
+    pattern = Pattern.parse("units")
+    masks = pattern.masks(
+        pattern.among(weights, where="the test", structures=structures), 0.5, {}, structures=structures
+    )
+    rows = torch.cat([mask for name, mask in masks.items() if name.endswith("intermediate_dense.bias")])
+    assert rows.tolist() == [False] * 72 + [True] * 72
+
+
+@pytest.mark.parametrize("scope", ["front-end", "*.layers.0.attention.q_proj.*"])
+def test_a_scope_without_whole_structures_is_refused(scope: str) -> None:
+    weights = weights_of(SMALL["hubert-base"], scope)
+    structures = SMALL["hubert-base"].structures_of(weights)
+    assert not structures
+    with pytest.raises(UsageError, match="holds no whole heads or units"):
+        Pattern.parse("structures").among(weights, where="the test", structures=structures)
+    with pytest.raises(UsageError, match="cannot be pruned by the pattern structures"):
+        Pattern.parse("structures").masks(weights, 0.5, {}, structures=structures)
+
+
+def test_a_part_of_the_layers() -> None:
+    weights = weights_of(SMALL["wavlm-base"], "*.layers.[12].*")
+    structures = SMALL["wavlm-base"].structures_of(weights)
+    assert [(one.kind, one.layer, one.count) for one in structures if isinstance(one, Structure)] == [
+        ("heads", 1, 4),
+        ("units", 1, 48),
+        ("heads", 2, 4),
+        ("units", 2, 48),
+    ]
+
+
+def test_nan_is_refused() -> None:
+    weights = weights_of(SMALL["hubert-base"])
+    structures = SMALL["hubert-base"].structures_of(weights)
+    pattern = Pattern.parse("heads")
+    among: Any = pattern.among(weights, where="the test", structures=structures)
+    name = list(among)[3]
+    among[name][0] = torch.nan
+    with pytest.raises(ParpError, match=rf"{name} holds NaN"):
+        pattern.masks(among, 0.5, {}, structures=structures)
+
+
+def test_rows_are_structures_too() -> None:
+    tensors = {"a.weight": torch.arange(12.0).reshape(3, 2, 2), "a.bias": torch.tensor([1.0, -2.0, 3.0])}
+    rows = rows_of(tensors)
+    assert [row.count for row in rows] == [3]
+    assert group_sizes(tensors, rows) == {"a.weight": 5}
+    assert group_sums(tensors, rows)["a.weight"].tolist() == [7.0, 20.0, 41.0]
+    assert group_sums(tensors, rows, magnitudes=True)["a.weight"].tolist() == [7.0, 24.0, 41.0]
+    assert group_sums({"a.bias": tensors["a.bias"]}, rows)["a.weight"].tolist() == [1.0, -2.0, 3.0]
+
+
+@pytest.mark.parametrize("kind", ["heads", "units"])
+def test_what_is_pruned_can_come_back_until_the_end(kind: str) -> None:
+    """With zeros on both sides of a unit no gradient would reach it: what leads into it stays while it may return."""
+    architecture = SMALL["hubert-base"]
+    model = randomise(build(architecture, vocabulary_size=5))
+    structures = architecture.structures_of(model.prunable())
+    pattern = Pattern.parse(kind)
+    weights: Any = pattern.among(model.prunable(), where="the test", structures=structures)
+    settings = Settings(sparsity=0.5, schedule=Schedule(interval=2, updates=4), pattern=pattern, structures=structures)
+    before = {name: weight.detach().clone() for name, weight in weights.items()}
+    method = spec_of("parp").build(settings)
+    pruner = Pruner(weights, method.settings.keep_largest(before, 0.5), method=method)
+    pruner.start()
+    outward = "out_proj.weight" if kind == "heads" else "output_dense.weight"
+    for name, mask in pruner.masks.items():
+        assert not mask.all()
+        expected = before[name] * mask if name.endswith(outward) else before[name]
+        assert torch.equal(weights[name], expected)
+    with pruner.pruned_view():
+        assert all(not weights[name][~mask].any() for name, mask in pruner.masks.items()), "as it would be shipped"
+    model(torch.randn(1, 4_000))[0].square().sum().backward()
+    for name, mask in pruner.masks.items():
+        if name.endswith(outward):
+            assert (weights[name].grad[~mask] != 0).all()
+    for update in range(1, 5):
+        pruner.after_step(update)
+    assert all(not weights[name][~mask].any() for name, mask in pruner.masks.items()), "nothing comes back any more"
