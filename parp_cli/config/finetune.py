@@ -59,15 +59,21 @@ class Data(Section):
     training, LibriSpeech for validation and test), or manifest (a list of your own files)."""
 
     language: Names | None = None
-    """Language of generated speech, or a list of languages whose splits are joined: en, es, fr, it, ky, nl, ru, sv, tr,
-    tt, zh. Null is en."""
+    """Of generated speech, the language, or a list of languages whose splits are joined: en, es, fr, it, ky, nl, ru,
+    sv, tr, tt, zh; null is en. Of a corpus whose utterances tell theirs, the languages to read; of others, the language
+    in which espeak-ng makes phones of texts that have none."""
 
     root: FilePath | None = None
     """Folder of the corpus; for librilight the folder that holds both LibriSpeech and librispeech_finetuning. Null is
     the user's cache. Ignored for corpus manifest."""
 
     manifest: FilePath | None = None
-    """TSV or JSON Lines file that lists the utterances; required for corpus manifest, refused for the others."""
+    """The list of utterances, a file in TSV, CSV or JSON, or the folder (or tar archive) of a corpus: Common Voice,
+    FLEURS, MLS, NeMo, Hugging Face's audiofolder, or Kaldi. Required for corpus manifest, refused for the others."""
+
+    lists: FilePath | None = None
+    """A folder of lists of utterance ids, one a line: `train.txt` is the split train. They replace the splits of the
+    manifest."""
 
     train: str = "train-10min"
     """Training split."""
@@ -79,14 +85,20 @@ class Data(Section):
     """Split that `parp eval` uses unless one is named."""
 
     labels: Literal["letters", "phones"] = "letters"
-    """Output units of the CTC head."""
+    """Output units of the CTC head. Phones are those of the corpus, or what espeak-ng makes of its texts."""
 
     alphabet: Literal["english", "found"] = "english"
     """Letters of a new head: english is A to Z and the apostrophe, found is all letters of the training transcripts.
     Ignored for phones."""
 
-    strip_stress: bool = False
-    """Drop the stress digits of phones (AH0 becomes AH). Ignored for letters."""
+    strip_stress: bool = True
+    """Whether phones lose their stress: AH0 becomes AH, and ˈa becomes a. Ignored for letters."""
+
+    strip_length: bool = False
+    """Whether phones lose their length: iː becomes i. Ignored for letters."""
+
+    strip_tone: bool = False
+    """Whether phones lose their tone: a˥˩ and a51 become a. Ignored for letters."""
 
     unusable: Literal["refuse", "skip"] = "refuse"
     """What to do with utterances that cannot be trained on, such as those with more labels than frames: stop before
@@ -106,8 +118,8 @@ class Data(Section):
             yield "manifest", "corpus manifest needs the path of a manifest"
         if self.corpus != "manifest" and self.manifest is not None:
             yield "manifest", f"is not read by corpus {self.corpus}; set data.corpus to manifest, or remove it"
-        if self.corpus != "generated" and self.language is not None:
-            yield "language", f"is not read by corpus {self.corpus}; only speech is generated in a language"
+        if self.corpus != "manifest" and self.lists is not None:
+            yield "lists", f"is not read by corpus {self.corpus}, which has splits of its own"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -26,7 +26,7 @@ class Source(Section):
     """Audio for pre-training; transcripts are not read."""
 
     kind: Literal["generated", "folder", "manifest"]
-    """generated: synthetic speech; folder: all audio files under a folder; manifest: a list of them."""
+    """generated: synthetic speech; folder: all audio files under a folder; manifest: a list of them, or a corpus."""
 
     path: FilePath | None = None
     """The folder or the manifest. For generated speech, where it is stored; null is the user's cache."""

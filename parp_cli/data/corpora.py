@@ -2,13 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import get_args
 
 from parp_cli.config.finetune import Corpus, Data
-from parp_cli.data import generated
+from parp_cli.data import espeak, generated
 from parp_cli.data.audio import AUDIO_SUFFIXES, audio_seconds
 from parp_cli.data.downloads import download_librilight, download_librispeech
+from parp_cli.data.layouts import id_of
 from parp_cli.data.librispeech import (
     LIBRILIGHT_FOLDER,
     LIBRISPEECH_SPLITS,
@@ -27,17 +28,33 @@ CORPORA: tuple[Corpus, ...] = get_args(Corpus)
 
 
 def load(data: Data, split: str, notify: Notify, *, lenient: bool = False) -> list[Utterance]:
-    """One split of a recipe's corpus, as `load_split`; the same for every seed, so that runs can be compared."""
-    return load_split(
+    """One split of a recipe's corpus, as `load_split`; the same for every seed, so that runs can be compared.
+
+    Only utterances in the recipe's languages; with phones from espeak-ng where these are the labels, and only a text is
+    there.
+    """
+    utterances = load_split(
         data.corpus,
         split,
         languages=data.language or ("en",),
         root=None if data.root is None else Path(data.root),
         manifest=None if data.manifest is None else Path(data.manifest),
+        lists=None if data.lists is None else Path(data.lists),
         download=data.download,
         progress=lambda done, total: notify(Progress(f"preparing {split}", done, total)),
         lenient=lenient,
     )
+    if data.language is not None:
+        there = sorted({utterance.language for utterance in utterances if utterance.language})
+        utterances = [each for each in utterances if each.language in (None, *data.language)]
+        if not utterances:
+            details = ["languages there: " + ", ".join(there)]
+            raise DataError(f"split {split} has nothing in {', '.join(data.language)}", details=details)
+    if data.labels == "phones":
+        own = data.language[0] if data.language is not None and len(data.language) == 1 else None
+        notify(Progress(f"making phones of {split}", 0, len(utterances)))
+        return _with_phones(utterances, own)
+    return utterances
 
 
 def load_split(
@@ -47,6 +64,7 @@ def load_split(
     languages: Sequence[str] = ("en",),
     root: Path | None = None,
     manifest: Path | None = None,
+    lists: Path | None = None,
     download: bool = False,
     progress: ByteProgress | None = None,
     seed: int = 0,
@@ -59,6 +77,8 @@ def load_split(
         corpus: one of `CORPORA`; "librispeech" is any corpus in LibriSpeech's layout.
         languages: of generated speech, whose utterances follow one another.
         root: the corpus's folder; by default one in the user's cache folder. Manifests have none.
+        manifest: the file, folder or archive that corpus manifest reads.
+        lists: a folder of lists of ids, SPLIT.txt, which replace the manifest's own splits.
         download: fetch LibriSpeech or Libri-light limited if it is not under `root`.
         progress: called with done and total: bytes of a download, speakers of the generated corpus.
         minutes: of generated speech in each language, if not those of the split.
@@ -91,8 +111,25 @@ def load_split(
                 download_librilight(folder, progress=progress)
             return load_librilight(_existing(folder, "Libri-light limited"), split, lenient=lenient)
         case "manifest":
-            return _load_manifest(manifest, split, lenient=lenient)
+            return _load_manifest(manifest, split, lists, lenient=lenient)
     raise DataError(f"no corpus named {corpus}", hint="name one of " + ", ".join(CORPORA))
+
+
+def _with_phones(utterances: list[Utterance], language: str | None) -> list[Utterance]:
+    """Utterances with phones that espeak-ng makes of their texts, where they have none.
+
+    They are in the language given where they do not tell theirs; without one they stay as they are.
+    """
+    to_do: dict[str, list[int]] = {}
+    for number, utterance in enumerate(utterances):
+        spoken = utterance.language or language
+        if utterance.phones is None and utterance.text is not None and spoken is not None:
+            to_do.setdefault(spoken, []).append(number)
+    for spoken, numbers in to_do.items():
+        made = espeak.phonemise(spoken, [utterances[number].text or "" for number in numbers])
+        for number, phones in zip(numbers, made, strict=True):
+            utterances[number] = replace(utterances[number], phones=phones or None)
+    return utterances
 
 
 def find_audio(folder: Path) -> list[Utterance]:
@@ -131,16 +168,23 @@ def _existing(folder: Path, corpus: str) -> Path:
     return folder
 
 
-def _load_manifest(manifest: Path | None, split: str, *, lenient: bool) -> list[Utterance]:
+def _load_manifest(manifest: Path | None, split: str, lists: Path | None, *, lenient: bool) -> list[Utterance]:
     if manifest is None:
-        raise DataError("no manifest is named", hint="name a TSV or JSON Lines file that lists the utterances")
-    utterances = read_manifest(manifest, lenient=lenient)
-    chosen = [utterance for utterance in utterances if utterance.split == split]
-    if not chosen:
-        there = sorted({utterance.split for utterance in utterances})
-        raise DataError(
-            f"no split {split} in manifest {manifest}",
-            details=["splits there: " + ", ".join(there)],
-            hint="name one of these",
-        )
-    return chosen
+        raise DataError("no manifest is named", hint="name a file that lists the utterances, or the folder of a corpus")
+    if lists is None:
+        return read_manifest(manifest, split=split, lenient=lenient)
+    path = lists / f"{split}.txt"
+    try:
+        names = [line.split()[0] for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        there = ", ".join(sorted(path.stem for path in lists.glob("*.txt"))) or "none"
+        details = [f"lists there: {there}"]
+        raise DataError(f"cannot read the list {path} of split {split}", details=details, hint=str(error)) from error
+    by_id = {utterance.id: utterance for utterance in read_manifest(manifest, lenient=lenient)}
+    ids = [id_of(name) if PurePath(name).suffix.lower() in AUDIO_SUFFIXES else name for name in names]
+    missing = [id_ for id_ in ids if id_ not in by_id]
+    if missing and not lenient:
+        raise DataError(f"{len(missing):,} ids of {path} are not in {manifest}", details=first_few(missing))
+    # What the corpus lacks is reported, or left out, with all that is wrong with single utterances.
+    nowhere = {id_: Utterance(id=id_, audio=manifest / id_, split=split, seconds=0.0) for id_ in missing}
+    return [replace(by_id.get(id_) or nowhere[id_], split=split) for id_ in ids]

@@ -13,7 +13,9 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from difflib import get_close_matches
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 from parp_cli.data.phones import from_espeak
@@ -29,6 +31,9 @@ _RATE, _PITCH = 1, 3
 _AS_IPA, _SEPARATED = 0x02, ord("_") << 8
 _EVENT_END, _EVENT_WORD, _EVENT_PHONEME = 0, 1, 7
 _STRESS_MARKS = "ˈˌ"
+
+_VOICES = {"zh": "cmn", "zh-hk": "yue", "en": "en-US", "en-gb": "en", "no": "nb"}
+"""Languages that espeak-ng has under other codes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +85,7 @@ def _loader() -> Any:
     try:
         import espeakng_loader
     except ImportError:
-        needed = "generated speech needs the package espeakng-loader"
+        needed = "espeak-ng comes with the package espeakng-loader, which is not installed"
         raise UsageError(needed, hint="pip install 'parp-cli[demo]'") from None
     return espeakng_loader
 
@@ -114,14 +119,27 @@ def phonemise(language: str, texts: Sequence[str]) -> list[tuple[tuple[str, ...]
     """Phones (IPA, with stress and tone) of each word of each text, without speaking them.
 
     Args:
-        language: as espeak-ng names it, such as "sw" or "cmn".
+        language: its code, such as "sw", "pt-BR" or "zh", or as espeak-ng names it.
 
     Raises:
         UsageError: espeakng-loader is not installed.
         DataError: espeak-ng does not know the language.
     """
-    request = {"voice": asdict(Voice(language=language, variant="", pitch=50, rate=175)), "phonemes": list(texts)}
-    return [from_espeak(as_ipa, mnemonics) for as_ipa, mnemonics in _run(request, language)]
+    voice = Voice(language=voice_of(language), variant="", pitch=50, rate=175)
+    request = {"voice": asdict(voice), "phonemes": list(texts)}
+    return [from_espeak(as_ipa, mnemonics) for as_ipa, mnemonics in _run(request, voice.name)]
+
+
+def voice_of(language: str) -> str:
+    """espeak-ng's name of a language; a DataError where it does not speak it."""
+    names = {path.name.lower(): path.name for path in Path(_loader().get_data_path(), "lang").rglob("*")}
+    code = language.lower().replace("_", "-")
+    for name in (_VOICES.get(code), code, _VOICES.get(code.split("-")[0]), code.split("-")[0]):
+        if name is not None and name.lower() in names:
+            return names[name.lower()]
+    close = get_close_matches(code, names, n=5, cutoff=0.5)
+    hint = f"did you mean {' or '.join(close)}?" if close else "give the phones in a column of the manifest"
+    raise DataError(f"espeak-ng makes no phones of language {language}", hint=hint)
 
 
 def _run(request: Mapping[str, Any], voice: str) -> Any:

@@ -3,13 +3,14 @@
 import re
 import string
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from parp_cli.data.phones import MARKS, Mark, ipa, marks_in, without
 from parp_cli.data.text import Case, final_sigmas, fold, in_case
 from parp_cli.data.utterances import Utterance
 from parp_cli.errors import CheckpointError, DataError
@@ -26,7 +27,6 @@ PADDING = "<pad>"
 Labels = Literal["letters", "phones"]
 
 _LETTERS = (*string.ascii_uppercase, "'")
-_STRESSED = re.compile(r"[A-Z]{2}[012]")  # ARPAbet's vowels, such as AH0
 _TURKISH = {"i": "İ", "I": "ı", "İ": "i", "ı": "I"}  # the other case where both kinds of i are letters
 
 
@@ -77,10 +77,10 @@ class Vocabulary:
         description = {key: getattr(self, key) for key in keys}
         return {**ctc_task(self.symbols, self.labels), **description, "special": dict(self.special)}
 
-    @property
-    def strips_stress(self) -> bool:
-        """Whether AH0, AH1 and AH2 are all AH: if no symbol has a stress digit."""
-        return self.labels == "phones" and not any(map(_STRESSED.fullmatch, self.symbols))
+    @cached_property
+    def strips(self) -> frozenset[Mark]:
+        """The marks that phones are spelt without, as no symbol has them: AH0, AH1 and AH2 are all AH."""
+        return frozenset(MARKS - marks_in(self.symbols) if self.labels == "phones" else ())
 
     @cached_property
     def case(self) -> Case | None:
@@ -208,12 +208,15 @@ class Vocabulary:
         """Symbols of an utterance, in the vocabulary or not."""
         if self.labels == "letters":
             return self.spelling(utterance.text or "")
-        words = [
-            [self._spellings.get(phone, phone) for phone in (map(_strip_stress, word) if self.strips_stress else word)]
-            for word in utterance.phones or ()
-        ]
+        words = [[self._phone(phone) for phone in word] for word in utterance.phones or ()]
         between = [] if self.delimiter is None else [self.delimiter]
-        return [phone for number, word in enumerate(words) for phone in (*(between if number else ()), *word)]
+        spelt = [phone for number, word in enumerate(words) for phone in (*(between if number else ()), *word)]
+        return [phone for phone in spelt if phone]
+
+    def _phone(self, phone: str) -> str:
+        """The symbol of a phone, however its IPA is written; itself if there is none, "" if nothing is left."""
+        phone = without(phone, self.strips)
+        return self._spellings.get(phone) or self._spellings.get(ipa(phone), phone)
 
 
 def recorded_vocabulary(task: Mapping[str, Any] | None) -> Vocabulary | None:
@@ -255,14 +258,15 @@ def letters_vocabulary(utterances: Iterable[Utterance] | None = None) -> Vocabul
     return Vocabulary((BLANK, BOUNDARY, *letters), "letters")
 
 
-def phones_vocabulary(utterances: Iterable[Utterance], *, strip_stress: bool = False) -> Vocabulary:
-    """Blank and the phones of the utterances, sorted; `strip_stress` merges AH0, AH1 and AH2 to AH.
+def phones_vocabulary(utterances: Iterable[Utterance], *, strip: Collection[Mark] = ()) -> Vocabulary:
+    """Blank and the phones of the utterances, sorted, without the marks to `strip`, and in one way to write IPA.
 
     Raises:
         DataError: no utterance has phones.
     """
-    stressed = {phone for utterance in utterances for word in utterance.phones or () for phone in word}
-    phones = sorted(set(map(_strip_stress, stressed)) if strip_stress else stressed)
+    marked = {phone for utterance in utterances for word in utterance.phones or () for phone in word}
+    there = {without(phone, strip) for phone in marked} - {""}
+    phones = sorted({ipa(phone) if ipa(phone) in there else phone for phone in there})
     if not phones:
         raise DataError("no phones to build a vocabulary from", hint="the training utterances have none: use letters")
     return Vocabulary((BLANK, *phones), "phones")
@@ -276,7 +280,3 @@ def frames_needed(ids: Sequence[int]) -> int:
 def visible(symbol: str) -> str:
     """A symbol for a message, with combining marks on a dotted circle."""
     return f"◌{symbol}" if unicodedata.category(symbol[:1])[0] == "M" else symbol
-
-
-def _strip_stress(phone: str) -> str:
-    return phone[:-1] if _STRESSED.fullmatch(phone) else phone

@@ -1,122 +1,103 @@
-"""Manifests: the user's recordings, listed in a TSV file with a header row or in JSON Lines.
+"""Manifests: the user's recordings, listed in a file, or by a corpus that others made (`layouts`).
 
-Columns or keys: id, audio (a path relative to the manifest), split; text and phones ("HH AH0 | DH EH1 R": phones
-separated by spaces, words by "|"), either, both, or neither for unlabelled audio; optionally speaker and seconds
-(by default from the audio's header). Others are ignored.
+Columns or keys of a file: audio (a path relative to the file); id (by default that path without its suffix); split (by
+default the file's name); text and phones ("HH AH0 | DH EH1 R": phones separated by spaces, words by "|"), either, both,
+or neither for unlabelled audio; optionally speaker, language and seconds (by default from the audio's header). Others
+are ignored.
 """
 
-import json
 import math
+import os
 import unicodedata
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 from parp_cli.data.audio import audio_seconds
+from parp_cli.data.layouts import Fields, Listing, id_of, listings
 from parp_cli.data.text import normalize_text
 from parp_cli.data.utterances import Utterance, parse_phones
 from parp_cli.errors import DataError, first_few
 
-REQUIRED = ("id", "audio", "split")
-_STRINGS = (*REQUIRED, "text", "phones", "speaker")
-_HINT = "required are id, audio and split; text, phones, speaker and seconds are optional"
+_REQUIRED = ("id", "audio", "split")
+_STRINGS = (*_REQUIRED, "text", "phones", "speaker", "language")
+_HINT = "required is audio; id, split, text, phones, speaker, language and seconds are optional"
 
 
-def read_manifest(path: Path, *, lenient: bool = False) -> list[Utterance]:
-    """Read a manifest, in its order; if its first character is "{", it is JSON Lines.
+def read_manifest(path: Path, *, split: str | None = None, lenient: bool = False) -> list[Utterance]:
+    """Read a manifest, or the folder or archive of a corpus, in its order.
 
     Args:
-        path: of the manifest.
+        path: what is read; see `layouts`.
+        split: the only one to read; None is all of them, and then what several files list is there once.
         lenient: allow repeated ids, and do not open the audio, which `inspect_files` checks; missing lengths are 0.
 
     Raises:
-        DataError: the file cannot be read, or has wrong lines, all of which are listed with their numbers.
+        DataError: there is no such split, a file cannot be read, or has wrong lines, all of which are listed with their
+            numbers.
     """
+    found = listings(path)
     problems: list[str] = []
     utterances: list[Utterance] = []
-    first_line: dict[str, int] = {}
-    for line, fields in _rows(path, _text(path), problems):
-        utterance = _utterance(path.parent, fields, f"line {line}", problems, lenient)
-        if utterance is None:
+    there: set[str] = set()
+    known: set[Path] = set()
+    for listing in found:
+        there |= {listing.split} if listing.split is not None else set()
+        if split is not None and listing.split not in (None, split):
             continue
-        first = first_line.setdefault(utterance.id, line)
-        if first != line and not lenient:
-            problems.append(f"line {line}: id {utterance.id} is that of line {first}")
-        utterances.append(utterance)
+        place = "" if len(found) == 1 else f"{listing.path.parent.name}/{listing.path.name}, "
+        own = list(_read(listing, place, problems, lenient))
+        there |= {utterance.split for utterance in own}
+        utterances += [each for each in own if split in (None, each.split) and each.audio not in known]
+        known |= {utterance.audio for utterance in own}
     if problems:
         count = "a problem" if len(problems) == 1 else f"{len(problems):,} problems"
         raise DataError(f"manifest {path} has {count}", details=first_few(problems), hint=_HINT)
-    if not utterances:
+    if not there or (split is None and not utterances):
         raise DataError(f"manifest {path} lists no utterances", hint="add a line for each audio file")
+    if not utterances:
+        details = ["splits there: " + ", ".join(sorted(there))]
+        raise DataError(f"no split {split} in manifest {path}", details=details, hint="name one of these")
     return utterances
 
 
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise DataError(f"manifest {path} is not UTF-8 text", details=[str(error)], hint="save it as UTF-8") from error
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise DataError(f"cannot read manifest {path}", details=[reason], hint="check the path") from error
-
-
-def _rows(path: Path, text: str, problems: list[str]) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Line number (from 1) and fields of every line that is not blank."""
-    # Not splitlines, which also splits at characters that a transcript may contain.
-    lines = [(number, line) for number, line in enumerate(text.split("\n"), start=1) if line.strip()]
-    if text.lstrip().startswith("{"):
-        yield from _json_rows(lines, problems)
-    elif lines:
-        yield from _tsv_rows(path, lines, problems)
-
-
-def _json_rows(lines: list[tuple[int, str]], problems: list[str]) -> Iterator[tuple[int, dict[str, Any]]]:
-    for number, line in lines:
-        try:
-            fields = json.loads(line)
-        except json.JSONDecodeError as error:
-            problems.append(f"line {number}: not JSON: {error.msg} at column {error.colno}")
+def _read(listing: Listing, place: str, problems: list[str], lenient: bool) -> Iterator[Utterance]:
+    """The utterances of one file; what is wrong with others is added to the problems, after the `place` of the file."""
+    wrong: list[str] = []
+    rows = listing.read()
+    has_ids = any("id" in fields for _, fields in rows if isinstance(fields, dict))
+    first: dict[str, str] = {}
+    for where, fields in rows:
+        if isinstance(fields, str):
+            wrong.append(f"{where}: {fields}")
             continue
-        if isinstance(fields, dict):
-            # null is the same as an absent key
-            yield number, {key: value for key, value in fields.items() if value is not None}
-        else:
-            problems.append(f"line {number}: not a JSON object")
+        if not has_ids and isinstance(fields.get("audio"), str):
+            fields["id"] = id_of(fields["audio"])
+        if listing.split is not None:
+            fields["split"] = listing.split
+        utterance = _utterance(listing, fields, where, wrong, lenient)
+        if utterance is None:
+            continue
+        before = first.setdefault(utterance.id, where)
+        if before != where and not lenient:
+            wrong.append(f"{where}: id {utterance.id} is that of {before}")
+        yield utterance
+    problems += [place + each for each in wrong]
 
 
-def _tsv_rows(path: Path, lines: list[tuple[int, str]], problems: list[str]) -> Iterator[tuple[int, dict[str, Any]]]:
-    # Not the csv module: quotation marks in a transcript do not quote.
-    rows = [(number, line.split("\t")) for number, line in lines]
-    header = [name.strip() for name in rows[0][1]]
-    missing = [name for name in REQUIRED if name not in header]
-    repeated = sorted({name for name in header if header.count(name) > 1})
-    if missing or repeated:
-        details = [f"line {rows[0][0]}: no column {name}" for name in missing]
-        details += [f"line {rows[0][0]}: column {name} is repeated" for name in repeated]
-        details.append("columns: " + ", ".join(header))
-        raise DataError(f"manifest {path} has a wrong header row", details=details, hint=_HINT)
-    for number, row in rows[1:]:
-        if len(row) == len(header):
-            yield number, {name: value for name, value in zip(header, row, strict=True) if value.strip()}
-        else:
-            problems.append(f"line {number}: {len(row)} columns, but the header row has {len(header)}")
-
-
-def _utterance(
-    folder: Path, fields: dict[str, Any], where: str, problems: list[str], lenient: bool
-) -> Utterance | None:
+def _utterance(listing: Listing, fields: Fields, where: str, problems: list[str], lenient: bool) -> Utterance | None:
     """The utterance of one line, or None and `problems`."""
     before = len(problems)
     for name in _STRINGS:
         if name in fields and not isinstance(fields[name], str):
             problems.append(f"{where}: {name} is {fields[name]!r}, not a string")
-        elif name in REQUIRED and not fields.get(name, "").strip():
+        elif name in _REQUIRED and not fields.get(name, "").strip():
             problems.append(f"{where}: no {name}")
+    if str(fields.get("offset", "0")).strip() not in ("", "0", "0.0"):
+        problems.append(f"{where}: starts within a file, at {fields['offset']} s: cut it into a file of its own")
     if len(problems) > before:
         return None
-    audio = _in_any_form(folder / fields["audio"].strip())
+    audio = _found(listing, fields["audio"].strip())
     try:
         seconds = _seconds(fields, audio, lenient)
     except DataError as error:
@@ -130,19 +111,22 @@ def _utterance(
         text=normalize_text(fields.get("text", "")) or None,
         phones=parse_phones(fields.get("phones", "")) or None,
         speaker=fields.get("speaker", "").strip() or None,
+        language=fields.get("language", "").strip() or None,
     )
 
 
-def _in_any_form(path: Path) -> Path:
-    """The path of a file whose name may have another Unicode form than in the manifest."""
-    forms = (path, *(Path(unicodedata.normalize(form, str(path))) for form in ("NFC", "NFD")))
-    return next((same for same in forms if same.exists()), path)
+def _found(listing: Listing, audio: str) -> Path:
+    """The path of a file, in the first folder that has it; its name may have another Unicode form than in the list."""
+    audio = os.path.expanduser(audio)
+    forms = (audio, *(unicodedata.normalize(form, audio) for form in ("NFC", "NFD")))
+    paths = [folder / form for folder in listing.folders for form in forms]
+    return next((path for path in paths if path.exists()), paths[0])
 
 
-def _seconds(fields: dict[str, Any], audio: Path, lenient: bool) -> float:
+def _seconds(fields: Fields, audio: Path, lenient: bool) -> float:
     if not lenient and not audio.is_file():
         raise DataError(f"no audio file {audio}")
-    if "seconds" not in fields:
+    if not str(fields.get("seconds", "")).strip():
         return 0.0 if lenient else audio_seconds(audio)
     value = fields["seconds"]
     with suppress(TypeError, ValueError):

@@ -6,9 +6,10 @@ Marks of stress, length and tone are part of a phone's symbol, and may be left o
 import re
 import unicodedata
 from collections.abc import Collection
-from typing import Literal
+from typing import Literal, get_args
 
 Mark = Literal["stress", "length", "tone"]
+MARKS: frozenset[Mark] = frozenset(get_args(Mark))
 
 _ARPABET_STRESS = r"(?<=^[A-Z]{2})[012]$"  # such as AH0
 _MARKS: dict[Mark, re.Pattern[str]] = {

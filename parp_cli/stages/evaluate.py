@@ -187,7 +187,7 @@ def recorded_recipe(metadata: Metadata, overrides: Sequence[str] = ()) -> Recipe
         )
     if names_corpus and values:
         # The new corpus is not where the old one was.
-        values = {**values, "data": {**values["data"], "root": None, "manifest": None}}
+        values = {**values, "data": {**values["data"], "root": None, "manifest": None, "lists": None, "language": None}}
     return recipe_from_dict(values, overrides)
 
 

@@ -311,4 +311,4 @@ def _utterances(source: Source, notify: Notify) -> list[Utterance]:
     assert path is not None, "the recipe's rules ask for one"
     if source.kind == "folder":
         return find_audio(path)
-    return read_manifest(path) if source.split is None else load_split("manifest", source.split, manifest=path)
+    return read_manifest(path, split=source.split)

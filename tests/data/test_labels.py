@@ -60,15 +60,26 @@ def test_phones_with_and_without_stress(make_utterance):
     stressed = phones_vocabulary([utterance])
     assert stressed.symbols == (BLANK, "AH0", "AH1", "B")
     assert stressed.decode(stressed.encode(utterance)) == stressed.reference(utterance) == "AH0 B AH1"
-    plain = phones_vocabulary([utterance], strip_stress=True)
+    plain = phones_vocabulary([utterance], strip=["stress"])
     assert plain.symbols == (BLANK, "AH", "B")
     assert plain.encode(utterance) == [1, 2, 1]
     assert plain.decode([1, 2, 1]) == plain.reference(utterance) == "AH B AH"
 
 
+def test_length_and_tone_with_and_without(make_utterance):
+    utterance = make_utterance(phones=(("ˈiː51", "g"), ("i", "˥˩", "ɡ")))
+    whole = phones_vocabulary([utterance])
+    assert whole.symbols == (BLANK, "i", "ɡ", "ˈiː51", "˥˩")
+    assert whole.reference(utterance) == "ˈiː51 ɡ i ˥˩ ɡ"  # g of a keyboard is the same phone
+    plain = phones_vocabulary([utterance], strip=["stress", "length", "tone"])
+    assert plain.symbols == (BLANK, "i", "ɡ")
+    assert plain.decode(plain.encode(utterance)) == plain.reference(utterance) == "i ɡ i ɡ"
+    assert phones_vocabulary([utterance], strip=["tone"]).reference(utterance) == "ˈiː ɡ i ɡ"
+
+
 def test_phones_that_are_no_arpabet_stay_as_they_are(make_utterance):
     utterance = make_utterance(phones=(("eː", "t͡s", "5"),))
-    vocabulary = phones_vocabulary([utterance], strip_stress=True)
+    vocabulary = phones_vocabulary([utterance], strip=["stress"])
     assert vocabulary.decode(vocabulary.encode(utterance)) == "eː t͡s 5"
 
 

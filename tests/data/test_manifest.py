@@ -141,12 +141,11 @@ def test_json_problems(folder):
 
 def test_missing_and_repeated_columns(folder):
     with pytest.raises(DataError) as caught:
-        read_manifest(write(folder, "id\tpath\ttext\ttext\nx\ty\tz\tz\n"))
+        read_manifest(write(folder, "id\tsound\ttext\ttext\nx\ty\tz\tz\n"))
     assert caught.value.details == (
         "line 1: no column audio",
-        "line 1: no column split",
         "line 1: column text is repeated",
-        "columns: id, path, text, text",
+        "columns: id, sound, text, text",
     )
 
 

@@ -4,6 +4,7 @@ import pytest
 
 from parp_cli.data import espeak
 from parp_cli.data.phones import from_espeak, ipa, marks_in, without
+from parp_cli.errors import DataError
 
 
 @pytest.mark.parametrize(
@@ -52,6 +53,16 @@ def test_words_of_another_language_are_marked_in_no_phone():
 def test_digits_of_mnemonics_that_are_no_tone():
     """In English "I2" is a reduced vowel and "3:" is ɜː."""
     assert from_espeak("b_ˈɜː_d_ɪ_ɜ", "b_'3:_d_I2_3") == (("b", "ˈɜː", "d", "ɪ", "ɜ"),)
+
+
+def test_codes_of_languages():
+    pytest.importorskip("espeakng_loader", reason="espeak-ng comes with the extra demo")
+    codes = ("sw", "zh-TW", "zh-HK", "sv-SE", "pt_br", "en", "en-us", "en-GB")
+    assert [espeak.voice_of(code) for code in codes] == ["sw", "cmn", "yue", "sv", "pt-BR", "en-US", "en-US", "en"]
+    for code in codes:
+        assert espeak.phonemise(code, ["one"])[0]
+    with pytest.raises(DataError, match="tlh"):
+        espeak.voice_of("tlh")
 
 
 @pytest.mark.parametrize(

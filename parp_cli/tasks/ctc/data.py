@@ -9,6 +9,7 @@ from parp_cli.data.check import Problem, check_utterances, notes_of, refusal, wi
 from parp_cli.data.corpora import load
 from parp_cli.data.inspection import inspect_files
 from parp_cli.data.labels import Vocabulary, letters_vocabulary, phones_vocabulary
+from parp_cli.data.phones import MARKS
 from parp_cli.data.utterances import Utterance
 from parp_cli.errors import DataError
 from parp_cli.models.speech.config import Architecture, frames
@@ -86,4 +87,5 @@ def _vocabulary(data: Data, own: Vocabulary | None, train: list[Utterance]) -> V
         return own
     if data.labels == "letters":
         return letters_vocabulary(train if data.alphabet == "found" else None)
-    return phones_vocabulary(train, strip_stress=data.strip_stress)
+    stripped = {"stress": data.strip_stress, "length": data.strip_length, "tone": data.strip_tone}
+    return phones_vocabulary(train, strip=[mark for mark in MARKS if stripped[mark]])
