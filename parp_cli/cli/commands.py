@@ -136,8 +136,7 @@ def reprune(
     amount = result.sparsity
     output.text(f"pruned {amount.pruned:,} of {amount.total:,} weights of {source} ({percent(amount.exact)})")
     output.text(f"revived {result.revived:,}, dropped {result.dropped:,}")
-    if result.kept_zeros:
-        output.text(f"{result.kept_zeros:,} of the kept weights are zero: as good as pruned, until they are trained on")
+    render.kept_zeros(output, result.kept_zeros, amount)
     output.wrote(result.path)
     output.json(result)
 

@@ -5,7 +5,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from parp_cli.cli import options
+from parp_cli.cli import options, render
 from parp_cli.cli.options import option
 from parp_cli.console import Output, percent
 from parp_cli.errors import UsageError
@@ -132,6 +132,7 @@ def mask(
     _notes(output, result, pattern)
     amount = result.sparsity
     output.text(f"pruned {amount.pruned:,} of {amount.total:,} weights of {result.model} ({percent(amount.exact)})")
+    render.kept_zeros(output, result.kept_zeros, amount)
     output.wrote(result.path)
     output.json(result)
 
@@ -143,6 +144,11 @@ def _notes(output: Output, result: "MaskResult", pattern: str | None) -> None:
     if unfit := result.cannot_hold:
         where = "biases" if all(name.endswith("bias") for name in unfit) else f"tensors such as {next(iter(unfit))}"
         output.note(f"{sum(unfit.values()):,} weights in {where} cannot hold {pattern} and are not pruned")
+    if result.replaced is not None:
+        output.note(
+            f"{result.model} has a mask that prunes {percent(result.replaced)}; the new one replaces it "
+            f"(`parp mask --from {result.model}` keeps it)"
+        )
     for file, names in result.completed.items():
         tensors = counted(len(names), "tensor")
         output.note(f"{file} has no mask for {tensors} that others mask, such as {names[0]}: it keeps them whole")

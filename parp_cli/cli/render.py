@@ -16,12 +16,22 @@ if TYPE_CHECKING:
     from parp_cli.stages.finetune import FinetuneResult, Plan
     from parp_cli.stages.inspect import Inspection
     from parp_cli.stages.pretrain import PretrainResult
+    from parp_cli.storage.checkpoint import Sparsity
 
 _BARS = "▁▂▃▄▅▆▇█"
 _LONGEST_SPARKLINE = 48
 _WIDEST = 120  # characters of a table where there is no terminal
 _LAYER_COLUMN = 13  # characters of the table of re-prunings, with its frame
 _BESIDE_SPARKLINE = 17  # its sum, and the frame of both
+
+
+def kept_zeros(output: Output, count: int, amount: "Sparsity") -> None:
+    """Weights that a mask keeps although they are zero, if there are any, and how much is zero with them."""
+    if count:
+        share = percent((amount.pruned + count) / amount.total)
+        output.text(
+            f"{count:,} of the kept weights are zero ({share} of all are): as good as pruned, until they are trained on"
+        )
 
 
 def recipe_keys(output: Output, kind: Any) -> None:

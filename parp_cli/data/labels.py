@@ -4,7 +4,7 @@ import re
 import string
 import unicodedata
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
@@ -81,6 +81,16 @@ class Vocabulary:
     def strips(self) -> frozenset[Mark]:
         """The marks that phones are spelt without, as no symbol has them: AH0, AH1 and AH2 are all AH."""
         return frozenset(MARKS - marks_in(self.symbols) if self.labels == "phones" else ())
+
+    def with_labels_of(self, utterances: Iterable[Utterance], *, english: bool) -> "Vocabulary | None":
+        """The vocabulary with the labels of utterances that it lacks after its own; if `english`, only English ones.
+
+        None where it lacks more than half of their labels, as one of another language does.
+        """
+        needed = {symbol for utterance in utterances for symbol in self._spell(utterance)} - {self._delimiter_in_text}
+        new = sorted(needed - set(self._ids))
+        wanted = [s for s in new if s not in self.symbols and (not english or s.upper() in _LETTERS)]
+        return replace(self, symbols=(*self.symbols, *wanted)) if 2 * len(new) <= len(needed) else None
 
     @cached_property
     def case(self) -> Case | None:

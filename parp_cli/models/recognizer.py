@@ -22,7 +22,7 @@ def encoder_of(checkpoint: Checkpoint, *, source: str, parents: tuple[Parent, ..
     """
     architecture, task = read_architecture(checkpoint.metadata.architecture), checkpoint.metadata.task
     weights = architecture.fit(checkpoint.weights, source=source, outputs=outputs_of(task))
-    return Encoder(architecture, weights, task, parents)
+    return Encoder(architecture, weights, task, parents, checkpoint.masks)
 
 
 def rebuild(checkpoint: Checkpoint, device: "torch.device", *, source: str) -> tuple[Any, Any]:

@@ -40,6 +40,11 @@ def count_all(masks: Masks) -> int:
     return sum(mask.numel() for mask in masks.values())
 
 
+def count_zeros(weights: Mapping[str, Tensor], masks: Masks) -> int:
+    """How many of the weights that the masks cover are zero, pruned or not."""
+    return count_all(masks) - sum(_count(weights[name]) for name in masks)
+
+
 def sparsity(masks: Masks) -> float:
     """Share of the covered weights that is pruned; 0 without any masks."""
     return Sparsity(target=0.0, pruned=count_pruned(masks), total=count_all(masks)).exact

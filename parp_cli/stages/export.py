@@ -98,7 +98,7 @@ def export(source: Path, *, to: Target, out: Path, notify: Notify = silent) -> E
         ResourceError: no space is left on the disk.
     """
     content = checkpoint.read(source)
-    architecture, weights, task, _ = encoder_of(content, source=str(source))
+    architecture, weights, task, *_ = encoder_of(content, source=str(source))
     check_fit(content.masks, weights, what=str(source))
     weights |= {name: weights[name].clone() for name in content.masks}
     apply_(content.masks, weights)

@@ -12,7 +12,16 @@ from parp_cli.errors import MaskError
 from parp_cli.models.network import Network, outputs_of
 from parp_cli.models.sources.load import load_encoder
 from parp_cli.models.sources.names import Encoder, check_same_model
-from parp_cli.pruning.masks import OPERATIONS, Masks, check_fit, combined, recorded_setting, write_pruned
+from parp_cli.pruning.masks import (
+    OPERATIONS,
+    Masks,
+    check_fit,
+    combined,
+    count_zeros,
+    recorded_setting,
+    write_pruned,
+)
+from parp_cli.pruning.masks import sparsity as masks_sparsity
 from parp_cli.pruning.methods.spec import FirstMask
 from parp_cli.pruning.patterns import DEFAULT_PATTERN, DEFAULT_SCOPE, DEFAULT_SPARSITY, Pattern, check_setting
 from parp_cli.runtime.device import versions
@@ -31,6 +40,8 @@ class MaskResult:
         model: whose weights they are.
         method: how the mask was chosen; "combined" where it was made from others.
         cannot_hold: tensors in scope that cannot hold the pattern and so are not pruned, with their numbers of weights.
+        kept_zeros: weights that the mask keeps although they are zero, as those that another mask pruned are.
+        replaced: share that a mask of the model pruned, which the new one replaces; None where it had none.
         completed: files that a combined mask was made from, with the tensors that others of them mask and they don't.
     """
 
@@ -39,6 +50,8 @@ class MaskResult:
     model: str
     method: str
     sparsity: Sparsity
+    kept_zeros: int
+    replaced: float | None = None
     cannot_hold: Mapping[str, int] = field(default_factory=dict)
     completed: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
@@ -89,7 +102,16 @@ def mask(
     metadata = _metadata(encoder, recipe={**recipe, "pattern": pattern}, seed=seed, parents=encoder.parents)
     amount = write_pruned(out, encoder.weights, masks, target=sparsity, metadata=metadata)
     unfit = {name: w.numel() for name, w in scoped.items() if name not in weights}
-    return MaskResult(path=out, sha256=file_hash(out), model=model, method=method, sparsity=amount, cannot_hold=unfit)
+    return MaskResult(
+        path=out,
+        sha256=file_hash(out),
+        model=model,
+        method=method,
+        sparsity=amount,
+        kept_zeros=count_zeros(encoder.weights, masks) - amount.pruned,
+        replaced=masks_sparsity(encoder.masks) if encoder.masks else None,
+        cannot_hold=unfit,
+    )
 
 
 def combine(
@@ -156,7 +178,13 @@ def combine(
         if not set(names) <= set(file.prunable)
     }
     return MaskResult(
-        path=out, sha256=file_hash(out), model=model, method="combined", sparsity=amount, completed=completed
+        path=out,
+        sha256=file_hash(out),
+        model=model,
+        method="combined",
+        sparsity=amount,
+        kept_zeros=count_zeros(encoder.weights, masks) - amount.pruned,
+        completed=completed,
     )
 
 

@@ -9,7 +9,7 @@ import torch
 
 from parp_cli.errors import CheckpointError
 from parp_cli.models.network import read_architecture
-from parp_cli.pruning.masks import recorded_setting, revived_and_dropped, write_pruned
+from parp_cli.pruning.masks import count_zeros, recorded_setting, revived_and_dropped, write_pruned
 from parp_cli.pruning.patterns import DEFAULT_PATTERN, Pattern, check_setting
 from parp_cli.runtime.device import versions
 from parp_cli.storage import checkpoint
@@ -85,8 +85,6 @@ def reprune(
         versions=versions(),
     )
     amount = write_pruned(out, old.weights, masks, target=sparsity, metadata=metadata)
-    # Pruned weights are zero now, so all non-zero weights are kept ones.
-    nonzero = sum(int(torch.count_nonzero(old.weights[name])) for name in masks)
     return RepruneResult(
         path=out,
         sha256=checkpoint.file_hash(out),
@@ -95,7 +93,7 @@ def reprune(
         sparsity=amount,
         revived=revived,
         dropped=dropped,
-        kept_zeros=amount.total - amount.pruned - nonzero,
+        kept_zeros=count_zeros(old.weights, masks) - amount.pruned,
     )
 
 

@@ -13,11 +13,11 @@ from parp_cli.config.finetune import AnyRecipe, Pruning
 from parp_cli.errors import CheckpointError, UsageError
 from parp_cli.models.network import SMALL, Architecture, read_architecture
 from parp_cli.models.sources.load import is_name, load_encoder
-from parp_cli.pruning.masks import recorded_setting
+from parp_cli.pruning.masks import recorded_setting, sparsity
 from parp_cli.pruning.methods import Schedule, Settings, spec_of
 from parp_cli.pruning.methods.spec import FIRST_MASKS
 from parp_cli.pruning.patterns import DEFAULT_SCOPE, DEFAULT_SPARSITY, Pattern, same_sparsity
-from parp_cli.runtime.progress import Notify
+from parp_cli.runtime.progress import Notify, Progress
 from parp_cli.storage import checkpoint
 from parp_cli.storage.checkpoint import Metadata, Parent, lineage
 from parp_cli.tasks.task import RecipeTask
@@ -44,7 +44,7 @@ def settle(recipe: AnyRecipe, init: Path | None = None) -> AnyRecipe:
     defaults = {"scope": DEFAULT_SCOPE, "biases": True, "pattern": spec.pattern}
     settled = {key: getattr(pruning, key) for key in ("method", *defaults, *spec.reads)}
     given = mask_file(pruning.initial)
-    masked = init or (given if given is not None and given.is_file() else None)
+    masked = init or masked_model(recipe) or (given if given is not None and given.is_file() else None)
     recorded = None if masked is None else checkpoint.read_metadata(masked).recipe
     for key, default in defaults.items():
         if settled[key] is None:
@@ -55,6 +55,20 @@ def settle(recipe: AnyRecipe, init: Path | None = None) -> AnyRecipe:
 def mask_file(initial: str | None) -> Path | None:
     """The checkpoint that a recipe's first mask is of; None for a new mask."""
     return None if initial is None or initial in FIRST_MASKS else Path(initial)
+
+
+def masked_model(recipe: AnyRecipe) -> Path | None:
+    """The recipe's model where it is a checkpoint whose mask the run begins under, as if `--init` named it."""
+    pruning, spec = recipe.pruning, spec_of(recipe.pruning.method)
+    path = Path(recipe.model or "")
+    if recipe.model is None or is_name(recipe.model) or not path.is_file() or not checkpoint.is_checkpoint(path):
+        return None
+    metadata = checkpoint.read_metadata(path)
+    asked = pruning.start_sparsity if "start_sparsity" in spec.reads else pruning.sparsity
+    if metadata.sparsity is None or pruning.initial is not None or spec.starts_from == "nothing":
+        return None
+    differs = asked is not None and not same_sparsity(asked, metadata.sparsity.target)
+    return None if differs or not spec.accepts((metadata.recipe or {}).get("method")) else path
 
 
 def rounds_of(recipe: AnyRecipe, init: Path | None = None) -> tuple[Round, ...]:
@@ -110,7 +124,8 @@ def read_start(recipe: AnyRecipe, init: Path | None, notify: Notify) -> Start:
         UsageError: there are two first masks, or `pruning.initial` names none.
     """
     initial = recipe.pruning.initial
-    if init is None:
+    path = init or masked_model(recipe)
+    if path is None:
         model = recipe.model or recipe.default_model
         if model is None:
             raise UsageError(
@@ -118,22 +133,27 @@ def read_start(recipe: AnyRecipe, init: Path | None, notify: Notify) -> Start:
                 hint="--set model=FOLDER, or start from a checkpoint with --init",
             )
         encoder = load_encoder(model, notify=notify)
-        weights = {name: w for name, w in encoder.weights.items() if not encoder.architecture.is_head(name)}
-        start = Start(encoder.architecture, weights, None, encoder.parents, model)
+        start = Start(encoder.architecture, encoder.weights, encoder.task, encoder.parents, model)
+        if encoder.masks:
+            note = (
+                f"the mask of {model}, which prunes {sparsity(encoder.masks):.1%}, is not used: the recipe asks for "
+                "another method, first mask or sparsity (`parp mask --from` keeps any mask, for --init)"
+            )
+            notify(Progress("reading", 1, 1, warning=note))
     else:
-        content = checkpoint.read(init)
+        content = checkpoint.read(path)
         metadata = content.metadata
-        if not _made_from(recipe.model, metadata):
+        if init is not None and not _made_from(recipe.model, metadata):
             raise CheckpointError(
                 f"{init} is a {metadata.architecture['name']}, the recipe wants {recipe.model}",
                 hint="name another checkpoint with --init, another --run folder, or --set model=null",
             )
         architecture = read_architecture(metadata.architecture)
-        start = Start(architecture, content.weights, metadata.task, lineage(init, metadata), str(init))
+        start = Start(architecture, content.weights, metadata.task, lineage(path, metadata), str(path))
         start = _masked(start, content.masks, metadata)
         if start.masks and initial is not None:
             raise UsageError(
-                f"the recipe's first mask is {initial}, but {init} has one of its own",
+                f"the recipe's first mask is {initial}, but {path} has one of its own",
                 hint="set pruning.initial to null to keep that, or name another checkpoint with --init",
             )
     path = mask_file(initial)

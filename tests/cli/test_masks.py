@@ -86,7 +86,10 @@ def test_weights_that_come_back_as_zeros(parp: Any, masked: Path) -> None:
     # 30 % of 16,832 are 5,050 instead of 8,416; the others come back with nothing in them.
     lines = parp("reprune", masked, "--sparsity", "0.3").out.splitlines()
     assert lines[1] == "revived 3,366, dropped 0"
-    assert lines[2] == "3,366 of the kept weights are zero: as good as pruned, until they are trained on"
+    assert (
+        lines[2]
+        == "3,366 of the kept weights are zero (50.0% of all are): as good as pruned, until they are trained on"
+    )
     assert json.loads(parp("reprune", masked, "--sparsity", "0.3", "--json").out)["kept_zeros"] == 3366
 
 
@@ -235,3 +238,14 @@ def test_a_sparkline_to_the_scale_of_others() -> None:
     assert sparkline([1, 2, 4], 48, 8) == "▁▂▄"
     assert sparkline([0, 0], 48, 0) == "▁▁"
     assert sparkline([1, 3], -5) == "█"
+
+
+def test_a_mask_that_a_new_one_replaces(parp: Any, masked: Path) -> None:
+    answer = parp("mask", "--model", masked, "--sparsity", "0.3")
+    assert answer.out.splitlines()[:2] == [
+        f"pruned 5,050 of 16,832 weights of {masked} (30.0%)",
+        "3,366 of the kept weights are zero (50.0% of all are): as good as pruned, until they are trained on",
+    ]
+    assert f"{masked} has a mask that prunes 50.0%" in answer.err
+    assert f"parp mask --from {masked}" in answer.err
+    assert "replaces" not in parp("mask", "--from", masked).err

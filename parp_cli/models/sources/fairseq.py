@@ -8,17 +8,20 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from parp_cli.data.labels import Vocabulary
 from parp_cli.errors import CheckpointError
-from parp_cli.models.sources.names import MASK_EMBEDDING, Encoder, fit, without
+from parp_cli.models.sources.names import MASK_EMBEDDING, Encoder, fit, head_note, without
 from parp_cli.models.sources.torch_files import Inert, tensors
 from parp_cli.models.speech.config import Architecture, Family, with_known_name
+from parp_cli.storage.conventions import BLANK
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-# Parts of pre-training, and the fine-tuned head, whose labels are in a file that does not come with it.
+# Parts of pre-training.
 _DROPPED = (
     "quantizer.",
     "input_quantizer.",
@@ -27,12 +30,18 @@ _DROPPED = (
     "target_glu.",
     "final_proj.",
     "label_embs_concat",
-    "proj.",
 )
+_HEAD = "proj."
+
+_SYMBOLS = ("<s>", "<pad>", "</s>", "<unk>")
+"""Before those of a dictionary; the first is CTC's blank."""
+
+_ROLES = {"<pad>": "extra", "</s>": "eos", "<unk>": "unk"}
 
 _ATTENTION = r"encoder\.layers\.(\d+)\.self_attn"
 _OURS = r"encoder.transformer.layers.\1"
 _NAMES = (
+    (r"proj\.", "aux."),
     (r"mask_emb$", MASK_EMBEDDING),
     (r"feature_extractor\.conv_layers\.(\d+)\.0\.", r"feature_extractor.conv_layers.\1.conv."),
     (r"feature_extractor\.conv_layers\.(\d+)\.2\.(?:1\.)?", r"feature_extractor.conv_layers.\1.layer_norm."),
@@ -66,12 +75,12 @@ def is_checkpoint(content: Any) -> bool:
     return isinstance(content, Mapping) and tensors(content.get("model")) is not None
 
 
-def read(content: Mapping[str, Any], *, source: str, architecture: Architecture | None = None) -> Encoder:
-    """The encoder of a checkpoint.
+def read(content: Mapping[str, Any], path: Path, *, architecture: Architecture | None = None) -> Encoder:
+    """The encoder of a checkpoint, with its CTC head where the labels are in it, or in a dict.ltr.txt beside it.
 
     Args:
         content: what the file holds (`torch_files.load`).
-        source: where it comes from, for messages.
+        path: the file.
         architecture: takes the configuration's place.
 
     Raises:
@@ -79,10 +88,40 @@ def read(content: Mapping[str, Any], *, source: str, architecture: Architecture 
     """
     weights: dict[str, Tensor] = tensors(content["model"]) or {}
     weights = {name.removeprefix("w2v_encoder.").removeprefix("w2v_model."): tensor for name, tensor in weights.items()}
+    config = _plain(content.get("cfg") or content.get("args"))
     if architecture is None:
-        architecture = _architecture(_plain(content.get("cfg") or content.get("args")), weights, source=source)
-    weights = fit(without(weights, _DROPPED), architecture, source=source, rules=_NAMES)
-    return Encoder(architecture, weights, None)
+        architecture = _architecture(config, weights, source=str(path))
+    vocabulary: Vocabulary | None = None
+    notes: tuple[str, ...] = ()
+    if (head := weights.get(f"{_HEAD}weight")) is not None:
+        vocabulary = _vocabulary(content, config, path, size=len(head))
+        if vocabulary is None:
+            remedy = "put the dict.ltr.txt that it was trained with beside it"
+            weights, notes = without(weights, (_HEAD,)), (head_note(str(path), len(head), remedy),)
+    size, task = (None, None) if vocabulary is None else (len(vocabulary), vocabulary.to_json())
+    weights = fit(without(weights, _DROPPED), architecture, source=str(path), vocabulary_size=size, rules=_NAMES)
+    return Encoder(architecture, weights, task, notes=notes)
+
+
+def _vocabulary(content: Mapping[str, Any], config: Any, path: Path, *, size: int) -> Vocabulary | None:
+    """The labels of a head with `size` rows, from the dictionary in the checkpoint or beside it; None without one."""
+    _, task = _sections(config, pretraining=False)
+    labels = str(task.get("labels") or "ltr")
+    state = _plain(content.get("task_state"))
+    dictionary = state.get("target_dictionary") if isinstance(state, dict) else None
+    symbols = dictionary.get("symbols") if isinstance(dictionary, dict) else None
+    beside = path.parent / f"dict.{labels}.txt"
+    if symbols is None and beside.is_file():
+        lines = beside.read_text(encoding="utf-8").splitlines()
+        symbols = [*_SYMBOLS, *(line.rpartition(" ")[0] or line for line in lines if line.strip())]
+    if not isinstance(symbols, list) or len(symbols) != size or tuple(symbols[:4]) != _SYMBOLS:
+        return None
+    return Vocabulary(
+        (BLANK, *map(str, symbols[1:])),
+        "phones" if labels == "phn" else "letters",
+        special=_ROLES | {symbol: "extra" for symbol in symbols if str(symbol).startswith("madeupword")},
+        padding=_SYMBOLS[0],
+    )
 
 
 def _architecture(config: Any, weights: Iterable[str], *, source: str) -> Architecture:
@@ -126,14 +165,14 @@ def _architecture(config: Any, weights: Iterable[str], *, source: str) -> Archit
     return with_known_name(architecture)
 
 
-def _sections(config: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The model's and the task's settings. "args" and WavLM's "cfg" have them all in one; a fine-tuned model's are
-    in the checkpoint it started from, of which it carries the configuration."""
+def _sections(config: Any, *, pretraining: bool = True) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The model's and the task's settings. "args" and WavLM's "cfg" have them all in one; a fine-tuned model carries
+    those of its `pretraining` too, where what its network looks like is."""
     if not isinstance(config, dict):
         return {}, {}
     model = config["model"] if isinstance(config.get("model"), dict) else config
     task = config["task"] if isinstance(config.get("task"), dict) else config
-    if isinstance(model.get("w2v_args"), dict):
+    if pretraining and isinstance(model.get("w2v_args"), dict):
         return _sections(model["w2v_args"])
     return model, task
 

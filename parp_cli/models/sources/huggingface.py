@@ -14,11 +14,12 @@ from parp_cli.models.sources.names import (
     Encoder,
     check_equal_layers,
     fit,
+    head_note,
     renamed,
     unpack_attention,
     without,
 )
-from parp_cli.models.sources.tokenizer import VOCABULARY, read_json, read_vocabulary
+from parp_cli.models.sources.tokenizer import SETTINGS, VOCABULARY, read_json, read_vocabulary
 from parp_cli.models.speech.config import Architecture, Family, with_known_name
 from parp_cli.storage.conventions import SAMPLE_RATE
 
@@ -95,8 +96,8 @@ _NAMES = (
 def read_directory(directory: Path) -> Encoder:
     """Read a model from a folder that transformers wrote, or one in its form.
 
-    A CTC head is read with its vocabulary; one without `vocab.json` is left out, since its outputs would have
-    no names.
+    A CTC head is read with its vocabulary; one without `vocab.json` is left out with a note, since its outputs would
+    have no names.
 
     Raises:
         CheckpointError: files are missing, broken, or of a model that parp does not know.
@@ -107,14 +108,17 @@ def read_directory(directory: Path) -> Encoder:
     weights = {name.removeprefix(f"{architecture.family}."): tensor for name, tensor in weights.items()}
     weights = without(weights, _DROPPED)
     size = task = None
-    if f"{_HEAD}weight" not in weights or not (directory / VOCABULARY).exists():
+    notes: tuple[str, ...] = ()
+    if (head := weights.get(f"{_HEAD}weight")) is None or not (directory / VOCABULARY).exists():
         weights = without(weights, (_HEAD,))
+        remedy = f"put the {VOCABULARY} and {SETTINGS} of its tokenizer there"
+        notes = () if head is None else (head_note(str(directory), len(head), remedy),)
     else:
-        vocabulary, order = read_vocabulary(directory, config, size=len(weights[f"{_HEAD}weight"]))
+        vocabulary, order = read_vocabulary(directory, config, size=len(head))
         weights |= {name: tensor[order] for name, tensor in weights.items() if name.startswith(_HEAD)}
         size, task = len(vocabulary), vocabulary.to_json()
     weights = fit(weights, architecture, source=str(directory), vocabulary_size=size, rules=_NAMES)
-    return Encoder(architecture, weights, task)
+    return Encoder(architecture, weights, task, notes=notes)
 
 
 def download(name: str) -> Path:

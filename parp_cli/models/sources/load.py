@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 from parp_cli.errors import CheckpointError, UsageError
 from parp_cli.models.recognizer import encoder_of
 from parp_cli.models.sources import fairseq, huggingface, published, torch_files
-from parp_cli.models.sources.names import Encoder, fit, shapes, with_current_names, without
+from parp_cli.models.sources.names import Encoder, fit, head_note, shapes, with_current_names, without
 from parp_cli.models.speech.config import ARCHITECTURES, Architecture
 from parp_cli.models.speech.prunable import layer_of
-from parp_cli.runtime.progress import Notify, silent
+from parp_cli.runtime.progress import Notify, Progress, silent
 from parp_cli.storage import checkpoint
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def load_encoder(source: str, *, architecture: str | None = None, notify: Notify
             file of `torch.save` with torchaudio's state dict or fairseq's checkpoint; a checkpoint of parp. A
             registered name goes before a file or folder of that name (`./mini` is the folder).
         architecture: the name of the architecture, where a file does not tell or tells several of equal sizes.
-        notify: is told of a download's progress.
+        notify: is told of a download's progress, and of what could not be kept.
 
     Raises:
         CheckpointError: nothing is there, or it is broken, or of another kind, or its weights don't fit.
@@ -48,6 +48,8 @@ def load_encoder(source: str, *, architecture: str | None = None, notify: Notify
     """
     named = None if architecture is None else _registered(architecture)
     encoder = _load(source, named, notify)
+    for note in encoder.notes:
+        notify(Progress("reading", 1, 1, warning=note))
     if named is None:
         return encoder
     found = encoder.architecture
@@ -108,7 +110,7 @@ def _read_parp(path: Path) -> Encoder:
 def _read_torch(path: Path, named: Architecture | None) -> Encoder:
     content = torch_files.load(path)
     if fairseq.is_checkpoint(content):
-        return fairseq.read(content, source=str(path), architecture=named)
+        return fairseq.read(content, path, architecture=named)
     weights = torch_files.tensors(content)
     if weights is None:
         raise CheckpointError(
@@ -121,10 +123,12 @@ def _read_torch(path: Path, named: Architecture | None) -> Encoder:
             details=list(weights)[:3],
             hint="for a Hugging Face model give its folder, with config.json",
         )
-    # A head's labels are nowhere in such a file.
-    weights = without(weights, ("aux.",))
+    notes: tuple[str, ...] = ()
+    if (head := weights.get("aux.weight")) is not None:
+        notes = (head_note(str(path), len(head), "a folder of transformers has a vocab.json for them"),)
+        weights = without(weights, ("aux.",))
     architecture = named or _recognise(weights, path)
-    return Encoder(architecture, fit(weights, architecture, source=str(path)), None)
+    return Encoder(architecture, fit(weights, architecture, source=str(path)), None, notes=notes)
 
 
 def _recognise(weights: dict[str, Tensor], path: Path) -> Architecture:

@@ -30,12 +30,16 @@ class Encoder(NamedTuple):
         task: what its head is for, as a checkpoint records it (`Metadata.task`); None without a CTC head. Of its V
             symbols the blank ("<blank>") is the first, and "|" stands between words.
         parents: the checkpoint of parp it was read from, and what that descends from; empty for other sources.
+        masks: what it came pruned with (boolean, True = kept), by the names of weights; the weights are zero there.
+        notes: what else was there and could not be kept, with the remedy.
     """
 
     architecture: Any
     weights: dict[str, Tensor]
     task: Mapping[str, Any] | None
     parents: tuple[Parent, ...] = ()
+    masks: Mapping[str, Tensor] = {}
+    notes: tuple[str, ...] = ()
 
     @property
     def vocabulary(self) -> list[str] | None:
@@ -71,6 +75,11 @@ def check_same_model(mask_of: str, ours: Mapping[str, Any], other: str, theirs: 
             details=[f"{mask_of}: {ours.get('name')}", f"{other}: {theirs.get('name')}"],
             hint="masks can be combined, compared and applied to weights only within one architecture",
         )
+
+
+def head_note(source: str, size: int, remedy: str) -> str:
+    """What is said of an output head that is left out, as nothing names its labels."""
+    return f"the output head of {source} is left out, as nothing says what its {size} labels are: {remedy}"
 
 
 def without(weights: Mapping[str, Tensor], prefixes: Iterable[str]) -> dict[str, Tensor]:

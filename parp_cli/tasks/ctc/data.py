@@ -8,10 +8,10 @@ from parp_cli.config.finetune import Data
 from parp_cli.data.check import Problem, check_utterances, notes_of, refusal, with_lengths
 from parp_cli.data.corpora import load
 from parp_cli.data.inspection import inspect_files
-from parp_cli.data.labels import Vocabulary, letters_vocabulary, phones_vocabulary
+from parp_cli.data.labels import Vocabulary, letters_vocabulary, phones_vocabulary, visible
 from parp_cli.data.phones import MARKS
 from parp_cli.data.utterances import Utterance
-from parp_cli.errors import DataError
+from parp_cli.errors import DataError, first_few
 from parp_cli.models.speech.config import Architecture, frames
 from parp_cli.runtime.progress import Notify, Progress
 
@@ -30,12 +30,12 @@ class CtcData:
 def load_data(data: Data, architecture: Architecture, own: Vocabulary | None, notify: Notify) -> CtcData:
     """Load both splits, and check that a network of the architecture can be trained on them.
 
-    `own` is the vocabulary of the checkpoint that training begins from. Raises DataError where the data is missing, or
-    holds utterances that cannot be trained on.
+    `own` is the vocabulary of the model or checkpoint that training begins from. Raises DataError where the data is
+    missing, or holds utterances that cannot be trained on.
     """
     train = load(data, data.train, notify, lenient=True)
     valid = spread(load(data, data.valid, notify, lenient=True), data.max_valid_utterances)
-    vocabulary = _vocabulary(data, own, train)
+    vocabulary, of_head = _vocabulary(data, own, train, valid)
     of_train, of_valid = (inspect_files((each.audio for each in some), notify=notify) for some in (train, valid))
     infos = of_train | of_valid
     splits = [(data.train, with_lengths(train, infos)), (data.valid, with_lengths(valid, infos))]
@@ -43,7 +43,7 @@ def load_data(data: Data, architecture: Architecture, own: Vocabulary | None, no
     for split, some in splits:
         found = check_utterances(some, split, infos, vocabulary, lambda samples: frames(architecture, samples))
         skipped |= dict.fromkeys(found)
-    notes = notes_of(splits, infos)
+    notes = [*filter(None, [of_head]), *notes_of(splits, infos)]
     if skipped and data.unusable == "refuse":
         raise refusal(list(skipped), notes, alphabet=data.alphabet)
     for note in notes:
@@ -81,11 +81,24 @@ def _without(problems: Iterable[Problem], utterances: list[Utterance], split: st
     return left
 
 
-def _vocabulary(data: Data, own: Vocabulary | None, train: list[Utterance]) -> Vocabulary:
-    """The checkpoint's own where it spells all of the corpus, so that its head is of use; else the corpus's."""
-    if own is not None and own.labels == data.labels and not any(own.outside(utterance) for utterance in train):
-        return own
+def _vocabulary(
+    data: Data, own: Vocabulary | None, train: list[Utterance], valid: list[Utterance]
+) -> tuple[Vocabulary, str]:
+    """The labels, and what is to be said of the checkpoint's own head, if anything.
+
+    They are its own, so that it is of use, and after them those that the corpus needs besides; the corpus's alone where
+    these are most of them.
+    """
+    note = ""
+    if own is not None and own.labels == data.labels:
+        english = data.labels == "letters" and data.alphabet == "english"
+        if (extended := own.with_labels_of((*train, *valid), english=english)) is not None:
+            new = " ".join(first_few([visible(symbol) for symbol in extended.symbols[len(own) :]]))
+            return extended, new and f"the trained output head is kept; labels that are new to it: {new}"
+        note = f"a new output head is trained: that of the model has too few of the {own.labels} of the transcripts"
+    elif own is not None:
+        note = f"a new output head is trained: that of the model is for {own.labels} (--set data.labels={own.labels})"
     if data.labels == "letters":
-        return letters_vocabulary(train if data.alphabet == "found" else None)
+        return letters_vocabulary(train if data.alphabet == "found" else None), note
     stripped = {"stress": data.strip_stress, "length": data.strip_length, "tone": data.strip_tone}
-    return phones_vocabulary(train, strip=[mark for mark in MARKS if stripped[mark]])
+    return phones_vocabulary(train, strip=[mark for mark in MARKS if stripped[mark]]), note

@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -127,7 +127,7 @@ class CtcTask(RecipeTask[Utterance]):
         )
 
     def network(self, weights: Mapping[str, Tensor], head: Mapping[str, Any] | None = None, source: str = "") -> Any:
-        """The encoder with the run's dropouts; the head is the one given where its labels are the same.
+        """The encoder with the run's dropouts; the head is the one given where the labels begin with its own.
 
         Raises CheckpointError where there are too few weights, or others.
         """
@@ -142,8 +142,13 @@ class CtcTask(RecipeTask[Utterance]):
         )
         network.register_parameter(MASK_EMBEDDING, nn.Parameter(torch.rand(architecture.width)))
         fresh = network.state_dict()
-        same_head = recorded_vocabulary(head) == self.data.vocabulary
-        weights = {n: w.float() for n, w in weights.items() if same_head or not network.is_head(n)}
+        own = recorded_vocabulary(head)
+        rows = 0 if own is None else len(own)
+        if own is None or replace(self.data.vocabulary, symbols=self.data.vocabulary.symbols[:rows]) != own:
+            weights = {n: w for n, w in weights.items() if not network.is_head(n)}
+        weights = {
+            n: torch.cat([w.float(), fresh[n][rows:]]) if network.is_head(n) else w.float() for n, w in weights.items()
+        }
         missing = [n for n in fresh if n not in weights and not network.is_head(n) and n != MASK_EMBEDDING]
         if missing or not set(weights) <= set(fresh):
             raise CheckpointError(

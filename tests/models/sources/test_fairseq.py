@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torchaudio.models.wav2vec2.utils.import_fairseq import _convert_state_dict
 
+from parp_cli.data.labels import recorded_vocabulary
 from parp_cli.errors import CheckpointError
 from parp_cli.models.sources.fairseq import _conv_layers
 from parp_cli.models.sources.load import load_encoder
@@ -139,7 +140,7 @@ def test_configuration_and_weights_are_read(
     content = settings(model_settings(SMALL[name]), SMALL[name].normalize_waveform)
     save({"model": theirs, "optimizer_history": [], **content}, tmp_path / "file.pt")
     monkeypatch.delitem(sys.modules, "omegaconf")
-    architecture, weights, vocabulary, _ = load_encoder(str(tmp_path / "file.pt"))
+    architecture, weights, vocabulary, *_ = load_encoder(str(tmp_path / "file.pt"))
     assert (architecture, vocabulary) == (SMALL[name], None)
     assert weights.keys() == ours.keys()
     assert all(torch.equal(weights[key], tensor) for key, tensor in ours.items())
@@ -211,3 +212,59 @@ def test_layer_expressions(expression: str, layers: object) -> None:
 def test_other_expressions_are_refused(expression: str) -> None:
     with pytest.raises(ValueError, match="conv_feature_layers"):
         _conv_layers(expression)
+
+
+SYMBOLS = ["<s>", "<pad>", "</s>", "<unk>"]
+
+
+class Dictionary:
+    """As much of fairseq's as a checkpoint holds of it."""
+
+    def __init__(self, symbols: list[str]) -> None:
+        self.symbols, self.count, self.indices = symbols, [1] * len(symbols), {s: i for i, s in enumerate(symbols)}
+
+
+def fine_tuned(path: Path, size: int, task: dict[str, Any] | None = None, **content: Any) -> tuple[Tensor, Tensor]:
+    """A fine-tuned checkpoint with a head of so many outputs, which is returned."""
+    architecture = SMALL["wav2vec2-layer-norm"]
+    _, theirs = fairseq_weights(architecture)
+    head = torch.randn(size, architecture.width), torch.randn(size)
+    theirs = {f"w2v_encoder.w2v_model.{key}": tensor for key, tensor in theirs.items()}
+    theirs |= {"w2v_encoder.proj.weight": head[0], "w2v_encoder.proj.bias": head[1]}
+    settings = as_fine_tuned(model_settings(architecture), True)
+    settings["cfg"]["task"] |= task or {}
+    torch.save({"model": theirs, **settings, **content}, path)
+    return head
+
+
+@pytest.mark.parametrize("where", ["in the checkpoint", "beside it"])
+@pytest.mark.parametrize("kind", ["ltr", "phn"])
+def test_a_fine_tuned_head_is_kept_where_its_labels_are(kind: str, where: str, tmp_path: Path) -> None:
+    letters = ["|", "E", "T", "'"] if kind == "ltr" else ["ah", "sil", "t"]
+    content: dict[str, Any] = {}
+    if where == "in the checkpoint":
+        content = {"task_state": {"target_dictionary": Dictionary([*SYMBOLS, *letters])}}
+    else:
+        (tmp_path / f"dict.{kind}.txt").write_text("".join(f"{letter} 10\n" for letter in letters))
+    weight, bias = fine_tuned(tmp_path / "file.pt", 4 + len(letters), {"labels": kind}, **content)
+    encoder = load_encoder(str(tmp_path / "file.pt"))
+    assert torch.equal(encoder.weights["aux.weight"], weight)
+    assert torch.equal(encoder.weights["aux.bias"], bias)
+    vocabulary = recorded_vocabulary(encoder.task)
+    assert vocabulary is not None
+    assert vocabulary.symbols == ("<blank>", *SYMBOLS[1:], *letters)
+    read = vocabulary.decode([1, 2, 3, *range(4, 4 + len(letters))])
+    assert read == ("ET'" if kind == "ltr" else "ah sil t")
+    assert not encoder.notes
+
+
+@pytest.mark.parametrize("letters", [None, "|AB"], ids=["none", "of another size"])
+def test_a_fine_tuned_head_without_its_labels_is_left_out(letters: str | None, tmp_path: Path) -> None:
+    if letters is not None:
+        (tmp_path / "dict.ltr.txt").write_text("".join(f"{letter} 10\n" for letter in letters))
+    fine_tuned(tmp_path / "file.pt", 5)
+    encoder = load_encoder(str(tmp_path / "file.pt"))
+    assert encoder.task is None
+    (note,) = encoder.notes
+    assert "5 labels" in note
+    assert "dict.ltr.txt" in note

@@ -11,6 +11,7 @@ from parp_cli.models.sources import huggingface
 from parp_cli.models.sources.load import load_encoder
 from parp_cli.models.sources.names import MASK_EMBEDDING, Encoder, without
 from parp_cli.models.speech.config import ARCHITECTURES, Architecture, build
+from parp_cli.runtime.progress import Progress
 from tests.models.small import SMALL, randomise, waveform
 
 transformers = pytest.importorskip("transformers", reason="transformers is the reference for logits")
@@ -132,8 +133,13 @@ def test_pretraining_parts_are_dropped(tmp_path: Path) -> None:
 
 
 def test_a_head_without_labels_is_left_out(folder: Path) -> None:
+    told: list[Progress] = []
+    assert load_encoder(str(folder), notify=told.append).vocabulary is not None
+    assert not told
     (folder / "vocab.json").unlink()
-    assert load_encoder(str(folder)).vocabulary is None
+    assert load_encoder(str(folder), notify=told.append).vocabulary is None
+    (note,) = told
+    assert all(part in note.warning for part in (str(folder), "6 labels", "vocab.json"))
 
 
 @pytest.mark.parametrize("name", ["wav2vec2-base", "xlsr-53", "hubert-xlarge", "wavlm-large"])

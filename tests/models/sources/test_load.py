@@ -7,6 +7,7 @@ from parp_cli.errors import CheckpointError, UsageError
 from parp_cli.models.sources import load as sources
 from parp_cli.models.sources.load import load_encoder
 from parp_cli.models.speech.config import ARCHITECTURES, Architecture, build
+from parp_cli.runtime.progress import Progress
 from parp_cli.storage import checkpoint
 from parp_cli.storage.checkpoint import Checkpoint, Metadata, ctc_task
 from tests.models.small import SMALL, randomise
@@ -21,8 +22,10 @@ def saved(architecture: Architecture, path: Path, vocabulary_size: int | None = 
 @pytest.mark.parametrize("size", [None, 5], ids=["bare", "ctc"])
 def test_a_state_dict_is_recognised_by_its_shapes(size: int | None, tmp_path: Path) -> None:
     state = saved(ARCHITECTURES["mini"], tmp_path / "file.pt", size)
-    architecture, weights, vocabulary, _ = load_encoder(str(tmp_path / "file.pt"))
+    told: list[Progress] = []
+    architecture, weights, vocabulary, *_ = load_encoder(str(tmp_path / "file.pt"), notify=told.append)
     assert (architecture, vocabulary) == (ARCHITECTURES["mini"], None)
+    assert ["5 labels" in note.warning for note in told] == [True] * (size is not None)
     assert list(weights) == [name for name in state if not name.startswith("aux.")]
     assert all(torch.equal(weights[name], state[name]) for name in weights)
 
@@ -54,7 +57,7 @@ def test_a_checkpoint_of_parp(vocabulary: tuple[str, ...] | None, tmp_path: Path
     )
     halves = {name: tensor.half() for name, tensor in state.items()}
     checkpoint.write(tmp_path / "file.safetensors", Checkpoint(weights=halves, masks={}, metadata=metadata))
-    architecture, weights, found, _ = load_encoder(str(tmp_path / "file.safetensors"))
+    architecture, weights, found, *_ = load_encoder(str(tmp_path / "file.safetensors"))
     assert architecture == SMALL["wavlm-large"]
     assert found == metadata.task
     assert all(torch.equal(weights[name], tensor.float()) for name, tensor in halves.items())
@@ -110,7 +113,7 @@ def test_the_bundled_encoder() -> None:
     bundled = Path(sources.__file__).parents[2] / "assets" / "mini.safetensors"
     if not bundled.exists():
         pytest.skip("the bundled encoder is not there yet")
-    architecture, weights, vocabulary, _ = load_encoder("mini")
+    architecture, weights, vocabulary, *_ = load_encoder("mini")
     assert (architecture, vocabulary) == (ARCHITECTURES["mini"], None)
     assert all(tensor.dtype == torch.float32 for tensor in weights.values())
 

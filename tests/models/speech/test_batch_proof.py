@@ -82,7 +82,7 @@ def case(request: pytest.FixtureRequest, utterances: list[Utterance]) -> Iterato
 @pytest.fixture(scope="module")
 def bundled(utterances: list[Utterance]) -> Iterator[Case]:
     """The encoder that is part of the package: its weights are trained ones."""
-    architecture, weights, _, _ = load_encoder(BUNDLED)
+    architecture, weights, *_ = load_encoder(BUNDLED)
     torch.manual_seed(0)
     model = build(architecture, vocabulary_size=len(VOCABULARY)).eval()
     missing, _ = model.load_state_dict(without(weights, [MASK_EMBEDDING]), strict=False)
