@@ -141,12 +141,22 @@ def reprune(
     output.json(result)
 
 
+_RUNTIMES = {"hf": "transformers", "torchaudio": "torchaudio", "onnx": "onnxruntime"}
+
+
 def export(
     to: Annotated[
-        Literal["hf", "torchaudio", "small"],
-        option("--to", "A folder for transformers; a state dict; a checkpoint without what the mask emptied."),
+        Literal["hf", "torchaudio", "small", "onnx"],
+        option(
+            "--to",
+            "A folder for transformers; a state dict; a checkpoint without what the mask emptied; a file for "
+            "onnxruntime (extra `onnx`).",
+        ),
     ],
     checkpoint: options.Checkpoint = None,
+    int8: Annotated[
+        bool, option("--int8", "With onnx: matrix products of 8-bit integers, which most processors compute faster.")
+    ] = False,
     run: options.Run = options.DEFAULT_RUN,
     out: options.Out = None,
     device: options.Device = "auto",
@@ -157,11 +167,13 @@ def export(
     """Write a checkpoint for other tools, zero wherever its mask prunes, or a smaller one.
 
     Zeros make no model smaller or faster. Whole heads and units can be removed: prune with pruning.pattern=structures,
-    and --to small writes a checkpoint without them, which every command takes.
+    and --to small writes a checkpoint without them, which every command takes. Both small and onnx are compared with
+    the checkpoint on speech before they are written.
 
     [bold]Examples:[/]
       parp export --to hf
       parp export --to small
+      parp export parp-run/small.safetensors --to onnx --int8
     """
     from parp_cli.stages.export import export as stage
     from parp_cli.storage.run_folder import EXPORTS, checkpoint_or_newest
@@ -170,8 +182,9 @@ def export(
     output = Output(as_json=as_json, quiet=quiet)
     source = checkpoint_or_newest(checkpoint, run)
     with output.progress() as notify:
-        result = stage(source, to=to, out=out or run / EXPORTS[to], notify=notify)
-    tool = {"hf": "for transformers", "torchaudio": "for torchaudio"}.get(to, "without what its mask emptied")
+        name = EXPORTS[f"{to}-int8" if int8 else to]
+        result = stage(source, to=to, out=out or run / name, int8=int8, notify=notify)
+    tool = "without what its mask emptied" if to == "small" else f"for {_RUNTIMES[to]}"
     output.text(f"exported {source} {tool}, {size(result.size)}")
     render.export(output, result)
     output.wrote(result.path)

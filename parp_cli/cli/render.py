@@ -136,17 +136,22 @@ def export(output: Output, result: "ExportResult") -> None:
     before, after, check = result.before, result.after, result.check
     if before is None or after is None or check is None:
         return
-    counts = {"parameters": "parameters", "heads": "attention heads", "units": "feed-forward units", "blocks": "blocks"}
-    rows = [[title, *(f"{getattr(each, key):,}" for each in (before, after))] for key, title in counts.items()]
+    names = {"parameters": "parameters", "heads": "attention heads", "units": "feed-forward units", "blocks": "blocks"}
+    counts = [[title, *(getattr(each, key) for each in (before, after))] for key, title in names.items()]
+    rows = [[title, f"{old:,}", f"{new:,}"] for title, old, new in counts if old != new or result.target == "small"]
     rows.append(["file", size(before.bytes), size(after.bytes)])
-    speeds = check.real_time_factors
-    rows.append(["seconds per second of speech", *(f"{speed:.4f}" for speed in speeds)])
+    rows.append(["seconds per second of speech", *(f"{speed:.4f}" for speed in check.real_time_factors)])
+    output.table("Before and after", ("", "checkpoint", result.target), rows)
+    if result.integer_products is not None:
+        output.text(f"{result.integer_products} matrix products of 8-bit integers; all else stays float32")
+    ours, theirs = check.real_time_factors
     lengths = ", ".join(f"{seconds:.1f}" for seconds in check.seconds)
-    output.table("Before and after", ("", "masked", result.target), rows)
     output.text(
         f"largest difference of a logit: {check.largest_difference:.1e}, on speech of {lengths} s; "
-        f"{speeds[0] / speeds[1]:.2f} times as fast there"
+        f"{ours / theirs:.2f} times as fast there"
     )
+    if check.transcripts is not None:
+        output.text(f"transcripts changed: {check.transcripts_changed} of {check.transcripts}")
 
 
 def _sparsities(output: Output, result: "Inspection") -> None:

@@ -11,7 +11,7 @@ from parp_cli.data.corpora import load
 from parp_cli.errors import ParpError
 from parp_cli.runtime.progress import Notify
 
-_MOST, _MOST_SECONDS = 24, 20.0
+_MOST, _MOST_SECONDS = 12, 20.0
 """How many utterances are taken of a split, and how long they may be."""
 
 _SECONDS = (1.0, 4.0, 10.0)

@@ -1,45 +1,38 @@
 """Write a checkpoint in the formats of other tools, or without what its mask has emptied."""
 
-import time
-from collections.abc import Callable, Mapping, Sequence
+import shutil
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Literal
 
-import torch
 from torch import Tensor
 
-from parp_cli.config.finetune import Data
 from parp_cli.config.load import recipe_from_dict
-from parp_cli.data.audio import SAMPLE_RATE
 from parp_cli.data.labels import vocabulary_of
 from parp_cli.data.probe import some_speech
-from parp_cli.errors import CheckpointError
+from parp_cli.errors import UsageError
+from parp_cli.exporters.check import Check, compared, network, refuse_different
 from parp_cli.exporters.huggingface import export_huggingface
+from parp_cli.exporters.onnx import OnnxNetwork, export_onnx, quantize, require_onnx
 from parp_cli.exporters.small import export_small, shrink
 from parp_cli.exporters.torchaudio import export_torchaudio
 from parp_cli.models.recognizer import encoder_of
-from parp_cli.models.sources.names import MASK_EMBEDDING, without
-from parp_cli.models.speech.config import Architecture, build
-from parp_cli.models.speech.forward import encode, front_end, pad
+from parp_cli.models.speech.config import Architecture
 from parp_cli.pruning.masks import apply_, check_fit
 from parp_cli.runtime.device import versions
 from parp_cli.runtime.progress import Notify, silent
 from parp_cli.storage import checkpoint
+from parp_cli.storage.atomic import replacing, write_error
 from parp_cli.storage.checkpoint import Metadata
 
-Target = Literal["hf", "torchaudio", "small"]
-
-TOLERANCE = 1e-4
-"""Largest difference of a logit by which an export in float32 may differ from the checkpoint, by rounding."""
-
-Run = Callable[[Tensor], Tensor]
-"""A network: logits (T, V) of a waveform (S,), or hidden states (T, D) of one without a head."""
+Target = Literal["hf", "torchaudio", "small", "onnx"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Size:
-    """Of a model: bytes of its file or files, parameters, attention heads, feed-forward units, and blocks with any."""
+    """Of a model: bytes of its file, parameters, attention heads, feed-forward units, and blocks with any of these."""
 
     bytes: int
     parameters: int
@@ -49,28 +42,15 @@ class Size:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Check:
-    """What an export made of speech, beside what the masked checkpoint makes of it.
-
-    Attributes:
-        seconds: lengths of what the logits were compared on and both were timed on.
-        largest_difference: of a logit.
-        real_time_factors: seconds of work per second of speech: of the masked checkpoint, and of the export.
-    """
-
-    seconds: tuple[float, ...]
-    largest_difference: float
-    real_time_factors: tuple[float, float]
-
-
-@dataclass(frozen=True, kw_only=True)
 class ExportResult:
     """What `parp export` wrote.
 
     Attributes:
         size: bytes of the folder (hf) or file in all.
         zeros: pruned weights that are zero in it.
-        before, after, check: of a small checkpoint; None for the formats of other tools.
+        before, after: the checkpoint and the export, of targets that were compared; None for others.
+        check: how they compare.
+        integer_products: matrix products of 8-bit integers, of a quantised export.
     """
 
     path: Path
@@ -81,98 +61,131 @@ class ExportResult:
     before: Size | None = None
     after: Size | None = None
     check: Check | None = None
+    integer_products: int | None = None
 
 
-def export(source: Path, *, to: Target, out: Path, notify: Notify = silent) -> ExportResult:
+def export(source: Path, *, to: Target, out: Path, int8: bool = False, notify: Notify = silent) -> ExportResult:
     """Export a checkpoint; every weight that its mask prunes is zero in what is written, or not there.
 
     Args:
         to: "hf", a directory that transformers loads; "torchaudio", a state dict for its builders; "small", a
-            checkpoint without the heads and units that the mask has emptied, which is compared with the masked one
-            before it is written.
+            checkpoint without the heads and units that the mask has emptied; "onnx", a file for onnxruntime. The last
+            two are compared with the checkpoint, on speech, before they are written.
         out: the directory or file to write.
+        int8: matrix products with 8-bit integers; for "onnx" alone.
 
     Raises:
         CheckpointError: the source cannot be read, the target has no such networks, or the comparison failed.
         MaskError: the mask does not fit, or has emptied nothing.
+        UsageError: the target cannot be had so, or the extra `onnx` is not installed.
         ResourceError: no space is left on the disk.
     """
+    if int8 and to != "onnx":
+        raise UsageError(f"--int8 goes with --to onnx, not with --to {to}")
+    if to == "onnx":
+        require_onnx()
     content = checkpoint.read(source)
     architecture, weights, task, *_ = encoder_of(content, source=str(source))
     check_fit(content.masks, weights, what=str(source))
     weights |= {name: weights[name].clone() for name in content.masks}
     apply_(content.masks, weights)
     zeros = sum(int((weights[name] == 0).sum()) for name in content.masks)
+    if to == "small":
+        return _small(source, architecture, weights, content.masks, content.metadata, out, notify)
+    if to == "onnx":
+        return _onnx(source, architecture, weights, content.metadata, out, zeros, int8, notify)
     if to == "hf":
         vocabulary = None if content.metadata.vocabulary is None else vocabulary_of(source, task)
         export_huggingface(architecture, weights, vocabulary, out)
-    elif to == "torchaudio":
-        export_torchaudio(architecture, weights, out)
     else:
-        small = shrink(architecture, weights, content.masks, source=str(source))
-        masked, made = network(architecture, weights), network(small.architecture, small.weights)
-        check = compared(masked, made, some_speech(_data(content.metadata), notify))
-        _refuse_different(check, source)
-        metadata = replace(content.metadata, parents=checkpoint.lineage(source, content.metadata), versions=versions())
-        export_small(small, metadata, out)
-        before, after = (
-            Size(
-                bytes=path.stat().st_size,
-                parameters=sum(weight.numel() for weight in tensors.values()),
-                heads=small.heads[index],
-                units=small.units[index],
-                blocks=small.blocks[index],
-            )
-            for index, (path, tensors) in enumerate(((source, weights), (out, small.weights)))
-        )
-        return ExportResult(
-            path=out, target=to, source=source, size=after.bytes, zeros=0, before=before, after=after, check=check
-        )
+        export_torchaudio(architecture, weights, out)
     files = [out] if out.is_file() else [path for path in out.rglob("*") if path.is_file()]
+    size = sum(path.stat().st_size for path in files)
+    return ExportResult(path=out, target=to, source=source, size=size, zeros=zeros)
+
+
+def _small(
+    source: Path,
+    architecture: Architecture,
+    weights: Mapping[str, Tensor],
+    masks: Mapping[str, Tensor],
+    metadata: Metadata,
+    out: Path,
+    notify: Notify,
+) -> ExportResult:
+    small = shrink(architecture, weights, masks, source=str(source))
+    masked, made = network(architecture, weights), network(small.architecture, small.weights)
+    check = compared(masked, made, _speech(metadata, notify), exact=True, recognises=False)
+    refuse_different(check, str(source), exact=True)
+    export_small(small, replace(metadata, parents=checkpoint.lineage(source, metadata), versions=versions()), out)
+    after = _size(small.architecture, small.weights, out)
     return ExportResult(
-        path=out, target=to, source=source, size=sum(path.stat().st_size for path in files), zeros=zeros
+        path=out,
+        target="small",
+        source=source,
+        size=after.bytes,
+        zeros=sum(mask.numel() - int(mask.count_nonzero()) for mask in small.masks.values()),
+        before=_size(architecture, weights, source),
+        after=after,
+        check=check,
     )
 
 
-def network(architecture: Architecture, weights: Mapping[str, Tensor]) -> Run:
-    """The network of these weights, for one waveform at a time."""
-    model = build(architecture, vocabulary_size=len(weights["aux.weight"]) if "aux.weight" in weights else None)
-    model.load_state_dict(without(weights, [MASK_EMBEDDING]))
-    model.eval()
+def _onnx(
+    source: Path,
+    architecture: Architecture,
+    weights: Mapping[str, Tensor],
+    metadata: Metadata,
+    out: Path,
+    zeros: int,
+    int8: bool,
+    notify: Notify,
+) -> ExportResult:
+    ours, speech = network(architecture, weights), _speech(metadata, notify)
+    recognises, nodes = metadata.vocabulary is not None, None
+    properties = {**versions(), "source_sha256": checkpoint.file_hash(source)}
+    with TemporaryDirectory() as folder:
+        made = Path(folder) / "float32.onnx"
+        try:
+            export_onnx(architecture, weights, metadata.vocabulary, made, properties=properties)
+            check = compared(ours, OnnxNetwork(made), speech, exact=True, recognises=recognises)
+            refuse_different(check, str(source), exact=True)
+            if int8:
+                plain, made = made, Path(folder) / "int8.onnx"
+                nodes = quantize(plain, made)
+                check = compared(ours, OnnxNetwork(made), speech, exact=False, recognises=recognises)
+                refuse_different(check, str(source), exact=False)
+        except OSError as error:
+            raise write_error(made, error) from error
+        with replacing(out) as temporary:
+            shutil.copyfile(made, temporary)
+    before = _size(architecture, weights, source)
+    size = out.stat().st_size
+    return ExportResult(
+        path=out,
+        target="onnx",
+        source=source,
+        size=size,
+        zeros=zeros,
+        before=before,
+        after=replace(before, bytes=size),
+        check=check,
+        integer_products=nodes,
+    )
 
-    def run(waveform: Tensor) -> Tensor:
-        with torch.inference_mode():
-            return encode(model, *pad([front_end(model, architecture, waveform)]))[0]
 
-    return run
-
-
-def compared(ours: Run, theirs: Run, speech: Sequence[Tensor]) -> Check:
-    """The two networks on the shortest, the middle and the longest of some waveforms."""
-    chosen = [speech[0], speech[len(speech) // 2], speech[-1]]
-    seconds = tuple(len(waveform) / SAMPLE_RATE for waveform in chosen)
-    spent, outputs = [], []
-    for run in (ours, theirs):
-        run(chosen[0])  # what is made once is not timed
-        began = time.perf_counter()
-        outputs.append([run(waveform) for waveform in chosen])
-        spent.append((time.perf_counter() - began) / sum(seconds))
-    differences = [float((a - b).abs().max()) for a, b in zip(*outputs, strict=True)]
-    return Check(seconds=seconds, largest_difference=max(differences), real_time_factors=(spent[0], spent[1]))
+def _size(architecture: Architecture, weights: Mapping[str, Tensor], path: Path) -> Size:
+    sizes = [architecture.sizes_of_layer(index) for index in range(architecture.layers)]
+    return Size(
+        bytes=path.stat().st_size,
+        parameters=sum(weight.numel() for weight in weights.values()),
+        heads=sum(heads for heads, _, _ in sizes),
+        units=sum(units for _, _, units in sizes),
+        blocks=sum(bool(count) for heads, _, units in sizes for count in (heads, units)),
+    )
 
 
-def _refuse_different(check: Check, source: Path) -> None:
-    if not check.largest_difference <= TOLERANCE:  # nor NaN
-        raise CheckpointError(
-            f"what was made of {source} gives other logits, and is not written",
-            details=[
-                f"largest difference {check.largest_difference:.2g}, by rounding up to {TOLERANCE:g} are expected"
-            ],
-            hint="please report this",
-        )
-
-
-def _data(metadata: Metadata) -> Data | None:
-    """The corpus that a checkpoint was fine-tuned on."""
+def _speech(metadata: Metadata, notify: Notify) -> Sequence[Tensor]:
+    """Of the corpus that a checkpoint was fine-tuned on, if it can be read."""
     recipe = metadata.recipe
-    return recipe_from_dict(recipe).data if recipe is not None and "data" in recipe else None
+    return some_speech(recipe_from_dict(recipe).data if recipe is not None and "data" in recipe else None, notify)

@@ -34,7 +34,13 @@ BEST, LAST = "finetune.safetensors", f"finetune{_LAST}"
 JOURNAL, FINISHED = "finetune.jsonl", "finetune-finished.json"
 """The log of a run, and what it recorded when it finished."""
 
-EXPORTS = {"hf": "export-hf", "torchaudio": "export-torchaudio.pt", "small": "small.safetensors"}
+EXPORTS = {
+    "hf": "export-hf",
+    "torchaudio": "export-torchaudio.pt",
+    "small": "small.safetensors",
+    "onnx": "model.onnx",
+    "onnx-int8": "model-int8.onnx",
+}
 """What `parp export` writes, by target."""
 
 STATE, ROUNDS, FEATURES = "state", "rounds", "features"

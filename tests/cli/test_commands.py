@@ -1,5 +1,6 @@
 """Commands: results on stdout and nothing else, the rest on stderr; one object with --json; silence with --quiet."""
 
+import importlib.util
 import json
 import shutil
 import subprocess
@@ -263,3 +264,15 @@ def test_a_small_checkpoint_and_what_it_saves(parp: Any, world: World, tmp_path:
     nothing = parp("export", "--to", "small", "--run", tmp_path)
     assert nothing.code == 4
     assert "nothing in it is pruned" in nothing.err
+
+
+@pytest.mark.skipif(importlib.util.find_spec("onnxruntime") is None, reason="the extra `onnx`")
+def test_int8_of_a_small_checkpoint(parp: Any, world: World, tmp_path: Path) -> None:
+    assert parp("mask", "--model", world.encoder, "--pattern", "structures", "--run", tmp_path).code == 0
+    assert parp("export", "--to", "small", "--run", tmp_path).code == 0
+    shown = parp("export", "--to", "onnx", "--int8", "--run", tmp_path)
+    assert shown.code == 0, shown.err
+    assert "matrix products of 8-bit integers; all else stays float32" in shown.out
+    assert f"wrote {tmp_path / 'model-int8.onnx'}" in shown.out
+    assert "transcripts" not in shown.out, "it has no head"
+    assert "torchvision" not in shown.err

@@ -51,10 +51,11 @@ class RelativeAttention(nn.Module):
         self.heads = heads
         self.kept = None if kept is None else list(kept)
         count = heads if kept is None else len(kept)
-        self.buckets, self.max_distance = buckets, max_distance
+        self.max_distance = max_distance
         self.makes_position_bias = makes_position_bias
         if makes_position_bias:
             self.rel_attn_embed = nn.Embedding(buckets, heads)
+            self._bucket_of = bucket_of(buckets, max_distance)
         self.attention = PackedProjections(features, features // heads * count)
         self.gru_rel_pos_linear = nn.Linear(features // heads, 8)
         self.gru_rel_pos_const = nn.Parameter(torch.ones(1, count, 1, 1))
@@ -80,15 +81,24 @@ class RelativeAttention(nn.Module):
         return self.attention.out_proj(attend(query, key, value, bias, self.dropout)), position_bias
 
     def _position_bias(self, frames: int, device: torch.device) -> Tensor:
-        """(1, H, T, T): the embedding of each pair's bucket, of which half are for keys that come later."""
-        half = self.buckets // 2
-        exact = half // 2
-        offsets = torch.arange(1 - frames, frames)  # on the CPU, so that rounding of logarithms is the same everywhere
-        distances = offsets.abs()
-        scale = (half - exact) / math.log(self.max_distance / exact)
-        far = exact + (torch.log(distances.clamp(min=1).float() / exact) * scale).long()
-        buckets = torch.where(distances < exact, distances, far.clamp(max=half - 1)) + (offsets > 0).long() * half
+        """(1, H, T, T): the embedding of each pair's bucket."""
         places = torch.arange(frames, device=device)
-        pairs = buckets.to(device, non_blocking=True)[places[None, :] - places[:, None] + frames - 1]
+        offsets = (places[None, :] - places[:, None]).clamp(-self.max_distance, self.max_distance)
+        pairs = self._bucket_of.to(device, non_blocking=True)[offsets + self.max_distance]
         result: Tensor = self.rel_attn_embed(pairs).permute(2, 0, 1)[None]
         return result
+
+
+def bucket_of(buckets: int, max_distance: int) -> Tensor:
+    """The bucket of each offset from `-max_distance` to `max_distance`: near ones have one each, others by logarithm.
+
+    All that are farther have that of the farthest. Half of the buckets are for keys that come later.
+    """
+    half = buckets // 2
+    exact = half // 2
+    # On the CPU, so that rounding of logarithms is the same everywhere; also where networks have no values.
+    offsets = torch.arange(-max_distance, max_distance + 1, device="cpu")
+    distances = offsets.abs()
+    scale = (half - exact) / math.log(max_distance / exact)
+    far = exact + (torch.log(distances.clamp(min=1).float() / exact) * scale).long()
+    return torch.where(distances < exact, distances, far.clamp(max=half - 1)) + (offsets > 0).long() * half

@@ -1,0 +1,107 @@
+"""Whether an export does what its checkpoint does, in its own runtime, and how fast.
+
+S samples, T frames, V tokens.
+"""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from parp_cli.errors import CheckpointError
+from parp_cli.models.sources.names import MASK_EMBEDDING, without
+from parp_cli.models.speech.config import Architecture, build
+from parp_cli.models.speech.forward import encode, front_end, pad
+from parp_cli.storage.conventions import SAMPLE_RATE
+
+TOLERANCE = 1e-4
+"""Largest difference of a logit that float32's rounding explains."""
+
+Network = Callable[[Sequence[Tensor]], list[Tensor]]
+"""From waveforms (S,), computed as one batch, to the logits (T, V) of each, or hidden states without a head."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Check:
+    """What an export made of speech, beside what the masked checkpoint makes of it.
+
+    Attributes:
+        seconds: the three lengths that logits were compared on and both were timed on.
+        largest_difference: of a logit.
+        real_time_factors: seconds of work per second of speech, one utterance at a time: of the checkpoint, of the
+            export.
+        transcripts, transcripts_changed: how many were compared, and how many were others; None without a head, or
+            where logits are to be equal.
+    """
+
+    seconds: tuple[float, ...]
+    largest_difference: float
+    real_time_factors: tuple[float, float]
+    transcripts: int | None = None
+    transcripts_changed: int | None = None
+
+
+def network(architecture: Architecture, weights: Mapping[str, Tensor]) -> Network:
+    """The network of these weights, as parp runs it."""
+    model = build(architecture, vocabulary_size=len(weights["aux.weight"]) if "aux.weight" in weights else None)
+    model.load_state_dict(without(weights, [MASK_EMBEDDING]))
+    model.eval()
+
+    def run(waveforms: Sequence[Tensor]) -> list[Tensor]:
+        with torch.inference_mode():
+            features = [front_end(model, architecture, waveform) for waveform in waveforms]
+            logits = encode(model, *pad(features))
+        return [row[: len(own)] for row, own in zip(logits, features, strict=True)]
+
+    return run
+
+
+def compared(ours: Network, theirs: Network, speech: Sequence[Tensor], *, exact: bool, recognises: bool) -> Check:
+    """Two networks on the shortest, the middle and the longest of waveforms that are sorted by length.
+
+    Args:
+        exact: whether logits are to be equal, in a padded batch too; if not, the transcripts of all are compared.
+        recognises: whether the networks have CTC heads.
+    """
+    chosen = [speech[0], speech[len(speech) // 2], speech[-1]]
+    spent, outputs = [], []
+    for run in (ours, theirs):
+        run(chosen[:1])  # what is prepared once is not timed
+        began = time.perf_counter()
+        outputs.append([run([waveform])[0] for waveform in chosen])
+        spent.append(time.perf_counter() - began)
+    expected, found = outputs
+    if exact:
+        expected, found = expected * 2, found + theirs(chosen)
+    counts: dict[str, int] = {}
+    if not exact and recognises:
+        texts = [[_labels(run([waveform])[0]) for waveform in speech] for run in (ours, theirs)]
+        changed = sum(a != b for a, b in zip(*texts, strict=True))
+        counts = {"transcripts": len(speech), "transcripts_changed": changed}
+    seconds = tuple(len(waveform) / SAMPLE_RATE for waveform in chosen)
+    return Check(
+        seconds=seconds,
+        largest_difference=float(
+            torch.stack([(a - b).abs().max() for a, b in zip(expected, found, strict=True)]).max()
+        ),
+        real_time_factors=(spent[0] / sum(seconds), spent[1] / sum(seconds)),
+        **counts,
+    )
+
+
+def refuse_different(check: Check, source: str, *, exact: bool) -> None:
+    """Raise CheckpointError where an export failed its check: other logits, or no numbers."""
+    if not check.largest_difference <= (TOLERANCE if exact else float("inf")):  # nor NaN
+        expected = f"where rounding explains {TOLERANCE:g}" if exact else "which is no number"
+        raise CheckpointError(
+            f"what was made of {source} gives other logits, and is not written",
+            details=[f"the largest difference is {check.largest_difference:.2g}, {expected}"],
+            hint="please report this, with the versions that `parp inspect` names",
+        )
+
+
+def _labels(logits: Tensor) -> list[int]:
+    """The greedy transcript, as label ids; the blank is 0."""
+    return [label for label in torch.unique_consecutive(logits.argmax(-1)).tolist() if label]

@@ -1,0 +1,184 @@
+"""An ONNX file for onnxruntime: from sound to logits, whatever the batch and the lengths.
+
+B utterances, S samples, T frames, V tokens.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import logging
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import gelu
+
+from parp_cli.errors import UsageError
+from parp_cli.models.sources.names import MASK_EMBEDDING, without
+from parp_cli.models.speech.config import Architecture, build
+from parp_cli.models.speech.encoder import padding
+from parp_cli.models.speech.waveform import EPSILON
+from parp_cli.storage.conventions import SAMPLE_RATE
+
+if TYPE_CHECKING:
+    from parp_cli.models.speech.encoder import SpeechNetwork
+
+_PACKAGES = ("onnx", "onnxruntime", "onnxscript")
+
+_MOST_BYTES = (1 << 31) - (1 << 24)
+"""Of weights in one file: protobuf ends at 2 GiB, and the graph needs a little."""
+
+_TRACED_SECONDS = 1.0
+_INTEGER_PRODUCTS = ("MatMulInteger", "DynamicQuantizeMatMul")
+
+
+def require_onnx() -> None:
+    """Raises UsageError where the extra `onnx` is not installed."""
+    if missing := [name for name in _PACKAGES if importlib.util.find_spec(name) is None]:
+        raise UsageError(f"exports to ONNX need the package {missing[0]}", hint="pip install 'parp-cli[onnx]'")
+
+
+class _FromSound(nn.Module):
+    """A network from sound, which it normalises itself, in a batch whose padding has no influence."""
+
+    def __init__(self, network: SpeechNetwork, architecture: Architecture) -> None:
+        super().__init__()
+        self.network = network
+        self.normalizes = architecture.normalize_waveform
+
+    def forward(self, waveforms: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits (B, T, V) of waveforms (B, S) with `lengths` (B,) valid samples, and the valid frames (B,)."""
+        x, valid = waveforms[:, None], ~padding(lengths, waveforms.shape[1])[:, None]
+        if self.normalizes:
+            x = _standardized(x, valid, EPSILON)
+        x = torch.where(valid, x, 0.0)
+        for block in self.network.feature_extractor.conv_layers:
+            norm: Any = block.layer_norm
+            x, lengths = block.conv(x), block.frames(lengths)  # type: ignore[operator]
+            if isinstance(norm, nn.GroupNorm):
+                x = _standardized(x, ~padding(lengths, x.shape[2])[:, None], norm.eps)
+                x = x * norm.weight[:, None] + norm.bias[:, None]
+            elif norm is not None:
+                x = norm(x)
+            x = gelu(x)
+        features, encoder = x.transpose(1, 2), self.network.encoder
+        hidden = encoder.encode(encoder.feature_projection(features), padding(lengths, features.shape[1]))
+        return (hidden if self.network.aux is None else self.network.aux(hidden)), lengths
+
+
+def _standardized(x: Tensor, valid: Tensor, epsilon: float) -> Tensor:
+    """Each channel of x (B, C, S) at mean 0 and variance 1 over what is valid (B, 1, S)."""
+    count = valid.sum(2, keepdim=True)
+    centred = x - torch.where(valid, x, 0.0).sum(2, keepdim=True) / count
+    variance = torch.where(valid, centred, 0.0).square().sum(2, keepdim=True) / count
+    return centred / (variance + epsilon).sqrt()
+
+
+def export_onnx(
+    architecture: Architecture,
+    weights: Mapping[str, Tensor],
+    vocabulary: Sequence[str] | None,
+    path: Path,
+    *,
+    properties: Mapping[str, str],
+) -> None:
+    """Write a model with inputs `waveforms` (B, S), float32 at 16 kHz, not normalised, and `lengths` (B,), int64, and
+    outputs `logits` (B, T, V), or hidden states without a head, and `frames` (B,).
+
+    What is beyond an utterance's length has no influence on its frames. The weight norm is folded.
+
+    Args:
+        architecture, weights: of the network, zeros where it is pruned.
+        vocabulary: V labels by id, the blank first; None for no head.
+        properties: for the file's metadata, beside the vocabulary and the sample rate.
+
+    Raises:
+        UsageError: the model is larger than one ONNX file can be.
+    """
+    if (size := sum(weight.numel() for weight in weights.values()) * 4) > _MOST_BYTES:
+        raise UsageError(
+            f"{architecture.name} has {size / 1e9:.1f} GB of weights, and an ONNX file holds 2.1 GB",
+            hint="remove structures first: pruning.pattern=structures and `parp export --to small`",
+        )
+    model = build(architecture, vocabulary_size=None if vocabulary is None else len(vocabulary))
+    model.load_state_dict(without(weights, [MASK_EMBEDDING]))
+    nn.utils.parametrize.remove_parametrizations(model.encoder.transformer.pos_conv_embed.conv, "weight")
+    samples = round(_TRACED_SECONDS * SAMPLE_RATE)
+    example = (torch.zeros(2, samples), torch.tensor([samples, samples // 2]))
+    batch, length = torch.export.Dim("batch"), torch.export.Dim("samples")
+    with _quietly(), torch.no_grad():
+        program = torch.onnx.export(
+            _FromSound(model, architecture).eval(),
+            example,
+            dynamo=True,
+            dynamic_shapes={"waveforms": {0: batch, 1: length}, "lengths": {0: batch}},
+            input_names=["waveforms", "lengths"],
+            output_names=["logits", "frames"],
+            verbose=False,
+        )
+    assert program is not None
+    made = program.model_proto
+    for node in made.graph.node:  # the exporter's notes on where in the source each is from
+        del node.metadata_props[:]
+    labels = {} if vocabulary is None else {"vocabulary": json.dumps(list(vocabulary), ensure_ascii=False)}
+    _write(made, path, {**properties, **labels, "sample_rate": str(SAMPLE_RATE)})
+
+
+def quantize(path: Path, out: Path) -> int:
+    """Write a model whose products with constant matrices are of 8-bit integers; how many these are.
+
+    Weights have a scale for each output, activations one that is measured as it runs. Convolutions stay as they are:
+    their integers are no faster in onnxruntime.
+    """
+    import onnx
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    with _quietly():
+        quantize_dynamic(path, out, op_types_to_quantize=["MatMul"], per_channel=True, weight_type=QuantType.QInt8)
+    made, before = onnx.load(out), onnx.load(path, load_external_data=False)
+    _write(made, out, {prop.key: prop.value for prop in before.metadata_props})
+    return sum(node.op_type in _INTEGER_PRODUCTS for node in made.graph.node)
+
+
+def _write(model: Any, path: Path, properties: Mapping[str, str]) -> None:
+    import onnx
+
+    onnx.helper.set_model_props(model, dict(properties))
+    onnx.save_model(model, path)
+
+
+class OnnxNetwork:
+    """A file of `export_onnx` in onnxruntime, on the CPU, with as many threads as torch has."""
+
+    def __init__(self, path: Path) -> None:
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = torch.get_num_threads()
+        options.log_severity_level = 3  # errors
+        self._session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+
+    def __call__(self, waveforms: Sequence[Tensor]) -> list[Tensor]:
+        """Logits (T, V) of each of the waveforms (S,), which are padded together."""
+        padded = nn.utils.rnn.pad_sequence(list(waveforms), batch_first=True)
+        lengths = torch.tensor([len(waveform) for waveform in waveforms])
+        logits, frames = self._session.run(None, {"waveforms": padded.numpy(), "lengths": lengths.numpy()})
+        return [torch.from_numpy(row[:count]) for row, count in zip(logits, frames, strict=True)]
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Without what the exporter logs and warns of on its own account."""
+    disabled = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(disabled)
