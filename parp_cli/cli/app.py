@@ -11,13 +11,13 @@ import typer
 import typer.core
 
 import parp_cli
-from parp_cli.cli import commands, compare, evaluate, lm, mask, quickstart, sweep, transcribe
+from parp_cli.cli import commands, compare, evaluate, lm, mask, predict, quickstart, sweep, transcribe
 from parp_cli.cli.options import option
 from parp_cli.console import Output, discard, open_streams, show_error
 from parp_cli.errors import Interrupted, ParpError, ResourceError, UsageError
 from parp_cli.runtime.device import is_out_of_memory, launched
 
-_HELP = """Prune, adjust and re-prune self-supervised speech models: a sparse recogniser from one fine-tuning run.
+_HELP = """Prune, adjust and re-prune self-supervised models of speech and text: sparse ones from one fine-tuning run.
 
 Each stage reads and writes one file that holds weights and mask, in a run folder (parp-run).
 
@@ -91,6 +91,7 @@ app.command()(commands.finetune)
 app.command()(commands.reprune)
 app.command("eval")(evaluate.evaluate)
 app.command()(transcribe.transcribe)
+app.command()(predict.predict)
 app.add_typer(lm.app, name="lm")
 app.command()(commands.export)
 app.command()(commands.inspect)

@@ -43,20 +43,21 @@ def finetune(
     as_json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Fine-tune with CTC while the mask adjusts (PARP), or by another method of `pruning.method`.
+    """Fine-tune while the mask adjusts (PARP), or by another method of `pruning.method`.
 
     [bold]Examples:[/]
       parp finetune recipe.yaml
       parp finetune recipe.yaml --set pruning.method=omp --set training.updates=500
       parp finetune recipe.yaml --init parp-run/mask.safetensors --dry-run
+      parp finetune --keys --set task=classification
     """
-    from parp_cli.config.finetune import AnyRecipe, Recipe
+    from parp_cli.config.finetune import AnyRecipe
     from parp_cli.config.load import dump_yaml, load_recipe
 
-    if keys:
-        render.recipe_keys(Output(as_json=as_json, quiet=quiet), Recipe)
-        return
     resolved: AnyRecipe = load_recipe(recipe, settings or ())
+    if keys:
+        render.recipe_keys(Output(as_json=as_json, quiet=quiet), type(resolved))
+        return
     if seed is not None:
         resolved = replace(resolved, seed=seed)
 

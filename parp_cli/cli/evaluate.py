@@ -1,5 +1,6 @@
 """`parp eval`: recognise, count, compare."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -75,7 +76,7 @@ def evaluate(
     as_json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Recognise a split and count the errors: WER and CER, or PER, with 95 % intervals.
+    """Recognise a split and count the errors: WER and CER, or PER; of texts accuracy and the like; with 95 % intervals.
 
     Utterances that cannot be evaluated are named and left out, the rest is evaluated, and the exit code is 3.
 
@@ -102,6 +103,35 @@ def evaluate(
     source = checkpoint_or_newest(checkpoint, run)
     metadata = read_metadata(source)
     require_head(source, metadata)
+    if metadata.task is not None and metadata.task["kind"] == "classification":
+        given = {
+            "--html": html,
+            "--trn": trn,
+            "--decoder": decoder,
+            "--lm": lm,
+            "--lexicon": lexicon,
+            "--beam-size": beam_size,
+            "--lm-weight": lm_weight,
+            "--word-score": word_score,
+            "--tune": tune or None,
+            "--workers": workers,
+        }
+        if wrong := [name for name, value in given.items() if value is not None]:
+            raise UsageError(f"{', '.join(wrong)} is for speech, {source} classifies texts", hint="leave it out")
+        _evaluate_texts(
+            output,
+            source,
+            run,
+            out,
+            settings or (),
+            split or (),
+            mask or (),
+            against or (),
+            seed or 0,
+            precision,
+            device,
+        )
+        return
     recipe = recorded_recipe(metadata, settings or ())
     splits = tuple(dict.fromkeys(split or [recipe.data.test]))
     decoding = Decoding(
@@ -140,6 +170,46 @@ def evaluate(
     systems = [system.to_json() for system in result.systems]
     output.json({"systems": systems, "left_out": result.left_out, "notes": result.notes})
     if (error := result.error()) is not None and world.is_main:
+        raise error
+
+
+def _evaluate_texts(
+    output: Output,
+    source: Path,
+    run: Path,
+    out: Path | None,
+    settings: Sequence[str],
+    split: Sequence[str],
+    mask: Sequence[Path],
+    against: Sequence[Path],
+    seed: int,
+    precision: str,
+    device: Literal["auto", "cpu", "cuda"],
+) -> None:
+    """`parp eval` of a checkpoint with a head for texts."""
+    from parp_cli.cli.predict import show
+    from parp_cli.runtime.device import select_device
+    from parp_cli.stages.classify import evaluate_texts, recorded_texts
+    from parp_cli.storage.checkpoint import read_metadata
+
+    data = recorded_texts(read_metadata(source), settings).data
+    splits = tuple(dict.fromkeys(split or [data.test]))
+    with output.progress() as notify:
+        result = evaluate_texts(
+            source,
+            out=out or run / f"eval-{'+'.join(splits)}.jsonl",
+            data=data,
+            splits=splits,
+            masks=mask,
+            against=against,
+            seed=seed,
+            precision=precision,
+            device=select_device(device),
+            notify=notify,
+        )
+    show(output, result)
+    output.json(result)
+    if (error := result.error()) is not None:
         raise error
 
 

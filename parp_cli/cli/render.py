@@ -108,6 +108,10 @@ def inspection(output: Output, result: "Inspection") -> None:
     metadata = result.metadata
     architecture = metadata.architecture.get("name", "?")
     vocabulary = "none" if metadata.vocabulary is None else f"{len(metadata.vocabulary)} {metadata.labels}"
+    if (head := metadata.task) is not None and head["kind"] == "classification":
+        vocabulary = (
+            f"{len(head['names'])} classes: {', '.join(first_few(head['names'], 10))}" if head["names"] else "a number"
+        )
     rows = [
         ("file", f"{result.path} ({size(result.size)})"),
         ("sha256", result.sha256),

@@ -111,7 +111,7 @@ class Data(Section):
     """Number of utterances to validate on; null is all of them."""
 
     def files(self) -> tuple[str | None, ...]:
-        return (self.manifest,)
+        return (self.manifest,) if self.lists is None else (self.manifest, self.lists)
 
     def conflicts(self) -> Iterator[tuple[str, str]]:
         if self.corpus == "manifest" and self.manifest is None:
@@ -354,7 +354,7 @@ class Training(Optimization):
         yield from super().conflicts()
 
 
-Task = Literal["ctc"]
+Task = Literal["ctc", "classification"]
 """Every task that a recipe can select."""
 
 
@@ -395,7 +395,3 @@ class Recipe(AnyRecipe):
 
     data: Data = Data()
     training: Training = Training()
-
-
-RECIPES: Final[dict[Task, type[AnyRecipe]]] = {"ctc": Recipe}
-"""What a recipe is read as, by its task: a new task is a new class here, with its own `data` and `training`."""

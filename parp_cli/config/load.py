@@ -16,7 +16,8 @@ from pydantic import TypeAdapter, ValidationError
 from typing_extensions import TypeVar
 
 from parp_cli.config import tree
-from parp_cli.config.finetune import RECIPES, Recipe
+from parp_cli.config.finetune import Recipe
+from parp_cli.config.recipes import RECIPES
 from parp_cli.config.values import CONFLICT
 from parp_cli.errors import RecipeError
 

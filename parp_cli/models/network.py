@@ -15,7 +15,10 @@ from parp_cli.errors import CheckpointError
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-_KINDS = {"speech": ("parp_cli.models.speech.config", "Architecture")}
+_KINDS = {
+    "speech": ("parp_cli.models.speech.config", "Architecture"),
+    "text": ("parp_cli.models.transformers.architecture", "TextArchitecture"),
+}
 """Where the class of each kind is. Imported when one is read, so that this module stays cheap."""
 
 _DEFAULT_KIND = "speech"

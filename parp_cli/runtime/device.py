@@ -2,6 +2,7 @@
 
 import os
 import platform
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -114,4 +115,6 @@ def versions() -> dict[str, str]:
     import torchaudio
 
     own = {"parp": parp_cli.__version__, "python": platform.python_version()}
-    return {**own, "torch": torch.__version__, "torchaudio": torchaudio.__version__}
+    found = {**own, "torch": torch.__version__, "torchaudio": torchaudio.__version__}
+    transformers = sys.modules.get("transformers")  # where networks of it are made
+    return found if transformers is None else {**found, "transformers": transformers.__version__}

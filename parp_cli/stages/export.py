@@ -12,11 +12,12 @@ from torch import Tensor
 from parp_cli.config.load import recipe_from_dict
 from parp_cli.data.labels import vocabulary_of
 from parp_cli.data.probe import some_speech
-from parp_cli.errors import UsageError
+from parp_cli.errors import CheckpointError, UsageError
 from parp_cli.exporters.check import Check, compared, network, refuse_different
 from parp_cli.exporters.huggingface import export_huggingface
 from parp_cli.exporters.onnx import OnnxNetwork, export_onnx, quantize, require_onnx
 from parp_cli.exporters.small import export_small, shrink
+from parp_cli.exporters.text import export_text
 from parp_cli.exporters.torchaudio import export_torchaudio
 from parp_cli.models.recognizer import encoder_of
 from parp_cli.models.speech.config import Architecture
@@ -90,11 +91,15 @@ def export(source: Path, *, to: Target, out: Path, int8: bool = False, notify: N
     weights |= {name: weights[name].clone() for name in content.masks}
     apply_(content.masks, weights)
     zeros = sum(int((weights[name] == 0).sum()) for name in content.masks)
+    if architecture.kind == "text" and to != "hf":
+        raise CheckpointError(f"{architecture.name} has no form for {to}", hint="--to hf writes text encoders")
     if to == "small":
         return _small(source, architecture, weights, content.masks, content.metadata, out, notify)
     if to == "onnx":
         return _onnx(source, architecture, weights, content.metadata, out, zeros, int8, notify)
-    if to == "hf":
+    if architecture.kind == "text":
+        export_text(architecture, weights, task, out)
+    elif to == "hf":
         vocabulary = None if content.metadata.vocabulary is None else vocabulary_of(source, task)
         export_huggingface(architecture, weights, vocabulary, out)
     else:

@@ -131,7 +131,7 @@ def prepare(recipe: AnyRecipe, init: Path | None, notify: Notify) -> Preparation
     if recipe.pruning.rewind is not None:
         rewound(start, Path(recipe.pruning.rewind))  # what is wrong with it is said now, not after the first run
     check_start(recipe, start)
-    task = task_class(recipe.task).load(recipe, start.architecture, start.task, notify)
+    task = task_class(recipe.task).load(recipe, start.architecture, start.weights, start.task, notify)
     return Preparation(start=start, settings=settings_of(recipe, start, task), task=task)
 
 
@@ -315,6 +315,7 @@ def _setup(each: Round, preparation: Preparation) -> RunSetup:
             versions=versions(),
         ),
         target=settings.sparsity,
+        micro_batch_key=task.pass_key,
         calibration=calibration_examples(recipe, task.train),
         identity={
             "recipe": trained_on(recipe),

@@ -20,7 +20,8 @@ from typing import Any
 
 import torch
 
-from parp_cli.errors import CheckpointError, Interrupted, ParpError, ResourceError
+from parp_cli.config.classification import TextData
+from parp_cli.errors import CheckpointError, DataError, Interrupted, ParpError, ResourceError
 from parp_cli.runtime.device import is_out_of_memory
 from parp_cli.runtime.progress import Notify, Progress, silent
 from parp_cli.stages.evaluate import Options, evaluate
@@ -83,16 +84,9 @@ def run_cell(run: Path, cell: Cell, device: str, notify: Notify = silent) -> Non
             write_text(folder / _TRAINED, json.dumps({"cost": asdict(what[0]), "sparsity": what[1]}) + "\n")
         for split in cell.splits:
             if not _metrics(folder, split).exists():
-                evaluation = evaluate(
-                    folder / BEST,
-                    out=folder / f"eval-{split}.jsonl",
-                    data=cell.recipe.data,
-                    options=Options(splits=(split,)),
-                    device=torch.device(device),
-                    notify=notify,
-                )
-                if (error := evaluation.error()) is not None:
-                    evaluation.as_it_is.outputs.figures.unlink()  # rates of a part of the split cannot be compared
+                error = _evaluate(folder, cell, split, torch.device(device), notify)
+                if error is not None:
+                    _metrics(folder, split).unlink()  # rates of a part of the split cannot be compared
                     raise error
         (folder / _FAILED).unlink(missing_ok=True)
     except Interrupted:
@@ -104,6 +98,18 @@ def run_cell(run: Path, cell: Cell, device: str, notify: Notify = silent) -> Non
             hint = "make training.micro_batch_seconds smaller"
             error = ResourceError("out of memory", details=str(error).splitlines()[:1], hint=hint)
         record_failure(run, cell, error, training if training in unfinished_rounds(run, cell) else None)
+
+
+def _evaluate(folder: Path, cell: Cell, split: str, device: torch.device, notify: Notify) -> DataError | None:
+    """Evaluate a cell's checkpoint on a split, and what to raise if some of it could not be."""
+    out, data = folder / f"eval-{split}.jsonl", cell.recipe.data
+    if isinstance(data, TextData):
+        from parp_cli.stages.classify import evaluate_texts
+
+        texts = evaluate_texts(folder / BEST, out=out, data=data, splits=(split,), device=device, notify=notify)
+        return texts.error()
+    options = Options(splits=(split,))
+    return evaluate(folder / BEST, out=out, data=data, options=options, device=device, notify=notify).error()
 
 
 def is_training(step: Progress) -> bool:
@@ -180,7 +186,8 @@ class Outcome:
     Attributes:
         values: by grid key, None where the recipe has null; without keys that make no difference to the cell.
         sparsity_target, sparsity: requested, and exact; 0 for dense.
-        wer, cer, per: error rates; None for labels of the other kind.
+        wer, cer, per: error rates; None for labels of the other kind, and for texts.
+        metric, score: of texts, the one that decides, such as accuracy.
         updates, audio_seconds, wall_seconds: of training, with all runs that found the mask.
         checkpoint: relative to the sweep's folder.
         failed: why there is no result; None if there is one, or if the cell was not run yet.
@@ -196,6 +203,8 @@ class Outcome:
     wer: float | None = None
     cer: float | None = None
     per: float | None = None
+    metric: str | None = None
+    score: float | None = None
     updates: int | None = None
     audio_seconds: float | None = None
     wall_seconds: float | None = None
@@ -204,9 +213,9 @@ class Outcome:
     failed: str | None = None
 
     @property
-    def error_rate(self) -> float | None:
-        """Of words, or of phones."""
-        return self.wer if self.per is None else self.per
+    def result(self) -> float | None:
+        """The error rate of words, or of phones; of texts the score."""
+        return next((value for value in (self.score, self.per, self.wer) if value is not None), None)
 
 
 def outcomes(run: Path, cell: Cell) -> list[Outcome]:
@@ -231,6 +240,10 @@ def outcomes(run: Path, cell: Cell) -> list[Outcome]:
         if metrics is None:
             rows.append(Outcome(**known, split=split, failed=None if failure is None else failure.message))
         else:
+            if "metric" in metrics:
+                score = metrics["metrics"][metrics["metric"]]["value"]
+                rows.append(Outcome(**known, split=split, metric=metrics["metric"], score=score))
+                continue
             kinds = {"wer": "words", "cer": "characters", "per": "phones"}
             rates = {name: rate and rate["rate"] for name, kind in kinds.items() for rate in [metrics[kind]]}
             rows.append(Outcome(**known, split=split, **rates))

@@ -11,6 +11,7 @@ from typing import Any
 
 from parp_cli.pruning.methods import spec_of
 from parp_cli.pruning.plots import FORMATS, save_figure
+from parp_cli.scoring.classes import NAMES
 from parp_cli.storage.atomic import write_text
 from parp_cli.sweep.cells import Outcome
 from parp_cli.sweep.grid import METHOD, SEED, SPARSITY, shown
@@ -22,7 +23,7 @@ _TITLE_CHARACTERS = 48
 
 @dataclass(frozen=True, kw_only=True)
 class Mean:
-    """One method at one sparsity, over as many seeds as have a result: mean error rate, its sample standard deviation
+    """One method at one sparsity, over as many seeds as have a result: mean error rate or score, its standard deviation
     (None for a single seed), and means of what training took, with all runs that found the mask."""
 
     error: float
@@ -68,19 +69,25 @@ def panels(outcomes: Sequence[Outcome]) -> list[Panel]:
 def _panel(title_parts: tuple[str, ...], rows: Sequence[Outcome]) -> Panel:
     groups: dict[tuple[str, float], list[Outcome]] = {}
     for row in rows:
-        if row.error_rate is not None:
+        if row.result is not None:
             groups.setdefault((row.method, row.sparsity_target), []).append(row)
     return Panel(
         title_parts=title_parts,
-        metric="PER" if any(row.per is not None for row in rows) else "WER",
+        metric=_metric(rows),
         methods=tuple(dict.fromkeys(row.method for row in rows)),
         sparsities=tuple(sorted({row.sparsity_target for row in rows})),
         means={place: _mean(group) for place, group in groups.items()},
     )
 
 
+def _metric(rows: Sequence[Outcome]) -> str:
+    """What results are, for people."""
+    named = next((NAMES[row.metric] for row in rows if row.metric is not None), None)
+    return named or ("PER" if any(row.per is not None for row in rows) else "WER")
+
+
 def _mean(rows: Sequence[Outcome]) -> Mean:
-    errors = [row.error_rate or 0.0 for row in rows]
+    errors = [row.result or 0.0 for row in rows]
     return Mean(
         error=statistics.fmean(errors),
         spread=statistics.stdev(errors) if len(errors) > 1 else None,
@@ -92,7 +99,7 @@ def _mean(rows: Sequence[Outcome]) -> Mean:
 
 
 def error_rows(panel: Panel) -> tuple[list[str], list[list[str]]]:
-    """Columns and rows of a table of error rates: methods down, sparsities across."""
+    """Columns and rows of a table of results: methods down, sparsities across."""
     columns = [f"{panel.metric}, {panel.title}", *(_percent(sparsity) for sparsity in panel.sparsities)]
     rows = [[method, *(_shown(panel.means.get((method, s))) for s in panel.sparsities)] for method in panel.methods]
     return columns, rows
@@ -100,10 +107,12 @@ def error_rows(panel: Panel) -> tuple[list[str], list[list[str]]]:
 
 def cost_rows(panel: Panel) -> tuple[list[str], list[list[str]]]:
     """Columns and rows of a table of what training cost, means over seeds."""
-    columns = ["cost, searching the mask included", "sparsity", "seeds", "updates", "hours of audio", "minutes"]
+    texts = panel.metric in NAMES.values()
+    size, unit = ("thousand tokens", 1000) if texts else ("hours of audio", 3600)
+    columns = ["cost, searching the mask included", "sparsity", "seeds", "updates", size, "minutes"]
     rows = []
     for (method, sparsity), mean in panel.means.items():
-        hours, minutes = f"{mean.audio_seconds / 3600:.2f}", f"{mean.wall_seconds / 60:.1f}"
+        hours, minutes = f"{mean.audio_seconds / unit:.2f}", f"{mean.wall_seconds / 60:.1f}"
         rows.append([method, _percent(sparsity), str(mean.seeds), f"{mean.updates:,.0f}", hours, minutes])
     return columns, rows
 
@@ -111,7 +120,7 @@ def cost_rows(panel: Panel) -> tuple[list[str], list[list[str]]]:
 def write_results(stem: Path, outcomes: Sequence[Outcome]) -> tuple[Path, Path]:
     """Write `<stem>.jsonl`, with the cells that were run, and `<stem>.md`."""
     lines, tables = (stem.with_name(stem.name + suffix) for suffix in (".jsonl", ".md"))
-    ran = [outcome for outcome in outcomes if outcome.failed is not None or outcome.error_rate is not None]
+    ran = [outcome for outcome in outcomes if outcome.failed is not None or outcome.result is not None]
     write_text(lines, "".join(json.dumps(asdict(outcome), ensure_ascii=False) + "\n" for outcome in ran))
     write_text(tables, markdown(outcomes))
     return lines, tables
@@ -119,7 +128,7 @@ def write_results(stem: Path, outcomes: Sequence[Outcome]) -> tuple[Path, Path]:
 
 def markdown(outcomes: Sequence[Outcome]) -> str:
     """All tables, and the cells that failed."""
-    text = ["# Results", "", "Error rates as mean ± sample standard deviation (seeds), – where there is none.", ""]
+    text = ["# Results", "", "Results as mean ± sample standard deviation (seeds), – where there is none.", ""]
     for panel in panels(outcomes):
         for columns, rows in (error_rows(panel), cost_rows(panel)):
             lines = [columns, ["---", *["---:"] * (len(columns) - 1)], *rows]

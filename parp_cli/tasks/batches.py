@@ -1,6 +1,7 @@
 """Which items each update sees, where items have sizes and are seen once per epoch."""
 
 import math
+import random
 from collections.abc import Mapping, Sequence
 
 from parp_cli.data.batching import batches_by_seconds
@@ -75,6 +76,40 @@ class UpdateBatches(SizedBatches[Item]):
     def _groups(self) -> list[list[int]]:
         """Of the current epoch."""
         if self._of_epoch is None or self._of_epoch[0] != self.epoch:
-            groups = batches_by_seconds(self._sizes, seconds=self._group_size, seed=self._seed, epoch=self.epoch)
-            self._of_epoch = self.epoch, groups
+            self._of_epoch = self.epoch, self._groups_of(self.epoch)
         return self._of_epoch[1]
+
+    def _groups_of(self, epoch: int) -> list[list[int]]:
+        return batches_by_seconds(self._sizes, seconds=self._group_size, seed=self._seed, epoch=epoch)
+
+
+_POOL = 8
+"""Updates whose items are sorted together: little padding, and still drawn at random."""
+
+
+class CountBatches(UpdateBatches[Item]):
+    """The same number of items in each update but the last of an epoch, of similar size.
+
+    Each update is one group, so that the position is epochs finished and updates of the current one.
+    """
+
+    def __init__(self, items: Sequence[Item], sizes: Sequence[float], *, count: int, seed: int) -> None:
+        super().__init__(items, sizes, batch_size=math.inf, seed=seed)
+        self._count = count
+
+    def _take(self) -> list[int]:
+        group = self._next_group()
+        self.group += 1
+        return group
+
+    def _groups_of(self, epoch: int) -> list[list[int]]:
+        # Of all generators only random() gives the same numbers in every version of Python.
+        rng = random.Random(f"{self._seed}/{epoch}")
+        keys = [rng.random() for _ in self._items]
+        order = sorted(range(len(keys)), key=keys.__getitem__)
+        groups = []
+        for start in range(0, len(order), _POOL * self._count):
+            pool = sorted(order[start : start + _POOL * self._count], key=self._sizes.__getitem__)
+            groups += [pool[first : first + self._count] for first in range(0, len(pool), self._count)]
+        keys = [rng.random() for _ in groups]
+        return [groups[index] for index in sorted(range(len(groups)), key=keys.__getitem__)]

@@ -22,7 +22,10 @@ from parp_cli.runtime.progress import Notify
 
 Item = TypeVar("Item")
 
-_TASKS = {"ctc": ("parp_cli.tasks.ctc.task", "CtcTask")}
+_TASKS = {
+    "ctc": ("parp_cli.tasks.ctc.task", "CtcTask"),
+    "classification": ("parp_cli.tasks.classification.task", "ClassificationTask"),
+}
 """Where the class of each task that recipes name is. Imported when one is asked for: their libraries differ."""
 
 
@@ -251,6 +254,7 @@ class RecipeTask(Task[Item]):
         recipe: that of its kind.
         shared: a folder for what runs on the same data can share; None for none.
         item_name: of items, for people, such as "utterances".
+        pass_key: what a recipe calls the size of a forward pass.
         shown: metrics of validations that people read, by their short names.
     """
 
@@ -259,13 +263,21 @@ class RecipeTask(Task[Item]):
     shared: Path | None = None
 
     item_name = "items"
+    pass_key = "training.micro_batch_seconds"
 
     @classmethod
     @abstractmethod
     def load(
-        cls, recipe: AnyRecipe, architecture: Architecture, head: Mapping[str, Any] | None, notify: Notify
+        cls,
+        recipe: AnyRecipe,
+        architecture: Architecture,
+        weights: Mapping[str, Tensor],
+        head: Mapping[str, Any] | None,
+        notify: Notify,
     ) -> Self:
-        """The task with its data, read and checked; `head` is what the checkpoint's is for, as `describe` tells it.
+        """The task with its data, read and checked, for weights of an architecture by name.
+
+        `head` is what the head among them is for, as `describe` tells it.
 
         Raises:
             DataError: the data is missing, or holds items that cannot be trained on.

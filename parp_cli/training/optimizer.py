@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from parp_cli.config.classification import TextTraining
 from parp_cli.config.finetune import Optimization, Training
 from parp_cli.tasks.task import Objective
 
@@ -39,6 +40,8 @@ def freeze(objective: Objective[Any], *, only_head: bool) -> None:
 
 def learning_rate_schedule(training: Optimization) -> Callable[[int], float]:
     """The schedule of a fine-tuning run: the share of the peak in an update, counted from 0."""
+    if isinstance(training, TextTraining):
+        return partial(linear, updates=training.updates, warmup=training.warmup)
     assert isinstance(training, Training), "each kind of settings has its schedule here"
     shape = {key: getattr(training, key) for key in ("updates", "warmup", "hold", "decay", "final_scale")}
     return partial(tri_stage, **shape)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -185,8 +186,9 @@ def _made_from(model: str | None, metadata: Metadata) -> bool:
     if is_name(model):
         return bool(model == metadata.architecture["name"].removesuffix(SMALL))
     recorded = (metadata.recipe or {}).get("model")
-    # What was made from another checkpoint may descend from anything.
-    return recorded in (None, model) or str(recorded).endswith(".safetensors")
+    # What was made from another checkpoint may descend from anything; a folder may be named in two ways.
+    same_folder = os.path.isdir(model) and os.path.abspath(str(recorded)) == os.path.abspath(model)
+    return same_folder or recorded in (None, model) or str(recorded).endswith(".safetensors")
 
 
 def rewound(start: Start, path: Path) -> Start:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from parp_cli.config.classification import TextRecipe
 from parp_cli.config.finetune import Recipe
 from parp_cli.config.load import dump_yaml, load_recipe, recipe_from_dict, recipe_to_dict
 from parp_cli.config.pretrain import PretrainRecipe
@@ -16,7 +17,9 @@ RUNS = sorted(path for path in FOLDER.rglob("*.yaml") if path.parent.name != "sw
 
 
 def kind_of(path: Path) -> type[Any]:
-    return PretrainRecipe if path.stem.startswith("pretrain") else Recipe
+    if path.stem.startswith("pretrain"):
+        return PretrainRecipe
+    return TextRecipe if path.parent.name == "glue" else Recipe
 
 
 @pytest.mark.parametrize("path", RUNS, ids=lambda path: f"{path.parent.name}/{path.stem}")

@@ -13,9 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import Field
 
-from parp_cli.config.finetune import RECIPES, Data, Recipe, Task
+from parp_cli.config.finetune import Data, Recipe, Task
 from parp_cli.config.load import load_recipe, recipe_from_dict, recipe_to_dict
 from parp_cli.config.pretrain import PretrainRecipe, Source, Stage
+from parp_cli.config.recipes import RECIPES
 from parp_cli.config.values import FilePath, Section
 from parp_cli.errors import RecipeError
 from parp_cli.pruning.methods import all_specs
@@ -295,8 +296,8 @@ def test_the_task_selects_what_a_recipe_is_read_as(write: Any, tmp_path: Path) -
 
 
 def test_an_unknown_task(write: Any) -> None:
-    assert problems(write("seed: 1\ntask: sing\n")) == ["r.yaml:2: task = sing: expected one of ctc"]
-    assert problems(write("task: [ctc]\n")) == ["r.yaml:1: task = a list of 1: expected one of ctc"]
+    assert problems(write("seed: 1\ntask: sing\n")) == ["r.yaml:2: task = sing: expected one of ctc, classification"]
+    assert problems(write("task: [ctc]\n")) == ["r.yaml:1: task = a list of 1: expected one of ctc, classification"]
     assert list(RECIPES) == list(get_args(Task))
 
 

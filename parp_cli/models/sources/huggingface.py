@@ -93,6 +93,14 @@ _NAMES = (
 )
 
 
+def is_speech_model(directory: Path) -> bool:
+    """Whether a folder's config is that of an encoder which `read_directory` reads."""
+    try:
+        return read_json(directory / CONFIG).get("model_type") in get_args(Family)
+    except CheckpointError:
+        return False
+
+
 def read_directory(directory: Path) -> Encoder:
     """Read a model from a folder that transformers wrote, or one in its form.
 
@@ -135,7 +143,9 @@ def download(name: str) -> Path:
     import huggingface_hub
 
     try:
-        folder = Path(huggingface_hub.snapshot_download(name, allow_patterns=["*.json", "*.safetensors"]))
+        folder = Path(
+            huggingface_hub.snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.txt", "*.model"])
+        )
         if not list(folder.glob("*.safetensors")):
             huggingface_hub.snapshot_download(name, allow_patterns=["pytorch_model*.bin"])
     except Exception as error:  # the client's own errors, its HTTP library's, the operating system's
@@ -161,7 +171,10 @@ def architecture_of(config: Mapping[str, Any], preprocessor: Mapping[str, Any], 
     family = config.get("model_type")
     if family not in get_args(Family):
         known = ", ".join(get_args(Family))
-        raise CheckpointError(f"{source} holds a model of type {family!r}", hint=f"parp reads {known}")
+        raise CheckpointError(
+            f"{source} holds a model of type {family!r}",
+            hint=f"parp reads {known}, and with the extra nlp text encoders",
+        )
     details = [
         f"{key}: {config[key]!r}, supported is {value!r}"
         for key, value in _SUPPORTED.items()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import importlib.util
 import re
 from dataclasses import replace
 from importlib import resources
@@ -76,15 +77,15 @@ def _load(source: str, named: Architecture | None, notify: Notify) -> Encoder:
         return published.load(source, notify)
     path = Path(source).expanduser()
     if path.is_dir():
-        return huggingface.read_directory(path)
+        return _read_folder(path, notify)
     if path.suffix == ".safetensors" and path.is_file():
         if (path.parent / huggingface.CONFIG).is_file() and not checkpoint.is_checkpoint(path):
-            return huggingface.read_directory(path.parent)
+            return _read_folder(path.parent, notify)
         return _read_parp(path)
     if path.is_file():
         return _read_torch(path, named)
     if _HUB_NAME.fullmatch(source) and path.suffix not in _FILE_SUFFIXES:
-        return huggingface.read_directory(huggingface.download(source))
+        return _read_folder(huggingface.download(source), notify)
     raise CheckpointError(f"there is no model {source}", hint=_nearest(source))
 
 
@@ -100,6 +101,15 @@ def random_encoder(architecture: Any, seed: int = 0) -> Encoder:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return Encoder(architecture, architecture.build().state_dict(), None)
+
+
+def _read_folder(path: Path, notify: Notify) -> Encoder:
+    """Of transformers, or one in its form: a speech encoder, or with its extra a text encoder."""
+    if huggingface.is_speech_model(path) or importlib.util.find_spec("transformers") is None:
+        return huggingface.read_directory(path)
+    from parp_cli.models.sources import text
+
+    return text.read_folder(path, notify) if text.is_text_model(path) else huggingface.read_directory(path)
 
 
 def _read_parp(path: Path) -> Encoder:

@@ -50,7 +50,14 @@ class CtcTask(RecipeTask[Utterance]):
     item_name = "utterances"
 
     @classmethod
-    def load(cls, recipe: AnyRecipe, architecture: Any, head: Mapping[str, Any] | None, notify: Notify) -> "CtcTask":
+    def load(
+        cls,
+        recipe: AnyRecipe,
+        architecture: Any,
+        weights: Mapping[str, Tensor],
+        head: Mapping[str, Any] | None,
+        notify: Notify,
+    ) -> "CtcTask":
         assert isinstance(recipe, Recipe), "the registry of recipes goes with that of tasks"
         if not isinstance(architecture, Architecture):
             raise UsageError(

@@ -222,7 +222,7 @@ def test_hub_names(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(hub, "snapshot_download", snapshot_download)
     assert load_encoder("someone/model").vocabulary == OUR_VOCABULARY
-    assert asked == [("someone/model", ["*.json", "*.safetensors"])]
+    assert asked == [("someone/model", ["*.json", "*.safetensors", "*.txt", "*.model"])]
 
     def unreachable(name: str, **_: Any) -> str:
         raise OSError("no route to host\nand more")

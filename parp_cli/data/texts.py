@@ -1,0 +1,176 @@
+"""Texts and pairs of texts with labels, from TSV, CSV and JSON Lines.
+
+A TSV has no quotes, as in GLUE; a CSV has. The first row names the columns; JSON Lines have keys. Others than the ones
+asked for are ignored, but for an id (`id`, `idx` or `index`), which is else the number of the line.
+"""
+
+import csv
+import io
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from parp_cli.config.classification import TextData
+from parp_cli.data.glue import GLUE
+from parp_cli.errors import DataError, first_few
+
+ENDINGS = (".tsv", ".csv", ".jsonl")
+_IDS = ("id", "idx", "index")
+_UTF8_HINT = "save it as UTF-8"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Text:
+    """A text, or a pair, with its label as it is written; None where none is asked for."""
+
+    id: str
+    text: str
+    text_b: str | None = None
+    label: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Columns:
+    """Where a file has what; `text_b` None for no pairs, `label` None for none wanted."""
+
+    text: str
+    text_b: str | None
+    label: str | None
+    header: bool = True
+
+
+def split_file(data: TextData, split: str) -> Path:
+    """The file of a split.
+
+    Raises DataError where no folder is named, or the split has no file there or several.
+    """
+    if data.root is None:
+        raise DataError("the recipe names no data", hint="--set data.root=FOLDER, with a file for each split")
+    root, named = Path(data.root), split
+    if data.glue is not None:
+        glue = GLUE[data.glue]
+        root = root / glue.folder if (root / glue.folder).is_dir() else root
+        named = (glue.splits or {}).get(split, split)
+    candidates = [root / named] if Path(named).suffix in ENDINGS else [root / f"{named}{end}" for end in ENDINGS]
+    found = [path for path in candidates if path.is_file()]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise DataError(f"split {split} has several files in {root}", details=[path.name for path in found])
+    there = sorted(path.name for path in root.iterdir() if path.suffix in ENDINGS) if root.is_dir() else []
+    raise DataError(
+        f"there is no split {split} in {root}",
+        details=[f"looked for {' or '.join(path.name for path in candidates)}", f"found: {', '.join(there) or 'none'}"],
+        hint="name the files with data.train, data.valid and data.test (--split)",
+    )
+
+
+def columns_of(data: TextData, path: Path, *, labelled: bool = True) -> Columns:
+    """The columns that a recipe means, in a file: by default a second text only where the file has one.
+
+    Raises DataError where the file cannot be read.
+    """
+    glue = None if data.glue is None else GLUE[data.glue]
+    text = data.text or (glue.text if glue else "text")
+    label = (data.label or (glue.label if glue else "label")) if labelled else None
+    pair = data.text_b or (glue.text_b if glue else None)
+    if pair is None and glue is None:
+        first = next(_rows(path, header=True), None)
+        pair = "text_b" if first is not None and "text_b" in first[1] else None
+    header = glue is None or glue.header or not path.name.startswith(("train", "dev"))
+    return Columns(text=text, text_b=pair, label=label, header=header)
+
+
+def read_texts(path: Path, columns: Columns) -> tuple[list[Text], list[str]]:
+    """The texts of a file, and what is wrong with other lines, one message for each.
+
+    Raises DataError: the file cannot be read, lacks a column, or holds no text.
+    """
+    texts, problems = [], []
+    wanted = {"text": columns.text, "text_b": columns.text_b, "label": columns.label}
+    wanted = {what: column for what, column in wanted.items() if column is not None}
+    for number, row in _rows(path, header=columns.header):
+        if isinstance(row, str):
+            problems.append(f"{path.name}, line {number}: {row}")
+            continue
+        missing = [str(column) for column in wanted.values() if column not in row]
+        if missing and path.suffix != ".jsonl":
+            raise DataError(
+                f"{path} has no column {' or '.join(missing)}",
+                details=[f"columns: {', '.join(row)}"],
+                hint="name its columns with data.text, data.text_b and data.label",
+            )
+        values = {what: _plain(row.get(str(column))) for what, column in wanted.items()}
+        if empty := [what for what, value in values.items() if not value]:
+            problems.append(f"{path.name}, line {number}: no {' and no '.join(str(wanted[what]) for what in empty)}")
+            continue
+        name = next((str(row[key]) for key in _IDS if row.get(key) not in (None, "")), str(number))
+        texts.append(Text(id=name, **values))
+    if not texts:
+        raise DataError(f"{path} holds no text that can be used", details=first_few(problems))
+    return texts, problems
+
+
+def read_lines(path: Path) -> list[Text]:
+    """A text per line, of a file that is no table.
+
+    Raises DataError where it cannot be read, or has no text.
+    """
+    lines = [(number, line) for number, line in enumerate(_content(path).split("\n"), start=1) if line.strip()]
+    if not lines:
+        raise DataError(f"{path} holds no text")
+    return [Text(id=str(number), text=line.strip()) for number, line in lines]
+
+
+def _plain(value: Any) -> str:
+    """A cell as text: JSON's whole numbers and truth values as one writes them."""
+    return "" if value is None else value.strip() if isinstance(value, str) else json.dumps(value)
+
+
+def _content(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is not UTF-8 text", details=[str(error)], hint=_UTF8_HINT) from error
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror or error}", hint="check the path") from error
+
+
+def _rows(path: Path, *, header: bool) -> Iterator[tuple[int, Mapping[str, Any] | Any]]:
+    """Line number (from 1) and cells by column of each line, or in place of these what is wrong with it."""
+    content = _content(path)
+    if path.suffix == ".jsonl":
+        for number, line in enumerate(content.split("\n"), start=1):
+            if line.strip():
+                yield number, _parsed(line)
+        return
+    if path.suffix == ".csv":
+        reader = csv.reader(io.StringIO(content, newline=""), strict=True)
+        rows = [(reader.line_num, row) for row in _csv_rows(reader, path) if any(cell.strip() for cell in row)]
+    else:
+        # Not splitlines, which also splits at characters that a text may contain; and quotes are plain characters.
+        lines = enumerate(content.split("\n"), start=1)
+        rows = [(number, line.rstrip("\r").split("\t")) for number, line in lines if line.strip()]
+    names: Sequence[str] = [name.strip() for name in rows[0][1]] if rows and header else ()
+    for number, row in rows[1:] if header else rows:
+        if header and len(row) != len(names):
+            yield number, f"{len(row)} columns, but the header row has {len(names)}"
+        else:
+            yield number, dict(zip(names or map(str, range(len(row))), row, strict=True))
+
+
+def _csv_rows(reader: Any, path: Path) -> Iterator[list[str]]:
+    try:
+        yield from reader
+    except csv.Error as error:
+        raise DataError(f"{path}, line {reader.line_num}: {error}", hint="quote cells that hold quotes") from error
+
+
+def _parsed(line: str) -> Any:
+    try:
+        value = json.loads(line)
+    except ValueError:
+        return "not JSON"
+    return value if isinstance(value, dict) else "not a JSON object"

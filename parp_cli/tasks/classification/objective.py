@@ -1,0 +1,127 @@
+"""The loss of texts over a network with a head, and its validation. B texts, K classes."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy
+import torch
+from torch import Tensor, nn
+
+from parp_cli.data.batching import sorted_batches
+from parp_cli.runtime.device import autocast, validation_precision
+from parp_cli.runtime.processes import SINGLE, World
+from parp_cli.scoring.classes import class_metrics, confusion, pearson, ranks
+from parp_cli.tasks.classification.items import Encoding, TextItem
+from parp_cli.tasks.task import Judgement, Objective
+
+
+@dataclass(kw_only=True)
+class ClassificationObjective(Objective[TextItem]):
+    """The mean cross-entropy of classes, or the mean squared error of numbers, per text.
+
+    Attributes:
+        network: with a head of K outputs, or one for a number.
+        names: of the classes; empty for numbers.
+        metrics: that validations report; the first decides.
+        precision: "float32", or "bfloat16" for the network; the loss is always float32.
+        valid: items to judge the network by, in passes of at most so many tokens.
+        world: processes that judge it together.
+    """
+
+    network: Any
+    encoding: Encoding
+    names: Sequence[str]
+    metrics: Sequence[str]
+    precision: str
+    valid: Sequence[TextItem] = ()
+    pass_tokens: float = 8192
+    uses_all: bool = False  # XLNet has weights that texts alone do not use
+    world: World = SINGLE
+
+    @property
+    def module(self) -> nn.Module:
+        module: nn.Module = self.network
+        return module
+
+    @property
+    def layers(self) -> Sequence[nn.Module]:
+        return list(self.network.layers)
+
+    def is_head(self, name: str) -> bool:
+        return bool(self.network.is_head(name))
+
+    def total(self, items: Sequence[TextItem], update: int) -> float:
+        return len(items)
+
+    def losses(self, module: nn.Module, items: Sequence[TextItem], update: int, skip: frozenset[int]) -> Tensor:
+        """Loss (B, 1) of each text."""
+        device = next(self.network.parameters()).device
+        inputs = self.encoding.batch(items, device)
+        with autocast(self.precision, device):
+            outputs = module(inputs)
+        return self._losses(outputs.float(), items)[:, None]
+
+    def _losses(self, outputs: Tensor, items: Sequence[TextItem]) -> Tensor:
+        labels = torch.tensor([item.label for item in items]).to(outputs.device, non_blocking=True)
+        if self.names:
+            return nn.functional.cross_entropy(outputs, labels.long(), reduction="none")
+        return nn.functional.mse_loss(outputs[:, 0], labels, reduction="none")
+
+    @torch.no_grad()
+    def forward(self, module: nn.Module, items: Sequence[TextItem]) -> None:
+        was_training, device = self.network.training, next(self.network.parameters()).device
+        self.network.eval()
+        for item in items:
+            module(self.encoding.batch([item], device))
+        self.network.train(was_training)
+
+    @torch.no_grad()
+    def validate(self, module: nn.Module, train_metrics: Mapping[str, float | None], number: int) -> Judgement:
+        """Predict the validation split; the first metric decides, then the loss.
+
+        In the run's precision on CUDA, and in float32 on CPUs.
+        """
+        was_training = self.network.training
+        self.network.eval()
+        rows: list[list[float]] = []
+        for batch in self._own_batches():
+            items = [self.valid[index] for index in batch]
+            device = next(self.network.parameters()).device
+            with autocast(validation_precision(self.precision, device), device):
+                outputs = module(self.encoding.batch(items, device)).float()
+            found = outputs.argmax(-1) if self.names else outputs[:, 0]
+            losses = self._losses(outputs, items).tolist()
+            rows += [list(row) for row in zip(batch, found.tolist(), losses, strict=True)]
+        self.network.train(was_training)
+        rows = sorted(row for some in self.world.gather(rows) for row in some)
+        rows = [row for row, before in zip(rows, [None, *rows], strict=False) if before is None or row[0] != before[0]]
+        references = [item.label for item in self.valid]
+        predictions = [row[1] for row in rows]
+        metrics = measured(references, predictions, len(self.names))
+        loss = sum(row[2] for row in rows) / len(rows)
+        chosen = number % len(self.valid)
+        shown = [
+            str(self.names[int(value)]) if self.names else f"{value:.3g}"
+            for value in (references[chosen] or 0, predictions[chosen])
+        ]
+        return Judgement(
+            score=(-metrics[self.metrics[0]], loss),
+            metrics={"loss": loss, **{name: metrics[name] for name in self.metrics}},
+            example={"id": self.valid[chosen].id, "reference": shown[0], "hypothesis": shown[1]},
+        )
+
+    def _own_batches(self) -> list[list[int]]:
+        """This process's share; some are computed by several, so that all call the module equally often."""
+        batches = sorted_batches([len(item.tokens) for item in self.valid], self.pass_tokens)
+        return [batches[index] for index, _ in self.world.share(len(batches))]
+
+
+def measured(references: Sequence[float | None], predictions: Sequence[float], classes: int) -> dict[str, float]:
+    """Every metric of classes, or of numbers where there are no classes."""
+    known = [0.0 if label is None else label for label in references]
+    if classes:
+        table = confusion([int(label) for label in known], [int(found) for found in predictions], classes)
+        return {name: float(value) for name, value in class_metrics(table).items()}
+    x, y = numpy.asarray(known), numpy.asarray(predictions)
+    return {"pearson": float(pearson(x, y)), "spearman": float(pearson(ranks(x), ranks(y)))}

@@ -1,0 +1,186 @@
+"""Classes or numbers for texts and pairs of texts, as `tasks.task.Task`."""
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from parp_cli.config.classification import TextRecipe
+from parp_cli.config.finetune import AnyRecipe
+from parp_cli.data.batching import sorted_batches
+from parp_cli.data.texts import columns_of, read_texts, split_file
+from parp_cli.errors import CheckpointError, DataError, UsageError, first_few
+from parp_cli.models.transformers.architecture import TOKENIZER, TextArchitecture
+from parp_cli.runtime.processes import World
+from parp_cli.runtime.progress import Notify
+from parp_cli.scoring.classes import NAMES
+from parp_cli.tasks.batches import CountBatches
+from parp_cli.tasks.classification.data import TextSet, encoding_of, load_texts, recorded_names
+from parp_cli.tasks.classification.items import TextItem
+from parp_cli.tasks.classification.objective import ClassificationObjective
+from parp_cli.tasks.task import RecipeTask, Validation
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassificationTask(RecipeTask[TextItem]):
+    """A head for texts over a text encoder."""
+
+    recipe: TextRecipe
+    architecture: TextArchitecture
+    data: TextSet
+
+    kind = "classification"
+    size_name = "tokens"
+    size_unit = "tokens"
+    item_name = "texts"
+    pass_key = "training.micro_batch_tokens"
+
+    @classmethod
+    def load(
+        cls,
+        recipe: AnyRecipe,
+        architecture: Any,
+        weights: Mapping[str, Tensor],
+        head: Mapping[str, Any] | None,
+        notify: Notify,
+    ) -> "ClassificationTask":
+        assert isinstance(recipe, TextRecipe), "the registry of recipes goes with that of tasks"
+        if not isinstance(architecture, TextArchitecture):
+            raise UsageError(
+                f"task classification trains text encoders, and {architecture.name} is none",
+                hint="--set model=FOLDER of a text encoder such as BERT, or another task",
+            )
+        packed, length = weights.get(TOKENIZER), recipe.training.max_length
+        encoding = encoding_of(architecture, packed, max_length=length, source=architecture.name)
+        data = load_texts(recipe, encoding, recorded_names(head), notify)
+        return cls(recipe=recipe, architecture=architecture, data=data)
+
+    @staticmethod
+    def read_split(data: Any, split: str, notify: Notify, *, evaluated: bool) -> None:
+        path = split_file(data, split)
+        _, problems = read_texts(path, columns_of(data, path))
+        if problems and evaluated:
+            raise DataError(f"{len(problems):,} problems with split {split}", details=first_few(problems))
+
+    @property
+    def train(self) -> Sequence[TextItem]:
+        return self.data.train
+
+    @property
+    def valid(self) -> Sequence[TextItem]:
+        return self.data.valid
+
+    @property
+    def shown(self) -> Mapping[str, str]:
+        return {NAMES[name]: name for name in self.data.metrics}
+
+    def describe(self) -> dict[str, Any]:
+        names = list(self.data.names)
+        return {
+            "kind": self.kind,
+            "target": "class" if names else "number",
+            "outputs": len(names) or 1,
+            "names": names,
+            "metrics": list(self.data.metrics),
+            "max_length": self.data.encoding.max_length,
+        }
+
+    def data_hash(self) -> str:
+        """Of ids, tokens and labels of all texts, in order."""
+        digest = hashlib.sha256(json.dumps(self.data.names).encode())
+        for item in (*self.data.train, *self.data.valid):
+            digest.update(f"{item.id}\n{item.label}\n".encode() + item.tokens.tobytes())
+        return digest.hexdigest()
+
+    def findings(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        for problem in self.data.left_out:
+            yield "unusable", {"why": problem}
+        for note in self.data.notes:
+            yield "note", {"text": note}
+
+    def left_out(self) -> tuple[str, ...]:
+        return self.data.left_out
+
+    def warning(self) -> str | None:
+        return f"{len(self.data.left_out)} lines are left out" if self.data.left_out else None
+
+    def name(self, item: TextItem) -> str:
+        return item.id
+
+    def size(self, item: TextItem) -> float:
+        return len(item.tokens)
+
+    def grouped(self, items: Sequence[TextItem], size: float) -> list[list[int]]:
+        return sorted_batches([len(item.tokens) for item in items], size)
+
+    def batches(self) -> CountBatches[TextItem]:
+        """Texts of similar length together, each once per epoch."""
+        lengths = [len(item.tokens) for item in self.data.train]
+        return CountBatches(self.data.train, lengths, count=self.recipe.training.batch_size, seed=self.recipe.seed)
+
+    def network(self, weights: Mapping[str, Tensor], head: Mapping[str, Any] | None = None, source: str = "") -> Any:
+        """The encoder with the run's dropout; the head is the one given where its classes are the same.
+
+        Raises CheckpointError where there are too few weights, or others.
+        """
+        ours = self.describe()
+        network = self.architecture.build(outputs=ours["outputs"], dropout=self.recipe.training.dropout)
+        same = head is not None and all(head.get(key) == ours[key] for key in ("kind", "target", "names"))
+        fresh = network.state_dict()
+        own = {n: w for n, w in weights.items() if same or not network.is_head(n)}
+        missing = [n for n in fresh if n not in own and not network.is_head(n)]
+        if missing or not set(own) <= set(fresh):
+            raise CheckpointError(
+                f"{source} does not hold the weights of a {self.architecture.name}",
+                details=[f"missing: {n}" for n in missing] + [f"left over: {n}" for n in own if n not in fresh],
+            )
+        network.load_state_dict({**fresh, **own})
+        return network
+
+    def objective(
+        self, network: Any, *, masked: Iterable[str], sharded: bool, device: torch.device, world: World, scratch: Path
+    ) -> ClassificationObjective:
+        training = self.recipe.training
+        if training.checkpoint_activations:
+            network.recompute_layers()
+        if training.compile:
+            for layer in network.layers:
+                layer.compile(dynamic=True)
+        return ClassificationObjective(
+            network=network,
+            encoding=self.data.encoding,
+            names=self.data.names,
+            metrics=self.data.metrics,
+            precision=training.precision,
+            valid=self.data.valid,
+            pass_tokens=training.pass_size,
+            world=world,
+        )
+
+    def brief(self, validations: Sequence[Validation]) -> str:
+        best, name = min(validations, key=lambda validation: validation.score), self.data.metrics[0]
+        return f"best {NAMES[name]} {best.metrics[name]:.1%}"
+
+    def message(self, values: Mapping[str, Any]) -> str:
+        parts = [] if values["train_loss"] is None else [f"loss {values['train_loss']:.3f}"]
+        parts.append(f"loss on valid {values['loss']:.3f}")
+        parts += [f"{NAMES[name]} {values[name]:.1%}" for name in self.data.metrics]
+        if values["sparsity"]:
+            parts.append(f"sparsity {values['sparsity']:.1%}, {values['revived']:,} revived")
+        return f"update {values['update']}: {', '.join(parts)}"
+
+    def advise(self, validations: Sequence[Validation], *, sparsity: float) -> str | None:
+        """A network that predicts one class for everything has learned nothing yet."""
+        constant = [one for one in validations if one.metrics.get("matthews", 1.0) == 0.0]
+        if len(validations) < 3 or len(constant) < len(validations) or len(validations) % 3:
+            return None
+        pruned = f", {sparsity:.0%} of the prunable weights are gone" if sparsity else ""
+        return (
+            f"the network predicts one class for all texts after {validations[-1].update} updates{pruned}: "
+            "try another training.learning_rate or seed, a longer training.warmup, or less sparsity"
+        )

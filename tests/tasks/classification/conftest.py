@@ -1,0 +1,3 @@
+from tests.tasks.classification.world import films
+
+__all__ = ["films"]
