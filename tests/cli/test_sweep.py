@@ -130,3 +130,16 @@ def test_an_empty_grid(parp: Any, sweep: Path) -> None:
     answer = parp("sweep", sweep)
     assert answer.code == 2
     assert "grid: names no recipe key" in answer.err
+
+
+def test_sparsities_of_whole_structures(parp: Any, sweep: Path, tmp_path: Path) -> None:
+    sweep.write_text(
+        "recipe: base.yaml\nset: {pruning.pattern: structures}\n"
+        "grid: {pruning.method: [parp, omp], pruning.sparsity: [0.3, 0.6]}\n"
+    )
+    done = parp("sweep", sweep, "--json")
+    assert done.code == 0, done.err
+    outcomes = json.loads(done.out)["outcomes"]
+    assert len(outcomes) == 4
+    for outcome, asked in zip(sorted(outcomes, key=lambda one: one["sparsity"]), (0.3, 0.3, 0.6, 0.6), strict=True):
+        assert abs(outcome["sparsity"] - asked) < 0.07, "half of a head, of the tiny encoder's four"
