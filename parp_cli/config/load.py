@@ -212,7 +212,9 @@ _LIMITS = {"minimum": "at least", "exclusiveMinimum": "above", "maximum": "at mo
 
 def expected(field: Mapping[str, Any]) -> str:
     """The type of a field of `schema_of` in words: "a number, at least 0 and below 1, or null"."""
-    if "enum" in field or "const" in field:
+    if "expected" in field:
+        words = str(field["expected"])
+    elif "enum" in field or "const" in field:
         words = f"one of {', '.join(field.get('enum') or [field['const']])}"
     elif field["type"] == "array":
         words = f"a list of {len(field['prefixItems'])}" if "prefixItems" in field else "a list"

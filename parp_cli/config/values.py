@@ -95,7 +95,11 @@ ShareUpToHalf = Annotated[float, Field(ge=0, le=0.5)]
 
 Precision = Literal["auto", "float32", "tf32", "bfloat16"]
 
-Names = Annotated[tuple[str, ...], BeforeValidator(lambda value: (value,) if isinstance(value, str) else value)]
+Names = Annotated[
+    tuple[str, ...],
+    BeforeValidator(lambda value: (value,) if isinstance(value, str) else value),
+    Field(min_length=1, json_schema_extra={"expected": "a name or a list of names"}),
+]
 """One name or a list of them."""
 
 FilePath = Annotated[str, _from_text(_path)]

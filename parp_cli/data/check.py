@@ -117,6 +117,17 @@ def notes_of(splits: Sequence[tuple[str, Sequence[Utterance]]], infos: Mapping[P
     return [f"{split}: {note}" for split in dict(splits) for note in _notes(by_split[split], usual)]
 
 
+def unwritable(problems: Iterable[Problem], labels: str, count: int) -> list[str]:
+    """A note on the references of `count` utterances that are recognised, if some cannot be written in the labels."""
+    foreign = [problem for problem in problems if problem.kind == "outside vocabulary"]
+    if not foreign:
+        return []
+    return [
+        f"{foreign[0].split}: {labels} that the model cannot write in {len(foreign):,} of {count:,} references "
+        f"({_few(problem.utterance_id for problem in foreign)}): they count as errors"
+    ]
+
+
 def _notes(infos: Sequence[tuple[str, AudioInfo]], usual_rate: int) -> Iterable[str]:
     """Notes on the audio of one split, by utterance."""
     if others := sorted({info.rate for _, info in infos} - {usual_rate}):

@@ -1,8 +1,9 @@
-"""LibriSpeech and Libri-light limited as published, and other corpora in the same layout.
+"""LibriSpeech, LibriTTS and Libri-light limited as published, and other corpora in the same layout.
 
 LibriSpeech/<split>/<speaker>/<chapter>/<id>.flac
                                         <speaker>-<chapter>.trans.txt     id WORDS OF THE TRANSCRIPT
                                         <speaker>-<chapter>.phones.txt    id W ER D Z | AH V     (generated corpus)
+                                        <id>.normalized.txt               Words of the text.     (LibriTTS, with WAV)
 librispeech_finetuning/1h/{0..5}/{clean,other}/<speaker>/<chapter>/…
                        9h/{clean,other}/<speaker>/<chapter>/…
 """
@@ -10,7 +11,7 @@ librispeech_finetuning/1h/{0..5}/{clean,other}/<speaker>/<chapter>/…
 from collections.abc import Iterable
 from pathlib import Path
 
-from parp_cli.data.audio import audio_seconds
+from parp_cli.data.audio import AUDIO_SUFFIXES, audio_seconds
 from parp_cli.data.text import normalize_text
 from parp_cli.data.utterances import Utterance, parse_phones
 from parp_cli.errors import DataError, first_few
@@ -42,7 +43,7 @@ def base_folder(root: Path, name: str) -> Path:
 def librispeech_splits(root: Path) -> list[str]:
     """Names of the splits under `root`, sorted. Folders with hidden names are incomplete splits."""
     folders = base_folder(root, LIBRISPEECH_FOLDER).glob("[!.]*/")
-    return sorted(folder.name for folder in folders if next(folder.glob("*/*/*.flac"), None) is not None)
+    return sorted(folder.name for folder in folders if any(map(_is_audio, folder.glob("*/*/*"))))
 
 
 def load_librispeech(root: Path, split: str, *, lenient: bool = False) -> list[Utterance]:
@@ -95,8 +96,10 @@ def _load_chapters(chapters: Iterable[Path], split: str, lenient: bool) -> list[
         speaker = chapter.parent.name
         texts = _read_lines(chapter / f"{speaker}-{chapter.name}.trans.txt", problems)
         phones = _read_lines(chapter / f"{speaker}-{chapter.name}.phones.txt", problems)
-        for name in texts.keys() | {path.stem for path in chapter.glob("[!.]*.flac")}:
-            path = chapter / f"{name}.flac"
+        texts |= {path.name.split(".")[0]: _text(path, problems) for path in chapter.glob("*.normalized.txt")}
+        audio = {path.stem: path for path in chapter.iterdir() if _is_audio(path)}
+        for name in texts.keys() | audio.keys():
+            path = audio.get(name, chapter / f"{name}.flac")
             try:
                 utterance = Utterance(
                     id=name,
@@ -123,10 +126,17 @@ def _read_lines(path: Path, problems: list[str]) -> dict[str, str]:
     """Lines `id rest` as a dict; empty without the file."""
     if not path.is_file():
         return {}
+    parts = (line.split(maxsplit=1) for line in _text(path, problems).split("\n") if line.strip())
+    return {name: " ".join(rest) for name, *rest in parts}
+
+
+def _text(path: Path, problems: list[str]) -> str:
     try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
+        return path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         problems.append(f"{path}: {error}")
-        return {}
-    parts = (line.split(maxsplit=1) for line in lines if line.strip())
-    return {name: " ".join(rest) for name, *rest in parts}
+        return ""
+
+
+def _is_audio(path: Path) -> bool:
+    return path.suffix.lower() in AUDIO_SUFFIXES and not path.name.startswith(".")

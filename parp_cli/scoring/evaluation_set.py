@@ -4,7 +4,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from parp_cli.data.check import OF_TRAINING_ALONE, Problem, check_utterances, notes_of, refusal, with_lengths
+from parp_cli.data.check import (
+    OF_TRAINING_ALONE,
+    Problem,
+    check_utterances,
+    notes_of,
+    refusal,
+    unwritable,
+    with_lengths,
+)
 from parp_cli.data.inspection import Inspected, inspect_files
 from parp_cli.data.labels import Vocabulary
 from parp_cli.data.utterances import Utterance
@@ -81,12 +89,8 @@ def evaluation_set(
             )
             for utterance in good
         ]
-        outside = (problem.utterance_id for problem in found if problem.kind == "outside vocabulary")
-        if foreign := [id_ for id_ in outside if id_ not in bad]:
-            notes.append(
-                f"{split}: {vocabulary.labels} that the model cannot write in {len(foreign):,} of {len(some):,} "
-                f"references ({', '.join(first_few(foreign, 3))}): they count as errors"
-            )
+        others = [problem for problem in found if problem.utterance_id not in bad]
+        notes += unwritable(others, vocabulary.labels, len(some))
     unknown = [utterance.id for utterance in usable if utterance.speaker is None]
     if 0 < len(unknown) < len(usable):
         notes.append(

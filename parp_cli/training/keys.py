@@ -61,6 +61,13 @@ def _hash_or_name(source: str | Path | None) -> str:
     if source is None:
         return ""
     path = Path(source)
-    if path.is_dir():  # a model of transformers
-        return " ".join(file_hash(file) for file in sorted(path.iterdir()) if file.is_file())
+    if path.is_dir():  # a model of transformers, or a corpus: of what is deeper in it, sizes and times
+        files = sorted(file for file in path.rglob("*") if file.is_file())
+        deep = [
+            (str(file.relative_to(path)), file.stat().st_size, file.stat().st_mtime_ns)
+            for file in files
+            if file.parent != path
+        ]
+        names = [hashlib.sha256(json.dumps(deep).encode()).hexdigest()] if deep else []
+        return " ".join([*names, *(file_hash(file) for file in files if file.parent == path)])
     return file_hash(path) if path.is_file() else str(source)

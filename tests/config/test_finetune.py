@@ -11,6 +11,7 @@ from parp_cli.config.classification import TextRecipe
 from parp_cli.config.finetune import Recipe
 from parp_cli.config.load import dump_yaml, load_recipe, recipe_from_dict, recipe_to_dict
 from parp_cli.config.pretrain import PretrainRecipe
+from parp_cli.errors import RecipeError
 
 FOLDER = Path(__file__).parents[2] / "recipes"
 RUNS = sorted(path for path in FOLDER.rglob("*.yaml") if path.parent.name != "sweeps")
@@ -57,3 +58,21 @@ def test_round_trip_through_a_file(tmp_path: Path) -> None:
         copy = tmp_path / path.name
         copy.write_text(dump_yaml(recipe), encoding="utf-8")
         assert load_recipe(copy, kind=kind_of(path)) == recipe
+
+
+def test_one_language_or_a_list() -> None:
+    assert load_recipe(None, ["data.language=es"]).data.language == ("es",)
+    several = load_recipe(None, ["data.language=[no, zh]"])
+    assert several.data.language == ("no", "zh")
+    assert recipe_from_dict(recipe_to_dict(several)) == several
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(None, ["data.language={a: b}"])
+    assert "data.language" in caught.value.details[0]
+    assert "a name or a list of names, or null" in caught.value.details[0]
+    with pytest.raises(RecipeError):
+        load_recipe(None, ["data.language=[]"])
+
+
+def test_lists_are_of_manifests() -> None:
+    with pytest.raises(RecipeError, match=r"data\.lists|problem"):
+        load_recipe(None, ["data.lists=lists"])

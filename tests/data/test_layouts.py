@@ -38,6 +38,9 @@ def test_a_file_of_a_corpus_is_a_split(tmp_path):
     assert len(read_manifest(corpus.path / "dev.tsv", split="dev")) == len(TEXTS["valid"])
     assert read_manifest(corpus.path / "dev.tsv")[0].language == "ky"
     assert len(read_manifest(corpus.path, split="validated")) == len(TEXTS["train"]) + len(TEXTS["valid"])
+    with pytest.raises(DataError, match="no split valid") as caught:
+        read_manifest(corpus.path / "dev.tsv", split="valid")
+    assert "a file for each" in (caught.value.hint or "")
     # A release with several languages, or one: the folder above.
     assert len(read_manifest(corpus.path.parent, split="dev")) == len(TEXTS["valid"])
 

@@ -37,6 +37,18 @@ def test_phones_are_read_where_they_lie_beside_the_transcript(tmp_path, write_ch
     assert second.phones == (("ə",),)
 
 
+def test_libritts_has_a_text_for_each_file_and_other_formats(tmp_path, write_tone):
+    chapter = tmp_path / "dev-clean" / "84" / "121123"
+    for number, text in enumerate(["Go! Do you hear?", "But in less."]):
+        write_tone(chapter / f"84_121123_00000{number}_000000.wav")
+        (chapter / f"84_121123_00000{number}_000000.normalized.txt").write_text(text)
+        (chapter / f"84_121123_00000{number}_000000.original.txt").write_text("as it was printed")
+    assert librispeech_splits(tmp_path) == ["dev-clean"]
+    first, second = load_librispeech(tmp_path, "dev-clean")
+    assert (first.id, first.text, first.speaker) == ("84_121123_000000_000000", "Go! Do you hear?", "84")
+    assert second.audio == chapter / "84_121123_000001_000000.wav"
+
+
 def test_any_split_folder_counts_and_others_do_not(tmp_path, write_chapter):
     write_chapter(tmp_path / "train-1h", "1", "1", ["A"])
     write_chapter(tmp_path / "test-other", "2", "1", ["A"])

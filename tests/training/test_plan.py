@@ -97,6 +97,16 @@ def test_other_runs_have_other_keys(change: str) -> None:
     assert set(keys(recipe(*asked))).isdisjoint(keys(recipe(*asked), start="elsewhere"))
 
 
+def test_files_deep_in_a_corpus_count(tmp_path: Path) -> None:
+    table = tmp_path / "corpus" / "train" / "wav.scp"
+    table.parent.mkdir(parents=True)
+    keys = []
+    for text in ("a a.wav\n", "a a.wav\nb b.wav\n"):
+        table.write_text(text)
+        keys += [start_key(recipe("data.corpus=manifest", f"data.manifest={tmp_path / 'corpus'}")) for _ in range(2)]
+    assert keys[0] == keys[1] != keys[2] == keys[3]
+
+
 def test_a_key_depends_on_what_is_in_the_files(tmp_path: Path) -> None:
     model, other, init = tmp_path / "a.safetensors", tmp_path / "b.safetensors", tmp_path / "c.safetensors"
     model.write_bytes(b"one")

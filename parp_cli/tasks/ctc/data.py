@@ -5,7 +5,15 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from parp_cli.config.finetune import Data
-from parp_cli.data.check import Problem, check_utterances, notes_of, refusal, with_lengths
+from parp_cli.data.check import (
+    OF_TRAINING_ALONE,
+    Problem,
+    check_utterances,
+    notes_of,
+    refusal,
+    unwritable,
+    with_lengths,
+)
 from parp_cli.data.corpora import load
 from parp_cli.data.inspection import inspect_files
 from parp_cli.data.labels import Vocabulary, letters_vocabulary, phones_vocabulary, visible
@@ -36,14 +44,19 @@ def load_data(data: Data, architecture: Architecture, own: Vocabulary | None, no
     train = load(data, data.train, notify, lenient=True)
     valid = spread(load(data, data.valid, notify, lenient=True), data.max_valid_utterances)
     vocabulary, of_head = _vocabulary(data, own, train, valid)
-    of_train, of_valid = (inspect_files((each.audio for each in some), notify=notify) for some in (train, valid))
-    infos = of_train | of_valid
+    infos = inspect_files((each.audio for each in train), notify=notify)
+    infos |= inspect_files((each.audio for each in valid), notify=notify)
     splits = [(data.train, with_lengths(train, infos)), (data.valid, with_lengths(valid, infos))]
-    skipped: dict[Problem, None] = {}  # in order, once where a split is both trained and validated on
-    for split, some in splits:
-        found = check_utterances(some, split, infos, vocabulary, lambda samples: frames(architecture, samples))
-        skipped |= dict.fromkeys(found)
+    of_train, of_valid = (
+        check_utterances(some, split, infos, vocabulary, lambda samples: frames(architecture, samples))
+        for split, some in splits
+    )
     notes = [*filter(None, [of_head]), *notes_of(splits, infos)]
+    if data.train != data.valid:  # else all of them are to be trained on
+        odd = [problem for problem in of_valid if problem.kind in OF_TRAINING_ALONE]
+        of_valid = [problem for problem in of_valid if problem not in odd]
+        notes += unwritable(odd, vocabulary.labels, len(valid))
+    skipped = dict.fromkeys([*of_train, *of_valid])  # in order, once where a split is both trained and validated on
     if skipped and data.unusable == "refuse":
         raise refusal(list(skipped), notes, alphabet=data.alphabet)
     for note in notes:
