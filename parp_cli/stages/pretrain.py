@@ -75,13 +75,13 @@ def pretrain(
     Args:
         run: the run folder, for the log, and for the state that `resume` needs.
         out: where the encoder goes.
-        resume: go on from what the run folder holds.
+        resume: go on from what the run folder holds: nothing, the state of a stopped run, or a finished one.
         world: processes that train together, on machines that all see the run folder. Each calls with the same; the
             main one writes and notifies, and all return the same.
 
     Raises:
         RecipeError: there is no such architecture, or it cannot do what the stages ask for.
-        CheckpointError: there is nothing to resume, or it is of a run with another recipe.
+        CheckpointError: what there is to resume is of a run with another recipe.
         UsageError: this very run was stopped or has finished, and `resume` is not set.
         DataError: the speech cannot be read, or is too short.
         Interrupted: by the user; the state is saved.
@@ -183,7 +183,8 @@ class _Stages:
         if state.exists():
             read_position(state)
         elif not any(finished):
-            raise CheckpointError(f"nothing to resume in {self.run}", hint="start anew without --resume")
+            warning = f"nothing to resume in {self.run}: beginning"
+            self.notify(Progress("pre-training", 0, 1, warning=warning))
 
     def training(self, index: int, encoder: Mapping[str, Tensor] | None) -> TrainingRun:
         """The training run of a stage, whose encoder is as the stage before left it; None of the first one."""

@@ -319,9 +319,12 @@ def test_what_cannot_be_done_is_said_before_training(
     assert not (tmp_path / "encoder.safetensors").exists()
 
 
-def test_nothing_to_resume(recipe: PretrainRecipe, tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="nothing to resume"):
-        run_again(recipe, tmp_path, resume=True)
+def test_with_nothing_to_resume_it_begins(recipe: PretrainRecipe, tmp_path: Path) -> None:
+    """So that the same command begins a long run and goes on with it."""
+    steps: list[Progress] = []
+    resumed = pretrain(recipe, run=tmp_path, out=tmp_path / "encoder.safetensors", resume=True, notify=steps.append)
+    assert f"nothing to resume in {tmp_path}: beginning" in [step.warning for step in steps]
+    assert resumed.path.read_bytes() == run_again(recipe, tmp_path / "anew")
 
 
 def test_it_is_not_lost_by_leaving_out_resume(recipe: PretrainRecipe, tmp_path: Path) -> None:
