@@ -1,6 +1,7 @@
 """Prune a model with a first mask (PARP, step 1): a new one, or one combined from other checkpoints' masks."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -8,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from parp_cli.errors import MaskError
+from parp_cli.errors import MaskError, UsageError
 from parp_cli.models.network import Network, outputs_of
-from parp_cli.models.sources.load import load_encoder
-from parp_cli.models.sources.names import Encoder, check_same_model
+from parp_cli.models.sources.load import load_encoder, load_masks
+from parp_cli.models.sources.names import Encoder, check_same_model, fit_masks
 from parp_cli.pruning.masks import (
     OPERATIONS,
     Masks,
@@ -131,7 +132,8 @@ def combine(
     first, then intersections, then differences.
 
     Args:
-        source: the checkpoint with the mask to begin from.
+        source: the checkpoint with the mask to begin from. It and the others may also be of torch.nn.utils.prune, as
+            `models.sources.load.load_masks` takes them.
         unions, intersections, minuses: checkpoints whose kept weights are kept too; alone are kept; are pruned.
         apply: the model whose weights the mask is laid over, as `models.sources.load_encoder` takes it, with the
             architecture where it does not tell; by default those of `source`, which are zero where its mask prunes.
@@ -141,41 +143,51 @@ def combine(
         MaskError: a file has no mask, or one for another model.
     """
     steps = [(unions, "union"), (intersections, "intersect"), (minuses, "minus")]
-    files = {path: checkpoint.read_metadata(path) for path in (source, *unions, *intersections, *minuses)}
+    found = {path: load_masks(path) for path in (source, *unions, *intersections, *minuses)}
+    files = {path: metadata for path, (_, metadata) in found.items()}
     metadata = files[source]
+    if apply is None and not metadata.architecture:
+        raise MaskError(f"{source} holds masks alone", hint="name the model whose weights they are for with --apply")
     for path, other in files.items():
-        check_same_model(str(source), metadata.architecture, str(path), other.architecture)
+        if metadata.architecture and other.architecture:
+            check_same_model(str(source), metadata.architecture, str(path), other.architecture)
     model = str(source) if apply is None else apply
     encoder = load_encoder(model, architecture=architecture, notify=notify)
-    check_same_model(str(source), metadata.architecture, model, encoder.architecture.to_json())
-    masked = {name for other in files.values() for name in other.prunable}
+    if metadata.architecture:
+        check_same_model(str(source), metadata.architecture, model, encoder.architecture.to_json())
+    own = {
+        path: masks if files[path].architecture else fit_masks(masks, encoder.weights, source=str(path))
+        for path, (masks, _) in found.items()
+    }
+    masked = {name for masks in own.values() for name in masks}
     names = [name for name, _ in _network(encoder).named_parameters() if name in masked]
-    masks = _completed(source, names, encoder.weights)
+    masks = _completed(source, own[source], names, encoder.weights)
     for others, operation in steps:
         for path in others:
-            masks = combined(masks, _completed(path, names, encoder.weights), OPERATIONS[operation])
+            masks = combined(masks, _completed(path, own[path], names, encoder.weights), OPERATIONS[operation])
     if not any(mask.any() for mask in masks.values()):
         raise MaskError("the combined mask keeps no weight", hint="name masks with more in common")
     # Those of a file that masks all that any of them does.
-    scopes = [recorded_setting(file.recipe, "scope") for file in files.values() if masked <= set(file.prunable)]
+    scopes = [recorded_setting(file.recipe, "scope") for path, file in files.items() if masked <= set(own[path])]
     changed = any(others for others, _ in steps)
     recipe = {
         "from": str(source),
         **{operation: [str(path) for path in others] for others, operation in steps},
         "apply": apply,
-        "scope": next(iter(scopes), None),
+        "scope": next(filter(None, scopes), None) or _scope_of(encoder, names),
         "biases": any(name.endswith("bias") for name in names),
         # A combination of masks of a pattern need not have it.
         "pattern": DEFAULT_PATTERN if changed else recorded_setting(metadata.recipe, "pattern", DEFAULT_PATTERN),
     }
-    parents = (*(p for path, other in files.items() for p in checkpoint.lineage(path, other)), *encoder.parents)
+    descended = [checkpoint.lineage(path, other) for path, other in files.items() if path.is_file()]
+    parents = (*(parent for some in descended for parent in some), *encoder.parents)
     made = _metadata(encoder, recipe=recipe, seed=metadata.seed, parents=tuple(dict.fromkeys(parents)))
     target = None if changed or metadata.sparsity is None else metadata.sparsity.target
     amount = write_pruned(out, encoder.weights, masks, target=target, metadata=made)
     completed = {
-        str(path): tuple(name for name in names if name not in file.prunable)
-        for path, file in files.items()
-        if not set(names) <= set(file.prunable)
+        str(path): tuple(name for name in names if name not in masks)
+        for path, masks in own.items()
+        if not set(names) <= set(masks)
     }
     return MaskResult(
         path=out,
@@ -195,11 +207,20 @@ def _network(encoder: Encoder) -> Network:
     return network
 
 
-def _completed(path: Path, names: Sequence[str], weights: Mapping[str, Tensor]) -> Masks:
-    """A checkpoint's masks of the weights with these names, all-kept where it has none."""
-    masks = checkpoint.read_masks(path)
-    if not masks:
-        raise MaskError(f"{path} has no mask", hint="make one with `parp mask`")
+def _scope_of(encoder: Encoder, names: Sequence[str]) -> str | None:
+    """The scope of exactly these weights, for masks that do not tell; None where it has no name."""
+    network, biases = _network(encoder), any(name.endswith("bias") for name in names)
+    modules = dict.fromkeys(name.split(".")[-2] for name in names)
+    scopes: list[str] = [DEFAULT_SCOPE, *encoder.architecture.kinds, *(f"*.{module}.*" for module in modules)]
+    for scope in scopes:
+        with suppress(UsageError):
+            if set(network.prunable(scope, biases=biases)) == set(names):
+                return scope
+    return None
+
+
+def _completed(path: Path, masks: Masks, names: Sequence[str], weights: Mapping[str, Tensor]) -> Masks:
+    """The masks of a file for the weights with these names, all-kept where it has none."""
     check_fit(masks, weights, what=f"the model of {path}")
     return {n: masks[n] if n in masks else torch.ones(weights[n].shape, dtype=torch.bool) for n in names}
 

@@ -196,7 +196,7 @@ def _opened(path: Path) -> Any:
         raise CheckpointError(
             f"{path} is not a whole safetensors file",
             details=[str(error)],
-            hint="it is truncated or of another format; make it again",
+            hint="it is truncated or of another format; make it again (`parp mask --from` reads others' masks)",
         ) from error
 
 

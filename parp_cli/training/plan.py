@@ -137,8 +137,8 @@ def read_start(recipe: AnyRecipe, init: Path | None, notify: Notify) -> Start:
         start = Start(encoder.architecture, encoder.weights, encoder.task, encoder.parents, model)
         if encoder.masks:
             note = (
-                f"the mask of {model}, which prunes {sparsity(encoder.masks):.1%}, is not used: the recipe asks for "
-                "another method, first mask or sparsity (`parp mask --from` keeps any mask, for --init)"
+                f"the mask of {model}, which prunes {sparsity(encoder.masks):.1%}, is not used by this recipe; to "
+                f"begin under it, give what `parp mask --from {model}` writes to --init"
             )
             notify(Progress("reading", 1, 1, warning=note))
     else:

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from parp_cli.data.labels import Vocabulary
 from parp_cli.errors import CheckpointError
-from parp_cli.models.sources.names import MASK_EMBEDDING, Encoder, fit, head_note, without
-from parp_cli.models.sources.torch_files import Inert, tensors
+from parp_cli.models.sources.names import MASK_EMBEDDING, Encoder, fit, fit_masks, head_note, without
+from parp_cli.models.sources.torch_files import Inert, tensors, unwrapped
+from parp_cli.models.sources.torch_prune import split
 from parp_cli.models.speech.config import Architecture, Family, with_known_name
 from parp_cli.storage.conventions import BLANK
 
@@ -40,7 +41,7 @@ _ROLES = {"<pad>": "extra", "</s>": "eos", "<unk>": "unk"}
 
 _ATTENTION = r"encoder\.layers\.(\d+)\.self_attn"
 _OURS = r"encoder.transformer.layers.\1"
-_NAMES = (
+NAMES = (
     (r"proj\.", "aux."),
     (r"mask_emb$", MASK_EMBEDDING),
     (r"feature_extractor\.conv_layers\.(\d+)\.0\.", r"feature_extractor.conv_layers.\1.conv."),
@@ -86,8 +87,7 @@ def read(content: Mapping[str, Any], path: Path, *, architecture: Architecture |
     Raises:
         CheckpointError: weights are missing or left over, or the configuration is, or has unknown options.
     """
-    weights: dict[str, Tensor] = tensors(content["model"]) or {}
-    weights = {name.removeprefix("w2v_encoder.").removeprefix("w2v_model."): tensor for name, tensor in weights.items()}
+    weights, masks = split(stripped(unwrapped(tensors(content["model"]) or {})), source=str(path))
     config = _plain(content.get("cfg") or content.get("args"))
     if architecture is None:
         architecture = _architecture(config, weights, source=str(path))
@@ -99,8 +99,15 @@ def read(content: Mapping[str, Any], path: Path, *, architecture: Architecture |
             remedy = "put the dict.ltr.txt that it was trained with beside it"
             weights, notes = without(weights, (_HEAD,)), (head_note(str(path), len(head), remedy),)
     size, task = (None, None) if vocabulary is None else (len(vocabulary), vocabulary.to_json())
-    weights = fit(without(weights, _DROPPED), architecture, source=str(path), vocabulary_size=size, rules=_NAMES)
-    return Encoder(architecture, weights, task, notes=notes)
+    weights = fit(weights, architecture, source=str(path), vocabulary_size=size, rules=NAMES)
+    masks = fit_masks(masks, weights, source=str(path), rules=NAMES)
+    return Encoder(architecture, weights, task, masks=masks, notes=notes)
+
+
+def stripped(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Weights without the prefixes of fine-tuned models and without parts of pre-training."""
+    bare = {name.removeprefix("w2v_encoder.").removeprefix("w2v_model."): tensor for name, tensor in weights.items()}
+    return without(bare, _DROPPED)
 
 
 def _vocabulary(content: Mapping[str, Any], config: Any, path: Path, *, size: int) -> Vocabulary | None:

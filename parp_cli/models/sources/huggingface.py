@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast, get_args
 
 from parp_cli.errors import CheckpointError
-from parp_cli.models.sources import torch_files
+from parp_cli.models.sources import torch_files, torch_prune
 from parp_cli.models.sources.names import (
     MASK_EMBEDDING,
     Encoder,
     check_equal_layers,
     fit,
+    fit_masks,
     head_note,
     renamed,
     unpack_attention,
@@ -85,7 +87,7 @@ _DROPPED = ("quantizer.", "project_q.", "project_hid.")
 _HEAD = "lm_head."
 _MASK_EMBEDDING = "masked_spec_embed"
 
-_NAMES = (
+NAMES = (
     (r"feature_projection\.", "encoder.feature_projection."),
     (r"encoder\.", "encoder.transformer."),
     (r"lm_head\.", "aux."),
@@ -113,8 +115,7 @@ def read_directory(directory: Path) -> Encoder:
     config = read_json(directory / CONFIG)
     architecture = architecture_of(config, _preprocessor(directory), source=str(directory))
     weights = _read_weights(directory)
-    weights = {name.removeprefix(f"{architecture.family}."): tensor for name, tensor in weights.items()}
-    weights = without(weights, _DROPPED)
+    weights, masks = torch_prune.split(stripped(torch_files.unwrapped(weights)), source=str(directory))
     size = task = None
     notes: tuple[str, ...] = ()
     if (head := weights.get(f"{_HEAD}weight")) is None or not (directory / VOCABULARY).exists():
@@ -123,10 +124,18 @@ def read_directory(directory: Path) -> Encoder:
         notes = () if head is None else (head_note(str(directory), len(head), remedy),)
     else:
         vocabulary, order = read_vocabulary(directory, config, size=len(head))
-        weights |= {name: tensor[order] for name, tensor in weights.items() if name.startswith(_HEAD)}
+        for some in (weights, masks):
+            some |= {name: tensor[order] for name, tensor in some.items() if name.startswith(_HEAD)}
         size, task = len(vocabulary), vocabulary.to_json()
-    weights = fit(weights, architecture, source=str(directory), vocabulary_size=size, rules=_NAMES)
-    return Encoder(architecture, weights, task, notes=notes)
+    weights = fit(weights, architecture, source=str(directory), vocabulary_size=size, rules=NAMES)
+    masks = fit_masks(masks, weights, source=str(directory), rules=NAMES)
+    return Encoder(architecture, weights, task, masks=masks, notes=notes)
+
+
+def stripped(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Weights without the prefix of their family and without parts of pre-training."""
+    families = re.compile(rf"^({'|'.join(get_args(Family))})\.")
+    return without({families.sub("", name): tensor for name, tensor in weights.items()}, _DROPPED)
 
 
 def download(name: str) -> Path:
@@ -279,13 +288,14 @@ def _read_weights(directory: Path) -> dict[str, Tensor]:
         parts = [directory / Path(str(part)).name for part in sorted(set(index.values()))]
     weights: dict[str, Tensor] = {}
     for part in parts:
-        weights |= _read_part(part)
+        weights |= read_part(part)
     return weights
 
 
-def _read_part(path: Path) -> dict[str, Tensor]:
+def read_part(path: Path) -> dict[str, Tensor]:
+    """The tensors of one file of a model; raises a CheckpointError where it cannot be read."""
     if path.suffix != ".safetensors":
-        weights = torch_files.tensors(torch_files.load(path))
+        weights = torch_files.state_dict(torch_files.load(path))
         if weights is None:
             raise CheckpointError(f"{path} holds no state dict")
         return weights

@@ -5,22 +5,35 @@ from __future__ import annotations
 import difflib
 import importlib.util
 import re
+from collections.abc import Mapping
 from dataclasses import replace
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from parp_cli.errors import CheckpointError, UsageError
+from torch import Tensor
+
+from parp_cli.errors import CheckpointError, MaskError, UsageError
 from parp_cli.models.recognizer import encoder_of
-from parp_cli.models.sources import fairseq, huggingface, published, torch_files
-from parp_cli.models.sources.names import Encoder, fit, head_note, shapes, with_current_names, without
+from parp_cli.models.sources import fairseq, huggingface, published, torch_files, torch_prune
+from parp_cli.models.sources.names import (
+    MASK_EMBEDDING,
+    Encoder,
+    Rules,
+    fit,
+    fit_masks,
+    head_note,
+    pack_attention,
+    renamed,
+    shapes,
+    with_current_names,
+    without,
+)
 from parp_cli.models.speech.config import ARCHITECTURES, Architecture
 from parp_cli.models.speech.prunable import layer_of
 from parp_cli.runtime.progress import Notify, Progress, silent
 from parp_cli.storage import checkpoint
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from parp_cli.storage.checkpoint import Metadata, Sparsity
 
 BUNDLED = "mini"
 """The encoder that comes with parp."""
@@ -121,29 +134,87 @@ def _read_torch(path: Path, named: Architecture | None) -> Encoder:
     content = torch_files.load(path)
     if fairseq.is_checkpoint(content):
         return fairseq.read(content, path, architecture=named)
-    weights = torch_files.tensors(content)
-    if weights is None:
+    state = torch_files.state_dict(content)
+    if state is None:
         raise CheckpointError(
             f"{path} holds neither a state dict nor a fairseq checkpoint",
-            hint="parp reads torchaudio's state dicts, fairseq's .pt files and Hugging Face folders",
+            hint="parp reads state dicts, fairseq's .pt files and Hugging Face folders",
         )
-    if not any(name.startswith("encoder.transformer.") for name in weights):
+    if torch_prune.masks_alone(state, source=str(path)) is not None:
         raise CheckpointError(
-            f"{path} has none of torchaudio's names",
-            details=list(weights)[:3],
-            hint="for a Hugging Face model give its folder, with config.json",
+            f"{path} holds masks alone", hint=f"lay them over a model: `parp mask --from {path} --apply MODEL`"
         )
+    state, rules = _bare(state, path)
+    weights, masks = torch_prune.split(state, source=str(path))
+    weights = {renamed(name, rules): tensor for name, tensor in weights.items()}
+    if any("rel_attn_embed" in name for name in weights):
+        weights = pack_attention(weights)
     notes: tuple[str, ...] = ()
     if (head := weights.get("aux.weight")) is not None:
         notes = (head_note(str(path), len(head), "a folder of transformers has a vocab.json for them"),)
         weights = without(weights, ("aux.",))
     architecture = named or _recognise(weights, path)
-    return Encoder(architecture, fit(weights, architecture, source=str(path)), None, notes=notes)
+    weights = fit(weights, architecture, source=str(path))
+    return Encoder(
+        architecture, weights, None, masks=fit_masks(masks, weights, source=str(path), rules=rules), notes=notes
+    )
+
+
+def load_masks(path: Path) -> tuple[Mapping[str, Tensor], Metadata]:
+    """The masks of a file or folder by our names of their weights, and what is known of it.
+
+    Args:
+        path: a checkpoint of parp; a model that torch.nn.utils.prune pruned, as `load_encoder` takes it; or a file of
+            such masks alone, with an empty architecture, as nothing tells whose they are.
+
+    Raises:
+        CheckpointError: it cannot be read.
+        MaskError: it has no masks, or some that do not fit its weights.
+    """
+    if path.exists() and not checkpoint.is_checkpoint(path):
+        masks, architecture = _foreign_masks(path)
+        pruned, total = (sum(map(count, masks.values())) for count in (lambda m: int((~m).sum()), Tensor.numel))
+        amount = Sparsity(target=pruned / max(1, total), pruned=pruned, total=total)
+        metadata = Metadata(stage="import", architecture=architecture, prunable=tuple(masks), sparsity=amount)
+    else:
+        masks, metadata = checkpoint.read_masks(path), checkpoint.read_metadata(path)
+    if not masks:
+        raise MaskError(f"{path} has no mask", hint="make one with `parp mask`")
+    return masks, metadata
+
+
+def _foreign_masks(path: Path) -> tuple[Mapping[str, Tensor], dict[str, Any]]:
+    """The masks of another project's file or folder, and the architecture as JSON, empty where nothing tells."""
+    if path.is_file():
+        in_safetensors = path.suffix == ".safetensors"
+        state = huggingface.read_part(path) if in_safetensors else torch_files.state_dict(torch_files.load(path))
+        alone = torch_prune.masks_alone(torch_files.unwrapped(state or {}), source=str(path)) if state else None
+        if alone is not None:
+            bare, rules = _bare(alone, path)
+            return fit_masks(bare, None, source=str(path), rules=rules), {}
+    encoder = load_encoder(str(path))
+    return encoder.masks, encoder.architecture.to_json()
+
+
+def _bare(state: dict[str, Tensor], path: Path) -> tuple[dict[str, Tensor], Rules]:
+    """A state dict without what its project puts around the encoder, and the rules from its names to ours."""
+    if any(name.startswith("encoder.transformer.") for name in state):
+        return state, ()
+    if any(".self_attn." in name or ".fc1." in name for name in state):
+        return fairseq.stripped(state), fairseq.NAMES
+    if any(re.search(r"(^|\.)encoder\.layers\.\d", name) for name in state):
+        return huggingface.stripped(state), huggingface.NAMES
+    raise CheckpointError(
+        f"{path} has none of torchaudio's names",
+        details=list(state)[:3],
+        hint="for a Hugging Face model give its folder, with config.json",
+    )
 
 
 def _recognise(weights: dict[str, Tensor], path: Path) -> Architecture:
     """The one registered architecture with these names and shapes."""
-    found = {name: tuple(tensor.shape) for name, tensor in with_current_names(weights).items()}
+    weights = with_current_names(without(weights, [MASK_EMBEDDING]))
+    found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
     layers = len({layer_of(name) for name in found} - {None})
     candidates = [
         known

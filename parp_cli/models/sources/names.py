@@ -13,6 +13,7 @@ import torch
 
 from parp_cli.errors import CheckpointError, MaskError, first_few
 from parp_cli.models.network import read_architecture
+from parp_cli.models.sources.torch_prune import with_whole_attention
 from parp_cli.models.speech.config import Architecture, build
 from parp_cli.storage.checkpoint import Parent
 
@@ -58,6 +59,9 @@ recognises has no use for it, so it may be absent."""
 
 _MOST_DETAILS = 20
 
+Rules = Iterable[tuple[str, str]]
+"""From another project's names to ours, as `renamed` takes them."""
+
 
 def check_same_model(mask_of: str, ours: Mapping[str, Any], other: str, theirs: Mapping[str, Any]) -> None:
     """Refuse a model that a mask fits by accident, such as a deeper one of equal width.
@@ -88,7 +92,7 @@ def without(weights: Mapping[str, Tensor], prefixes: Iterable[str]) -> dict[str,
     return {name: tensor for name, tensor in weights.items() if not name.startswith(prefixes)}
 
 
-def renamed(name: str, rules: Iterable[tuple[str, str]]) -> str:
+def renamed(name: str, rules: Rules) -> str:
     """The name after the first rule (regular expression, replacement) that matches its start; as it is after none."""
     for pattern, replacement in rules:
         new, count = re.subn(rf"^{pattern}", replacement, name, count=1)
@@ -115,7 +119,7 @@ def fit(
     *,
     source: str,
     vocabulary_size: int | None = None,
-    rules: Iterable[tuple[str, str]] | None = None,
+    rules: Rules | None = None,
 ) -> dict[str, Tensor]:
     """The weights in float32, state-dict order and today's names, if they are exactly those of the architecture.
 
@@ -155,6 +159,38 @@ def fit(
     return {name: found[name].detach().to(torch.float32).contiguous() for name in expected}
 
 
+def fit_masks(
+    masks: Mapping[str, Tensor],
+    weights: Mapping[str, Tensor] | None,
+    *,
+    source: str,
+    rules: Rules = (),
+) -> dict[str, Tensor]:
+    """Masks under our names, in the order of the weights that `fit` returned, less those of a head that was left out.
+
+    Args:
+        masks: by the names of their weights, ours or another project's, for which `rules` are.
+        weights: None for those of an architecture that is not known; then any names are let through.
+        source: where they come from, for the message.
+
+    Raises:
+        MaskError: there is no such weight, or one of another shape.
+    """
+    is_wavlm = any("rel_attn_embed" in name for name in weights or masks)
+    found = {renamed(name, rules): mask for name, mask in masks.items()}
+    found = with_current_names(pack_attention(with_whole_attention(found)) if is_wavlm else found)
+    if weights is None:
+        return found
+    wrong = []
+    for name, mask in without(found, ["aux."]).items():
+        shape = f"weight {tuple(weights[name].shape)}" if name in weights else "no such weight"
+        if name not in weights or weights[name].shape != mask.shape:
+            wrong.append(f"{name}: mask {tuple(mask.shape)}, {shape}")
+    if wrong:
+        raise MaskError(f"the masks of {source} do not fit its weights", details=first_few(wrong, _MOST_DETAILS))
+    return {name: found[name] for name in weights if name in found}
+
+
 def check_equal_layers(architecture: Architecture) -> None:
     """Refuse an architecture that other projects' models cannot have.
 
@@ -171,7 +207,7 @@ def check_equal_layers(architecture: Architecture) -> None:
         )
 
 
-_SEPARATE = re.compile(r"(.*\.attention)\.(q_proj|k_proj|v_proj|out_proj)\.(weight|bias)")
+_SEPARATE = re.compile(r"(.*(?<!\.attention)\.attention)\.(q_proj|k_proj|v_proj|out_proj)\.(weight|bias)")
 _PACKED = re.compile(r"(.*\.attention)\.attention\.(in_proj_|out_proj\.)(weight|bias)")
 
 

@@ -24,6 +24,10 @@ _PICKLES_BEFORE_TENSORS = 4
 _REFUSED_MODULES = ("os", "posix", "nt", "sys")
 
 
+_CONTAINERS = ("state_dict", "model_state_dict", "model")
+_WRAPPERS = ("module.", "model.")
+
+
 class Inert:
     """Stands for an object whose class or function is not resolved; keeps what it was made from."""
 
@@ -82,6 +86,24 @@ def tensors(value: Any) -> dict[str, Tensor] | None:
     if not all(isinstance(name, str) and isinstance(tensor, torch.Tensor) for name, tensor in value.items()):
         return None
     return dict(value)
+
+
+def state_dict(value: Any) -> dict[str, Tensor] | None:
+    """The state dict in what a file holds, or None: itself, or that of a training checkpoint (Lightning's, say).
+
+    Names are those of the network itself, without what DataParallel, torch.compile and Lightning put before them.
+    """
+    containers = [value] + [value[key] for key in _CONTAINERS if isinstance(value, Mapping) and key in value]
+    found = next((state for state in map(tensors, containers) if state is not None), None)
+    return None if found is None else unwrapped(found)
+
+
+def unwrapped(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors under names without the prefixes of wrappers."""
+    state = {name.replace("_orig_mod.", ""): tensor for name, tensor in state.items()}
+    while prefix := next((p for p in _WRAPPERS if all(name.startswith(p) for name in state)), None):
+        state = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
+    return state
 
 
 def one_line(error: Exception) -> str:
