@@ -114,6 +114,6 @@ def _show_result(output: Output, result: "SweepResult") -> None:
 
     for panel in panels(result.outcomes):
         columns, rows = error_rows(panel)
-        output.table("Error rate: mean ± standard deviation (seeds)", columns, rows)
+        output.table("Results: mean ± standard deviation (seeds)", columns, rows)
         output.table("Cost: means over seeds", *cost_rows(panel))
     output.wrote(result.results, result.tables, *result.figures)
