@@ -46,15 +46,15 @@ def sweep(
       parp sweep recipes/sweeps/mini.yaml --run mini-sweep
     """
     from parp_cli.runtime.device import select_device
-    from parp_cli.sweep.grid import load_sweep
-    from parp_cli.sweep.run import check_data, plan_sweep, run_sweep
+    from parp_cli.sweep.grid import load_sweep, with_data
+    from parp_cli.sweep.run import plan_sweep, run_sweep
 
     output = Output(as_json=as_json, quiet=quiet)
     where = select_device(device)
     loaded = load_sweep(file, settings or (), device=where)
     if dry_run:
         with output.progress() as notify:
-            check_data(loaded, run, notify)
+            loaded = with_data(loaded, notify)
         planned = plan_sweep(loaded, run)
         _show_plan(output, planned)
         output.json(planned)

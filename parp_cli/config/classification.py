@@ -59,9 +59,6 @@ class TextData(Section):
     unusable: Literal["refuse", "skip"] = "refuse"
     """What to do with lines without text or label: stop before training, or leave them out."""
 
-    def files(self) -> tuple[str | None, ...]:
-        return (self.root,)
-
 
 @dataclass(frozen=True, kw_only=True)
 class TextTraining(Optimization):

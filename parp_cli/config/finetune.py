@@ -46,9 +46,6 @@ class AnyData(Protocol):
     @property
     def test(self) -> str: ...
 
-    def files(self) -> tuple[str | None, ...]:
-        """Files that decide what the data is, beside the settings; None for one that is not given."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class Data(Section):
@@ -109,9 +106,6 @@ class Data(Section):
 
     max_valid_utterances: Count | None = None
     """Number of utterances to validate on; null is all of them."""
-
-    def files(self) -> tuple[str | None, ...]:
-        return (self.manifest,) if self.lists is None else (self.manifest, self.lists)
 
     def conflicts(self) -> Iterator[tuple[str, str]]:
         if self.corpus == "manifest" and self.manifest is None:

@@ -4,6 +4,7 @@ import math
 import os
 import re
 import shlex
+import zlib
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -65,6 +66,7 @@ class AudioInfo:
     lowest: float = math.inf  # sample, the channels averaged; full scale is 1
     highest: float = -math.inf
     clipped: int = 0  # samples of all channels that are in a flattened peak
+    checksum: int = 0  # CRC-32 of the file, where it was inspected
 
     @property
     def seconds(self) -> float:
@@ -145,7 +147,7 @@ def waveform_blocks(path: Path, info: AudioInfo | None = None) -> Iterator[Tenso
 
 
 def inspect_audio(path: Path) -> AudioInfo:
-    """Decode an audio file to its end; without torch, so that threads may do it.
+    """Decode an audio file to its end and add up its bytes; without torch, so that threads may do it.
 
     Raises:
         DataError: as `read_audio`, except for the sampling rate.
@@ -153,6 +155,9 @@ def inspect_audio(path: Path) -> AudioInfo:
     info = AudioInfo()
     for _ in _mono_blocks(path, info):
         pass
+    with path.open("rb") as file:
+        while content := file.read(1 << 20):
+            info.checksum = zlib.crc32(content, info.checksum)
     return info
 
 

@@ -19,11 +19,12 @@ import soundfile
 
 from parp_cli.data.audio import AudioInfo, inspect_audio
 from parp_cli.data.generated import cache_folder
+from parp_cli.data.utterances import Utterance
 from parp_cli.errors import DataError, ParpError
 from parp_cli.runtime.progress import Notify, Progress, silent
 from parp_cli.storage.atomic import write_text
 
-_VERSION = f"1, libsndfile {soundfile.__libsndfile_version__}"
+_VERSION = f"2, libsndfile {soundfile.__libsndfile_version__}"
 _SETTLED_SECONDS = 2.0  # a file changed more recently may change again within one tick of its clock
 _SAVE_SECONDS = 30.0  # of work that a kill may lose
 _SYSTEM_ERROR = 2  # libsndfile's code for errors of the operating system rather than the file
@@ -65,6 +66,21 @@ def inspect_files(
             else:
                 unread[path] = stamp
     return infos | _inspect(unread, known, cache_file, notify)
+
+
+def content_hash(utterances: Iterable[Utterance], infos: Mapping[Path, Inspected]) -> str:
+    """SHA-256 of all that the corpus tells of utterances, in their order, and of their audio files.
+
+    Args:
+        utterances: with lengths only where the corpus gives them.
+        infos: of their audio, from `inspect_files`.
+    """
+    found = hashlib.sha256()
+    for each in utterances:
+        info = infos[each.audio]
+        audio = info.checksum if isinstance(info, AudioInfo) else info.reason
+        found.update(json.dumps([each.id, each.seconds, each.text, each.phones, each.speaker, audio]).encode())
+    return found.hexdigest()
 
 
 def _inspect(

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from parp_cli.errors import MaskError, UsageError, first_few
 from parp_cli.storage import checkpoint
+from parp_cli.storage.atomic import set_aside
 from parp_cli.storage.bits import pack
 from parp_cli.storage.checkpoint import Checkpoint, Metadata, Sparsity
 
@@ -96,6 +97,8 @@ def write_pruned(
     Raises UsageError where they keep no weight.
     """
     check_some_kept(count_pruned(masks), count_all(masks))
+    if checkpoint.is_checkpoint(path) and checkpoint.read_metadata(path).stage in ("finetune", "pretrain"):
+        set_aside(path)  # what took hours to train
     apply_(masks, weights)
     pruned, total = count_pruned(masks), count_all(masks)
     amount = Sparsity(target=pruned / total if target is None else target, pruned=pruned, total=total)

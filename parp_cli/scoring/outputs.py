@@ -20,7 +20,7 @@ from parp_cli.errors import DataError, first_few
 from parp_cli.scoring.page import page
 from parp_cli.scoring.report import Report
 from parp_cli.scoring.results import Recognition, to_lines
-from parp_cli.storage.atomic import refuse_same, require_writable, write_text
+from parp_cli.storage.atomic import is_text, refuse_same, require_writable, set_aside, write_text
 
 _ODD_IN_ID = re.compile(r"[\s()%]")
 _MEANS_SOMETHING = re.compile(r"[{}\\;]|^@$")
@@ -43,7 +43,13 @@ class Outputs:
         return named if self.html is None else [*named, ("--html", self.html)]
 
     def write(self, recognitions: Sequence[Recognition], report: Report, figures: Mapping[str, Any]) -> None:
-        """Write all files, the most expensive to recompute first. Raises `ResourceError`: a file cannot be written."""
+        """Write all files, the most expensive to recompute first, and keep those of other results under other names.
+
+        Raises `ResourceError`, `UsageError`: a file cannot be written.
+        """
+        if not is_text(self.hypotheses, to_lines(recognitions)):
+            for option, path in self.by_option:
+                set_aside(path, option=option)
         write_text(self.hypotheses, to_lines(recognitions))
         text = json.dumps(figures, default=_plain, ensure_ascii=False, indent=2, sort_keys=True)
         write_text(self.figures, text + "\n")

@@ -29,7 +29,7 @@ from parp_cli.scoring.classes import (
 )
 from parp_cli.scoring.results import read_results
 from parp_cli.storage import checkpoint
-from parp_cli.storage.atomic import refuse_same, require_writable, write_text
+from parp_cli.storage.atomic import is_text, refuse_same, require_writable, set_aside, write_text
 from parp_cli.storage.checkpoint import Checkpoint, Metadata
 from parp_cli.storage.run_folder import shortest_labels
 from parp_cli.tasks.classification.items import Encoding, TextItem, labels_of
@@ -327,6 +327,9 @@ def _write(
         }
         for (split, text), one in zip(texts, predictions, strict=True)
     ]
-    write_text(system.path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+    predicted = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+    if not is_text(system.path, predicted):
+        set_aside(system.path, system.figures)
+    write_text(system.path, predicted)
     figures = {**asdict(system), "metric": next(iter(system.metrics)), **about, "versions": versions()}
     write_text(system.figures, json.dumps(figures, default=str, ensure_ascii=False, indent=2, sort_keys=True) + "\n")

@@ -283,7 +283,12 @@ class _Evaluator:
             outputs=system.outputs,
         )
         if self.world.is_main:
-            about = {"data": self._data, "left_out": self._left_out, "notes": self._notes, "versions": versions()}
+            about = {
+                "data": self._data,
+                "left_out": self._left_out,
+                "notes": self._notes,
+                "versions": versions(),
+            }
             metrics = {**result.to_json(), **about, "precision": self.options.precision}
             system.outputs.write(recognitions, report, metrics)
         return recognitions, result

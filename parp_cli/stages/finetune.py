@@ -221,8 +221,9 @@ def finetune(
         what = "from a model without a mask this method chooses one itself, and they may"
         notify(Progress("fine-tuning", 0, 1, warning=f"pruned heads and units of {whole.start.source} {why}; {what}"))
     whole = replace(whole, task=replace(whole.task, shared=features_folder))
-    start = start_key(recipe, init, device=device)
-    folders = [(rounds_folder or run / ROUNDS) / round_key(rounds[:count], start) for count in range(1, len(rounds))]
+    start, parent = start_key(recipe, init, device=device), rounds_folder or run / ROUNDS
+    data = task_class(recipe.task).data_key(recipe.data, notify) if len(rounds) > 1 else ""  # only folders need it
+    folders = [parent / round_key(rounds[:count], start, data) for count in range(1, len(rounds))]
     if resume and not any(folder.exists() for folder in (*folders, state_path(run))) and finished(run, out) is None:
         notify(Progress("fine-tuning", 0, 1, warning=f"nothing to resume in {run}: beginning"))
 
@@ -249,7 +250,7 @@ def finetune(
                     if noted is not None:
                         training.recall(noted)
                     else:
-                        training.train(stop, resume=goes_on, replace_finished=resume or not last)
+                        training.train(stop, resume=goes_on, keeps=last)
                     found = finished_cost(folder, out if last else None, world) or training.record.cost
                 if not last:
                     del training

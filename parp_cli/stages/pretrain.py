@@ -35,7 +35,7 @@ from parp_cli.storage import checkpoint
 from parp_cli.storage.atomic import require_writable
 from parp_cli.storage.checkpoint import Checkpoint, Metadata
 from parp_cli.storage.lock import only_one
-from parp_cli.storage.run_folder import PRETRAINED, STATE
+from parp_cli.storage.run_folder import PRETRAINED, STATE, set_run_aside
 from parp_cli.tasks.masked_prediction.objective import Predictor
 from parp_cli.tasks.masked_prediction.targets import stage_targets
 from parp_cli.tasks.masked_prediction.task import MaskedPredictionTask
@@ -96,7 +96,7 @@ def pretrain(
     with world.main_first():
         # Each source by itself: speakers of two corpora may have the same number.
         streams = [stream for source in recipe.data for stream in read_streams(_utterances(source, notify), notify)]
-    stages = _Stages(recipe, architecture, Crops(streams, _crop_frames(recipe)), run, device, world, notify)
+    stages = _Stages(recipe, architecture, Crops(streams, _crop_frames(recipe)), run, out, device, world, notify)
     encoder: dict[str, Tensor] | None = None
     history: list[dict[str, Any]] = []
     held: AbstractContextManager[None] = only_one(run, "pre-training") if world.is_main else nullcontext()
@@ -106,7 +106,7 @@ def pretrain(
             noted = world.from_main(read_finished(stages.files(index).finished))
             if noted is None:
                 training = stages.training(index, encoder)
-                training.train(stop, resume=world.from_main(stages.in_progress(index)), replace_finished=True)
+                training.train(stop, resume=world.from_main(stages.in_progress(index)), keeps=False)
                 noted = world.from_main(read_finished(stages.files(index).finished))
                 del training
                 if any(world.any(stop.requested)):
@@ -142,6 +142,7 @@ class _Stages:
     architecture: Architecture
     crops: Crops
     run: Path
+    out: Path
     device: torch.device
     world: World
     notify: Notify
@@ -163,16 +164,17 @@ class _Stages:
         )
 
     def check(self, *, resume: bool) -> None:
-        """Refuse what cannot be resumed, or must not be overwritten; delete what an earlier run left."""
+        """Refuse what cannot be resumed, or must not be overwritten; keep elsewhere what another run left."""
         all_files = [self.files(index) for index in range(len(self.recipe.stages))]
         if not resume:
             for index, files in enumerate(all_files):
-                check_not_lost(files, self._identity(index), replace_finished=False)
+                check_not_lost(files, self._identity(index))
             self.world.wait()  # all have looked
             if self.world.is_main:
-                # Targets too: another recipe may have made them.
-                for path in self._folder.glob("pretrain*"):
-                    path.unlink()
+                left = [*self._folder.glob("pretrain*"), *self.run.glob("pretrain-stage*.jsonl"), self.out]
+                if kept := ", ".join(map(str, set_run_aside(self.run, left))):
+                    news = f"another run's files were here, and are now in {kept}"
+                    self.notify(Progress("pre-training", 0, 1, news=news))
             self.world.wait()
             return
         finished = [read_finished(files.finished) for files in all_files]

@@ -24,7 +24,7 @@ from parp_cli.models.speech.moments import frame_samples
 from parp_cli.runtime.device import tensor_cores
 from parp_cli.runtime.progress import Notify, Progress, silent
 from parp_cli.storage import checkpoint
-from parp_cli.storage.atomic import refuse_same, require_writable, write_text
+from parp_cli.storage.atomic import is_text, refuse_same, require_writable, set_aside, write_text
 from parp_cli.storage.run_folder import require_head
 
 STANDARD_INPUT = "-"
@@ -214,7 +214,10 @@ class _Reading:
             path=self.target,
         )
         if self.target is not None:
-            write_text(self.target, made.rendered(layout, times=times))
+            text = made.rendered(layout, times=times)
+            if not is_text(self.target, text):  # perhaps corrected by hand
+                set_aside(self.target)
+            write_text(self.target, text)
         return made
 
     def failure(self, error: DataError) -> Failure:

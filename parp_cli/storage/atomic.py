@@ -6,6 +6,7 @@ import re
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from itertools import count
 from pathlib import Path
 
 from parp_cli.errors import ResourceError, UsageError
@@ -59,6 +60,11 @@ def write_text(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
+def is_text(path: Path, text: str) -> bool:
+    """Whether a file holds this text."""
+    return path.is_file() and path.read_bytes() == text.encode()
+
+
 def refuse_same(
     outputs: Mapping[str, Path | Sequence[Path]], inputs: Mapping[str, Path | Sequence[Path]] | None = None
 ) -> None:
@@ -95,6 +101,28 @@ def require_writable(path: Path, option: str) -> None:
     else:
         return
     raise UsageError(f"cannot write {path}: {why}", hint=f"choose another place with {option}")
+
+
+def numbered(path: Path) -> Path:
+    """The first name beside this one that is free: `run~1` for a folder `run`, `eval~1.json` for a file `eval.json`."""
+    stem, suffix = (path.name, "") if path.is_dir() else (path.stem, path.suffix)
+    names = (path.with_name(f"{stem}~{number}{suffix}") for number in count(1))
+    return next(free for free in names if not os.path.lexists(free))
+
+
+def set_aside(*paths: Path, option: str = "--out") -> list[Path]:
+    """Rename those of these files that exist, so that others can be written in their place; their new names.
+
+    Raises as `write_error`, which names the `option`.
+    """
+    kept = []
+    for path in paths:
+        if path.exists():
+            try:
+                kept.append(path.rename(numbered(path)))
+            except OSError as error:
+                raise write_error(path, error, option) from error
+    return kept
 
 
 def _pairs(files: Mapping[str, Path | Sequence[Path]]) -> Iterator[tuple[str, Path]]:

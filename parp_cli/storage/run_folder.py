@@ -15,12 +15,12 @@ features/                  features of a frozen feature encoder, which the cells
 """
 
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from parp_cli.errors import CheckpointError
-from parp_cli.storage.atomic import forget_temporaries
+from parp_cli.storage.atomic import forget_temporaries, numbered, set_aside, write_error
 from parp_cli.storage.checkpoint import Metadata, read_metadata
 
 _LAST = "-last.safetensors"
@@ -70,6 +70,28 @@ def finished(run: Path, best: Path | None = None) -> dict[str, Any] | None:
         return None
     record: dict[str, Any] = json.loads((run / FINISHED).read_text(encoding="utf-8"))
     return record
+
+
+def set_run_aside(run: Path, paths: Iterable[Path]) -> list[Path]:
+    """Move those of a run's files and folders that exist out of the way of another run: into a new folder `run~1`
+    beside the run folder, or where they lie elsewhere under new names beside themselves.
+
+    Returns the new folder and names, in which nothing is lost. Raises as `write_error`: they cannot be moved.
+    """
+    run = run.absolute()
+    folder, kept = numbered(run), dict[Path, None]()
+    for path in filter(Path.exists, map(Path.absolute, paths)):
+        if not path.is_relative_to(run):
+            kept |= dict.fromkeys(set_aside(path))
+            continue
+        try:
+            place = folder / path.relative_to(run)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            path.rename(place)
+        except OSError as error:
+            raise write_error(folder, error, "--run") from error
+        kept[folder] = None
+    return list(kept)
 
 
 def tidy(run: Path, best: Path | None = None) -> None:

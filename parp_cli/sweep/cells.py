@@ -2,7 +2,7 @@
 
     <run>/rounds/<key>/   one training run, named by its content, whichever cells need it
         finetune.safetensors, finetune-last.safetensors, finetune.jsonl, finetune-finished.json, state/
-        eval-<split>.jsonl, eval-<split>.json
+        eval-<split>.jsonl, eval-<split>.json, and eval-<split>.key, which names the content of the split
         training.json     cost of the cell of this key, with the runs before, which may then be deleted
         failed.json       why the cell of this key failed
     <run>/cells/<sweep>/<name>    link to the folder of a finished cell
@@ -27,7 +27,7 @@ from parp_cli.runtime.progress import Notify, Progress, silent
 from parp_cli.stages.evaluate import Options, evaluate
 from parp_cli.stages.finetune import finetune, finished_cost
 from parp_cli.storage import checkpoint
-from parp_cli.storage.atomic import require_writable, write_text
+from parp_cli.storage.atomic import is_text, require_writable, write_text
 from parp_cli.storage.run_folder import BEST, FEATURES, round_folder, state_path
 from parp_cli.sweep.grid import Cell
 from parp_cli.training.plan import target_sparsity
@@ -83,11 +83,12 @@ def run_cell(run: Path, cell: Cell, device: str, notify: Notify = silent) -> Non
         if (what := trained(run, cell)) is not None and not (folder / _TRAINED).exists():
             write_text(folder / _TRAINED, json.dumps({"cost": asdict(what[0]), "sparsity": what[1]}) + "\n")
         for split in cell.splits:
-            if not _metrics(folder, split).exists():
+            if not _is_evaluated(run, cell, split):
                 error = _evaluate(folder, cell, split, torch.device(device), notify)
                 if error is not None:
                     _metrics(folder, split).unlink()  # rates of a part of the split cannot be compared
                     raise error
+                write_text(_evaluated_key(folder, split), cell.split_keys.get(split, ""))
         (folder / _FAILED).unlink(missing_ok=True)
     except Interrupted:
         raise
@@ -148,8 +149,13 @@ def updates_done(run: Path, cell: Cell) -> dict[str, int]:
 
 def is_done(run: Path, cell: Cell) -> bool:
     """Whether nothing of a cell is left to do."""
+    return trained(run, cell) is not None and all(_is_evaluated(run, cell, split) for split in cell.splits)
+
+
+def _is_evaluated(run: Path, cell: Cell, split: str) -> bool:
+    """Whether there is a result for a split as it is now."""
     folder = round_folder(run, cell.key)
-    return trained(run, cell) is not None and all(_metrics(folder, split).exists() for split in cell.splits)
+    return _metrics(folder, split).exists() and is_text(_evaluated_key(folder, split), cell.split_keys.get(split, ""))
 
 
 def unfinished_rounds(run: Path, cell: Cell) -> list[str]:
@@ -236,7 +242,8 @@ def outcomes(run: Path, cell: Cell) -> list[Outcome]:
     failure = read_failure(run, cell)
     rows = []
     for split in cell.splits:
-        metrics = None if training is None else _read_json(_metrics(folder, split))
+        is_there = training is not None and _is_evaluated(run, cell, split)
+        metrics = _read_json(_metrics(folder, split)) if is_there else None
         if metrics is None:
             rows.append(Outcome(**known, split=split, failed=None if failure is None else failure.message))
         else:
@@ -255,6 +262,10 @@ _TRAINED, _FAILED = "training.json", "failed.json"
 
 def _metrics(folder: Path, split: str) -> Path:
     return folder / f"eval-{split}.json"
+
+
+def _evaluated_key(folder: Path, split: str) -> Path:
+    return folder / f"eval-{split}.key"
 
 
 def _read_json(path: Path) -> Any:

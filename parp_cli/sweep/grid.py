@@ -17,7 +17,8 @@ dense cell per seed here, since a dense run has no sparsity.
 import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -29,6 +30,8 @@ from parp_cli.config.load import load_recipe, raise_problems, read, recipe_to_di
 from parp_cli.config.values import FilePath, Section
 from parp_cli.errors import ParpError, RecipeError
 from parp_cli.runtime.device import with_resolved_precision
+from parp_cli.runtime.progress import Notify, silent
+from parp_cli.tasks.task import task_class
 from parp_cli.training.keys import round_key, start_key
 from parp_cli.training.plan import Round, rounds_of, target_sparsity
 
@@ -74,15 +77,24 @@ class Cell:
         values: by grid key, as in the recipe, without keys that make no difference to it.
         recipe: to run, with its precision resolved.
         rounds: its training runs; the last one is the run proper.
-        keys: of the rounds, from their content.
+        start: names what they begin from.
         splits: to evaluate it on.
+        data: names the content of what is trained on, and `split_keys` that of each split; "" before `with_data`.
     """
 
     values: Mapping[str, Any]
     recipe: AnyRecipe
     rounds: tuple[Round, ...]
-    keys: tuple[str, ...]
+    start: str
     splits: tuple[str, ...]
+    data: str = ""
+    split_keys: Mapping[str, str] = field(default_factory=dict)
+
+    @cached_property
+    def keys(self) -> tuple[str, ...]:
+        """Of the rounds, from their content."""
+        counts = range(1, len(self.rounds) + 1)
+        return tuple(round_key(self.rounds[:count], self.start, self.data) for count in counts)
 
     @property
     def key(self) -> str:
@@ -162,6 +174,28 @@ def load_sweep(path: Path, overrides: Sequence[str] = (), *, device: Any) -> Swe
     return Sweep(file=path, cells=tuple(cells.values()))
 
 
+def with_data(sweep: Sweep, notify: Notify = silent) -> Sweep:
+    """The sweep, in which the keys of cells are of the content of their data too; all of it is read, and generated or
+    downloaded where it is not there.
+
+    Raises DataError: a split does not exist, or its data is missing or broken. Items that cannot be trained on are
+    reported by each run.
+    """
+    data: dict[Any, str] = {}
+    splits: dict[Any, str] = {}
+    cells = []
+    for cell in sweep.cells:
+        task, source = task_class(cell.recipe.task), cell.recipe.data
+        if source not in data:
+            data[source] = task.data_key(source, notify)
+        for split in cell.splits:
+            if (source, split) not in splits:
+                splits[source, split] = task.split_key(source, split, notify)
+        own = {split: splits[source, split] for split in cell.splits}
+        cells.append(replace(cell, data=data[source], split_keys=own))
+    return replace(sweep, cells=tuple(cells))
+
+
 def _cell(
     recipe: AnyRecipe,
     axes: Sequence[str],
@@ -178,7 +212,7 @@ def _cell(
     )
     recipe = rounds[-1].recipe
     target_sparsity(recipe.pruning)  # which raises if it contradicts the pattern
-    sources = (recipe.model, recipe.pruning.initial, *recipe.data.files())
+    sources = (recipe.model, recipe.pruning.initial)
     if sources not in starts:
         starts[sources] = start_key(recipe, device=device)
     values = {key: _value(settled, key) for key in axes}
@@ -187,7 +221,7 @@ def _cell(
         values={k: v for k, v in values.items() if v == _value(asked, k) or v != _value(default, k)},
         recipe=recipe,
         rounds=rounds,
-        keys=tuple(round_key(rounds[:count], starts[sources]) for count in range(1, len(rounds) + 1)),
+        start=starts[sources],
         splits=(recipe.data.test,) if splits is None else tuple(dict.fromkeys(splits)),
     )
 

@@ -1,5 +1,6 @@
 """A whole sweep: plan, run and report it."""
 
+import json
 import os
 import re
 from collections.abc import Callable, Iterable, Sequence
@@ -13,7 +14,7 @@ import torch
 from parp_cli.errors import Interrupted
 from parp_cli.runtime.interrupts import Stop, stopping
 from parp_cli.runtime.progress import Notify, Progress, silent
-from parp_cli.storage.atomic import forget_temporaries
+from parp_cli.storage.atomic import forget_temporaries, set_aside
 from parp_cli.storage.lock import only_one
 from parp_cli.storage.run_folder import FEATURES, ROUNDS, STATE, round_folder
 from parp_cli.sweep.cells import (
@@ -29,10 +30,9 @@ from parp_cli.sweep.cells import (
     unfinished_rounds,
     updates_done,
 )
-from parp_cli.sweep.grid import Cell, Sweep
+from parp_cli.sweep.grid import Cell, Sweep, with_data
 from parp_cli.sweep.report import draw, panels, write_results
 from parp_cli.sweep.workers import Pool, ProcessPool, RayPool
-from parp_cli.tasks.task import task_class
 
 _POLL_SECONDS = 2.0
 """Between two looks at what workers have saved."""
@@ -75,7 +75,7 @@ class SweepResult:
 
 
 def plan_sweep(sweep: Sweep, run: Path) -> SweepPlan:
-    """What `run_sweep` would do."""
+    """What `run_sweep` would do with a sweep `with_data`."""
     needed = [key for cell in sweep.cells for key in cell.keys]
     lengths, done = _updates(run, sweep.cells)
     cells = []
@@ -104,22 +104,6 @@ def _updates(run: Path, cells: Iterable[Cell]) -> tuple[dict[str, int], dict[str
         # A deleted run is no longer needed by a cell that was trained, but perhaps by another.
         done |= {key: min(updates, done.get(key, updates)) for key, updates in updates_done(run, cell).items()}
     return lengths, done
-
-
-def check_data(sweep: Sweep, run: Path, notify: Notify = silent) -> None:
-    """Read, and generate or download, every split that a cell is trained, validated or evaluated on.
-
-    Raises:
-        DataError: a split does not exist, or its data is missing or broken.
-    """
-    checked = set()
-    for cell in sweep.cells:
-        data = cell.recipe.data
-        for split in () if is_done(run, cell) else (data.train, data.valid, *cell.splits):
-            if (data, split) not in checked:
-                # Items that cannot be trained on are reported by each run.
-                task_class(cell.recipe.task).read_split(data, split, notify, evaluated=split in cell.splits)
-                checked.add((data, split))
 
 
 def run_sweep(
@@ -161,7 +145,8 @@ def run_sweep(
     with only_one(run, "sweep"):
         for folder in (run, *run.glob(f"{ROUNDS}/*"), *run.glob(f"{ROUNDS}/*/{STATE}"), *run.glob(f"{FEATURES}/*")):
             forget_temporaries(folder)
-        check_data(sweep, run, notify)
+        sweep = with_data(sweep, notify)
+        _keep_other_results(stem, sweep)
         left = [cell for cell in sweep.cells if not is_done(run, cell)]
         pool = _pool(run, device, workers, cluster) if left else None
         # Reports come after each cell, so that a long sweep has results before its end.
@@ -176,6 +161,15 @@ def run_sweep(
             tables=tables,
             figures=_figures(stem, rows(), note),
         )
+
+
+def _keep_other_results(stem: Path, sweep: Sweep) -> None:
+    """Rename results of cells that are no longer in the sweep, such as those on other data."""
+    keys = {cell.key for cell in sweep.cells}
+    with suppress(FileNotFoundError):
+        lines = stem.with_name(stem.name + ".jsonl").read_text(encoding="utf-8").splitlines()
+        if not {json.loads(line)["key"] for line in lines} <= keys:
+            set_aside(*(stem.with_name(stem.name + suffix) for suffix in (".jsonl", ".md", ".png", ".svg")))
 
 
 def _pool(run: Path, device: torch.device, workers: int | None, cluster: bool) -> Pool | None:

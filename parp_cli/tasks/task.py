@@ -286,11 +286,17 @@ class RecipeTask(Task[Item]):
 
     @staticmethod
     @abstractmethod
-    def read_split(data: Any, split: str, notify: Notify, *, evaluated: bool) -> None:
-        """Read, and generate or download, a split of a recipe's `data`.
+    def data_key(data: Any, notify: Notify) -> str:
+        """Names the content of what a recipe's `data` trains and validates on, which is read, and generated or
+        downloaded.
 
-        Raises DataError where it is missing or broken; items that only training cannot use are no error.
+        Raises DataError where it is missing or broken; items that cannot be trained on are no error.
         """
+
+    @staticmethod
+    @abstractmethod
+    def split_key(data: Any, split: str, notify: Notify) -> str:
+        """The same for a split that is evaluated, in which items that cannot be read are errors."""
 
     @property
     @abstractmethod

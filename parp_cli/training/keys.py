@@ -32,17 +32,18 @@ def trained_on(recipe: AnyRecipe) -> dict[str, Any]:
     return values
 
 
-def round_key(rounds: Sequence[Round], start: str) -> str:
-    """Names the last of a method's first `rounds`, which begin from what `start_key` names: equal keys, equal files."""
+def round_key(rounds: Sequence[Round], start: str, data: str) -> str:
+    """Names the last of a method's first `rounds`, which begin from what `start_key` names, on data that the task's
+    `data_key` names: equal keys, equal files."""
     runs = [[trained_on(each.recipe), each.prune_to, _hash_or_name(each.recipe.pruning.rewind)] for each in rounds]
-    content = [parp_cli.__version__, torch.__version__, start, runs]
+    content = [parp_cli.__version__, torch.__version__, start, data, runs]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
 
 
 def start_key(recipe: AnyRecipe, init: Path | None = None, *, device: torch.device | None = None) -> str:
     """Names what a method's first run begins from: the hashes of its files (of a model that is no file, its name).
 
-    And the kind of device, on which the last bits depend. Of data the files that list it are hashed, not its audio.
+    And the kind of device, on which the last bits depend.
     """
     model, initial = recipe.model or recipe.default_model or "", recipe.pruning.initial
     if model == BUNDLED:
@@ -53,8 +54,7 @@ def start_key(recipe: AnyRecipe, init: Path | None = None, *, device: torch.devi
     masked = str(initial) if initial in FIRST_MASKS else _hash_or_name(initial)
     on_cuda = device is not None and device.type == "cuda"
     where = torch.cuda.get_device_name(device) if on_cuda else str(device or "cpu")
-    files = map(_hash_or_name, recipe.data.files())
-    return " ".join([named, _hash_or_name(init), masked, *files, where])
+    return " ".join([named, _hash_or_name(init), masked, where])
 
 
 def _hash_or_name(source: str | Path | None) -> str:

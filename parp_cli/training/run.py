@@ -91,13 +91,17 @@ class TrainingRun:
 
     # ------------------------------------------------------------------------------------------------- beginning
 
-    def _begin(self, *, replace_finished: bool) -> None:
-        """Prune, and delete what an earlier run left, unless that must not be lost."""
-        states.check_not_lost(self.files, self._setup.identity, replace_finished=replace_finished)
+    def _begin(self, *, keeps: bool) -> None:
+        """Prune, and make room where an earlier run left something."""
+        if keeps:
+            states.check_not_lost(self.files, self._setup.identity)
+            self._world.wait()  # all have looked
         items = self._setup.calibration
         self.pruner.start(partial(self._objective.forward, self.module, items) if items else None)
         if not self._world.is_main:
             return
+        if keeps and (kept := states.keep_other_run(self.files)):
+            self._tell(news=f"another run's files were here, and are now in {', '.join(map(str, kept))}")
         # What a resumed run would take for its own goes first, and the log only after it.
         for path in (self.files.finished, self.files.state):
             path.unlink(missing_ok=True)
@@ -147,12 +151,12 @@ class TrainingRun:
 
     # -------------------------------------------------------------------------------------------------- training
 
-    def train(self, stop: Stop, *, resume: bool, replace_finished: bool) -> None:
+    def train(self, stop: Stop, *, resume: bool, keeps: bool) -> None:
         """All updates that are left, with validations.
 
         Args:
             resume: go on where the saved state is.
-            replace_finished: otherwise begin even where it was this very run that has finished in the folder.
+            keeps: whether files of an earlier run are kept, those of this very one by refusing to begin anew.
 
         Raises:
             CheckpointError: the state is of a run with another recipe or beginning, of an earlier version, or none; or
@@ -166,7 +170,7 @@ class TrainingRun:
         if resume:
             self._resume()
         else:
-            self._begin(replace_finished=replace_finished)
+            self._begin(keeps=keeps)
         self.network.train()
         try:
             tell_observers(self, "begins")

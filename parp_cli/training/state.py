@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from parp_cli.errors import CheckpointError, UsageError
 from parp_cli.pruning.sharded import full_tensors, shard_like
 from parp_cli.storage.atomic import write_text
+from parp_cli.storage.run_folder import BEST, LAST, set_run_aside
 from parp_cli.storage.tensors import write_tensors
 from parp_cli.tasks.task import UpdateLoss, Validation
 
@@ -218,12 +219,23 @@ def read_finished(path: Path) -> dict[str, Any] | None:
     return noted
 
 
-def check_not_lost(files: RunFiles, identity: Mapping[str, Any], *, replace_finished: bool) -> None:
-    """Refuse to overwrite hours of work because --resume was forgotten.
+def keep_other_run(files: RunFiles) -> list[Path]:
+    """Move what another run left here out of the way; where it is then, nothing where there was none."""
+    # What a resumed run would take for its own goes first.
+    run = files.journal.parent
+    results = (files.finished, files.state, files.best, files.last, run / BEST, run / LAST)
+    if not any(path is not None and path.exists() for path in results):
+        return []
+    moved = dict.fromkeys((*results, files.journal, files.tensorboard))
+    return set_run_aside(run, [path for path in moved if path is not None])
 
-    Raises UsageError where this very run was stopped, or has finished (unless it may be replaced).
+
+def check_not_lost(files: RunFiles, identity: Mapping[str, Any]) -> None:
+    """Refuse to begin anew because --resume was forgotten.
+
+    Raises UsageError where this very run was stopped, or has finished.
     """
-    anew = "to begin anew, delete that folder or name another one with --run"
+    anew = "to begin anew, rename that folder or name another one with --run"
     with suppress(CheckpointError):  # no state, or of another run
         position = read_position(files.state)
         check_same_run(position, identity, files.state)
@@ -231,7 +243,7 @@ def check_not_lost(files: RunFiles, identity: Mapping[str, Any], *, replace_fini
             f"this run was stopped after update {position['update']}; its state is in {files.state.parent}",
             hint=f"go on with --resume; {anew}",
         )
-    noted = None if replace_finished else read_finished(files.finished)
+    noted = read_finished(files.finished)
     if noted is None:
         return
     with suppress(CheckpointError):

@@ -407,3 +407,19 @@ def test_what_tuning_leaves_out_is_told(world: World, trained: Path, tmp_path: P
     result = evaluate(trained, out=tmp_path / "eval.jsonl", data=judged(rows, world, tmp_path), options=options)
     assert [(problem.utterance_id, problem.split) for problem in result.left_out] == [("gone", "valid")]
     assert result.error() is not None
+
+
+def test_results_of_another_system_are_kept(trained: Path, world: World, tmp_path: Path) -> None:
+    out, html = tmp_path / "eval.jsonl", tmp_path / "page.html"
+    evaluate(trained, out=out, options=Options(html=html))
+    first = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    assert set(first) == {"eval.jsonl", "eval.json", "page.html"}
+    evaluate(trained, out=out, options=Options(html=html))
+    assert {path.name for path in tmp_path.iterdir()} == set(first), "the same results are not kept twice"
+    kept = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    for number in (1, 2):
+        evaluate(trained, out=out, options=Options(html=html, splits=(("valid", "train")[number - 1],)))
+        assert {path.name for path in tmp_path.glob(f"*~{number}*")} == {
+            name.replace(".", f"~{number}.") for name in first
+        }
+    assert {name: (tmp_path / name.replace(".", "~1.")).read_bytes() for name in first} == kept

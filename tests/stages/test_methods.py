@@ -14,9 +14,11 @@ from parp_cli.errors import CheckpointError
 from parp_cli.models.sources.load import random_encoder
 from parp_cli.pruning.masks import Masks, count_pruned
 from parp_cli.runtime.device import resolve_precision
+from parp_cli.runtime.progress import silent
 from parp_cli.stages.finetune import FinetuneResult, finetune
 from parp_cli.storage import checkpoint
 from parp_cli.storage.checkpoint import Checkpoint
+from parp_cli.tasks.task import task_class
 from parp_cli.training.keys import round_key, start_key
 from parp_cli.training.plan import rounds_of
 from tests.stages.spies import Beginning, Change
@@ -53,8 +55,13 @@ def assert_rewound(run: Beginning, source: Mapping[str, Tensor]) -> None:
 
 def intermediate(recipe: Recipe, run: Path, number: int) -> Checkpoint:
     """The last checkpoint of a method's run with this number, from 1."""
-    rounds = rounds_of(precise(recipe))[:number]
-    return checkpoint.read(run / "rounds" / round_key(rounds, start_key(recipe)) / "finetune-last.safetensors")
+    return checkpoint.read(run / "rounds" / key_of(recipe, number) / "finetune-last.safetensors")
+
+
+def key_of(recipe: Recipe, number: int) -> str:
+    """The key of a method's run with this number."""
+    data = task_class(recipe.task).data_key(recipe.data, silent)
+    return round_key(rounds_of(precise(recipe))[:number], start_key(recipe), data)
 
 
 def precise(recipe: Recipe) -> Recipe:
@@ -234,7 +241,7 @@ def test_the_dense_run_is_shared(world: World, beginnings: list[Beginning], tmp_
         return finetune(recipe, run=tmp_path / run, rounds_folder=rounds_folder).last.read_bytes()
 
     dense = world.recipe("pruning.method=dense", "pruning.sparsity=0.9", "training.updates=4")
-    own = shared / round_key(rounds_of(precise(dense)), start_key(dense))
+    own = shared / key_of(dense, 1)
     finetune(dense, run=own)
     omp("0.3", "thirty", rounds_folder=shared)
     fifty = omp("0.5", "fifty", rounds_folder=shared)

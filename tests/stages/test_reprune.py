@@ -136,3 +136,12 @@ def test_patterns_that_cannot_be(masked: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"no weight of .* can hold pattern 48x48"):
         reprune(masked, pattern="48x48", out=tmp_path / "out.safetensors")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_trained_checkpoint_is_not_overwritten(trained: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy.safetensors"
+    copy.write_bytes(trained.read_bytes())
+    reprune(copy, out=copy, sparsity=0.75)
+    assert (tmp_path / "copy~1.safetensors").read_bytes() == trained.read_bytes()
+    reprune(trained, out=copy, sparsity=0.8)
+    assert len(list(tmp_path.iterdir())) == 2, "what is made in a moment is"

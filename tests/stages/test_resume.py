@@ -186,7 +186,7 @@ def test_a_finished_run_is_not_run_again(world: World, masked: Path, tmp_path: P
 
 
 def test_a_finished_run_is_not_lost_by_leaving_out_resume(world: World, masked: Path, tmp_path: Path) -> None:
-    """It is refused before anything is touched, wherever its checkpoint went; another recipe begins anew."""
+    """It is refused before anything is touched, wherever its checkpoint went; before another recipe it is set aside."""
     recipe, out = world.recipe(), tmp_path / "elsewhere.safetensors"
     finetune(recipe, run=tmp_path / "run", init=masked, out=out)
     before = contents(tmp_path)
@@ -198,6 +198,41 @@ def test_a_finished_run_is_not_lost_by_leaving_out_resume(world: World, masked: 
     out.with_name("elsewhere-last.safetensors").unlink()
     finetune(world.recipe("training.updates=2"), run=tmp_path / "run", init=masked, out=out)
     assert contents(tmp_path) != before
+
+
+@pytest.mark.parametrize("finished", [True, False])
+@pytest.mark.parametrize("outside", [True, False])
+def test_another_recipe_loses_nothing(
+    world: World, masked: Path, tmp_path: Path, finished: bool, outside: bool
+) -> None:
+    """Whatever another run left, in the run folder or where --out names, is set aside, and goes on from there."""
+    run, said = tmp_path / "run", list[str]()
+    out = tmp_path / "best.safetensors" if outside else None
+    if finished:
+        finetune(world.recipe(), run=run, init=masked, out=out)
+    else:
+        stopped(world, masked, run)
+    before = contents(tmp_path)
+    recipe = world.recipe("seed=3", "training.updates=5")
+    finetune(recipe, run=run, init=masked, out=out, notify=lambda step: said.append(step.news))
+    after = contents(tmp_path)
+    for path, content in before.items():
+        kept = (
+            tmp_path / "run~1" / path.relative_to(run) if path.is_relative_to(run) else path.with_stem(f"{path.stem}~1")
+        )
+        assert path.name == ".lock" or after[kept] == content, path
+    assert any("another run's files were here" in news and "run~1" in news for news in said)
+    if not outside:
+        finetune(world.recipe(), run=tmp_path / "run~1", init=masked, resume=True)
+        assert contents(run) == {path: content for path, content in after.items() if path.is_relative_to(run)}
+
+
+def test_a_checkpoint_that_was_put_there_is_not_lost(world: World, masked: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "finetune.safetensors").write_bytes(masked.read_bytes())
+    finetune(world.recipe("training.updates=2"), run=run, init=masked, resume=True)
+    assert (tmp_path / "run~1" / "finetune.safetensors").read_bytes() == masked.read_bytes()
 
 
 @pytest.mark.parametrize("finished", [False, True])

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import soundfile
 import torch
 
 from parp_cli.errors import Interrupted, UsageError
@@ -26,13 +27,14 @@ from parp_cli.storage.run_folder import round_folder
 from parp_cli.sweep import cells
 from parp_cli.sweep import run as sweeping
 from parp_cli.sweep.cells import read_failure, run_cell
-from parp_cli.sweep.grid import Cell, Sweep, load_sweep
+from parp_cli.sweep.grid import Cell, Sweep, load_sweep, with_data
 from parp_cli.sweep.run import SweepResult, plan_sweep, run_cells, run_sweep
 from parp_cli.sweep.workers import ProcessPool
 from parp_cli.training.observe import Observer, observing
 from parp_cli.training.run import TrainingRun
 from tests.stages.processes import wait_for
 from tests.sweep.conftest import without_times
+from tests.tiny import World
 
 CPU = torch.device("cpu")
 METHODS = "grid: {pruning.method: [omp, dense, imp], pruning.sparsity: [0.2, 0.3]}\nsplits: [test, valid]\n"
@@ -41,7 +43,7 @@ LONG = (*SHORT, "training.updates=60", "pruning.rounds.updates=20", "training.va
 
 
 def load(path: Path) -> Sweep:
-    return load_sweep(path, device=CPU)
+    return with_data(load_sweep(path, device=CPU))
 
 
 def rows(run: Path) -> list[dict[str, Any]]:
@@ -549,3 +551,49 @@ def test_a_failing_cell_on_ray(write_sweep: Any, tmp_path: Path) -> None:
         ray.shutdown()
     assert (bad.failed or "").startswith("the model produced non-finite logits for utterance")
     assert good.failed is None
+
+
+@pytest.mark.parametrize("change", ["transcript", "audio", "test transcript"])
+def test_what_was_made_from_other_data_is_made_again(
+    write_sweep: Any, world: World, tmp_path: Path, trained: list[str], change: str
+) -> None:
+    """Of the same length, too; and where only what is evaluated changed, nothing is trained."""
+    rows_there = [json.loads(line) for line in world.manifest.read_text().splitlines()]
+    for row in rows_there:
+        audio = tmp_path / Path(row["audio"]).name
+        audio.write_bytes((world.manifest.parent / row["audio"]).read_bytes())
+        row["audio"] = str(audio)
+    manifest, run = tmp_path / "own.jsonl", tmp_path / "run"
+
+    def swept() -> list[dict[str, Any]]:
+        manifest.write_text("".join(json.dumps(row) + "\n" for row in rows_there))
+        trained.clear()
+        run_sweep(load(write_sweep(text, *SHORT, f"data.manifest={manifest}")), run=run)
+        return rows(run)
+
+    text = "grid: {pruning.method: [dense, omp]}\nsplits: [test]\n"
+    before = swept()
+    assert len(trained) == 2
+    assert swept() == before
+    assert trained == []
+    split = "test" if change == "test transcript" else "train"
+    row = next(row for row in rows_there if row["split"] == split)
+    if change == "audio":
+        samples, rate = soundfile.read(row["audio"])
+        soundfile.write(row["audio"], samples[::-1], rate)
+    else:
+        row["text"] = row["text"][::-1]
+    after = swept()
+    assert len(trained) == (0 if split == "test" else 2)
+    if split == "test":
+        assert [row["key"] for row in after] == [row["key"] for row in before]
+        figures = [
+            json.loads((run / row["checkpoint"]).with_name("eval-test.jsonl").read_text().splitlines()[0])
+            for row in after
+        ]
+        assert all(figure["reference"] == row["text"] for figure in figures)
+        assert len(list(run.glob("rounds/*/eval-test~1.jsonl"))) == 2
+    else:
+        assert {row["key"] for row in after}.isdisjoint(row["key"] for row in before)
+        kept = [json.loads(line) for line in (run / "sweep~1.jsonl").read_text().splitlines()]
+        assert kept == before

@@ -19,6 +19,7 @@ from parp_cli.models.transformers.architecture import TOKENIZER, TextArchitectur
 from parp_cli.runtime.processes import World
 from parp_cli.runtime.progress import Notify
 from parp_cli.scoring.classes import NAMES
+from parp_cli.storage.checkpoint import file_hash
 from parp_cli.tasks.batches import CountBatches
 from parp_cli.tasks.classification.data import TextSet, encoding_of, load_texts, recorded_names
 from parp_cli.tasks.classification.items import TextItem
@@ -61,11 +62,16 @@ class ClassificationTask(RecipeTask[TextItem]):
         return cls(recipe=recipe, architecture=architecture, data=data)
 
     @staticmethod
-    def read_split(data: Any, split: str, notify: Notify, *, evaluated: bool) -> None:
+    def data_key(data: Any, notify: Notify) -> str:
+        return " ".join(file_hash(split_file(data, split)) for split in (data.train, data.valid))
+
+    @staticmethod
+    def split_key(data: Any, split: str, notify: Notify) -> str:
         path = split_file(data, split)
         _, problems = read_texts(path, columns_of(data, path))
-        if problems and evaluated:
+        if problems:
             raise DataError(f"{len(problems):,} problems with split {split}", details=first_few(problems))
+        return file_hash(path)
 
     @property
     def train(self) -> Sequence[TextItem]:

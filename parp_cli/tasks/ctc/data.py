@@ -3,6 +3,7 @@
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from parp_cli.config.finetune import Data
 from parp_cli.data.check import (
@@ -15,7 +16,7 @@ from parp_cli.data.check import (
     with_lengths,
 )
 from parp_cli.data.corpora import load
-from parp_cli.data.inspection import inspect_files
+from parp_cli.data.inspection import Inspected, content_hash, inspect_files
 from parp_cli.data.labels import Vocabulary, letters_vocabulary, phones_vocabulary, visible
 from parp_cli.data.phones import MARKS
 from parp_cli.data.utterances import Utterance
@@ -26,13 +27,30 @@ from parp_cli.runtime.progress import Notify, Progress
 
 @dataclass(frozen=True, kw_only=True)
 class CtcData:
-    """What is learned from and judged on; problems of utterances that are left out, and notes on the others."""
+    """What is learned from and judged on; problems of utterances that are left out, and notes on the others; and the
+    `data_key` of all of it."""
 
     train: tuple[Utterance, ...]
     valid: tuple[Utterance, ...]
     vocabulary: Vocabulary
     skipped: tuple[Problem, ...]
     notes: tuple[str, ...]
+    key: str
+
+
+def data_key(data: Data, notify: Notify) -> str:
+    """Names the content of both splits, text and audio. Raises DataError where they are missing."""
+    return _read(data, notify)[-1]
+
+
+def _read(data: Data, notify: Notify) -> tuple[list[Utterance], list[Utterance], dict[Path, Inspected], str]:
+    """The utterances of both splits, with lengths where the corpus gives them; what is in their audio; and a name of
+    this content."""
+    train = load(data, data.train, notify, lenient=True)
+    valid = spread(load(data, data.valid, notify, lenient=True), data.max_valid_utterances)
+    of_train, of_valid = (inspect_files((each.audio for each in some), notify=notify) for some in (train, valid))
+    infos = of_train | of_valid
+    return train, valid, infos, f"{content_hash(train, infos)} {content_hash(valid, infos)}"
 
 
 def load_data(data: Data, architecture: Architecture, own: Vocabulary | None, notify: Notify) -> CtcData:
@@ -41,11 +59,8 @@ def load_data(data: Data, architecture: Architecture, own: Vocabulary | None, no
     `own` is the vocabulary of the model or checkpoint that training begins from. Raises DataError where the data is
     missing, or holds utterances that cannot be trained on.
     """
-    train = load(data, data.train, notify, lenient=True)
-    valid = spread(load(data, data.valid, notify, lenient=True), data.max_valid_utterances)
+    train, valid, infos, key = _read(data, notify)
     vocabulary, of_head = _vocabulary(data, own, train, valid)
-    infos = inspect_files((each.audio for each in train), notify=notify)
-    infos |= inspect_files((each.audio for each in valid), notify=notify)
     splits = [(data.train, with_lengths(train, infos)), (data.valid, with_lengths(valid, infos))]
     of_train, of_valid = (
         check_utterances(some, split, infos, vocabulary, lambda samples: frames(architecture, samples))
@@ -63,7 +78,12 @@ def load_data(data: Data, architecture: Architecture, own: Vocabulary | None, no
         notify(Progress("checking audio", len(infos), len(infos), warning=note))
     train, valid = (_without(skipped, some, split) for split, some in splits)
     return CtcData(
-        train=tuple(train), valid=tuple(valid), vocabulary=vocabulary, skipped=tuple(skipped), notes=tuple(notes)
+        train=tuple(train),
+        valid=tuple(valid),
+        vocabulary=vocabulary,
+        skipped=tuple(skipped),
+        notes=tuple(notes),
+        key=key,
     )
 
 

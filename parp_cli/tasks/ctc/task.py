@@ -1,7 +1,5 @@
 """Speech recognition with CTC, as `tasks.task.Task`."""
 
-import hashlib
-import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -15,6 +13,7 @@ from torch import Tensor, nn
 from parp_cli.config.finetune import AnyRecipe, Recipe
 from parp_cli.data import corpora
 from parp_cli.data.batching import sorted_batches
+from parp_cli.data.inspection import content_hash, inspect_files
 from parp_cli.data.labels import frames_needed, recorded_vocabulary
 from parp_cli.data.utterances import Utterance
 from parp_cli.errors import CheckpointError, UsageError
@@ -26,7 +25,7 @@ from parp_cli.runtime.progress import Notify
 from parp_cli.tasks.batches import UpdateBatches
 from parp_cli.tasks.ctc.advise import blank_diagnosis, validation_message
 from parp_cli.tasks.ctc.augmentation import Augmentation
-from parp_cli.tasks.ctc.data import CtcData, load_data
+from parp_cli.tasks.ctc.data import CtcData, data_key, load_data
 from parp_cli.tasks.ctc.features import DISK_BYTES, MEMORY_BYTES, FrontEndFeatures
 from parp_cli.tasks.ctc.objective import CtcObjective
 from parp_cli.tasks.masking import LatentMasking
@@ -67,8 +66,14 @@ class CtcTask(RecipeTask[Utterance]):
         return cls(recipe=recipe, architecture=architecture, data=data)
 
     @staticmethod
-    def read_split(data: Any, split: str, notify: Notify, *, evaluated: bool) -> None:
-        corpora.load(data, split, notify, lenient=not evaluated)
+    def data_key(data: Any, notify: Notify) -> str:
+        return data_key(data, notify)
+
+    @staticmethod
+    def split_key(data: Any, split: str, notify: Notify) -> str:
+        corpora.load(data, split, notify)  # which reports files that are missing or cannot be opened
+        utterances = corpora.load(data, split, notify, lenient=True)
+        return content_hash(utterances, inspect_files((each.audio for each in utterances), notify=notify))
 
     @property
     def train(self) -> Sequence[Utterance]:
@@ -95,10 +100,7 @@ class CtcTask(RecipeTask[Utterance]):
         return self.data.vocabulary.to_json()
 
     def data_hash(self) -> str:
-        """Of names, lengths and labels of all utterances, in order."""
-        data = self.data
-        spelt = [[u.id, u.seconds, data.vocabulary.reference(u)] for u in (*data.train, *data.valid)]
-        return hashlib.sha256(json.dumps(spelt).encode()).hexdigest()
+        return self.data.key
 
     def findings(self) -> Iterator[tuple[str, dict[str, Any]]]:
         for problem in self.data.skipped:

@@ -26,7 +26,8 @@ VOCABULARY = Vocabulary(("<blank>", "|", "A", "B"), "letters")
 
 def task_of(utterances: Sequence[Utterance]) -> CtcTask:
     """Recognition of these, which are to learn from too."""
-    data = CtcData(train=tuple(utterances), valid=tuple(utterances), vocabulary=VOCABULARY, skipped=(), notes=())
+    both = {"train": tuple(utterances), "valid": tuple(utterances)}
+    data = CtcData(**both, vocabulary=VOCABULARY, skipped=(), notes=(), key="")
     return CtcTask(recipe=Recipe(), data=data, architecture=ARCHITECTURE)
 
 
