@@ -37,10 +37,12 @@ class Architecture(Protocol):
         layers: Transformer layers.
         width: features of the Transformer, D.
         kinds: every kind of prunable module, in reading order.
+        libraries: packages beside torch that compute its networks.
     """
 
     kind: ClassVar[str]
     kinds: ClassVar[tuple[str, ...]]
+    libraries: ClassVar[tuple[str, ...]]
 
     @property
     def name(self) -> str: ...

@@ -2,10 +2,10 @@
 
 import os
 import platform
-import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import parp_cli
@@ -109,12 +109,11 @@ def deterministic_algorithms(wanted: bool) -> Iterator[None]:
         torch.use_deterministic_algorithms(before)
 
 
-def versions() -> dict[str, str]:
-    """Versions of the software that results depend on."""
+def versions(libraries: Iterable[str] = ()) -> dict[str, str]:
+    """Versions of the software that results depend on, with those of an architecture's own `libraries`."""
     import torch
     import torchaudio
 
     own = {"parp": parp_cli.__version__, "python": platform.python_version()}
     found = {**own, "torch": torch.__version__, "torchaudio": torchaudio.__version__}
-    transformers = sys.modules.get("transformers")  # where networks of it are made
-    return found if transformers is None else {**found, "transformers": transformers.__version__}
+    return found | {library: version(library) for library in libraries}

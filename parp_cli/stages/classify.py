@@ -241,7 +241,9 @@ def evaluate_texts(
                     figures=figures[place],
                 )
             )
-            _write(systems[-1], texts, predictions, {"data": asdict(data), "left_out": left_out, "notes": notes})
+            used = versions(classifier.network.architecture.libraries)
+            about = {"data": asdict(data), "left_out": left_out, "notes": notes, "versions": used}
+            _write(systems[-1], texts, predictions, about)
     return Classified(systems=tuple(systems), left_out=tuple(left_out), notes=tuple(notes), unusable=data.unusable)
 
 
@@ -331,5 +333,5 @@ def _write(
     if not is_text(system.path, predicted):
         set_aside(system.path, system.figures)
     write_text(system.path, predicted)
-    figures = {**asdict(system), "metric": next(iter(system.metrics)), **about, "versions": versions()}
+    figures = {**asdict(system), "metric": next(iter(system.metrics)), **about}
     write_text(system.figures, json.dumps(figures, default=str, ensure_ascii=False, indent=2, sort_keys=True) + "\n")

@@ -313,7 +313,7 @@ def _setup(each: Round, preparation: Preparation) -> RunSetup:
             recipe=recipe_to_dict(recipe),
             seed=recipe.seed,
             parents=start.parents,
-            versions=versions(),
+            versions=versions(start.architecture.libraries),
         ),
         target=settings.sparsity,
         micro_batch_key=task.pass_key,

@@ -226,5 +226,11 @@ def _completed(path: Path, masks: Masks, names: Sequence[str], weights: Mapping[
 
 
 def _metadata(encoder: Encoder, **values: Any) -> Metadata:
-    architecture = encoder.architecture.to_json()
-    return Metadata(stage="mask", architecture=architecture, task=encoder.task, versions=versions(), **values)
+    architecture = encoder.architecture
+    return Metadata(
+        stage="mask",
+        architecture=architecture.to_json(),
+        task=encoder.task,
+        versions=versions(architecture.libraries),
+        **values,
+    )

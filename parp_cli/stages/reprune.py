@@ -82,7 +82,7 @@ def reprune(
         recipe=_repruned(old.metadata.recipe, {"sparsity": sparsity, "pattern": str(parsed)}),
         parents=lineage(source, old.metadata),
         metrics={"revived": revived, "dropped": dropped},
-        versions=versions(),
+        versions=versions(architecture.libraries),
     )
     amount = write_pruned(out, old.weights, masks, target=sparsity, metadata=metadata)
     return RepruneResult(

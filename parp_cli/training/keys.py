@@ -61,7 +61,7 @@ def _hash_or_name(source: str | Path | None) -> str:
     if source is None:
         return ""
     path = Path(source)
-    if path.is_dir():  # a model of transformers, or a corpus: of what is deeper in it, sizes and times
+    if path.is_dir():  # a model of transformers: of what is deeper in it, sizes and times
         files = sorted(file for file in path.rglob("*") if file.is_file())
         deep = [
             (str(file.relative_to(path)), file.stat().st_size, file.stat().st_mtime_ns)

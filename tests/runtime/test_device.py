@@ -1,12 +1,14 @@
-"""Precision: what torch is set to, which shows without a GPU too."""
+"""Precision: what torch is set to, which shows without a GPU too; and versions."""
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
 
-from parp_cli.runtime.device import autocast, tensor_cores, validation_precision, with_resolved_precision
+from parp_cli.runtime.device import autocast, tensor_cores, validation_precision, versions, with_resolved_precision
 from parp_cli.runtime.progress import Progress
 from parp_cli.stages.evaluate import Options, evaluate
 from parp_cli.stages.finetune import finetune
@@ -74,3 +76,11 @@ def test_auto_is_resolved_by_the_device(monkeypatch: pytest.MonkeyPatch) -> None
         for device in (CUDA, CPU):
             assert with_resolved_precision(Settings("auto"), device) == Settings("bfloat16" if native else "float32")
             assert with_resolved_precision(Settings("tf32", 8), device) == Settings("tf32", 8)
+
+
+def test_versions_do_not_depend_on_what_was_imported(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or else the same run would write other bytes in another process."""
+    before = versions()
+    monkeypatch.setitem(sys.modules, "transformers", ModuleType("transformers"))
+    assert versions() == before
+    assert versions(["safetensors"]).keys() - before.keys() == {"safetensors"}

@@ -97,13 +97,13 @@ def test_other_runs_have_other_keys(change: str) -> None:
     assert set(keys(recipe(*asked))).isdisjoint(keys(recipe(*asked), start="elsewhere"))
 
 
-def test_files_deep_in_a_corpus_count(tmp_path: Path) -> None:
-    table = tmp_path / "corpus" / "train" / "wav.scp"
-    table.parent.mkdir(parents=True)
+def test_files_deep_in_a_model_count(tmp_path: Path) -> None:
+    weights = tmp_path / "model" / "shards" / "1.safetensors"
+    weights.parent.mkdir(parents=True)
     keys = []
-    for text in ("a a.wav\n", "a a.wav\nb b.wav\n"):
-        table.write_text(text)
-        keys += [start_key(recipe("data.corpus=manifest", f"data.manifest={tmp_path / 'corpus'}")) for _ in range(2)]
+    for content in ("one", "one and more"):
+        weights.write_text(content)
+        keys += [start_key(recipe(f"model={tmp_path / 'model'}")) for _ in range(2)]
     assert keys[0] == keys[1] != keys[2] == keys[3]
 
 

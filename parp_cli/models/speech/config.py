@@ -81,6 +81,7 @@ class Architecture:
 
     kind: ClassVar[str] = "speech"
     kinds: ClassVar[tuple[str, ...]] = prunable.KINDS
+    libraries: ClassVar[tuple[str, ...]] = ()
 
     name: str = CUSTOM
     family: Family

@@ -47,6 +47,7 @@ class TextArchitecture:
 
     kind: ClassVar[str] = "text"
     kinds: ClassVar[tuple[str, ...]] = ()
+    libraries: ClassVar[tuple[str, ...]] = ("transformers",)
 
     config: Mapping[str, Any]
     stack: str
