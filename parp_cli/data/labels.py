@@ -95,7 +95,8 @@ class Vocabulary:
     @cached_property
     def case(self) -> Case | None:
         """The case of the letters; None if some are symbols in both cases."""
-        if len({symbol.lower() for symbol in self._spellings}) < len(self._spellings):
+        in_both = len({symbol.lower() for symbol in self._spellings}) < len(self._spellings)
+        if in_both or {"Σ", "ς"} <= set(self._spellings):  # whose small letters differ
             return None
         capitals = sum(in_case(symbol, "lower") != symbol for symbol in self._spellings)
         small = sum(in_case(symbol, "upper") != symbol for symbol in self._spellings)
@@ -150,7 +151,7 @@ class Vocabulary:
 
         A character without a symbol stands for itself, in the vocabulary's case.
         """
-        if self.case is not None and "ς" in self._spellings and "Σ" not in self._spellings:
+        if self.case is not None and "ς" in self._spellings:
             text = final_sigmas(text)
         return [symbol for part in self._parts.findall(text) for symbol in self._spelling(part)]
 

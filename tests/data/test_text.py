@@ -174,6 +174,13 @@ def test_equal_text_is_no_error_and_different_text_is_never_equal(data: st.DataO
     assert (word_errors([reference], [heard]).errors == 0) == equal
 
 
+def test_a_capital_and_a_final_sigma_are_one_letter_in_two_cases() -> None:
+    assert letters("Σς").case is None
+    assert letters("σς").case == "lower"
+    assert letters("Σς").spelling("ΣΣ Σς") == ["Σ", "Σ", BOUNDARY, "Σ", "ς"]
+    assert letters("σς").spelling("ΣΣ Σς") == ["σ", "ς", BOUNDARY, "σ", "ς"]
+
+
 def test_combining_marks_are_seen_in_messages() -> None:
     assert visible("\u0301") == "◌\u0301"
     assert visible("é") == "é"
