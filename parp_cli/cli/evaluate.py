@@ -12,6 +12,7 @@ from parp_cli.errors import UsageError
 if TYPE_CHECKING:
     from parp_cli.decoding.recognizer import Tuning
     from parp_cli.stages.evaluate import EvaluateResult
+    from parp_cli.storage.checkpoint import Metadata
 
 _TRIALS_SHOWN = 10
 _WORST_SHOWN = 3
@@ -121,6 +122,7 @@ def evaluate(
         _evaluate_texts(
             output,
             source,
+            metadata,
             run,
             out,
             settings or (),
@@ -176,6 +178,7 @@ def evaluate(
 def _evaluate_texts(
     output: Output,
     source: Path,
+    metadata: "Metadata",
     run: Path,
     out: Path | None,
     settings: Sequence[str],
@@ -190,9 +193,8 @@ def _evaluate_texts(
     from parp_cli.cli.predict import show
     from parp_cli.runtime.device import select_device
     from parp_cli.stages.classify import evaluate_texts, recorded_texts
-    from parp_cli.storage.checkpoint import read_metadata
 
-    data = recorded_texts(read_metadata(source), settings).data
+    data = recorded_texts(metadata, settings).data
     splits = tuple(dict.fromkeys(split or [data.test]))
     with output.progress() as notify:
         result = evaluate_texts(

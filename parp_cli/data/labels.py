@@ -152,7 +152,7 @@ class Vocabulary:
         A character without a symbol stands for itself, in the vocabulary's case.
         """
         if self.case is not None and "ς" in self._spellings:
-            text = final_sigmas(text)
+            text = final_sigmas(re.sub("[σς]", "Σ", text))  # equal to the same text in capitals
         return [symbol for part in self._parts.findall(text) for symbol in self._spelling(part)]
 
     def _spelling(self, part: str) -> list[str]:
@@ -175,7 +175,7 @@ class Vocabulary:
         """Other forms of the same letter, most likely first."""
         if self.case is None:
             return []
-        others = [other for other in (part.lower(), part.upper(), fold(part)) if fold(other) == fold(part)]
+        others = [other for other in (part.lower(), part.upper(), fold(part), "ς") if fold(other) == fold(part)]
         return [_TURKISH[part], *others] if part in _TURKISH and self._is_turkish else others
 
     @cached_property

@@ -28,6 +28,7 @@ from typing import Any
 from parp_cli.data.audio import AUDIO_SUFFIXES
 from parp_cli.data.downloads import unpack
 from parp_cli.data.generated import cache_folder
+from parp_cli.data.text import read_utf8
 from parp_cli.errors import DataError
 
 Fields = dict[str, Any]
@@ -135,13 +136,7 @@ def _is_fleurs(cells: list[str]) -> bool:
 
 
 def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise DataError(f"manifest {path} is not UTF-8 text", details=[str(error)], hint="save it as UTF-8") from error
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise DataError(f"cannot read manifest {path}", details=[reason], hint="check the path") from error
+    return read_utf8(path, what=f"manifest {path}")
 
 
 def _lines(path: Path) -> list[tuple[int, str]]:

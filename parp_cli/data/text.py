@@ -2,12 +2,28 @@
 
 import re
 import unicodedata
+from pathlib import Path
 from typing import Literal
+
+from parp_cli.errors import DataError
 
 Case = Literal["upper", "lower"]
 
 _MARKS = ("<s>", "</s>")
 _FINAL_SIGMA = re.compile(r"(?<=\w)Σ(?!\w)")
+
+
+def read_utf8(path: Path, *, what: str) -> str:
+    """The content of a text file, which messages call `what`, without byte order mark.
+
+    Raises DataError where it cannot be read, or is not UTF-8.
+    """
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{what} is not UTF-8 text", details=[str(error)], hint="save it as UTF-8") from error
+    except OSError as error:
+        raise DataError(f"cannot read {what}", details=[error.strerror or str(error)], hint="check the path") from error
 
 
 def normalize_text(text: str) -> str:

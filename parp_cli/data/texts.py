@@ -14,11 +14,11 @@ from typing import Any
 
 from parp_cli.config.classification import TextData
 from parp_cli.data.glue import GLUE
+from parp_cli.data.text import read_utf8
 from parp_cli.errors import DataError, first_few
 
 ENDINGS = (".tsv", ".csv", ".jsonl")
 _IDS = ("id", "idx", "index")
-_UTF8_HINT = "save it as UTF-8"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,10 +118,11 @@ def read_lines(path: Path) -> list[Text]:
 
     Raises DataError where it cannot be read, or has no text.
     """
-    lines = [(number, line) for number, line in enumerate(_content(path).split("\n"), start=1) if line.strip()]
-    if not lines:
+    lines = enumerate(read_utf8(path, what=str(path)).split("\n"), start=1)
+    texts = [Text(id=str(number), text=line.strip()) for number, line in lines if line.strip()]
+    if not texts:
         raise DataError(f"{path} holds no text")
-    return [Text(id=str(number), text=line.strip()) for number, line in lines]
+    return texts
 
 
 def _plain(value: Any) -> str:
@@ -129,18 +130,9 @@ def _plain(value: Any) -> str:
     return "" if value is None else value.strip() if isinstance(value, str) else json.dumps(value)
 
 
-def _content(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not UTF-8 text", details=[str(error)], hint=_UTF8_HINT) from error
-    except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror or error}", hint="check the path") from error
-
-
 def _rows(path: Path, *, header: bool) -> Iterator[tuple[int, Mapping[str, Any] | Any]]:
     """Line number (from 1) and cells by column of each line, or in place of these what is wrong with it."""
-    content = _content(path)
+    content = read_utf8(path, what=str(path))
     if path.suffix == ".jsonl":
         for number, line in enumerate(content.split("\n"), start=1):
             if line.strip():

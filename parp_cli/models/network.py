@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
-from parp_cli.errors import CheckpointError
+from parp_cli.errors import CheckpointError, first_few
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -20,6 +20,8 @@ _KINDS = {
     "text": ("parp_cli.models.transformers.architecture", "TextArchitecture"),
 }
 """Where the class of each kind is. Imported when one is read, so that this module stays cheap."""
+
+_MOST_DETAILS = 20
 
 _DEFAULT_KIND = "speech"
 """What files of format 1 hold, which do not tell."""
@@ -123,6 +125,26 @@ class Network(Protocol):
     def get_submodule(self, target: str) -> nn.Module: ...
 
     def state_dict(self) -> dict[str, Tensor]: ...
+
+
+def check_weights(
+    found: Mapping[str, Tensor], expected: Mapping[str, tuple[int, ...]], *, source: str, name: str, hint: str
+) -> None:
+    """Refuse weights of a network called `name` that are not exactly those with the `expected` shapes.
+
+    Raises:
+        CheckpointError: what is missing, left over or of another shape, all at once; `source` names them.
+    """
+    details = [f"{weight}: missing" for weight in expected if weight not in found]
+    details += [f"{weight}: left over" for weight in found if weight not in expected]
+    details += [
+        f"{weight}: {tuple(found[weight].shape)} in the file, {shape} in {name}"
+        for weight, shape in expected.items()
+        if weight in found and tuple(found[weight].shape) != shape
+    ]
+    if details:
+        what = f"the weights of {source} do not fit {name}"
+        raise CheckpointError(what, details=first_few(details, _MOST_DETAILS), hint=hint)
 
 
 def outputs_of(task: Mapping[str, Any] | None) -> int | None:

@@ -87,6 +87,27 @@ def apply_(masks: Masks, weights: Mapping[str, Tensor]) -> None:
         weight.view(_INTEGERS[weight.element_size()]).mul_(mask.to(weight.device))
 
 
+def under(masks: Masks, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The weights, zero where they are pruned; the given ones stay as they are."""
+    pruned = {**weights, **{name: weights[name].clone() for name in masks}}
+    apply_(masks, pruned)
+    return pruned
+
+
+def both(masks: Masks, others: Masks) -> dict[str, Tensor]:
+    """All that is pruned by one or the other, whatever weights each is for."""
+    return {**others, **{name: keep & others[name] if name in others else keep for name, keep in masks.items()}}
+
+
+def read_masks_for(path: Path, weights: Mapping[str, Tensor], *, what: str) -> Masks:
+    """The masks of a file, for `weights` that `what` names. Raises MaskError where it has none, or they do not fit."""
+    masks = checkpoint.read_masks(path)
+    if not masks:
+        raise MaskError(f"{path} has no mask", hint="`parp mask` makes one; a dense checkpoint needs no --mask")
+    check_fit(masks, weights, what=what)
+    return masks
+
+
 def write_pruned(
     path: Path, weights: Mapping[str, Tensor], masks: Masks, *, target: float | None, metadata: Metadata
 ) -> Sparsity:

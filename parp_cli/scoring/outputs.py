@@ -42,15 +42,20 @@ class Outputs:
         named = [("--out", self.hypotheses), ("--out", self.figures), *(("--trn", path) for path in self.trn)]
         return named if self.html is None else [*named, ("--html", self.html)]
 
+    def make_room(self, hypotheses: str) -> None:
+        """Keep files of other results than these under other names. Raises `UsageError`: one cannot be renamed."""
+        if not is_text(self.hypotheses, hypotheses):
+            for option, path in self.by_option:
+                set_aside(path, option=option)
+
     def write(self, recognitions: Sequence[Recognition], report: Report, figures: Mapping[str, Any]) -> None:
         """Write all files, the most expensive to recompute first, and keep those of other results under other names.
 
         Raises `ResourceError`, `UsageError`: a file cannot be written.
         """
-        if not is_text(self.hypotheses, to_lines(recognitions)):
-            for option, path in self.by_option:
-                set_aside(path, option=option)
-        write_text(self.hypotheses, to_lines(recognitions))
+        lines = to_lines(recognitions)
+        self.make_room(lines)
+        write_text(self.hypotheses, lines)
         text = json.dumps(figures, default=_plain, ensure_ascii=False, indent=2, sort_keys=True)
         write_text(self.figures, text + "\n")
         if self.html is not None:

@@ -3,7 +3,7 @@
 import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,10 @@ from parp_cli.config.classification import TextData, TextRecipe
 from parp_cli.config.load import recipe_from_dict
 from parp_cli.data.batching import sorted_batches
 from parp_cli.data.texts import ENDINGS, Columns, Text, columns_of, read_lines, read_texts, split_file
-from parp_cli.errors import CheckpointError, DataError, MaskError, first_few
+from parp_cli.errors import CheckpointError, DataError, first_few
 from parp_cli.models.recognizer import rebuild
 from parp_cli.models.transformers.architecture import TOKENIZER
-from parp_cli.pruning.masks import apply_, check_fit, sparsity
+from parp_cli.pruning.masks import both, read_masks_for, sparsity, under
 from parp_cli.runtime.device import autocast, tensor_cores, versions
 from parp_cli.runtime.progress import Notify, Progress, silent
 from parp_cli.scoring.classes import (
@@ -27,11 +27,12 @@ from parp_cli.scoring.classes import (
     measure_numbers,
     paired_test,
 )
+from parp_cli.scoring.outputs import Outputs, check_outputs, outputs
 from parp_cli.scoring.results import read_results
 from parp_cli.storage import checkpoint
-from parp_cli.storage.atomic import is_text, refuse_same, require_writable, set_aside, write_text
+from parp_cli.storage.atomic import write_text
 from parp_cli.storage.checkpoint import Checkpoint, Metadata
-from parp_cli.storage.run_folder import shortest_labels
+from parp_cli.storage.run_folder import require_head, shortest_labels
 from parp_cli.tasks.classification.items import Encoding, TextItem, labels_of
 
 _PASS_TOKENS = 8192
@@ -134,9 +135,8 @@ class Classifier:
 
 def require_classes(metadata: Metadata, source: Path) -> Mapping[str, Any]:
     """What the head of a checkpoint is for. Raises CheckpointError where it has none for texts."""
-    if metadata.task is None:
-        hint = "fine-tune it first: `parp finetune recipe.yaml`"
-        raise CheckpointError(f"{source} has no output head (stage {metadata.stage})", hint=hint)
+    require_head(source, metadata)
+    assert metadata.task is not None, "there is a head"
     if metadata.task["kind"] != "classification":
         raise CheckpointError(f"the output head of {source} is for {metadata.task['kind']}, not for texts")
     return metadata.task
@@ -185,11 +185,9 @@ def evaluate_texts(
     data = data or recorded_texts(content.metadata).data
     splits = tuple(dict.fromkeys(splits or (data.test,)))
     names = shortest_labels([source if masks else out, *masks, *against])
-    files = [out, *(out.with_stem(f"{out.stem}-{name.replace('/', '-')}") for name in names[1 : 1 + len(masks)])]
-    figures = [path.with_name(path.stem + ("-figures.json" if path.suffix == ".json" else ".json")) for path in files]
-    refuse_same({"--out": [*files, *figures]}, {"the checkpoint": [source], "--mask": masks, "--against": against})
-    for path in (*files, *figures):
-        require_writable(path, "--out")
+    suffixes = ["", *(name.replace("/", "-") for name in names[1 : 1 + len(masks)])]
+    files = [outputs(out, None, None, label) for label in suffixes]
+    check_outputs(files, {"the checkpoint": [source], "--mask": masks, "--against": against})
     others: dict[str, dict[str, tuple[str, str]]] = {}
     for name, path in zip(names[1 + len(masks) :], against, strict=True):
         others[name] = {f"{one.split}/{one.id}": (one.reference, one.hypothesis) for one in read_results(path)}
@@ -202,15 +200,17 @@ def evaluate_texts(
             hint="its head knows other classes: name the data it was fine-tuned for, or data.label",
         )
     systems: list[ClassifiedSystem] = []
+    items: Sequence[TextItem] = ()
     notes: list[str] = []
     with tensor_cores(precision):
         for place, mask in enumerate([None, *masks]):
             began = time.monotonic()
             pruned, share = _under(content, mask, source)
             classifier = Classifier(pruned, source, device, precision=precision)
-            made = classifier.encoding.items([text for _, text in texts], labels)
-            notes = made.notes("+".join(splits), classifier.encoding.max_length)
-            predictions = classifier.predict(made.items, notify)
+            if mask is None:  # under masks they are the same
+                made = classifier.encoding.items([text for _, text in texts], labels)
+                items, notes = made.items, made.notes("+".join(splits), classifier.encoding.max_length)
+            predictions = classifier.predict(items, notify)
             measured, table = _measure(labels, predictions, head["names"], seed)
             rows = {
                 f"{split}/{text.id}": (text.label or "", one.label)
@@ -237,13 +237,13 @@ def evaluate_texts(
                     confusion=table,
                     comparisons=tuple(tests),
                     seconds=time.monotonic() - began,
-                    path=files[place],
-                    figures=figures[place],
+                    path=files[place].hypotheses,
+                    figures=files[place].figures,
                 )
             )
             used = versions(classifier.network.architecture.libraries)
             about = {"data": asdict(data), "left_out": left_out, "notes": notes, "versions": used}
-            _write(systems[-1], texts, predictions, about)
+            _write(systems[-1], files[place], texts, predictions, about)
     return Classified(systems=tuple(systems), left_out=tuple(left_out), notes=tuple(notes), unusable=data.unusable)
 
 
@@ -291,15 +291,8 @@ def _under(content: Checkpoint, mask: Path | None, source: Path) -> tuple[Checkp
     """A checkpoint under its own mask and another, and the sparsity of both together."""
     if mask is None:
         return content, sparsity(content.masks)
-    masks = checkpoint.read_masks(mask)
-    if not masks:
-        raise MaskError(f"{mask} has no mask", hint="`parp mask` makes one; a dense checkpoint needs no --mask")
-    check_fit(masks, content.weights, what=str(source))
-    weights = {**content.weights, **{name: content.weights[name].clone() for name in masks}}
-    apply_(masks, weights)
-    own = content.masks
-    both = {name: keep & own[name] if name in own else keep for name, keep in masks.items()}
-    return Checkpoint(weights=weights, masks=content.masks, metadata=content.metadata), sparsity({**own, **both})
+    masks = read_masks_for(mask, content.weights, what=str(source))
+    return replace(content, weights=under(masks, content.weights)), sparsity(both(masks, content.masks))
 
 
 def _measure(
@@ -315,6 +308,7 @@ def _measure(
 
 def _write(
     system: ClassifiedSystem,
+    files: Outputs,
     texts: Sequence[tuple[str, Text]],
     predictions: Sequence[Prediction],
     about: Mapping[str, Any],
@@ -330,8 +324,7 @@ def _write(
         for (split, text), one in zip(texts, predictions, strict=True)
     ]
     predicted = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-    if not is_text(system.path, predicted):
-        set_aside(system.path, system.figures)
-    write_text(system.path, predicted)
+    files.make_room(predicted)
+    write_text(files.hypotheses, predicted)
     figures = {**asdict(system), "metric": next(iter(system.metrics)), **about}
-    write_text(system.figures, json.dumps(figures, default=str, ensure_ascii=False, indent=2, sort_keys=True) + "\n")
+    write_text(files.figures, json.dumps(figures, default=str, ensure_ascii=False, indent=2, sort_keys=True) + "\n")

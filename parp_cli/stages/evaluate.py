@@ -21,10 +21,10 @@ from parp_cli.data.corpora import load
 from parp_cli.data.labels import vocabulary_of
 from parp_cli.decoding.choose import Chosen, Decoding, choose
 from parp_cli.decoding.recognizer import Precision, Recognizer, Tunable, Tuning
-from parp_cli.errors import DataError, MaskError, UsageError, first_few
+from parp_cli.errors import DataError, UsageError, first_few
 from parp_cli.models.recognizer import rebuild
 from parp_cli.models.speech.config import Architecture, frames
-from parp_cli.pruning.masks import Masks, apply_, check_fit, sparsity
+from parp_cli.pruning.masks import Masks, both, read_masks_for, sparsity, under
 from parp_cli.runtime.device import tensor_cores, versions
 from parp_cli.runtime.processes import SINGLE, World
 from parp_cli.runtime.progress import Notify, Progress, silent
@@ -283,19 +283,13 @@ class _Evaluator:
             outputs=system.outputs,
         )
         if self.world.is_main:
-            about = {
-                "data": self._data,
-                "left_out": self._left_out,
-                "notes": self._notes,
-                "versions": versions(),
-            }
+            about = {"data": self._data, "left_out": self._left_out, "notes": self._notes, "versions": versions()}
             metrics = {**result.to_json(), **about, "precision": self.options.precision}
             system.outputs.write(recognitions, report, metrics)
         return recognitions, result
 
     def _recognizer(self, system: _System) -> Recognizer:
-        weights = {**self._content.weights, **{name: self._content.weights[name].clone() for name in system.masks}}
-        apply_(system.masks, weights)
+        weights = under(system.masks, self._content.weights)
         architecture, model = rebuild(replace(self._content, weights=weights), self.device, source=str(self.source))
         # The output of the checkpoint's own feature encoder is computed once, for all masks that do not touch it.
         own = system.mask is not None and any(map(architecture.is_feature_encoder, checkpoint.read_masks(system.mask)))
@@ -340,13 +334,9 @@ class _Evaluator:
         own, options = self._content.masks, self.options
         if mask is None:
             return _System(name=name, masks=own, outputs=outputs(self.out, options.html, options.trn))
-        masks = checkpoint.read_masks(mask)
-        if not masks:
-            raise MaskError(f"{mask} has no mask", hint="`parp mask` makes one; a dense checkpoint needs no --mask")
-        check_fit(masks, self._content.weights, what=str(self.source))
-        both = {name: keep & own[name] if name in own else keep for name, keep in masks.items()}
+        masks = read_masks_for(mask, self._content.weights, what=str(self.source))
         files = outputs(self.out, options.html, options.trn, name.replace("/", "-"))
-        return _System(name=name, mask=mask, masks={**own, **both}, outputs=files)
+        return _System(name=name, mask=mask, masks=both(masks, own), outputs=files)
 
     def _check_files(self) -> None:
         """No file may be named twice, or overwrite another."""

@@ -21,7 +21,7 @@ from parp_cli.exporters.text import export_text
 from parp_cli.exporters.torchaudio import export_torchaudio
 from parp_cli.models.recognizer import encoder_of
 from parp_cli.models.speech.config import Architecture
-from parp_cli.pruning.masks import apply_, check_fit
+from parp_cli.pruning.masks import check_fit, under
 from parp_cli.runtime.device import versions
 from parp_cli.runtime.progress import Notify, silent
 from parp_cli.storage import checkpoint
@@ -88,8 +88,7 @@ def export(source: Path, *, to: Target, out: Path, int8: bool = False, notify: N
     content = checkpoint.read(source)
     architecture, weights, task, *_ = encoder_of(content, source=str(source))
     check_fit(content.masks, weights, what=str(source))
-    weights |= {name: weights[name].clone() for name in content.masks}
-    apply_(content.masks, weights)
+    weights = under(content.masks, weights)
     zeros = sum(int((weights[name] == 0).sum()) for name in content.masks)
     if architecture.kind == "text" and to != "hf":
         raise CheckpointError(f"{architecture.name} has no form for {to}", hint="--to hf writes text encoders")

@@ -222,7 +222,7 @@ def finetune(
         notify(Progress("fine-tuning", 0, 1, warning=f"pruned heads and units of {whole.start.source} {why}; {what}"))
     whole = replace(whole, task=replace(whole.task, shared=features_folder))
     start, parent = start_key(recipe, init, device=device), rounds_folder or run / ROUNDS
-    data = task_class(recipe.task).data_key(recipe.data, notify) if len(rounds) > 1 else ""  # only folders need it
+    data = whole.task.own_data_key(notify) if len(rounds) > 1 else ""  # only folders need it
     folders = [parent / round_key(rounds[:count], start, data) for count in range(1, len(rounds))]
     if resume and not any(folder.exists() for folder in (*folders, state_path(run))) and finished(run, out) is None:
         notify(Progress("fine-tuning", 0, 1, warning=f"nothing to resume in {run}: beginning"))

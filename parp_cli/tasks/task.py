@@ -5,7 +5,7 @@ limits what an update and a forward pass hold. B items in a forward pass.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -297,6 +297,26 @@ class RecipeTask(Task[Item]):
     @abstractmethod
     def split_key(data: Any, split: str, notify: Notify) -> str:
         """The same for a split that is evaluated, in which items that cannot be read are errors."""
+
+    def own_data_key(self, notify: Notify) -> str:
+        """`data_key` of the data that this task has read."""
+        return self.data_key(self.recipe.data, notify)
+
+    def begin_with(
+        self, network: Any, weights: Mapping[str, Tensor], source: str, *, may_lack: Collection[str] = ()
+    ) -> None:
+        """Load weights into a network that is freshly initialised, of whose head all that they lack stays as it is.
+
+        Raises CheckpointError, which names the source, where they are others, or lack more than that and `may_lack`.
+        """
+        fresh = network.state_dict()
+        missing = [n for n in fresh if n not in weights and not network.is_head(n) and n not in may_lack]
+        if missing or not set(weights) <= set(fresh):
+            raise CheckpointError(
+                f"{source} does not hold the weights of a {self.architecture.name}",
+                details=[f"missing: {n}" for n in missing] + [f"left over: {n}" for n in weights if n not in fresh],
+            )
+        network.load_state_dict({**fresh, **weights})
 
     @property
     @abstractmethod

@@ -179,6 +179,8 @@ def test_a_capital_and_a_final_sigma_are_one_letter_in_two_cases() -> None:
     assert letters("σς").case == "lower"
     assert letters("Σς").spelling("ΣΣ Σς") == ["Σ", "Σ", BOUNDARY, "Σ", "ς"]
     assert letters("σς").spelling("ΣΣ Σς") == ["σ", "ς", BOUNDARY, "σ", "ς"]
+    assert letters("σς").spelling("ςσ") == letters("σς").spelling("ΣΣ") == ["σ", "ς"]
+    assert letters("ςα").spelling("ΣΑΣ") == ["ς", "α", "ς"]
 
 
 def test_combining_marks_are_seen_in_messages() -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 
 from parp_cli.errors import CheckpointError, MaskError, first_few
-from parp_cli.models.network import read_architecture
+from parp_cli.models.network import check_weights, read_architecture
 from parp_cli.models.sources.torch_prune import with_whole_attention
 from parp_cli.models.speech.config import Architecture, build
 from parp_cli.storage.checkpoint import Parent
@@ -143,19 +143,8 @@ def fit(
     expected = shapes(architecture, vocabulary_size)
     if MASK_EMBEDDING in found:
         expected[MASK_EMBEDDING] = (architecture.width,)
-    details = [f"{name}: missing" for name in expected if name not in found]
-    details += [f"{name}: left over" for name in found if name not in expected]
-    details += [
-        f"{name}: {tuple(found[name].shape)} in the file, {shape} in {architecture.name}"
-        for name, shape in expected.items()
-        if name in found and tuple(found[name].shape) != shape
-    ]
-    if details:
-        raise CheckpointError(
-            f"the weights of {source} do not fit {architecture.name}",
-            details=first_few(details, _MOST_DETAILS),
-            hint="the file is of another model, or holds layers that parp does not know",
-        )
+    hint = "the file is of another model, or holds layers that parp does not know"
+    check_weights(found, expected, source=source, name=architecture.name, hint=hint)
     return {name: found[name].detach().to(torch.float32).contiguous() for name in expected}
 
 

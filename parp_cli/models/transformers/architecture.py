@@ -13,7 +13,8 @@ from dataclasses import fields as dataclass_fields
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from parp_cli.errors import CheckpointError, UsageError, first_few
+from parp_cli.errors import CheckpointError, UsageError
+from parp_cli.models.network import check_weights
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -91,19 +92,9 @@ class TextArchitecture:
         with torch.device("meta"):
             expected = {n: tuple(w.shape) for n, w in self.build(outputs=outputs).state_dict().items()}
         del expected[TOKENIZER]
-        details = [f"{name}: missing" for name in expected if name not in weights]
-        details += [f"{name}: left over" for name in weights if name not in expected and name != TOKENIZER]
-        details += [
-            f"{name}: {tuple(weights[name].shape)} in the file, {shape} in {self.name}"
-            for name, shape in expected.items()
-            if name in weights and tuple(weights[name].shape) != shape
-        ]
-        if details:
-            raise CheckpointError(
-                f"the weights of {source} do not fit {self.name}",
-                details=first_few(details, 20),
-                hint="the file is of another model, or from another version of transformers",
-            )
+        found = {name: weight for name, weight in weights.items() if name != TOKENIZER}
+        hint = "the file is of another model, or from another version of transformers"
+        check_weights(found, expected, source=source, name=self.name, hint=hint)
         fitting = {name: weights[name].detach().to(torch.float32).contiguous() for name in expected}
         return fitting | {name: weights[name] for name in (TOKENIZER,) if name in weights}
 

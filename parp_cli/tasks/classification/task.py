@@ -14,7 +14,7 @@ from parp_cli.config.classification import TextRecipe
 from parp_cli.config.finetune import AnyRecipe
 from parp_cli.data.batching import sorted_batches
 from parp_cli.data.texts import columns_of, read_texts, split_file
-from parp_cli.errors import CheckpointError, DataError, UsageError, first_few
+from parp_cli.errors import DataError, UsageError, first_few
 from parp_cli.models.transformers.architecture import TOKENIZER, TextArchitecture
 from parp_cli.runtime.processes import World
 from parp_cli.runtime.progress import Notify
@@ -137,15 +137,8 @@ class ClassificationTask(RecipeTask[TextItem]):
         ours = self.describe()
         network = self.architecture.build(outputs=ours["outputs"], dropout=self.recipe.training.dropout)
         same = head is not None and all(head.get(key) == ours[key] for key in ("kind", "target", "names"))
-        fresh = network.state_dict()
         own = {n: w for n, w in weights.items() if same or not network.is_head(n)}
-        missing = [n for n in fresh if n not in own and not network.is_head(n)]
-        if missing or not set(own) <= set(fresh):
-            raise CheckpointError(
-                f"{source} does not hold the weights of a {self.architecture.name}",
-                details=[f"missing: {n}" for n in missing] + [f"left over: {n}" for n in own if n not in fresh],
-            )
-        network.load_state_dict({**fresh, **own})
+        self.begin_with(network, own, source)
         return network
 
     def objective(

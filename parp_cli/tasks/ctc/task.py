@@ -16,7 +16,7 @@ from parp_cli.data.batching import sorted_batches
 from parp_cli.data.inspection import content_hash, inspect_files
 from parp_cli.data.labels import frames_needed, recorded_vocabulary
 from parp_cli.data.utterances import Utterance
-from parp_cli.errors import CheckpointError, UsageError
+from parp_cli.errors import UsageError
 from parp_cli.models.sources.names import MASK_EMBEDDING
 from parp_cli.models.speech.config import Architecture, build, frames
 from parp_cli.models.speech.forward import compile_layers, recompute_layers
@@ -68,6 +68,9 @@ class CtcTask(RecipeTask[Utterance]):
     @staticmethod
     def data_key(data: Any, notify: Notify) -> str:
         return data_key(data, notify)
+
+    def own_data_key(self, notify: Notify) -> str:
+        return self.data.key  # known since it was read
 
     @staticmethod
     def split_key(data: Any, split: str, notify: Notify) -> str:
@@ -158,13 +161,7 @@ class CtcTask(RecipeTask[Utterance]):
         weights = {
             n: torch.cat([w.float(), fresh[n][rows:]]) if network.is_head(n) else w.float() for n, w in weights.items()
         }
-        missing = [n for n in fresh if n not in weights and not network.is_head(n) and n != MASK_EMBEDDING]
-        if missing or not set(weights) <= set(fresh):
-            raise CheckpointError(
-                f"{source} does not hold the weights of a {architecture.name}",
-                details=[f"missing: {n}" for n in missing] + [f"left over: {n}" for n in weights if n not in fresh],
-            )
-        network.load_state_dict({**fresh, **weights})
+        self.begin_with(network, weights, source, may_lack=[MASK_EMBEDDING])
         return network
 
     def objective(
