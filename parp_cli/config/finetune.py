@@ -69,7 +69,7 @@ class Data(Section):
     FLEURS, MLS, NeMo, Hugging Face's audiofolder, or Kaldi. Required for corpus manifest, refused for the others."""
 
     lists: FilePath | None = None
-    """A folder of lists of utterance ids, one a line: `train.txt` is the split train. They replace the splits of the
+    """A folder of lists of utterance ids, one per line: `train.txt` is the split train. They replace the splits of the
     manifest."""
 
     train: str = "train-10min"

@@ -1,4 +1,4 @@
-"""Phones in one form: the International Phonetic Alphabet, one symbol a phone, whichever program wrote it.
+"""Phones in one form: the International Phonetic Alphabet, one symbol per phone, whatever program wrote it.
 
 Marks of stress, length and tone are part of a phone's symbol, and may be left out.
 """

@@ -1,6 +1,6 @@
 """Sentences of the generated corpora: names from CLDR (Babel, extra `demo`) in patterns of each language.
 
-phrases.yaml has the patterns. Around 300 words a language: enough for real recognition, few enough to be learned from
+phrases.yaml has the patterns. Around 300 words per language: enough for real recognition, few enough to be learned from
 ten minutes of speech.
 """
 

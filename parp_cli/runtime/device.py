@@ -56,9 +56,9 @@ def with_resolved_precision(settings: S, device: "torch.device") -> S:
 
 @contextmanager
 def tensor_cores(precision: str) -> Iterator[None]:
-    """Inside, CUDA computes float32 as the precision says: exactly for float32, through TF32 for the others. That goes
-    for matrix products and cuDNN's convolutions alike, of which torch by default rounds the latter alone; what bfloat16
-    leaves in float32, such as the feature encoder, need not be more exact than TF32."""
+    """Inside, CUDA computes float32 as the precision says: exactly for float32, through TF32 for the others. This holds
+    for matrix products and for cuDNN's convolutions (torch's default rounds only the latter). What bfloat16 leaves in
+    float32, such as the feature encoder, need not be more exact than TF32."""
     import torch
 
     matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn

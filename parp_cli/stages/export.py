@@ -78,7 +78,7 @@ def export(source: Path, *, to: Target, out: Path, int8: bool = False, notify: N
     Raises:
         CheckpointError: the source cannot be read, the target has no such networks, or the comparison failed.
         MaskError: the mask does not fit, or has emptied nothing.
-        UsageError: the target cannot be had so, or the extra `onnx` is not installed.
+        UsageError: an option does not go with the target, or the extra `onnx` is not installed.
         ResourceError: no space is left on the disk.
     """
     if int8 and to != "onnx":

@@ -25,7 +25,7 @@ from parp_cli.storage.tensors import write_tensors
 from parp_cli.tasks.task import UpdateLoss, Validation
 
 STATE_VERSION = 2
-"""Of what a run notes of itself, in its state and at its end."""
+"""Version of what a run records about itself, in its state and at its end."""
 
 
 @dataclass(frozen=True, kw_only=True)

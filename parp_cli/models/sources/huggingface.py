@@ -53,7 +53,7 @@ _NO_DROPOUT = dict.fromkeys(
     ("feat_proj_dropout", "attention_dropout", "activation_dropout", "hidden_dropout", "layerdrop"), 0.0
 )
 
-# What a config that leaves a size out means by it.
+# Sizes that a config may leave out.
 _CONFIG_DEFAULTS: dict[str, Any] = {
     "feat_extract_norm": "group",
     "conv_dim": [512] * 7,
@@ -159,7 +159,7 @@ def download(name: str) -> Path:
             huggingface_hub.snapshot_download(name, allow_patterns=["pytorch_model*.bin"])
     except Exception as error:  # the client's own errors, its HTTP library's, the operating system's
         raise CheckpointError(
-            f"{name} cannot be had from the Hugging Face hub",
+            f"{name} cannot be downloaded from the Hugging Face hub",
             details=[torch_files.one_line(error)],
             hint="check the name and the network, or give the folder of a downloaded model",
         ) from error
@@ -175,7 +175,7 @@ def architecture_of(config: Mapping[str, Any], preprocessor: Mapping[str, Any], 
         source: whose they are, for the message.
 
     Raises:
-        CheckpointError: another kind of model, or options that parp's has not.
+        CheckpointError: another kind of model, or options that parp does not support.
     """
     family = config.get("model_type")
     if family not in get_args(Family):

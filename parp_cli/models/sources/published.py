@@ -14,7 +14,7 @@ from parp_cli.models.speech.config import ARCHITECTURES
 from parp_cli.runtime.progress import Notify, Progress, silent
 from parp_cli.storage.download import download
 
-# Where torchaudio.pipelines' bundles have theirs from.
+# Where torchaudio.pipelines' bundles are downloaded from.
 BASE_URL = "https://download.pytorch.org/torchaudio/models"
 
 FILES = {

@@ -26,7 +26,7 @@ class _Attention(torch.autograd.Function):
         """Queries, keys and values (B, H, T, d), bias (B, H or 1, T or 1, T); output (B, H, T, d)."""
         batch, heads, frames, size = query.shape
         output = value.new_empty(batch, frames, heads, value.shape[-1]).transpose(1, 2)
-        # A tensor for each utterance: much larger ones the system takes back and hands out anew, page by page.
+        # A tensor for each utterance: the memory of much larger ones would be mapped anew, page by page.
         weights = [query.new_empty(heads, frames, frames) for _ in range(batch)]
         bias = bias.expand(-1, heads, -1, -1)
         step = max(1, PIECE // frames**2)

@@ -96,7 +96,7 @@ class FrontEnd:
         return _Layer(torch.stack(weight.unbind(2), 1).flatten(1), bias, conv.kernel_size[0], conv.stride[0], norm)
 
     def _with_norm(self, kernels: Tensor, norm: nn.GroupNorm, moments: Moments) -> tuple[Tensor, Tensor]:
-        """Kernels (C, 1, K) and bias (C,) that have the group norm of their output, one group a channel, built in."""
+        """Kernels (C, 1, K) and bias (C,) that have the group norm of their output, one group per channel, built in."""
         weight = kernels.double().cpu()[:, 0]
         mean = weight @ ((moments.window_mean - self._shift) * self._scale)
         covariance = moments.window_covariance * self._scale**2

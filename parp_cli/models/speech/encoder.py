@@ -35,7 +35,7 @@ HIDDEN = -1e4
 
 
 _FRAMES_AT_ONCE = 1000
-"""In a feed-forward block without gradients: what it makes of so many, 12 MB in base, stays in the cache."""
+"""Of frames in a feed-forward block without gradients: their hidden values (12 MB in base) stay in the cache."""
 
 
 class ChannelNorm(nn.LayerNorm):

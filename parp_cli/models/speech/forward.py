@@ -90,7 +90,7 @@ def encode(
 def draw_skipped_layers(model: "SpeechNetwork") -> frozenset[int]:
     """Layer drop: the Transformer layers to leave out of an update, drawn from torch's global generator.
 
-    To be drawn once an update, not for each micro-batch: then all parts of an update train the same layers, and
+    To be drawn once per update, not for each micro-batch: then all parts of an update train the same layers, and
     processes that share it take part in the same exchanges of gradients. Empty for a model that is not training.
     """
     transformer = model.encoder.transformer

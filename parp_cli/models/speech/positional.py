@@ -17,11 +17,11 @@ import torch
 from torch import Tensor
 
 _FEW_KERNELS = 4
-"""Of so many kernels' frames and more, the kernel's transform is cheaper than what it saves."""
+"""Lengths of the kernel from which on an input is long enough for the kernel's transform to pay."""
 
 _GROUPS_AT_ONCE = 4
-"""The spectra of a released encoder's kernels take 38 MB. Parts of 10 MB are handed out from memory in use, where for
-large ones the system must clear new pages: a quarter of the time."""
+"""The spectra of a released encoder's kernels take 38 MB. Parts of 10 MB reuse memory; for larger ones the
+system would clear new pages, which takes four times as long."""
 
 
 @lru_cache(maxsize=8)
