@@ -348,6 +348,22 @@ class Training(Optimization):
         yield from super().conflicts()
 
 
+@dataclass(frozen=True, kw_only=True)
+class Distillation(Section):
+    """A fine-tuned network, the teacher, to learn from beside the labels: what keeps errors down where much is pruned,
+    above all whole structures. A pass of the teacher makes an update about a third longer."""
+
+    teacher: NameOrPath | None = None
+    """dense: this recipe without pruning, which is run first, from the recipe's model; or the path (starting with `./`)
+    of a fine-tuned checkpoint with the same outputs, number of layers and width. Null is no teacher."""
+
+    outputs: PositiveOrZero = 1.0
+    """Weight of the divergence from the teacher's outputs; that of the loss of labels is 1."""
+
+    layers: PositiveOrZero = 1.0
+    """Weight of the distance from the outputs of the teacher's layers."""
+
+
 Task = Literal["ctc", "classification"]
 """Every task that a recipe can select."""
 
@@ -376,6 +392,7 @@ class AnyRecipe(Section):
     data: AnyData
     pruning: Pruning = Pruning()
     training: Optimization
+    distil: Distillation = Distillation()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,6 +12,7 @@ import torch
 from parp_cli.config.finetune import AnyRecipe
 from parp_cli.config.load import recipe_to_dict
 from parp_cli.models.network import outputs_of
+from parp_cli.models.recognizer import rebuild
 from parp_cli.pruning.methods import Settings
 from parp_cli.pruning.pruner import Repruning
 from parp_cli.runtime.device import deterministic_algorithms, tensor_cores, versions, with_resolved_precision
@@ -39,7 +40,19 @@ from parp_cli.training.journal import require_tensorboard
 from parp_cli.training.keys import round_key, start_key, trained_on
 from parp_cli.training.masks import calibration_examples, cannot_come_back, check_start, first_masks, pruner
 from parp_cli.training.optimizer import learning_rate_schedule
-from parp_cli.training.plan import Round, Start, read_start, rewound, round_start, rounds_of, schedule_of, settings_of
+from parp_cli.training.plan import (
+    Round,
+    Start,
+    check_same_layers,
+    check_teacher,
+    read_start,
+    rewound,
+    round_start,
+    rounds_of,
+    schedule_of,
+    settings_of,
+    teacher_file,
+)
 from parp_cli.training.run import TrainingRun
 from parp_cli.training.setup import RunSetup
 from parp_cli.training.state import Cost, RunFiles
@@ -132,12 +145,29 @@ def prepare(recipe: AnyRecipe, init: Path | None, notify: Notify) -> Preparation
         rewound(start, Path(recipe.pruning.rewind))  # what is wrong with it is said now, not after the first run
     check_start(recipe, start)
     task = task_class(recipe.task).load(recipe, start.architecture, start.weights, start.task, notify)
+    if (teacher := teacher_file(recipe)) is not None:
+        check_teacher(teacher, task)
     return Preparation(start=start, settings=settings_of(recipe, start, task), task=task)
 
 
-def _prepare_round(whole: Preparation, each: Round, before: Path | None) -> Preparation:
-    """One of several training runs of a method: other pruning and length, another start, the same data."""
+def _prepare_teacher(whole: Preparation, each: Round, notify: Notify) -> Preparation:
+    """The dense run that makes a teacher: from the recipe's model, whatever the others begin from; the same data."""
+    start = read_start(each.recipe, None, notify)
+    check_start(each.recipe, start)
+    check_same_layers(start.source, start.architecture, whole.start.architecture)
+    task = replace(whole.task, recipe=each.recipe, architecture=start.architecture)
+    return Preparation(start=start, settings=settings_of(each.recipe, start, task), task=task)
+
+
+def _prepare_round(whole: Preparation, each: Round, before: Path | None, teacher: Path | None) -> Preparation:
+    """One of the training runs of a method: its own pruning and length, start and teacher, the same data."""
     start, task = round_start(whole.start, each, before), replace(whole.task, recipe=each.recipe)
+    if each.recipe.distil.teacher is not None and (path := teacher_file(each.recipe) or teacher) is not None:
+        check_teacher(path, task)
+        content = checkpoint.read(path)
+        _, network = rebuild(content, torch.device("cpu"), source=str(path))
+        parents = (*start.parents, *checkpoint.lineage(path, content.metadata))
+        task, start = replace(task, teacher=network), replace(start, parents=tuple(dict.fromkeys(parents)))
     return Preparation(start=start, settings=settings_of(each.recipe, start, task), task=task)
 
 
@@ -230,7 +260,10 @@ def finetune(
     def held(folder: Path) -> AbstractContextManager[None]:
         return only_one(folder, "fine-tuning") if world.is_main else nullcontext()
 
+    # Before any trains, so that what is wrong is said now.
+    teachers = {each.name: _prepare_teacher(whole, each, notify) for each in rounds if each.teaches}
     before: Path | None = None
+    teacher: Path | None = None
     cost = own = Cost()
     computing = tensor_cores(recipe.training.precision)
     with computing, deterministic_algorithms(recipe.training.deterministic), held(run), stopping() as stop:
@@ -241,7 +274,7 @@ def finetune(
                 with nullcontext() if last else held(folder):
                     if world.is_main:
                         tidy(folder, out if last else None)
-                    prepared = whole if len(rounds) == 1 else _prepare_round(whole, each, before)
+                    prepared = teachers.pop(each.name, None) or _prepare_round(whole, each, before, teacher)
                     files = _files(folder, out if last else None, tensorboard=tensorboard)
                     training = TrainingRun(_setup(each, prepared), files, device=device, world=world, notify=notify)
                     # Rounds are named by their content, so that a state there can only be of the same run.
@@ -257,7 +290,11 @@ def finetune(
                     gc.collect()  # models are part of reference cycles, and the next run needs their memory
             elif world.is_main:
                 tidy(folder)
-            before, own = folder / LAST, found
+            if each.teaches:
+                teacher = folder / BEST
+            else:
+                before = folder / LAST
+            own = found
             cost += own
     best = out or run / BEST
     return FinetuneResult(

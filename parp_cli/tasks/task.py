@@ -22,6 +22,9 @@ from parp_cli.runtime.progress import Notify
 
 Item = TypeVar("Item")
 
+DISTILLED = "distillation"
+"""What an objective with a teacher reports beside losses: the part of them that is not of labels."""
+
 _TASKS = {
     "ctc": ("parp_cli.tasks.ctc.task", "CtcTask"),
     "classification": ("parp_cli.tasks.classification.task", "ClassificationTask"),
@@ -253,6 +256,7 @@ class RecipeTask(Task[Item]):
     Attributes:
         recipe: that of its kind.
         shared: a folder for what runs on the same data can share; None for none.
+        teacher: the network that the recipe's `distil` names, in evaluation mode; None for none.
         item_name: of items, for people, such as "utterances".
         pass_key: what a recipe calls the size of a forward pass.
         shown: metrics of validations that people read, by their short names.
@@ -261,6 +265,7 @@ class RecipeTask(Task[Item]):
     recipe: Any
     architecture: Any
     shared: Path | None = None
+    teacher: Any = None
 
     item_name = "items"
     pass_key = "training.micro_batch_seconds"
@@ -317,6 +322,10 @@ class RecipeTask(Task[Item]):
                 details=[f"missing: {n}" for n in missing] + [f"left over: {n}" for n in weights if n not in fresh],
             )
         network.load_state_dict({**fresh, **weights})
+
+    @abstractmethod
+    def same_outputs(self, head: Mapping[str, Any] | None) -> bool:
+        """Whether a head, by what `describe` tells of it (None: there is none), has the outputs of this task."""
 
     @property
     @abstractmethod

@@ -35,7 +35,13 @@ def trained_on(recipe: AnyRecipe) -> dict[str, Any]:
 def round_key(rounds: Sequence[Round], start: str, data: str) -> str:
     """Names the last of a method's first `rounds`, which begin from what `start_key` names, on data that the task's
     `data_key` names: equal keys, equal files."""
-    runs = [[trained_on(each.recipe), each.prune_to, _hash_or_name(each.recipe.pruning.rewind)] for each in rounds]
+    # Only the last run of all learns from a teacher.
+    needed = [each for each in rounds if not each.teaches or each is rounds[-1] or rounds[-1].recipe.distil.teacher]
+    runs = [
+        [trained_on(one), each.prune_to, _hash_or_name(one.pruning.rewind), _hash_or_name(one.distil.teacher)]
+        for each in needed
+        for one in [each.recipe]
+    ]
     content = [parp_cli.__version__, torch.__version__, start, data, runs]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
 

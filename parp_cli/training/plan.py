@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from parp_cli.config.finetune import AnyRecipe, Pruning
+from parp_cli.config.finetune import AnyRecipe, Distillation, Pruning
 from parp_cli.errors import CheckpointError, UsageError
 from parp_cli.models.network import SMALL, Architecture, read_architecture
 from parp_cli.models.sources.load import is_name, load_encoder
@@ -23,14 +23,21 @@ from parp_cli.storage import checkpoint
 from parp_cli.storage.checkpoint import Metadata, Parent, lineage
 from parp_cli.tasks.task import RecipeTask
 
+DENSE = "dense"
+"""The method that does not prune, and `distil.teacher` for a run of it."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Round:
-    """One training run of a method: a `Run` with the whole recipe of it alone, settled."""
+    """One training run of a method: a `Run` with the whole recipe of it alone, settled.
+
+    One that `teaches` makes the teacher of the last run, and has nothing to do with its mask or what it begins from.
+    """
 
     name: str
     recipe: AnyRecipe
     prune_to: float | None = None
+    teaches: bool = False
 
 
 def settle(recipe: AnyRecipe, init: Path | None = None) -> AnyRecipe:
@@ -50,7 +57,8 @@ def settle(recipe: AnyRecipe, init: Path | None = None) -> AnyRecipe:
     for key, default in defaults.items():
         if settled[key] is None:
             settled[key] = recorded_setting(recorded, key, default)
-    return replace(recipe, pruning=Pruning(**settled))
+    distil = Distillation() if recipe.distil.teacher is None else recipe.distil
+    return replace(recipe, pruning=Pruning(**settled), distil=distil)
 
 
 def mask_file(initial: str | None) -> Path | None:
@@ -76,17 +84,22 @@ def rounds_of(recipe: AnyRecipe, init: Path | None = None) -> tuple[Round, ...]:
     """The runs that a recipe's method is made of; the last one is the run proper, under the whole recipe, settled.
 
     All of them begin from the same weights (the recipe's model, or the rounds after the first from
-    `pruning.rewind`), and a run's first mask comes from the run before. Raises as `target_sparsity` and `settle`.
+    `pruning.rewind`), and a run's first mask comes from the run before. Where the teacher is to be a dense run, that is
+    the first. Raises as `target_sparsity` and `settle`.
     """
     recipe = settle(recipe, init)
     spec = spec_of(recipe.pruning.method)
-    if spec.runs is None:
-        return (Round(name=spec.name, recipe=recipe),)
+    alone = replace(recipe, distil=Distillation())
     rounds = []
+    if recipe.distil.teacher == DENSE:
+        dense = settle(replace(alone, pruning=Pruning(method=DENSE)))
+        rounds.append(Round(name="teacher", recipe=dense, teaches=True))
+    if spec.runs is None:
+        return (*rounds, Round(name=spec.name, recipe=recipe))
     for run in spec.runs(recipe, target_sparsity(recipe.pruning)):
         own = recipe
         if run.method is not None:
-            own = settle(replace(recipe, pruning=replace(recipe.pruning, method=run.method)))
+            own = settle(replace(alone, pruning=replace(recipe.pruning, method=run.method)))
             pruning, training = replace(own.pruning, **run.pruning), replace(own.training, **run.training)
             own = replace(own, pruning=pruning, training=training)
         rounds.append(Round(name=run.name, recipe=own, prune_to=run.prune_to))
@@ -217,6 +230,34 @@ def round_start(start: Start, each: Round, before: Path | None) -> Start:
         start = rewound(start, Path(each.recipe.pruning.rewind))
     parents = tuple(dict.fromkeys((*start.parents, *lineage(before, trained.metadata))))
     return replace(start, masks=masks, target=each.prune_to, parents=parents)
+
+
+def teacher_file(recipe: AnyRecipe) -> Path | None:
+    """The checkpoint that a recipe names as its teacher; None where it names none, or a run that is yet to be made."""
+    teacher = recipe.distil.teacher
+    return None if teacher in (None, DENSE) else Path(str(teacher))
+
+
+def check_teacher(path: Path, task: RecipeTask[Any]) -> None:
+    """Refuse a teacher that a run of the task cannot learn from (CheckpointError)."""
+    metadata = checkpoint.read_metadata(path)
+    check_same_layers(str(path), read_architecture(metadata.architecture), task.architecture)
+    if not task.same_outputs(metadata.task):
+        what = "other outputs than the run" if metadata.task else "no outputs"
+        raise CheckpointError(
+            f"the teacher {path} has {what}",
+            hint="distil.teacher is a checkpoint of `parp finetune` on the same labels, or dense to make one first",
+        )
+
+
+def check_same_layers(teacher: str, theirs: Architecture, ours: Architecture) -> None:
+    """Refuse a teacher whose layers are not as many and as wide (CheckpointError)."""
+    if (theirs.kind, theirs.layers, theirs.width) != (ours.kind, ours.layers, ours.width):
+        raise CheckpointError(
+            f"the teacher {teacher} has other layers than {ours.name}",
+            details=[f"{each.name}: {each.layers} layers, {each.width} features" for each in (theirs, ours)],
+            hint="learn from a checkpoint of the same model: distil.teacher; layers may have lost heads and units",
+        )
 
 
 def pattern_in(pruning: Pruning) -> Pattern:

@@ -67,7 +67,7 @@ training.decay: 0.5
     )
     assert problems(path, "pruning=5", "sparsity=0.4", "nothing", "training.adam_betas.4=3", "model.a=3") == [
         "r.yaml:2: unknown key traning: did you mean training?",
-        "r.yaml:3: unknown key lr: the keys here are task, model, seed, data, pruning, training",
+        "r.yaml:3: unknown key lr: the keys here are task, model, seed, data, pruning, training, distil",
         "r.yaml:5: training.updates = many: expected a whole number, at least 1",
         "r.yaml:6: duplicate key training.updates, first on line 5",
         "r.yaml:7: unknown key training.lerning_rate: did you mean training.learning_rate?",
@@ -119,7 +119,7 @@ def test_the_message_counts_and_the_exit_code_is_of_usage(write: Any) -> None:
         ("model: mini\ndata: &a [*a]\n", "r.yaml:2: found unconstructable recursive node"),
         ("model: ''\n", 'r.yaml:1: model = "": expected text, or null'),
         ("? [a]\n: 1\n", "r.yaml:1: a key must be a name, not a list of 1"),
-        ("zzz: 1\n", "r.yaml:1: unknown key zzz: the keys here are task, model, seed, data, pruning, training"),
+        ("zzz: 1\n", "r.yaml:1: unknown key zzz: the keys here are task, model, seed, data, pruning, training, distil"),
         (
             "pruning: {sparsity: 1.0}\n",
             "r.yaml:1: pruning.sparsity = 1.0: expected a number, at least 0 and below 1, or null",
@@ -428,7 +428,7 @@ def test_reading_back_is_as_strict() -> None:
         recipe_from_dict(values)
     assert caught.value.details == (
         "recipe: training.updates = -1: expected a whole number, at least 1",
-        "recipe: unknown key extra: the keys here are task, model, seed, data, pruning, training",
+        "recipe: unknown key extra: the keys here are task, model, seed, data, pruning, training, distil",
     )
     with pytest.raises(RecipeError, match="plain values"):
         recipe_from_dict({"model": Path("x")})

@@ -62,6 +62,8 @@ RUNS = {
     "divided wanda": (*SHORT, *CALM, "pruning.method=wanda", "training.shard_weights=true"),
     "divided movement": (*SHORT, *CALM, "pruning.method=movement", "training.shard_weights=true"),
     "divided taylor": (*SHORT, *CALM, "pruning.method=taylor", "pruning.end=6", "training.shard_weights=true"),
+    "taught": (*RANDOM, *CALM, *SHORT, "distil.teacher=dense", "training.micro_batch_seconds=2"),
+    "divided, taught": (*STILL, *CALM, *SHORT, "distil.teacher=dense", "training.shard_weights=true"),
     "divided 2:4": (*SHORT, *CALM, "pruning.pattern=2:4", "training.shard_weights=true"),
     "divided structures": (*SHORT, *CALM, "pruning.pattern=structures", "training.shard_weights=true"),
 }

@@ -272,7 +272,13 @@ class Transformer(nn.Module):
         self.compiled = False  # by `forward.compile_layers`
 
     def forward(
-        self, x: Tensor, mask: Tensor | None = None, *, skip: Collection[int] = (), lengths: list[int] | None = None
+        self,
+        x: Tensor,
+        mask: Tensor | None = None,
+        *,
+        skip: Collection[int] = (),
+        lengths: list[int] | None = None,
+        states: dict[int, Tensor] | None = None,
     ) -> Tensor:
         """Hidden states (B, T, D) of projected features (B, T, D), which are zero where padded.
 
@@ -281,6 +287,7 @@ class Transformer(nn.Module):
             mask: (B, 1, 1, T), `HIDDEN` where padded; None where nothing is.
             skip: layers that are left out.
             lengths: valid frames, where they may be known: then layers need not work on padding.
+            states: where the output (B, T, D) of each layer is put, by its number; None for nowhere.
         """
         x = x + self.pos_conv_embed(x)
         # Where each half of a layer begins with its norm, this one follows the last layer; else it precedes the first.
@@ -289,13 +296,15 @@ class Transformer(nn.Module):
         x = self.dropout(x)
         layer_mask: Tensor | list[int] | None = None if mask is None else mask.to(x.dtype)
         valid: Tensor | None = None
-        if lengths is not None and mask is not None and self._packs(x):
+        if lengths is not None and mask is not None and states is None and self._packs(x):
             valid, layer_mask = mask[:, 0, 0] == 0, lengths
             x = x[valid][None]
         position_bias: Tensor | None = None
         for index, layer in enumerate(self.layers):
             if index not in skip:
                 x, position_bias = layer(x, layer_mask, position_bias)
+                if states is not None:
+                    states[index] = x
         if self.norm_first:
             x = self.layer_norm(x)
         if valid is None:

@@ -61,6 +61,7 @@ def encode(
     *,
     alter: Callable[[Tensor, Tensor], Tensor] | None = None,
     skip: Collection[int] = (),
+    states: dict[int, Tensor] | None = None,
 ) -> Tensor:
     """Logits (B, T, V) of padded front-end features, or hidden states (B, T, D) of a model without a head.
 
@@ -74,6 +75,7 @@ def encode(
         alter: called with projected features (B, T, D) and lengths before the Transformer: the place for masking
             latent features in training.
         skip: indices of Transformer layers that are left out, from `draw_skipped_layers`.
+        states: as of `Transformer.forward`.
     """
     projected = model.encoder.feature_projection(features)
     if alter is not None:
@@ -82,7 +84,7 @@ def encode(
     valid: list[int] = lengths.tolist()
     if min(valid) < features.shape[1]:
         padded = padding(lengths.to(features.device, non_blocking=True), features.shape[1])
-    hidden = model.encoder.encode(projected, padded, skip=skip, lengths=valid)
+    hidden = model.encoder.encode(projected, padded, skip=skip, lengths=valid, states=states)
     result: Tensor = hidden if model.aux is None else model.aux(hidden)
     return result
 

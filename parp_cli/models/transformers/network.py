@@ -79,8 +79,14 @@ class TextNetwork(nn.Module):
     def prunable(self, scope: str = "transformer", *, biases: bool = True) -> dict[str, nn.Parameter]:
         return prunable_parameters(self, self.architecture, scope=scope, biases=biases)
 
-    def forward(self, inputs: Mapping[str, Tensor]) -> Tensor:
-        """Outputs (B, V) of padded texts, each input (B, T); of a network without a head hidden states (B, T, D)."""
+    def forward(self, inputs: Mapping[str, Tensor], *, states: bool = False) -> Any:
+        """Outputs (B, V) of padded texts, each input (B, T); of a network without a head hidden states (B, T, D).
+
+        With `states` also, of a network with a head, the output (B, T, D) of each layer by its number.
+        """
+        if states:
+            found = self._whole[0](**inputs, output_hidden_states=True)
+            return found.logits, dict(enumerate(found.hidden_states[-len(self.layers) :]))
         if self.has_head:
             logits: Tensor = self._whole[0](**inputs).logits
             return logits

@@ -13,7 +13,8 @@ from parp_cli.runtime.device import autocast, validation_precision
 from parp_cli.runtime.processes import SINGLE, World
 from parp_cli.scoring.classes import class_metrics, confusion, pearson, ranks
 from parp_cli.tasks.classification.items import Encoding, TextItem
-from parp_cli.tasks.task import Judgement, Objective
+from parp_cli.tasks.distillation import Distillation
+from parp_cli.tasks.task import DISTILLED, Judgement, Objective
 
 
 @dataclass(kw_only=True)
@@ -26,6 +27,7 @@ class ClassificationObjective(Objective[TextItem]):
         metrics: that validations report; the first decides.
         precision: "float32", or "bfloat16" for the network; the loss is always float32.
         valid: items to judge the network by, in passes of at most so many tokens.
+        distillation: what is learned beside the labels; None for nothing.
         world: processes that judge it together.
     """
 
@@ -37,7 +39,12 @@ class ClassificationObjective(Objective[TextItem]):
     valid: Sequence[TextItem] = ()
     pass_tokens: float = 8192
     uses_all: bool = False  # XLNet has weights that texts alone do not use
+    distillation: Distillation | None = None
     world: World = SINGLE
+
+    @property
+    def metric_names(self) -> tuple[str, ...]:  # type: ignore[override]
+        return () if self.distillation is None else (DISTILLED,)
 
     @property
     def module(self) -> nn.Module:
@@ -55,12 +62,20 @@ class ClassificationObjective(Objective[TextItem]):
         return len(items)
 
     def losses(self, module: nn.Module, items: Sequence[TextItem], update: int, skip: frozenset[int]) -> Tensor:
-        """Loss (B, 1) of each text."""
+        """Loss (B, 1) of each text; with a teacher what it adds to that of the label is a second column."""
         device = next(self.network.parameters()).device
         inputs = self.encoding.batch(items, device)
+        if self.distillation is None:
+            with autocast(self.precision, device):
+                outputs = module(inputs)
+            return self._losses(outputs.float(), items)[:, None]
         with autocast(self.precision, device):
-            outputs = module(inputs)
-        return self._losses(outputs.float(), items)[:, None]
+            outputs, states = module(inputs, states=True)
+            with torch.no_grad():
+                targets, target_states = self.distillation.teacher(inputs, states=True)
+        valid = inputs["attention_mask"].bool()
+        added = self.distillation.losses(outputs, states, targets, target_states, valid)
+        return torch.stack([self._losses(outputs.float(), items) + added, added], 1)
 
     def _losses(self, outputs: Tensor, items: Sequence[TextItem]) -> Tensor:
         labels = torch.tensor([item.label for item in items]).to(outputs.device, non_blocking=True)

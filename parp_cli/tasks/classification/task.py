@@ -24,6 +24,7 @@ from parp_cli.tasks.batches import CountBatches
 from parp_cli.tasks.classification.data import TextSet, encoding_of, load_texts, recorded_names
 from parp_cli.tasks.classification.items import TextItem
 from parp_cli.tasks.classification.objective import ClassificationObjective
+from parp_cli.tasks.distillation import Distillation
 from parp_cli.tasks.task import RecipeTask, Validation
 
 
@@ -96,6 +97,10 @@ class ClassificationTask(RecipeTask[TextItem]):
             "max_length": self.data.encoding.max_length,
         }
 
+    def same_outputs(self, head: Mapping[str, Any] | None) -> bool:
+        ours = self.describe()
+        return head is not None and all(head.get(key) == ours[key] for key in ("kind", "target", "names"))
+
     def data_hash(self) -> str:
         """Of ids, tokens and labels of all texts, in order."""
         digest = hashlib.sha256(json.dumps(self.data.names).encode())
@@ -134,10 +139,8 @@ class ClassificationTask(RecipeTask[TextItem]):
 
         Raises CheckpointError where there are too few weights, or others.
         """
-        ours = self.describe()
-        network = self.architecture.build(outputs=ours["outputs"], dropout=self.recipe.training.dropout)
-        same = head is not None and all(head.get(key) == ours[key] for key in ("kind", "target", "names"))
-        own = {n: w for n, w in weights.items() if same or not network.is_head(n)}
+        network = self.architecture.build(outputs=self.describe()["outputs"], dropout=self.recipe.training.dropout)
+        own = {n: w for n, w in weights.items() if self.same_outputs(head) or not network.is_head(n)}
         self.begin_with(network, own, source)
         return network
 
@@ -158,6 +161,7 @@ class ClassificationTask(RecipeTask[TextItem]):
             precision=training.precision,
             valid=self.data.valid,
             pass_tokens=training.pass_size,
+            distillation=Distillation.of(self.recipe.distil, self.teacher, device),
             world=world,
         )
 

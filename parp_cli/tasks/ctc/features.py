@@ -227,6 +227,14 @@ class FrontEndFeatures(AbstractContextManager["FrontEndFeatures"]):
             self._places[key] = "disk"
 
 
+def same_feature_encoder(one: "SpeechNetwork", other: "SpeechNetwork") -> bool:
+    """Whether two networks have equal features."""
+    ours, theirs = one.feature_extractor.state_dict(), other.feature_extractor.state_dict()
+    kinds = [(each.architecture.normalize_waveform, each.architecture.conv_layers) for each in (one, other)]
+    alike = kinds[0] == kinds[1] and ours.keys() == theirs.keys()
+    return alike and all(torch.equal(ours[name].cpu(), theirs[name].cpu()) for name in ours)
+
+
 class _Files:
     """Features in files named by what they were computed from, in a folder that several processes may share.
 

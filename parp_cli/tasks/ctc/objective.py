@@ -12,13 +12,15 @@ from parp_cli.data.labels import BLANK_ID, Vocabulary
 from parp_cli.data.utterances import Utterance
 from parp_cli.decoding.logits import logits_of
 from parp_cli.decoding.search import collapse
+from parp_cli.models.speech.encoder import padding
 from parp_cli.models.speech.forward import draw_skipped_layers, encode, pad
 from parp_cli.runtime.device import autocast, validation_precision
 from parp_cli.runtime.processes import SINGLE, World
 from parp_cli.scoring.metrics import character_errors, word_errors
 from parp_cli.tasks.ctc.features import FrontEndFeatures
+from parp_cli.tasks.distillation import Distillation
 from parp_cli.tasks.masking import LatentMasking, on_device
-from parp_cli.tasks.task import Judgement, Objective
+from parp_cli.tasks.task import DISTILLED, Judgement, Objective
 
 _BATCH_SECONDS = 60.0
 """Padded audio in one forward pass of a validation."""
@@ -31,8 +33,12 @@ class Logits(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, features: Tensor, lengths: Tensor, **options: Any) -> Tensor:
-        return encode(self.model, features, lengths, **options)
+    def forward(self, features: Tensor, lengths: Tensor, *, states: bool = False, **options: Any) -> Any:
+        """Logits; with `states` also the output of each layer, by its number."""
+        if not states:
+            return encode(self.model, features, lengths, **options)
+        found: dict[int, Tensor] = {}
+        return encode(self.model, features, lengths, states=found, **options), found
 
 
 @dataclass(kw_only=True)
@@ -44,6 +50,8 @@ class CtcObjective(Objective[Utterance]):
         precision: "float32", or "bfloat16" for the encoder; the loss is always float32.
         valid: utterances to judge the network by.
         train_front_end: whether the convolutional front end trains.
+        distillation: what is learned beside the labels; None for nothing. The teacher hears what is not masked.
+        teacher_features: the teacher's front end, which may be that of the network.
         world: processes that judge it together.
     """
 
@@ -55,7 +63,13 @@ class CtcObjective(Objective[Utterance]):
     valid: Sequence[Utterance] = ()
     train_front_end: bool = False
     uses_all: bool = False
+    distillation: Distillation | None = None
+    teacher_features: FrontEndFeatures | None = None
     world: World = SINGLE
+
+    @property
+    def metric_names(self) -> tuple[str, ...]:  # type: ignore[override]
+        return () if self.distillation is None else (DISTILLED,)
 
     @cached_property
     def module(self) -> nn.Module:
@@ -83,7 +97,7 @@ class CtcObjective(Objective[Utterance]):
         return sum(len(self.vocabulary.encode(utterance)) for utterance in items)
 
     def losses(self, module: nn.Module, items: Sequence[Utterance], update: int, skip: frozenset[int]) -> Tensor:
-        """CTC loss (B, 1) of each utterance."""
+        """CTC loss (B, 1) of each utterance; with a teacher what it adds to that, per label, is a second column."""
         labels = [self.vocabulary.encode(utterance) for utterance in items]
         features = self.features(items, update=update)
         frames = [len(item) for item in features]
@@ -94,7 +108,8 @@ class CtcObjective(Objective[Utterance]):
             return self.masking.masked(hidden, frames, self.network.mask_embedding)
 
         with autocast(self.precision, padded.device):
-            logits = module(padded, lengths, alter=alter, skip=skip)
+            made = module(padded, lengths, alter=alter, skip=skip, states=self.distillation is not None)
+        logits, states = (made, {}) if self.distillation is None else made
         # CTC's gradient is summed in no fixed order on CUDA.
         device = torch.device("cpu") if torch.are_deterministic_algorithms_enabled() else logits.device
         losses = nn.functional.ctc_loss(
@@ -106,7 +121,23 @@ class CtcObjective(Objective[Utterance]):
             reduction="none",
             zero_infinity=True,
         )
-        return losses[:, None]
+        if self.distillation is None:
+            return losses[:, None]
+        targets = self._targets(items, update)
+        valid = ~padding(on_device(lengths, logits.device), logits.shape[1])
+        counts = on_device(torch.tensor([float(len(row)) for row in labels]), logits.device)
+        added = (self.distillation.losses(logits, states, *targets, valid) * counts).to(losses.device)
+        return torch.stack([losses + added, added], 1)
+
+    @torch.no_grad()
+    def _targets(self, items: Sequence[Utterance], update: int) -> tuple[Tensor, dict[int, Tensor]]:
+        """The teacher's logits and layers."""
+        assert self.distillation is not None
+        assert self.teacher_features is not None
+        padded, lengths = pad(self.teacher_features(items, update=update))
+        states: dict[int, Tensor] = {}
+        with autocast(self.precision, padded.device):
+            return encode(self.distillation.teacher, padded, lengths, states=states), states
 
     @torch.no_grad()  # inference_mode would leave FSDP2 with buffers that training cannot use
     def forward(self, module: nn.Module, items: Sequence[Utterance]) -> None:
@@ -117,10 +148,15 @@ class CtcObjective(Objective[Utterance]):
         self.network.train(was_training)
 
     def prefetch(self, items: Sequence[Utterance]) -> None:
-        self.features.prefetch(items, for_update=True)
+        for features in self._all_features:
+            features.prefetch(items, for_update=True)
 
     def device_room(self, items: Sequence[Utterance]) -> int:
-        return self.features.device_room(items)
+        return sum(features.device_room(items) for features in self._all_features)
+
+    @property
+    def _all_features(self) -> list[FrontEndFeatures]:
+        return [each for each in dict.fromkeys((self.features, self.teacher_features)) if each is not None]
 
     @torch.no_grad()  # of the front end too, where it trains: its activations would fill the memory
     def validate(self, module: nn.Module, train_metrics: Mapping[str, float | None], number: int) -> Judgement:
@@ -163,4 +199,5 @@ class CtcObjective(Objective[Utterance]):
         return str(kept) if kept.anew else None
 
     def close(self) -> None:
-        self.features.close()
+        for features in self._all_features:
+            features.close()

@@ -26,8 +26,9 @@ from parp_cli.tasks.batches import UpdateBatches
 from parp_cli.tasks.ctc.advise import blank_diagnosis, validation_message
 from parp_cli.tasks.ctc.augmentation import Augmentation
 from parp_cli.tasks.ctc.data import CtcData, data_key, load_data
-from parp_cli.tasks.ctc.features import DISK_BYTES, MEMORY_BYTES, FrontEndFeatures
+from parp_cli.tasks.ctc.features import DISK_BYTES, MEMORY_BYTES, FrontEndFeatures, same_feature_encoder
 from parp_cli.tasks.ctc.objective import CtcObjective
+from parp_cli.tasks.distillation import Distillation
 from parp_cli.tasks.masking import LatentMasking
 from parp_cli.tasks.task import RecipeTask, Validation
 
@@ -101,6 +102,9 @@ class CtcTask(RecipeTask[Utterance]):
 
     def describe(self) -> dict[str, Any]:
         return self.data.vocabulary.to_json()
+
+    def same_outputs(self, head: Mapping[str, Any] | None) -> bool:
+        return recorded_vocabulary(head) == self.data.vocabulary
 
     def data_hash(self) -> str:
         return self.data.key
@@ -186,16 +190,23 @@ class CtcTask(RecipeTask[Utterance]):
             frames=partial(frames, self.architecture),
             frames_needed=lambda utterance: frames_needed(self.data.vocabulary.encode(utterance)),
         )
-        features = FrontEndFeatures(
-            network,
-            self.architecture,
-            frozen=not training.train_front_end and not prunes,
-            memory_bytes=MEMORY_BYTES // world.local_world_size,
-            disk_bytes=DISK_BYTES // world.local_world_size,
-            folder=self.shared,
-            scratch=scratch,
-            augment=augmentation if training.speed_change else None,
-        )
+        frozen = not training.train_front_end and not prunes
+        distillation = Distillation.of(self.recipe.distil, self.teacher, device)
+        alike = frozen and self.teacher is not None and same_feature_encoder(network, self.teacher)
+        own = [network] if self.teacher is None or alike else [network, self.teacher]
+        features = [
+            FrontEndFeatures(
+                each,
+                each.architecture,
+                frozen=frozen or each is not network,
+                memory_bytes=MEMORY_BYTES // (world.local_world_size * len(own)),
+                disk_bytes=DISK_BYTES // (world.local_world_size * len(own)),
+                folder=self.shared,
+                scratch=scratch,
+                augment=augmentation if training.speed_change else None,
+            )
+            for each in own
+        ]
         masking = LatentMasking(
             time_probability=training.time_mask_probability,
             time_length=training.time_mask_length,
@@ -206,7 +217,9 @@ class CtcTask(RecipeTask[Utterance]):
         uses_all = training.layer_drop == 0 and masking.time_probability > 0 and training.freeze_encoder_updates == 0
         return CtcObjective(
             network=network,
-            features=features,
+            features=features[0],
+            distillation=distillation,
+            teacher_features=None if distillation is None else features[-1],
             vocabulary=self.data.vocabulary,
             masking=masking,
             precision=training.precision,
