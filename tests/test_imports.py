@@ -101,6 +101,7 @@ def test_training_and_pruning_know_no_single_task_or_network(path: Path) -> None
     assert known <= {
         "parp_cli.tasks.task",
         "parp_cli.models.network",
+        "parp_cli.models.recognizer",
         "parp_cli.models.sources.load",
         "parp_cli.models.sources.names",
     }
