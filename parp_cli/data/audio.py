@@ -37,6 +37,7 @@ _ZERO_CROSSINGS, _ROLLOFF = 6, 0.99
 
 _CLIPPED = 0.999  # of full scale: two equal neighbours of at least this amplitude count as clipped
 _BLOCK_SECONDS = 10
+_BLOCK_SAMPLES = 1 << 23  # of all channels, whatever rate and channels a damaged header has
 
 # Missing audio is a note up to the larger of the first two, and damage beyond it.
 _MISSING_SHARE, _MISSING_SECONDS, _NOTED_SECONDS = 0.05, 0.05, 0.01
@@ -214,9 +215,10 @@ def _mono_blocks(path: Path, info: AudioInfo) -> Iterator[NDArray[np.float32]]:
 
 def _blocks(path: Path, file: "_AudioFile", info: AudioInfo) -> Iterator[NDArray[np.float32]]:
     """Samples (S, channels) of one part, including those of a block in which decoding fails."""
+    length = max(1, min(_BLOCK_SECONDS * info.rate, _BLOCK_SAMPLES // info.channels))
     while True:
         # A NaN that stays is a sample that was not decoded.
-        block = np.full((_BLOCK_SECONDS * info.rate, info.channels), np.nan, dtype=np.float32)
+        block = np.full((length, info.channels), np.nan, dtype=np.float32)
         try:
             block = block[: len(file.read(out=block))]
         except soundfile.LibsndfileError as error:
@@ -226,7 +228,7 @@ def _blocks(path: Path, file: "_AudioFile", info: AudioInfo) -> Iterator[NDArray
             _check_length(path, info, info.samples + len(block), error)
         if len(block):
             yield block
-        if len(block) < _BLOCK_SECONDS * info.rate:
+        if len(block) < length:
             return
 
 

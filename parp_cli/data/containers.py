@@ -134,7 +134,8 @@ def _wav_parts(path: Path, data: mmap.mmap) -> Iterable[Path | io.BytesIO]:
 
 def _pieces(header: bytes, data: mmap.mmap, start: int, align: int) -> Iterable[io.BytesIO]:
     """What lasts from `start` to the end of the file in pieces of whole `align` bytes, so that memory is bounded."""
-    step = _MAX_PIECE // max(1, align) * max(1, align)
+    align = max(1, align)
+    step = max(1, _MAX_PIECE // align) * align
     return (io.BytesIO(header + data[at : at + step]) for at in range(start, len(data), step))
 
 
@@ -160,9 +161,9 @@ def _chained(data: mmap.mmap, length: Callable[[int], int]) -> list[int]:
 def _caf_part(path: Path, data: mmap.mmap) -> Iterable[Path | io.BytesIO]:
     place = 8
     while place + 12 <= len(data):
-        name, size = data[place : place + 4], int.from_bytes(data[place + 4 : place + 12], "big", signed=True)
+        name, size = data[place : place + 4], int.from_bytes(data[place + 4 : place + 12], "big")
         end, rest = place + 12 + size, len(data) - place - 12
-        if name == b"data" and (size <= 0 or _caf_is_cut(data, end)):
+        if name == b"data" and (size == 0 or _caf_is_cut(data, end)):
             # libsndfile reads no more than is declared, and nothing if that is more than there is.
             return [io.BytesIO(data[: place + 4] + rest.to_bytes(8, "big") + data[place + 12 :])]
         place = end

@@ -1,6 +1,8 @@
 """Files of many formats and codecs, whole, joined, tagged, cut and with wrong headers, against what was encoded."""
 
+import contextlib
 import io
+import random
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
@@ -9,7 +11,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from parp_cli.data.audio import inspect_audio
+from parp_cli.data.audio import audio_seconds, inspect_audio
 from parp_cli.errors import DataError
 
 SECONDS = 8.0
@@ -87,8 +89,8 @@ CHANGES: dict[str, tuple[Callable[[bytes, str], bytes | None], float]] = {
 
 
 @lru_cache
-def encoded(kind: str, subtype: str, rate: int, channels: int) -> bytes:
-    samples = 0.1 * np.random.default_rng(0).standard_normal((int(SECONDS * rate), channels))
+def encoded(kind: str, subtype: str, rate: int, channels: int, seconds: float = SECONDS) -> bytes:
+    samples = 0.1 * np.random.default_rng(0).standard_normal((int(seconds * rate), channels))
     buffer = io.BytesIO()
     soundfile.write(buffer, samples, rate, format=kind, subtype=subtype)
     return buffer.getvalue()
@@ -131,3 +133,24 @@ def test_no_audio_is_lost_in_silence(
     else:
         copies = max(1, share)  # an MP3's encoder adds up to 0.11 s to each
         assert share * SECONDS - 0.5 <= info.seconds <= share * SECONDS + 0.15 * copies
+
+
+@pytest.mark.parametrize("codec", CODECS, ids="-".join)
+def test_damaged_files_are_read_or_refused(codec: tuple[str, str], tmp_path: Path) -> None:
+    """Whatever sizes, rates and channels a header names."""
+    rng = random.Random(0)
+    whole = encoded(*codec, 16_000, 1, 0.5)
+    path = tmp_path / f"a.{CODECS[codec]}"
+    for _ in range(60):
+        content = bytearray(whole)
+        for _ in range(rng.choice([1, 3, 10])):
+            place = rng.randrange(rng.choice([min(200, len(content)), len(content)]))
+            content[place] = rng.choice([0, 255, rng.randrange(256)])
+        if rng.random() < 0.3:
+            del content[rng.randrange(1, len(content)) :]
+        elif rng.random() < 0.3:
+            content += content[rng.randrange(len(content)) :]
+        path.write_bytes(content)
+        for read in inspect_audio, audio_seconds:
+            with contextlib.suppress(DataError):
+                read(path)
