@@ -8,7 +8,7 @@ T frames.
 
 import html
 import json
-import textwrap
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
@@ -22,11 +22,15 @@ from parp_cli.data.labels import BLANK_ID, Vocabulary
 
 @dataclass(frozen=True)
 class Word:
-    """A word, or a phone where the labels are phones, and its times in seconds."""
+    """A word and its times in seconds; a phone where the labels are phones, and a letter where nothing divides words.
+
+    `before` separates it from the word before it.
+    """
 
     text: str
     start: float
     end: float
+    before: str = " "
 
 
 @dataclass(frozen=True)
@@ -45,32 +49,61 @@ class Segment:
 
     @property
     def text(self) -> str:
-        return " ".join(word.text for word in self.words)
+        return text_of(self.words)
+
+
+def text_of(words: Sequence[Word]) -> str:
+    """The words with what separates them."""
+    return "".join(word.before + word.text for word in words).removeprefix(words[0].before if words else "")
 
 
 def words_of(path: Tensor, vocabulary: Vocabulary, frame_seconds: float) -> list[Word]:
-    """Words with their times, of the likeliest labels (T,). Their texts are what `Vocabulary.decode` makes of these."""
+    """Words with their times, of the likeliest labels (T,). Together they are what `Vocabulary.decode` makes of these.
+
+    What is longer than a line is taken to be of a script without spaces, and is divided into letters.
+    """
     labels, counts = torch.unique_consecutive(path, return_counts=True)
     ends = counts.cumsum(0)
-    groups: list[list[tuple[int, int, int]]] = [[]]
+    groups: list[list[_Timed]] = [[]]
     for label, start, end in zip(labels.tolist(), (ends - counts).tolist(), ends.tolist(), strict=True):
         if label != BLANK_ID and (vocabulary.labels == "phones" or vocabulary.symbols[label] == vocabulary.delimiter):
             groups.append([])
         if vocabulary.decode([label]):  # not the blank, a boundary or a special symbol
             groups[-1].append((label, start, end))
     words = []
+    separator = " " if vocabulary.labels == "phones" else vocabulary.separator
     for group in filter(None, groups):
-        begin, end = group[0][1] * frame_seconds, group[-1][2] * frame_seconds
-        words.append(Word(vocabulary.decode(label for label, _, _ in group), round(begin, 3), round(end, 3)))
+        whole = vocabulary.decode(label for label, _, _ in group)
+        divided = vocabulary.labels == "letters" and (vocabulary.delimiter is None or _columns(whole) > LINE_COLUMNS)
+        for number, part in enumerate(_letters(group, vocabulary) if divided else [group]):
+            begin, end = part[0][1] * frame_seconds, part[-1][2] * frame_seconds
+            text = vocabulary.decode(label for label, _, _ in part)
+            words.append(Word(text, round(begin, 3), round(end, 3), "" if number else separator))
     return words
+
+
+_Timed = tuple[int, int, int]
+"""A label, and the first frame of it and after it."""
+
+
+def _letters(group: list[_Timed], vocabulary: Vocabulary) -> list[list[_Timed]]:
+    """Labels divided into letters, with the marks that combine with them."""
+    letters: list[list[_Timed]] = []
+    for timed in group:
+        combines = all(unicodedata.category(character)[0] == "M" for character in vocabulary.decode([timed[0]]))
+        if letters and combines:
+            letters[-1].append(timed)
+        else:
+            letters.append([timed])
+    return letters
 
 
 Format = Literal["text", "json", "srt", "vtt"]
 
 SUFFIXES: dict[Format, str] = {"text": ".txt", "json": ".json", "srt": ".srt", "vtt": ".vtt"}
 
-LINE_CHARACTERS = 42
-"""Maximum per line of a subtitle, by the usual guidelines; a longer word has a line of its own."""
+LINE_COLUMNS = 42
+"""Maximum per line of a subtitle, by the usual guidelines (wide characters have two); a longer word has its own."""
 
 _MAX_LINES = 2
 """Shown at a time."""
@@ -82,9 +115,27 @@ MAX_SEGMENT_SECONDS = 7.0
 """Of a segment of several words."""
 
 
-def wrapped(text: str, characters: int = LINE_CHARACTERS) -> list[str]:
-    """Text in as few lines of so many characters as possible; words stay whole."""
-    return textwrap.wrap(text, characters, break_long_words=False, break_on_hyphens=False)
+def wrapped(words: Sequence[Word], columns: int = LINE_COLUMNS) -> list[str]:
+    """Words in as few lines of so many columns as possible; words stay whole."""
+    lines: list[str] = []
+    left = 0
+    for word in words:
+        width = _columns(word.text)
+        if lines and _columns(word.before) + width <= left:
+            lines[-1] += word.before + word.text
+            left -= _columns(word.before) + width
+        else:
+            lines.append(word.text)
+            left = columns - width
+    return lines
+
+
+def _columns(text: str) -> int:
+    """Width of a text in those of a Latin letter."""
+    return sum(
+        0 if unicodedata.category(character)[0] == "M" else 1 + (unicodedata.east_asian_width(character) in "WF")
+        for character in text
+    )
 
 
 def segments_of(words: Sequence[Word]) -> list[Segment]:
@@ -98,7 +149,7 @@ def segments_of(words: Sequence[Word]) -> list[Segment]:
     while groups:
         group = groups.pop()
         segment = Segment(tuple(group))
-        short = segment.end - segment.start <= MAX_SEGMENT_SECONDS and len(wrapped(segment.text)) <= _MAX_LINES
+        short = segment.end - segment.start <= MAX_SEGMENT_SECONDS and len(wrapped(segment.words)) <= _MAX_LINES
         if short or len(group) == 1:
             segments.append(segment)
         else:
@@ -152,7 +203,7 @@ def json_text(
 
 
 def _cue(segment: Segment, mark: str, *, escaped: bool = False) -> str:
-    text = _lines(segment.text)
+    text = _lines(segment.words)
     text = html.escape(text, quote=False) if escaped else text
     return f"{_time(segment.start, mark)} --> {_time(segment.end, mark)}\n{text}\n"
 
@@ -164,8 +215,9 @@ def _time(seconds: float, mark: str) -> str:
     return f"{hours:02}:{minutes:02}:{rest // 1000:02}{mark}{rest % 1000:03}"
 
 
-def _lines(text: str) -> str:
+def _lines(words: Sequence[Word]) -> str:
     """In as few lines as it takes, those as even as can be."""
-    lines = wrapped(text)
-    narrower = (wrapped(text, width) for width in range(-(-len(text) // max(1, len(lines))), LINE_CHARACTERS))
-    return "\n".join(next((even for even in narrower if len(even) <= len(lines)), lines))
+    lines = wrapped(words)
+    least = -(-_columns(text_of(words)) // max(1, len(lines)))
+    narrower = (wrapped(words, width) for width in range(least, LINE_COLUMNS))
+    return "\n".join(next((made for made in narrower if len(made) <= len(lines)), lines))

@@ -17,7 +17,7 @@ from parp_cli.data.audio import MUCH_CLIPPED, SAMPLE_RATE, AudioInfo, audio_seco
 from parp_cli.data.labels import Vocabulary, vocabulary_of
 from parp_cli.decoding import timing
 from parp_cli.decoding.chunks import Chunking, logits_in_chunks
-from parp_cli.decoding.timing import Segment, Word, segments_of, words_of
+from parp_cli.decoding.timing import Segment, Word, segments_of, text_of, words_of
 from parp_cli.errors import DataError, UsageError
 from parp_cli.models.recognizer import rebuild
 from parp_cli.models.speech.moments import frame_samples
@@ -208,7 +208,7 @@ class _Reading:
         made = Transcription(
             file=self.file,
             seconds=self.info.seconds,
-            text=" ".join(word.text for word in words),
+            text=text_of(words),
             words=tuple(words),
             warnings=tuple(_warnings(self.info)),
             path=self.target,

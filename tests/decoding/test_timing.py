@@ -13,6 +13,8 @@ from parp_cli.decoding.timing import (
     Segment,
     Word,
     segments_of,
+    srt,
+    text_of,
     words_of,
 )
 
@@ -42,6 +44,28 @@ def test_words_are_what_is_decoded() -> None:
         of_phones = path % 3
         words = words_of(of_phones, PHONES, 0.02)
         assert " ".join(word.text for word in words) == PHONES.decode(collapse(of_phones))
+
+
+def test_without_spaces_letters_are_timed_and_fill_the_lines() -> None:
+    outputs = ("<blank>", "你", "好", "世", "界", "\u0301", "e")
+    vocabulary = Vocabulary(outputs, "letters", delimiter=None)
+    path = torch.tensor([0, 1, 1, 0, 2, 6, 5, 0])
+    words = words_of(path, vocabulary, 0.02)
+    assert [(word.text, word.start, word.end) for word in words] == [
+        ("你", 0.02, 0.06),
+        ("好", 0.08, 0.1),
+        ("é", 0.1, 0.14),
+    ]
+    assert text_of(words) == vocabulary.decode(collapse(path)) == "你好é"
+    # 50 letters a fifth of a second apart, with a pause of a second in the middle.
+    spoken = torch.zeros(50 * 10 + 50, dtype=torch.long)
+    places = torch.arange(50) * 10 + 50 * (torch.arange(50) >= 25)
+    spoken[places] = torch.arange(50) % 4 + 1
+    for labels in (vocabulary, Vocabulary((*outputs[:5], "|"), "letters", separator="")):
+        segments = segments_of(words_of(spoken, labels, 0.02))
+        assert [segment.text for segment in segments] == [labels.decode(spoken[at].tolist()) for at in places.split(25)]
+        lines = srt(segments).splitlines()
+        assert [len(line) for line in lines if "你" in line] == [13, 12, 13, 12], "21 are as wide as 42 letters"
 
 
 def said(*starts: float, text: str = "WORD", length: float = 0.3) -> list[Word]:
