@@ -63,6 +63,8 @@ SPLITS: dict[str, Split] = {
     "dev-other": Split(part="dev", minutes=5, speakers=15, condition="other"),
     "test-clean": Split(part="test", minutes=10, speakers=24),
     "test-other": Split(part="test", minutes=10, speakers=24, condition="other"),
+    # Enough speakers to tell small differences between systems.
+    "test-voices": Split(part="test", minutes=60, speakers=120, tracts=True),
     # For pre-training, which ignores the transcripts.
     "pretrain-clean": Split(part="train", minutes=600, speakers=600),
     "pretrain-other": Split(part="train", minutes=120, speakers=120, condition="other"),

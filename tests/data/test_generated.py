@@ -79,6 +79,13 @@ def test_splits_are_librispeechs() -> None:
     }
 
 
+def test_one_split_has_enough_speakers_to_tell_small_differences() -> None:
+    plan = SPLITS["test-voices"]
+    voices = [voice for _, voice in speakers("test", tracts=generated._TRACTS)][: plan.speakers]
+    assert len({(voice.variant, voice.tract, voice.pitch) for voice in voices}) > 100
+    assert plan.minutes * 60 / plan.speakers > generated._MIN_SECONDS
+
+
 @pytest.mark.parametrize("tracts", [(1.0,), generated._TRACTS])
 def test_the_parts_share_no_voice(tracts: tuple[float, ...]) -> None:
     parts = {part: speakers(part, tracts=tracts) for part in ("train", "dev", "test")}
