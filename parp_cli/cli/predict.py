@@ -79,13 +79,13 @@ def show(output: Output, result: "Classified") -> None:
     output.text(f"{', '.join(first.splits)}: {first.texts:,} texts")
     shown = list(first.metrics)
     rows = [
-        [system.name, *(_interval(system.metrics[name]) for name in shown), percent(system.sparsity)]
+        [system.name, *(interval(system.metrics[name]) for name in shown), percent(system.sparsity)]
         for system in result.systems
     ]
     output.table("Metrics, with 95 % intervals", ("system", *(NAMES[name] for name in shown), "sparsity"), rows)
     if len(result.systems) == 1 and 0 < len(first.names) <= _MOST_CLASSES:
         _confusion(output, first)
-    output.text(*(_sentence(test) for system in result.systems for test in system.comparisons))
+    output.text(*(in_words(test) for system in result.systems for test in system.comparisons))
     output.text(f"took {duration(first.seconds)}")
     output.wrote(*(path for system in result.systems for path in (system.path, system.figures)))
 
@@ -98,13 +98,14 @@ def _confusion(output: Output, system: "ClassifiedSystem") -> None:
     output.table("References down, predictions across", ("", *system.names, "recognised"), rows)
 
 
-def _interval(measured: "Measured") -> str:
+def interval(measured: "Measured") -> str:
+    """A metric, with its interval where it has one."""
     if measured.low is None or measured.high is None:
         return percent(measured.value)
     return f"{percent(measured.value)} [{100 * measured.low:.1f}, {100 * measured.high:.1f}]"
 
 
-def _sentence(test: "PairedTest") -> str:
+def in_words(test: "PairedTest") -> str:
     """The difference of two systems in words, in points of accuracy."""
     points = -100 * test.difference
     reach = "" if test.low is None or test.high is None else f" [{-100 * test.high:.1f}, {-100 * test.low:.1f}]"

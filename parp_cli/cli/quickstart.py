@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from parp_cli.cli import options
 from parp_cli.cli.options import option
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 _METHODS = {"dense": "dense", "MPI (fixed mask)": "mpi", "PARP": "parp"}
 _PATTERN = "tensor"
+_UPDATES = 600
 _SETTINGS = (
     f"pruning.pattern={_PATTERN}",
     "pruning.interval=10",
@@ -28,7 +29,12 @@ _SETTINGS = (
 def quickstart(
     run: Annotated[Path, option("--run DIR", "Where everything is written.", default=True)] = Path("parp-quickstart"),
     sparsity: Annotated[float, option("--sparsity -s", "Share of weights to prune, in [0, 1).", default=True)] = 0.5,
-    updates: Annotated[int, option("--updates", "Updates of each of the three runs.", min=1, default=True)] = 600,
+    task: Annotated[
+        Literal["ctc", "classification"], option("--task -t", "Of speech, or of sentences.", default=True)
+    ] = "ctc",
+    updates: Annotated[
+        int | None, option("--updates", "Of each of the three runs; by default 600, of sentences 100.", min=1)
+    ] = None,
     seed: Annotated[int, option("--seed", "Seed of everything random.", min=0, max=2**32 - 1, default=True)] = 0,
     device: options.Device = "auto",
     as_json: options.Json = False,
@@ -37,11 +43,20 @@ def quickstart(
     """Dense, fixed-mask and PARP fine-tuning of the bundled encoder on ten minutes of generated speech.
 
     Generates the corpus, gives each method the same updates, evaluates each on test-clean without and with a language
-    model of the ten minutes' own sentences, and prints one table.
+    model of the ten minutes' own sentences, and prints one table. With --task classification the same on sentences,
+    by a small BERT.
 
-    [bold]Example:[/]
+    [bold]Examples:[/]
       parp quickstart
+      parp quickstart --task classification
     """
+    output = Output(as_json=as_json, quiet=quiet)
+    if task == "classification":
+        from parp_cli.cli.quickstart_texts import UPDATES, quickstart_texts
+
+        quickstart_texts(output, run, _METHODS, sparsity=sparsity, updates=updates or UPDATES, seed=seed, device=device)
+        return
+
     from parp_cli.config.load import load_recipe
     from parp_cli.decoding.choose import Decoding
     from parp_cli.decoding.lm import flashlight
@@ -53,7 +68,7 @@ def quickstart(
     from parp_cli.stages.mask import mask
     from parp_cli.storage.run_folder import MASK
 
-    output = Output(as_json=as_json, quiet=quiet)
+    updates = updates or _UPDATES
     flashlight("decoder")  # a missing package is named before anything trains
     began = time.monotonic()
     where = select_device(device)

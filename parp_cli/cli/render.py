@@ -77,6 +77,11 @@ def plan(output: Output, plan: "Plan") -> None:
     output.table("The run", ("", ""), rows)
 
 
+def _metric(name: str, value: float | None) -> str:
+    """As people read it: all but perplexities are shares."""
+    return f"{value:.2f}" if name == "perplexity" and value is not None else percent(value)
+
+
 def finetune(output: Output, result: "FinetuneResult") -> None:
     """The result of a run."""
     columns = ("update", "loss", *result.shown)
@@ -85,7 +90,7 @@ def finetune(output: Output, result: "FinetuneResult") -> None:
         star = " *" if validation == result.best else ""
         found = [validation.metrics[name] for name in result.shown.values()]
         loss = "–" if validation.train_loss is None else f"{validation.train_loss:.3f}"
-        rows.append([f"{validation.update}{star}", loss, *("–" if one is None else percent(one) for one in found)])
+        rows.append([f"{validation.update}{star}", loss, *map(_metric, result.shown, found)])
     output.table("Validation (* best)", columns, rows)
     if result.reprunings:
         revived = sum(repruning.revived for repruning in result.reprunings)

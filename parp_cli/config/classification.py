@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar, Final, Literal
 
 from parp_cli.config.finetune import AnyRecipe, Optimization, Task
 from parp_cli.config.values import (
@@ -13,18 +13,24 @@ from parp_cli.config.values import (
     Section,
     Share,
     ShareBelowOne,
+    documented,
 )
 
 GlueTask = Literal["cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte", "wnli"]
+DEFAULT_TEXT_MODEL: Final = "mini-text"
+"""The encoder of a run that names none."""
+
 Metric = Literal["accuracy", "f1", "matthews", "pearson", "spearman"]
 
 
+@documented
 @dataclass(frozen=True, kw_only=True)
-class TextData(Section):
-    """Texts with labels, in files, and their splits."""
+class TextFiles(Section):
+    """Files with texts, one for each split."""
 
     root: FilePath | None = None
-    """Folder of the files; for a task of GLUE its folder as published, or the one that holds it. It must be named."""
+    """Folder of the files; for a task of GLUE its folder as published, or the one that holds it. Null is generated
+    English (extra demo), with the splits train, dev, test and, without labels, pretrain."""
 
     glue: GlueTask | None = None
     """The task of GLUE that the files are of, which tells their columns; null for files of your own."""
@@ -46,6 +52,14 @@ class TextData(Section):
     """Column or key of the second text of a pair; null is `text_b` where the training split has it, or that of the task
     of GLUE."""
 
+    unusable: Literal["refuse", "skip"] = "refuse"
+    """What to do with lines without text or label: stop before training, or leave them out."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextData(TextFiles):
+    """Texts with labels, in files, and their splits."""
+
     label: str | None = None
     """Column or key of the label; null is `label`, or that of the task of GLUE."""
 
@@ -56,10 +70,8 @@ class TextData(Section):
     """What decides which checkpoint is best. f1 is that of the second class of two, else the mean over classes. Null is
     the first that GLUE reports for the task, else accuracy, or pearson for numbers."""
 
-    unusable: Literal["refuse", "skip"] = "refuse"
-    """What to do with lines without text or label: stop before training, or leave them out."""
 
-
+@documented
 @dataclass(frozen=True, kw_only=True)
 class TextTraining(Optimization):
     """How a text encoder is trained. Lengths are in updates, texts in tokens."""
@@ -108,7 +120,7 @@ class TextTraining(Optimization):
 class TextRecipe(AnyRecipe):
     """A fine-tuning run of task classification."""
 
-    default_model: ClassVar[str | None] = None
+    default_model: ClassVar[str] = DEFAULT_TEXT_MODEL
 
     task: Task = "classification"
     """What the network learns, which decides the keys of `data` and `training`. classification: classes, or numbers, of

@@ -364,7 +364,7 @@ class Distillation(Section):
     """Weight of the distance from the outputs of the teacher's layers."""
 
 
-Task = Literal["ctc", "classification"]
+Task = Literal["ctc", "classification", "masked-lm"]
 """Every task that a recipe can select."""
 
 
@@ -374,17 +374,18 @@ class AnyRecipe(Section):
     """A fine-tuning run, whatever its task.
 
     Attributes:
-        default_model: the encoder of a run that names none and starts from no checkpoint; None where one must be named.
+        default_model: the encoder of a run that names none and starts from no checkpoint.
     """
 
-    default_model: ClassVar[str | None] = None
+    default_model: ClassVar[str]
 
     task: Task
     """What the network learns, which decides the keys of `data` and `training`."""
 
     model: NameOrPath | None = None
     """Encoder to start from: a name, a file or folder, or a hub name. A path starts with `./` (relative to the recipe),
-    `../` or `~/`, or is absolute. Null is the encoder of the checkpoint the run starts from, else mini."""
+    `../` or `~/`, or is absolute. Null is the encoder of the checkpoint the run starts from, else mini, of
+    texts mini-text."""
 
     seed: Seed = 0
     """Seed of everything random: data order, masking, dropout, the new head."""
@@ -399,7 +400,7 @@ class AnyRecipe(Section):
 class Recipe(AnyRecipe):
     """A fine-tuning run of task ctc."""
 
-    default_model: ClassVar[str | None] = DEFAULT_MODEL
+    default_model: ClassVar[str] = DEFAULT_MODEL
 
     task: Task = "ctc"
     """What the network learns, which decides the keys of `data` and `training`. ctc: speech recognition."""

@@ -12,12 +12,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from parp_cli.config.classification import TextData
+from parp_cli.config.classification import TextData, TextFiles
+from parp_cli.data import sentences
 from parp_cli.data.glue import GLUE
 from parp_cli.data.text import read_utf8
 from parp_cli.errors import DataError, first_few
 
 ENDINGS = (".tsv", ".csv", ".jsonl")
+"""Of tables."""
+
+_LINES = ".txt"
+"""The ending of files with a text per line, which have no labels."""
+
 _IDS = ("id", "idx", "index")
 
 
@@ -41,25 +47,26 @@ class Columns:
     header: bool = True
 
 
-def split_file(data: TextData, split: str) -> Path:
-    """The file of a split.
+def split_file(data: TextFiles, split: str) -> Path:
+    """The file of a split; a generated one is written first where it is not there.
 
-    Raises DataError where no folder is named, or the split has no file there or several.
+    Raises DataError where GLUE's folder is not named, or the split has no file there or several.
     """
-    if data.root is None:
-        raise DataError("the recipe names no data", hint="--set data.root=FOLDER, with a file for each split")
-    root, named = Path(data.root), split
+    endings = ENDINGS if isinstance(data, TextData) else (*ENDINGS, _LINES)
+    if data.root is None and data.glue is not None:
+        raise DataError("the recipe names no data", hint="--set data.root=FOLDER, the one of GLUE")
+    root, named = Path(data.root) if data.root is not None else sentences.ensure(), split
     if data.glue is not None:
         glue = GLUE[data.glue]
         root = root / glue.folder if (root / glue.folder).is_dir() else root
         named = (glue.splits or {}).get(split, split)
-    candidates = [root / named] if Path(named).suffix in ENDINGS else [root / f"{named}{end}" for end in ENDINGS]
+    candidates = [root / named] if Path(named).suffix in endings else [root / f"{named}{end}" for end in endings]
     found = [path for path in candidates if path.is_file()]
     if len(found) == 1:
         return found[0]
     if found:
         raise DataError(f"split {split} has several files in {root}", details=[path.name for path in found])
-    there = sorted(path.name for path in root.iterdir() if path.suffix in ENDINGS) if root.is_dir() else []
+    there = sorted(path.name for path in root.iterdir() if path.suffix in endings) if root.is_dir() else []
     raise DataError(
         f"there is no split {split} in {root}",
         details=[f"looked for {' or '.join(path.name for path in candidates)}", f"found: {', '.join(there) or 'none'}"],
@@ -67,14 +74,25 @@ def split_file(data: TextData, split: str) -> Path:
     )
 
 
-def columns_of(data: TextData, path: Path, *, labelled: bool = True) -> Columns:
+def split_texts(data: TextFiles, split: str) -> tuple[list[Text], list[str]]:
+    """The texts of a split without their labels, and what is wrong with other lines.
+
+    Raises DataError as `split_file` and `read_texts`.
+    """
+    path = split_file(data, split)
+    return (read_lines(path), []) if path.suffix == _LINES else read_texts(path, columns_of(data, path))
+
+
+def columns_of(data: TextFiles, path: Path, *, labelled: bool = True) -> Columns:
     """The columns that a recipe means, in a file: by default a second text only where the file has one.
+
+    A label is asked for only by a recipe that learns labels, and where it is `labelled`.
 
     Raises DataError where the file cannot be read.
     """
     glue = None if data.glue is None else GLUE[data.glue]
     text = data.text or (glue.text if glue else "text")
-    label = (data.label or (glue.label if glue else "label")) if labelled else None
+    label = (data.label or (glue.label if glue else "label")) if isinstance(data, TextData) and labelled else None
     pair = data.text_b or (glue.text_b if glue else None)
     if pair is None and glue is None:
         first = next(_rows(path, header=True), None)

@@ -353,6 +353,7 @@ def _setup(each: Round, preparation: Preparation) -> RunSetup:
             versions=versions(start.architecture.libraries),
         ),
         target=settings.sparsity,
+        exported=task.kept,
         micro_batch_key=task.pass_key,
         calibration=calibration_examples(recipe, task.train),
         identity={

@@ -28,6 +28,7 @@ DISTILLED = "distillation"
 _TASKS = {
     "ctc": ("parp_cli.tasks.ctc.task", "CtcTask"),
     "classification": ("parp_cli.tasks.classification.task", "ClassificationTask"),
+    "masked-lm": ("parp_cli.tasks.masked_lm.task", "MaskedLmTask"),
 }
 """Where the class of each task that recipes name is. Imported when one is asked for: their libraries differ."""
 
@@ -188,8 +189,8 @@ class Task(ABC, Generic[Item]):
         """Items to learn from."""
 
     @abstractmethod
-    def describe(self) -> dict[str, Any]:
-        """What a checkpoint says of its head, for JSON."""
+    def describe(self) -> dict[str, Any] | None:
+        """What a checkpoint says of its head, for JSON; None where it keeps none."""
 
     @abstractmethod
     def data_hash(self) -> str:
@@ -235,6 +236,10 @@ class Task(ABC, Generic[Item]):
     @abstractmethod
     def message(self, values: Mapping[str, Any]) -> str:
         """A line about a validation, from the values that are logged of it."""
+
+    def kept(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Of the network's state dict what a checkpoint holds."""
+        return weights
 
     def findings(self) -> Iterable[tuple[str, dict[str, Any]]]:
         """What the data's check found: events for the log, with their values."""

@@ -3,7 +3,6 @@
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ import torch
 import parp_cli
 from parp_cli.config.finetune import AnyRecipe
 from parp_cli.config.load import recipe_to_dict
-from parp_cli.models.sources.load import BUNDLED, is_name
+from parp_cli.models.sources.load import bundled_file, is_bundled, is_name
 from parp_cli.pruning.methods.spec import FIRST_MASKS
 from parp_cli.storage.checkpoint import file_hash
 from parp_cli.training.plan import Round
@@ -51,9 +50,9 @@ def start_key(recipe: AnyRecipe, init: Path | None = None, *, device: torch.devi
 
     And the kind of device, on which the last bits depend.
     """
-    model, initial = recipe.model or recipe.default_model or "", recipe.pruning.initial
-    if model == BUNDLED:
-        with resources.as_file(resources.files("parp_cli") / "assets" / f"{BUNDLED}.safetensors") as path:
+    model, initial = recipe.model or recipe.default_model, recipe.pruning.initial
+    if is_bundled(model):
+        with bundled_file(model) as path:
             named = file_hash(path)
     else:
         named = model if is_name(model) else _hash_or_name(model)

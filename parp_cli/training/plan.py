@@ -141,11 +141,6 @@ def read_start(recipe: AnyRecipe, init: Path | None, notify: Notify) -> Start:
     path = init or masked_model(recipe)
     if path is None:
         model = recipe.model or recipe.default_model
-        if model is None:
-            raise UsageError(
-                f"the recipe names no model, and task {recipe.task} has no default one",
-                hint="--set model=FOLDER, or start from a checkpoint with --init",
-            )
         encoder = load_encoder(model, notify=notify)
         start = Start(encoder.architecture, encoder.weights, encoder.task, encoder.parents, model)
         if encoder.masks:

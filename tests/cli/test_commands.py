@@ -210,6 +210,20 @@ def test_quickstart(parp: Callable[..., Any], tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("short_corpus")
+def test_quickstart_on_sentences(parp: Callable[..., Any], tmp_path: Path) -> None:
+    pytest.importorskip("transformers")
+    pytest.importorskip("babel")
+    answer = parp("quickstart", "--task", "classification", "--updates", "30", "--sparsity", "0.6", "--json")
+    assert answer.code == 0, answer.err
+    rows = json.loads(answer.out)["rows"]
+    assert [row["method"] for row in rows] == ["dense", "MPI (fixed mask)", "PARP"]
+    assert [row["sparsity"] for row in rows] == pytest.approx([0.0, 0.6, 0.6], abs=1e-4)
+    assert [len(row["comparisons"]) for row in rows] == [0, 1, 2]
+    assert rows[0]["metrics"]["accuracy"]["value"] > 0.5  # of four classes
+    assert all((tmp_path / row[key]).is_file() for row in rows for key in ("checkpoint", "predictions"))
+
+
+@pytest.mark.usefixtures("short_corpus")
 def test_three_bare_commands_in_an_empty_folder(parp: Callable[..., Any], tmp_path: Path) -> None:
     shutil.copy(SMOKE, "recipe.yaml")
     commands = (

@@ -10,6 +10,7 @@ import pytest
 from parp_cli.config.classification import TextRecipe
 from parp_cli.config.finetune import Recipe
 from parp_cli.config.load import dump_yaml, load_recipe, recipe_from_dict, recipe_to_dict
+from parp_cli.config.masked_lm import MaskedLmRecipe
 from parp_cli.config.pretrain import PretrainRecipe
 from parp_cli.errors import RecipeError
 
@@ -18,6 +19,8 @@ RUNS = sorted(path for path in FOLDER.rglob("*.yaml") if path.parent.name != "sw
 
 
 def kind_of(path: Path) -> type[Any]:
+    if path.stem == "pretrain-text":
+        return MaskedLmRecipe
     if path.stem.startswith("pretrain"):
         return PretrainRecipe
     return TextRecipe if path.parent.name == "glue" else Recipe

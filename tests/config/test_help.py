@@ -8,6 +8,7 @@ from parp_cli.config.classification import TextRecipe
 from parp_cli.config.finetune import Recipe
 from parp_cli.config.help import keys_of
 from parp_cli.config.load import dump_yaml, recipe_to_dict
+from parp_cli.config.masked_lm import MaskedLmRecipe
 from parp_cli.config.pretrain import PretrainRecipe
 
 
@@ -18,7 +19,7 @@ def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return found
 
 
-@pytest.mark.parametrize("kind", [Recipe, TextRecipe, PretrainRecipe])
+@pytest.mark.parametrize("kind", [Recipe, TextRecipe, MaskedLmRecipe, PretrainRecipe])
 def test_every_key_is_there_with_its_default_and_a_meaning(kind: Any) -> None:
     keys = {key.name: key for key in keys_of(kind)}
     defaults = flat(recipe_to_dict(kind()))

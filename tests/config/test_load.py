@@ -296,8 +296,12 @@ def test_the_task_selects_what_a_recipe_is_read_as(write: Any, tmp_path: Path) -
 
 
 def test_an_unknown_task(write: Any) -> None:
-    assert problems(write("seed: 1\ntask: sing\n")) == ["r.yaml:2: task = sing: expected one of ctc, classification"]
-    assert problems(write("task: [ctc]\n")) == ["r.yaml:1: task = a list of 1: expected one of ctc, classification"]
+    assert problems(write("seed: 1\ntask: sing\n")) == [
+        "r.yaml:2: task = sing: expected one of ctc, classification, masked-lm"
+    ]
+    assert problems(write("task: [ctc]\n")) == [
+        "r.yaml:1: task = a list of 1: expected one of ctc, classification, masked-lm"
+    ]
     assert list(RECIPES) == list(get_args(Task))
 
 

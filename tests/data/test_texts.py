@@ -66,7 +66,7 @@ def test_other_columns(tmp_path: Path) -> None:
 
 def test_files_that_are_missing_or_broken(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="names no data"):
-        split_file(TextData(), "train")
+        split_file(TextData(glue="rte"), "train")
     data = write(tmp_path, "train.tsv", "text\tlabel\n")
     with pytest.raises(DataError, match="no split dev") as raised:
         split_file(data, "dev")

@@ -6,6 +6,7 @@ import difflib
 import importlib.util
 import re
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from importlib import resources
 from pathlib import Path
@@ -36,7 +37,9 @@ from parp_cli.storage import checkpoint
 from parp_cli.storage.checkpoint import Metadata, Sparsity
 
 BUNDLED = "mini"
-"""The encoder that comes with parp."""
+"""The speech encoder that comes with parp."""
+
+_ALL_BUNDLED = (BUNDLED, "mini-text")
 
 _RANDOM = "random:"
 """Before an architecture's name: an encoder that has learnt nothing, for comparison."""
@@ -49,10 +52,11 @@ def load_encoder(source: str, *, architecture: str | None = None, notify: Notify
     """Read an encoder, with its CTC head if it comes with the labels for it.
 
     Args:
-        source: `mini`; the name of another architecture, whose published weights torchaudio has; `random:NAME`, an
-            architecture with random weights; a folder of Hugging Face transformers; a name on the Hugging Face hub; a
-            file of `torch.save` with torchaudio's state dict or fairseq's checkpoint; a checkpoint of parp. A
-            registered name goes before a file or folder of that name (`./mini` is the folder).
+        source: `mini` or `mini-text`; the name of another architecture, whose published weights torchaudio has;
+            `random:NAME`, an architecture, or that of any other source, with random weights; a folder of Hugging Face
+            transformers; a name on the Hugging Face hub; a file of `torch.save` with torchaudio's state dict or
+            fairseq's checkpoint; a checkpoint of parp. A registered name goes before a file or folder of that
+            name (`./mini` is the folder).
         architecture: the name of the architecture, where a file does not tell or tells several of equal sizes.
         notify: is told of a download's progress, and of what could not be kept.
 
@@ -81,11 +85,11 @@ def load_encoder(source: str, *, architecture: str | None = None, notify: Notify
 
 
 def _load(source: str, named: Architecture | None, notify: Notify) -> Encoder:
-    if source == BUNDLED:
-        with resources.as_file(resources.files("parp_cli") / "assets" / f"{BUNDLED}.safetensors") as path:
+    if source in _ALL_BUNDLED:
+        with bundled_file(source) as path:
             return _read_parp(path)
     if source.startswith(_RANDOM):
-        return random_encoder(_registered(source.removeprefix(_RANDOM)))
+        return _random(source.removeprefix(_RANDOM), notify)
     if source in published.FILES:
         return published.load(source, notify)
     path = Path(source).expanduser()
@@ -102,6 +106,16 @@ def _load(source: str, named: Architecture | None, notify: Notify) -> Encoder:
     raise CheckpointError(f"there is no model {source}", hint=_nearest(source))
 
 
+def is_bundled(source: str) -> bool:
+    """Whether a model of this name comes with parp."""
+    return source in _ALL_BUNDLED
+
+
+def bundled_file(name: str) -> AbstractContextManager[Path]:
+    """The file of a model that comes with parp."""
+    return resources.as_file(resources.files("parp_cli") / "assets" / f"{name}.safetensors")
+
+
 def is_name(source: str) -> bool:
     """Whether a model is known by this name, whatever files there are."""
     return source in ARCHITECTURES
@@ -114,6 +128,16 @@ def random_encoder(architecture: Any, seed: int = 0) -> Encoder:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return Encoder(architecture, architecture.build().state_dict(), None)
+
+
+def _random(source: str, notify: Notify) -> Encoder:
+    """By an architecture's name, or that of a file or folder, of which all is kept that does not train: a tokenizer."""
+    if source in ARCHITECTURES or not (is_bundled(source) or Path(source).expanduser().exists()):
+        return random_encoder(_registered(source))
+    encoder = _load(source, None, notify)
+    fresh = random_encoder(encoder.architecture)
+    kept = {name: weight for name, weight in encoder.weights.items() if not weight.is_floating_point()}
+    return fresh._replace(weights={**fresh.weights, **kept})
 
 
 def _read_folder(path: Path, notify: Notify) -> Encoder:

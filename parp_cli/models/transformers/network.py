@@ -110,17 +110,22 @@ class TextNetwork(nn.Module):
 
 def build(architecture: TextArchitecture, *, outputs: int | None = None, dropout: float | None = None) -> TextNetwork:
     """As `TextArchitecture.build`. Raises CheckpointError where transformers has no such model any more."""
+    model = sequence_model(architecture, outputs=outputs, dropout=dropout)
+    return TextNetwork(architecture, model, has_head=outputs is not None)
+
+
+def sequence_model(architecture: TextArchitecture, *, outputs: int | None, dropout: float | None) -> Any:
+    """What transformers has for the classification of sequences; arguments and errors as of `build`."""
     config = dict(architecture.config)
     if dropout is not None:
         config |= {key: dropout for key in _DROPOUTS if config.get(key) is not None}
     transformers = library()
     try:
         settings = transformers.AutoConfig.for_model(**config, num_labels=outputs or 2)
-        model = transformers.AutoModelForSequenceClassification.from_config(settings)
+        return transformers.AutoModelForSequenceClassification.from_config(settings)
     except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(
             f"transformers cannot build a {architecture.family}",
             details=str(error).splitlines()[:2],
             hint="install the version of transformers that it was made with (parp inspect), or a newer one",
         ) from error
-    return TextNetwork(architecture, model, has_head=outputs is not None)

@@ -124,6 +124,15 @@ def test_random_weights_by_name_are_always_the_same() -> None:
     assert all(torch.equal(weight, other.weights[name]) for name, weight in one.weights.items())
 
 
+def test_random_weights_of_a_text_encoder_keep_its_tokenizer() -> None:
+    pytest.importorskip("transformers")
+    known, fresh = load_encoder("mini-text"), load_encoder("random:mini-text")
+    assert fresh.architecture == known.architecture
+    name = "bert.encoder.layer.0.intermediate.dense.weight"
+    assert not torch.equal(fresh.weights[name], known.weights[name])
+    assert torch.equal(fresh.weights["tokenizer"], known.weights["tokenizer"])
+
+
 def test_random_weights_of_no_architecture() -> None:
     with pytest.raises(UsageError, match="there is no architecture minni"):
         load_encoder("random:minni")

@@ -215,8 +215,6 @@ def test_metrics_of_the_other_kind(films: Films) -> None:
 def test_models_and_tasks_that_do_not_go_together(films: Films) -> None:
     with pytest.raises(UsageError, match="trains text encoders, and mini is none"):
         load(films, "model=mini")
-    with pytest.raises(UsageError, match="no default one"):
-        load(films, "model=null")
     from parp_cli.config.finetune import Recipe
 
     with pytest.raises(UsageError, match="trains speech encoders, and bert-2x16 is none"):
