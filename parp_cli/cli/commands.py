@@ -142,22 +142,27 @@ def reprune(
     output.json(result)
 
 
+_KINDS = {"small": "without what its mask emptied", "packed": "without pruned weights", "mask": "without weights"}
 _RUNTIMES = {"hf": "transformers", "torchaudio": "torchaudio", "onnx": "onnxruntime"}
 
 
 def export(
     to: Annotated[
-        Literal["hf", "torchaudio", "small", "onnx"],
+        Literal["hf", "torchaudio", "small", "onnx", "packed", "mask"],
         option(
             "--to",
             "A folder for transformers; a state dict; a checkpoint without what the mask emptied; a file for "
-            "onnxruntime (extra `onnx`).",
+            "onnxruntime (extra `onnx`); a checkpoint with only the weights that are kept; the mask alone.",
         ),
     ],
     checkpoint: options.Checkpoint = None,
     int8: Annotated[
         bool, option("--int8", "With onnx: matrix products of 8-bit integers, which most processors compute faster.")
     ] = False,
+    values: Annotated[
+        Literal["float32", "float16", "bfloat16", "int8"] | None,
+        option("--values", "With packed: the number type of kept weights.", default="float32"),
+    ] = None,
     run: options.Run = options.DEFAULT_RUN,
     out: options.Out = None,
     device: options.Device = "auto",
@@ -167,13 +172,15 @@ def export(
 ) -> None:
     """Write a checkpoint for other tools, zero wherever its mask prunes, or a smaller one.
 
-    Zeros make no model smaller or faster. Whole heads and units can be removed: prune with pruning.pattern=structures,
-    and --to small writes a checkpoint without them, which every command takes. Both small and onnx are compared with
-    the checkpoint on speech before they are written.
+    Zeros make no model faster, and only a packed file is smaller with them. Whole heads and units can be removed: prune
+    with pruning.pattern=structures, and --to small writes a checkpoint without them. Every command takes small and
+    packed checkpoints; eval and transcribe take exported masks (--mask). Small, packed and onnx are compared with the
+    checkpoint on speech before they are written.
 
     [bold]Examples:[/]
       parp export --to hf
       parp export --to small
+      parp export --to packed --values int8
       parp export parp-run/small.safetensors --to onnx --int8
     """
     from parp_cli.stages.export import export as stage
@@ -184,8 +191,8 @@ def export(
     source = checkpoint_or_newest(checkpoint, run)
     with output.progress() as notify:
         name = EXPORTS[f"{to}-int8" if int8 else to]
-        result = stage(source, to=to, out=out or run / name, int8=int8, notify=notify)
-    tool = "without what its mask emptied" if to == "small" else f"for {_RUNTIMES[to]}"
+        result = stage(source, to=to, out=out or run / name, int8=int8, values=values, notify=notify)
+    tool = _KINDS.get(to) or f"for {_RUNTIMES[to]}"
     output.text(f"exported {source} {tool}, {size(result.size)}")
     render.export(output, result)
     output.wrote(result.path)

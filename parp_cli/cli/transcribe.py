@@ -23,6 +23,7 @@ def transcribe(
         typer.Argument(metavar="FILES…", help='WAV, FLAC, OGG or MP3; "-" for standard input.'),
     ],
     checkpoint: Annotated[Path | None, option("--checkpoint -c", "By default the newest of the run folder.")] = None,
+    mask: Annotated[Path | None, option("--mask PATH", "Recognise under this file's mask too.")] = None,
     layout: Annotated[
         Literal["text", "json", "srt", "vtt"], option("--format -f", "Of the transcripts.", default=True)
     ] = "text",
@@ -71,6 +72,7 @@ def transcribe(
         result = stage(
             checkpoint_or_newest(checkpoint, run),
             files,
+            mask=mask,
             out=out,
             layout=layout,
             times=times,

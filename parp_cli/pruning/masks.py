@@ -99,13 +99,24 @@ def both(masks: Masks, others: Masks) -> dict[str, Tensor]:
     return {**others, **{name: keep & others[name] if name in others else keep for name, keep in masks.items()}}
 
 
-def read_masks_for(path: Path, weights: Mapping[str, Tensor], *, what: str) -> Masks:
-    """The masks of a file, for `weights` that `what` names. Raises MaskError where it has none, or they do not fit."""
-    masks = checkpoint.read_masks(path)
-    if not masks:
-        raise MaskError(f"{path} has no mask", hint="`parp mask` makes one; a dense checkpoint needs no --mask")
+def backbone_hash(masks: Masks, weights: Mapping[str, Tensor]) -> str:
+    """Names the weights that masks are for, by what is left of them under the masks: dense or pruned ones alike."""
+    masked = {name: torch.where(keep, weights[name].float(), 0.0) for name, keep in masks.items()}
+    return checkpoint.content_hash(masked)
+
+
+def check_meant_for(path: Path, masks: Masks, weights: Mapping[str, Tensor], *, what: str) -> None:
+    """Raise MaskError where the masks of a file do not fit the `weights`, which `what` names, or are alone in it, and
+    were exported for other weights."""
     check_fit(masks, weights, what=what)
-    return masks
+    backbone = checkpoint.backbone_of(path) if checkpoint.is_checkpoint(path) else None
+    if backbone not in (None, backbone_hash(masks, weights)):
+        parent = checkpoint.read_metadata(path).parents[-1]
+        raise MaskError(
+            f"the mask {path} was exported for other weights than those of {what}",
+            details=[f"it is that of {parent.file}, SHA-256 {parent.sha256[:16]}…"],
+            hint=f"evaluate it with those, or lay it over others on purpose: `parp mask --from {path} --apply {what}`",
+        )
 
 
 def write_pruned(

@@ -15,8 +15,9 @@ from parp_cli.data.batching import sorted_batches
 from parp_cli.data.texts import ENDINGS, Columns, Text, columns_of, read_lines, read_texts, split_file
 from parp_cli.errors import CheckpointError, DataError, first_few
 from parp_cli.models.recognizer import rebuild
+from parp_cli.models.sources.load import load_masks
 from parp_cli.models.transformers.architecture import TOKENIZER
-from parp_cli.pruning.masks import both, read_masks_for, sparsity, under
+from parp_cli.pruning.masks import both, check_meant_for, sparsity, under
 from parp_cli.runtime.device import autocast, tensor_cores, versions
 from parp_cli.runtime.progress import Notify, Progress, silent
 from parp_cli.scoring.classes import (
@@ -291,7 +292,8 @@ def _under(content: Checkpoint, mask: Path | None, source: Path) -> tuple[Checkp
     """A checkpoint under its own mask and another, and the sparsity of both together."""
     if mask is None:
         return content, sparsity(content.masks)
-    masks = read_masks_for(mask, content.weights, what=str(source))
+    masks, _ = load_masks(mask)
+    check_meant_for(mask, masks, content.weights, what=str(source))
     return replace(content, weights=under(masks, content.weights)), sparsity(both(masks, content.masks))
 
 

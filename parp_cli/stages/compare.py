@@ -9,11 +9,10 @@ from torch import Tensor
 
 from parp_cli.errors import MaskError, UsageError
 from parp_cli.models.network import Architecture, read_architecture
+from parp_cli.models.sources.load import load_masks
 from parp_cli.models.sources.names import check_same_model
 from parp_cli.pruning.masks import count_all, count_pruned
 from parp_cli.pruning.overlap import Pair, by_group, overlaps, together
-from parp_cli.storage import checkpoint
-from parp_cli.storage.checkpoint import Metadata
 from parp_cli.storage.run_folder import shortest_labels
 
 
@@ -52,10 +51,17 @@ def compare(paths: Sequence[Path]) -> Comparison:
     """
     if len(paths) < 2:
         raise UsageError("one checkpoint cannot be compared", hint="name two or more: `parp compare A B`")
-    metadata = [checkpoint.read_metadata(path) for path in paths]
+    loaded = [load_masks(path) for path in paths]
+    metadata = [known for _, known in loaded]
+    # Files of masks alone do not tell whose they are.
+    first = next((path for path, known in zip(paths, metadata, strict=True) if known.architecture), None)
+    if first is None:
+        raise MaskError("nothing tells which model these masks are of", hint="name a checkpoint of that model first")
+    described = metadata[paths.index(first)].architecture
     for path, known in zip(paths, metadata, strict=True):
-        check_same_model(str(paths[0]), metadata[0].architecture, str(path), known.architecture)
-    masks = [_masks(path, known) for path, known in zip(paths, metadata, strict=True)]
+        if known.architecture:
+            check_same_model(str(first), described, str(path), known.architecture)
+    masks = [{name: found[name] for name in known.prunable if name in found} for found, known in loaded]
     everywhere = [name for name in masks[0] if all(name in other for other in masks)]
     if not everywhere:
         raise MaskError(
@@ -66,7 +72,7 @@ def compare(paths: Sequence[Path]) -> Comparison:
             ],
             hint="masks made with the same --scope can be compared",
         )
-    architecture = read_architecture(metadata[0].architecture)
+    architecture = read_architecture(described)
     labels = shortest_labels(paths)
     shared = [{name: mask[name] for name in everywhere} for mask in masks]
     return Comparison(
@@ -80,14 +86,6 @@ def compare(paths: Sequence[Path]) -> Comparison:
         ),
         left_out=tuple(dict.fromkeys(name for mask in masks for name in mask if name not in shared[0])),
     )
-
-
-def _masks(path: Path, metadata: Metadata) -> dict[str, Tensor]:
-    """In the order of the model's parameters."""
-    masks = checkpoint.read_masks(path)
-    if not masks:
-        raise MaskError(f"{path} has no mask", hint="make one with `parp mask`")
-    return {name: masks[name] for name in metadata.prunable if name in masks}
 
 
 def _pair(

@@ -23,8 +23,9 @@ from parp_cli.decoding.choose import Chosen, Decoding, choose
 from parp_cli.decoding.recognizer import Precision, Recognizer, Tunable, Tuning
 from parp_cli.errors import DataError, UsageError, first_few
 from parp_cli.models.recognizer import rebuild
+from parp_cli.models.sources.load import load_masks
 from parp_cli.models.speech.config import Architecture, frames
-from parp_cli.pruning.masks import Masks, both, read_masks_for, sparsity, under
+from parp_cli.pruning.masks import Masks, both, check_meant_for, sparsity, under
 from parp_cli.runtime.device import tensor_cores, versions
 from parp_cli.runtime.processes import SINGLE, World
 from parp_cli.runtime.progress import Notify, Progress, silent
@@ -292,7 +293,7 @@ class _Evaluator:
         weights = under(system.masks, self._content.weights)
         architecture, model = rebuild(replace(self._content, weights=weights), self.device, source=str(self.source))
         # The output of the checkpoint's own feature encoder is computed once, for all masks that do not touch it.
-        own = system.mask is not None and any(map(architecture.is_feature_encoder, checkpoint.read_masks(system.mask)))
+        own = system.mask is not None and any(map(architecture.is_feature_encoder, load_masks(system.mask)[0]))
         features = self._features
         if features is None or own:
             kept = MEMORY_BYTES if len(self._systems) > 1 and not own else 0
@@ -334,7 +335,8 @@ class _Evaluator:
         own, options = self._content.masks, self.options
         if mask is None:
             return _System(name=name, masks=own, outputs=outputs(self.out, options.html, options.trn))
-        masks = read_masks_for(mask, self._content.weights, what=str(self.source))
+        masks, _ = load_masks(mask)
+        check_meant_for(mask, masks, self._content.weights, what=str(self.source))
         files = outputs(self.out, options.html, options.trn, name.replace("/", "-"))
         return _System(name=name, mask=mask, masks=both(masks, own), outputs=files)
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from parp_cli.config.load import recipe_from_dict
 from parp_cli.data.labels import vocabulary_of
 from parp_cli.data.probe import some_speech
-from parp_cli.errors import CheckpointError, UsageError
+from parp_cli.errors import CheckpointError, MaskError, UsageError
 from parp_cli.exporters.check import Check, compared, network, refuse_different
 from parp_cli.exporters.huggingface import export_huggingface
 from parp_cli.exporters.onnx import OnnxNetwork, export_onnx, quantize, require_onnx
@@ -21,14 +21,15 @@ from parp_cli.exporters.text import export_text
 from parp_cli.exporters.torchaudio import export_torchaudio
 from parp_cli.models.recognizer import encoder_of
 from parp_cli.models.speech.config import Architecture
-from parp_cli.pruning.masks import check_fit, under
+from parp_cli.pruning.masks import backbone_hash, check_fit, under
 from parp_cli.runtime.device import versions
 from parp_cli.runtime.progress import Notify, silent
 from parp_cli.storage import checkpoint
 from parp_cli.storage.atomic import replacing, write_error
-from parp_cli.storage.checkpoint import Metadata
+from parp_cli.storage.checkpoint import Checkpoint, Metadata
+from parp_cli.storage.packed import Values
 
-Target = Literal["hf", "torchaudio", "small", "onnx"]
+Target = Literal["hf", "torchaudio", "small", "onnx", "packed", "mask"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,15 +66,25 @@ class ExportResult:
     integer_products: int | None = None
 
 
-def export(source: Path, *, to: Target, out: Path, int8: bool = False, notify: Notify = silent) -> ExportResult:
+def export(
+    source: Path,
+    *,
+    to: Target,
+    out: Path,
+    int8: bool = False,
+    values: Values | None = None,
+    notify: Notify = silent,
+) -> ExportResult:
     """Export a checkpoint; every weight that its mask prunes is zero in what is written, or not there.
 
     Args:
         to: "hf", a directory that transformers loads; "torchaudio", a state dict for its builders; "small", a
-            checkpoint without the heads and units that the mask has emptied; "onnx", a file for onnxruntime. The last
-            two are compared with the checkpoint, on speech, before they are written.
+            checkpoint without the heads and units that the mask has emptied; "onnx", a file for onnxruntime; "packed",
+            a checkpoint with only the weights that are kept; "mask", the mask alone. Small, onnx and packed ones of
+            speech are compared with the checkpoint before they are written.
         out: the directory or file to write.
         int8: matrix products with 8-bit integers; for "onnx" alone.
+        values: number type of the kept weights, by default float32; for "packed" alone.
 
     Raises:
         CheckpointError: the source cannot be read, the target has no such networks, or the comparison failed.
@@ -83,6 +94,8 @@ def export(source: Path, *, to: Target, out: Path, int8: bool = False, notify: N
     """
     if int8 and to != "onnx":
         raise UsageError(f"--int8 goes with --to onnx, not with --to {to}")
+    if values is not None and to != "packed":
+        raise UsageError(f"--values goes with --to packed, not with --to {to}")
     if to == "onnx":
         require_onnx()
     content = checkpoint.read(source)
@@ -90,8 +103,18 @@ def export(source: Path, *, to: Target, out: Path, int8: bool = False, notify: N
     check_fit(content.masks, weights, what=str(source))
     weights = under(content.masks, weights)
     zeros = sum(int((weights[name] == 0).sum()) for name in content.masks)
+    if to in ("packed", "mask"):
+        if not content.masks:
+            raise MaskError(f"{source} has no mask", hint="make one with `parp mask` or `parp finetune`")
+        content = replace(content, weights=weights, metadata=_descended(source, content.metadata))
+        if to == "packed":
+            return _packed(source, architecture, content, out, values or "float32", notify)
+        checkpoint.write_masks(out, _without_head(content), backbone_hash(content.masks, weights))
+        return ExportResult(path=out, target=to, source=source, size=out.stat().st_size, zeros=zeros)
     if architecture.kind == "text" and to != "hf":
-        raise CheckpointError(f"{architecture.name} has no form for {to}", hint="--to hf writes text encoders")
+        raise CheckpointError(
+            f"{architecture.name} has no form for {to}", hint="text encoders are written with --to hf, packed or mask"
+        )
     if to == "small":
         return _small(source, architecture, weights, content.masks, content.metadata, out, notify)
     if to == "onnx":
@@ -121,7 +144,7 @@ def _small(
     masked, made = network(architecture, weights), network(small.architecture, small.weights)
     check = compared(masked, made, _speech(metadata, notify), exact=True, recognises=False)
     refuse_different(check, str(source), exact=True)
-    export_small(small, replace(metadata, parents=checkpoint.lineage(source, metadata), versions=versions()), out)
+    export_small(small, _descended(source, metadata), out)
     after = _size(small.architecture, small.weights, out)
     return ExportResult(
         path=out,
@@ -130,6 +153,50 @@ def _small(
         size=after.bytes,
         zeros=sum(mask.numel() - int(mask.count_nonzero()) for mask in small.masks.values()),
         before=_size(architecture, weights, source),
+        after=after,
+        check=check,
+    )
+
+
+def _descended(source: Path, metadata: Metadata) -> Metadata:
+    """The metadata of a checkpoint that an export writes."""
+    return replace(metadata, stage="export", parents=checkpoint.lineage(source, metadata), versions=versions())
+
+
+def _without_head(content: Checkpoint) -> Checkpoint:
+    """Masks are of no task."""
+    return replace(content, metadata=replace(content.metadata, task=None))
+
+
+def _packed(
+    source: Path, architecture: Architecture, content: Checkpoint, out: Path, values: Values, notify: Notify
+) -> ExportResult:
+    exact, check = values == "float32", None
+    with TemporaryDirectory() as folder:
+        made = Path(folder) / "packed"
+        try:
+            checkpoint.write_packed(made, content, values)
+            read = encoder_of(checkpoint.read(made), source=str(out)).weights
+            if architecture.kind != "text":
+                recognises = content.metadata.vocabulary is not None
+                networks = network(architecture, content.weights), network(architecture, read)
+                check = compared(*networks, _speech(content.metadata, notify), exact=exact, recognises=recognises)
+                refuse_different(check, str(source), exact=exact)
+            with replacing(out) as temporary:
+                shutil.copyfile(made, temporary)
+        except OSError as error:
+            raise write_error(out, error) from error
+    zeros = sum(int((read[name] == 0).sum()) for name in content.masks)
+    before = after = None
+    if check is not None:
+        before, after = (_size(architecture, content.weights, path) for path in (source, out))
+    return ExportResult(
+        path=out,
+        target="packed",
+        source=source,
+        size=out.stat().st_size,
+        zeros=zeros,
+        before=before,
         after=after,
         check=check,
     )

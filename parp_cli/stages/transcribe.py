@@ -6,7 +6,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import BinaryIO
 
@@ -20,7 +20,9 @@ from parp_cli.decoding.chunks import Chunking, logits_in_chunks
 from parp_cli.decoding.timing import Segment, Word, segments_of, text_of, words_of
 from parp_cli.errors import DataError, UsageError
 from parp_cli.models.recognizer import rebuild
+from parp_cli.models.sources.load import load_masks
 from parp_cli.models.speech.moments import frame_samples
+from parp_cli.pruning.masks import check_meant_for, under
 from parp_cli.runtime.device import tensor_cores
 from parp_cli.runtime.progress import Notify, Progress, silent
 from parp_cli.storage import checkpoint
@@ -100,6 +102,7 @@ def transcribe(
     source: Path,
     files: Sequence[str],
     *,
+    mask: Path | None = None,
     out: Path | None = None,
     layout: timing.Format = "text",
     times: bool = False,
@@ -116,6 +119,7 @@ def transcribe(
 
     Args:
         source: a checkpoint with an output head.
+        mask: a file with masks of the same model, under which it recognises; by default the checkpoint's own alone.
         files: paths, or "-" for the bytes of an audio file from standard input.
         out: a folder to write one file per audio file to; by default nothing is written.
         layout, times: of what is written, as `Transcription.rendered` has them.
@@ -125,6 +129,7 @@ def transcribe(
 
     Raises:
         CheckpointError: the checkpoint cannot be read, or has no head.
+        MaskError: the mask is not for the checkpoint's weights.
         UsageError: files are in each other's way, `out` cannot be written to, or standard input is closed.
     """
     targets = _targets(files, out, layout)
@@ -134,6 +139,10 @@ def transcribe(
     content = checkpoint.read(source)
     require_head(source, content.metadata)
     vocabulary = vocabulary_of(source, content.metadata.task)
+    if mask is not None:
+        masks, _ = load_masks(mask)
+        check_meant_for(mask, masks, content.weights, what=str(source))
+        content = replace(content, weights=under(masks, content.weights))
     architecture, model = rebuild(content, device or torch.device("cpu"), source=str(source))
     began, done, total = time.monotonic(), 0.0, sum(map(_declared_seconds, files))
     work = [_Reading(file, targets[file]) for file in files]

@@ -6,7 +6,10 @@
 
 The mask is explicit, never inferred from zeros: PARP lets pruned weights grow back. The same content gives the same
 bytes. Format 2 names architecture and task by kind, has a hash for each mask, and stores tied weights once; format 1
-is read as well.
+is read as well. Format 3, which only `parp export` writes, has compressed masks, and
+
+    kept/<name>       instead of a weight only what its mask keeps (`packed`),
+    or no weights     but the hash of those that the masks are for ("backbone_sha256").
 """
 
 import hashlib
@@ -22,10 +25,12 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from parp_cli.errors import CheckpointError
-from parp_cli.storage.bits import pack, unpack
+from parp_cli.storage import packed
+from parp_cli.storage.bits import lengthened, pack, shortened, unpack
 from parp_cli.storage.tensors import write_tensors
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
+_WHOLE = 2  # the format of files with whole weights
 
 _KEY = "parp"
 _MASK = "mask/"
@@ -111,20 +116,37 @@ def write(path: Path, checkpoint: Checkpoint) -> None:
         ResourceError: no space is left on the disk.
         UsageError: the path cannot be written to.
     """
-    assert not any(name.startswith(_MASK) for name in checkpoint.weights), f"{_MASK} is the name of masks"
     weights, aliases = _without_tied(checkpoint.weights)
+    _write(path, checkpoint, weights, {"format": _WHOLE, "aliases": aliases})
+
+
+def write_packed(path: Path, checkpoint: Checkpoint, values: packed.Values) -> None:
+    """Write a file that is read as any other, but has only what masks keep, as these `values`. Raises as `write`."""
+    weights, aliases = _without_tied(checkpoint.weights)
+    stored = packed.pack(weights, checkpoint.masks, values)
+    _write(path, checkpoint, stored, {"format": FORMAT_VERSION, "aliases": aliases, "values": values})
+
+
+def write_masks(path: Path, checkpoint: Checkpoint, backbone: str) -> None:
+    """Write the masks without the weights, which the hash `backbone` names. Raises as `write`."""
+    _write(path, checkpoint, {}, {"format": FORMAT_VERSION, "aliases": {}, "backbone_sha256": backbone})
+
+
+def _write(path: Path, checkpoint: Checkpoint, weights: Mapping[str, Tensor], more: Mapping[str, Any]) -> None:
+    assert not any(name.startswith(_MASK) for name in weights), f"{_MASK} is the name of masks"
     masks = {name: pack(mask) for name, mask in checkpoint.masks.items()}
+    if more["format"] > _WHOLE:
+        masks = {name: shortened(bits) for name, bits in masks.items()}
     header = {
-        "format": FORMAT_VERSION,
         **asdict(checkpoint.metadata),
-        "aliases": aliases,
+        **more,
         "masks": {
             name: {"shape": list(mask.shape), "sha256": _hash(masks[name])} for name, mask in checkpoint.masks.items()
         },
-        "content_sha256": _content_hash(weights),
+        "content_sha256": content_hash(weights),
     }
     header["header_sha256"] = _hash(header)
-    tensors = weights | {_MASK + name: mask for name, mask in masks.items()}
+    tensors = {**weights, **{_MASK + name: mask for name, mask in masks.items()}}
     write_tensors(path, tensors, {_KEY: json.dumps(header, sort_keys=True)})
 
 
@@ -132,16 +154,24 @@ def read(path: Path) -> Checkpoint:
     """Read and verify a whole file.
 
     Raises:
-        CheckpointError: missing, truncated, changed since it was written, or not written by parp.
+        CheckpointError: missing, truncated, changed since it was written, or not written by parp; or masks alone.
         MaskError: a mask's bytes do not fit its shape.
     """
     with _opened(path) as file:
         header = _header(path, file)
+        if "backbone_sha256" in header:
+            raise CheckpointError(
+                f"{path} holds masks alone",
+                hint=f"give it to --mask beside their checkpoint, or lay them over a model: `parp mask --from {path} "
+                "--apply MODEL`",
+            )
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
     weights = {name: tensor for name, tensor in tensors.items() if not name.startswith(_MASK)}
-    if _content_hash(tensors if header["format"] == 1 else weights) != header["content_sha256"]:
+    if content_hash(tensors if header["format"] == 1 else weights) != header["content_sha256"]:
         raise _damaged(path)
     masks = _verified_masks(path, header, tensors)
+    if "values" in header:
+        weights = packed.unpack(weights, masks)
     weights |= {alias: weights[name] for alias, name in header["aliases"].items()}
     return Checkpoint(weights=weights, masks=masks, metadata=_metadata(path, header))
 
@@ -150,6 +180,12 @@ def read_metadata(path: Path) -> Metadata:
     """Everything but the tensors, without reading them. Raises as `read`."""
     with _opened(path) as file:
         return _metadata(path, _header(path, file))
+
+
+def backbone_of(path: Path) -> str | None:
+    """The hash of the weights that masks from `write_masks` are for; None of a file with weights. Raises as `read`."""
+    with _opened(path) as file:
+        return _header(path, file).get("backbone_sha256")
 
 
 def read_masks(path: Path) -> dict[str, Tensor]:
@@ -257,7 +293,10 @@ def _verified_masks(path: Path, header: Mapping[str, Any], tensors: Mapping[str,
     for name, mask in header["masks"].items():
         if header["format"] > 1 and _hash(tensors[_MASK + name]) != mask["sha256"]:
             raise _damaged(path)
-    return {name: unpack(tensors[_MASK + name], tuple(mask["shape"])) for name, mask in header["masks"].items()}
+    bits = {name: (tensors[_MASK + name], tuple(mask["shape"])) for name, mask in header["masks"].items()}
+    if header["format"] > _WHOLE:
+        bits = {name: (lengthened(coded, shape), shape) for name, (coded, shape) in bits.items()}
+    return {name: unpack(*given) for name, given in bits.items()}
 
 
 def _without_tied(weights: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -290,7 +329,8 @@ def _hash(content: Tensor | Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def _content_hash(tensors: Mapping[str, Tensor]) -> str:
+def content_hash(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 of tensors with their names, types and shapes."""
     digest = hashlib.sha256()
     for name in sorted(tensors):
         tensor = tensors[name]

@@ -38,6 +38,8 @@ EXPORTS = {
     "hf": "export-hf",
     "torchaudio": "export-torchaudio.pt",
     "small": "small.safetensors",
+    "packed": "packed.safetensors",
+    "mask": "exported-mask.safetensors",
     "onnx": "model.onnx",
     "onnx-int8": "model-int8.onnx",
 }
@@ -112,6 +114,8 @@ def newest_checkpoint(run: Path, *, but_not_by: Collection[str] = ()) -> Path | 
     """
     files = [path for path in run.glob("*.safetensors") if not path.name.endswith(_LAST)]
     for path in sorted(files, key=lambda path: path.stat().st_mtime_ns, reverse=True):
+        if path.name == EXPORTS["mask"]:  # without weights
+            continue
         if not but_not_by or read_metadata(path).stage not in but_not_by:
             return path
     return None

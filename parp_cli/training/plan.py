@@ -13,7 +13,7 @@ from torch import Tensor
 from parp_cli.config.finetune import AnyRecipe, Distillation, Pruning
 from parp_cli.errors import CheckpointError, UsageError
 from parp_cli.models.network import SMALL, Architecture, read_architecture
-from parp_cli.models.sources.load import is_name, load_encoder
+from parp_cli.models.sources.load import is_name, load_encoder, load_masks
 from parp_cli.pruning.masks import recorded_setting, sparsity
 from parp_cli.pruning.methods import Schedule, Settings, spec_of
 from parp_cli.pruning.methods.spec import FIRST_MASKS
@@ -52,7 +52,7 @@ def settle(recipe: AnyRecipe, init: Path | None = None) -> AnyRecipe:
     defaults = {"scope": DEFAULT_SCOPE, "biases": True, "pattern": spec.pattern}
     settled = {key: getattr(pruning, key) for key in ("method", *defaults, *spec.reads)}
     given = mask_file(pruning.initial)
-    masked = init or masked_model(recipe) or (given if given is not None and given.is_file() else None)
+    masked = init or masked_model(recipe) or (given if given is not None and checkpoint.is_checkpoint(given) else None)
     recorded = None if masked is None else checkpoint.read_metadata(masked).recipe
     for key, default in defaults.items():
         if settled[key] is None:
@@ -62,7 +62,7 @@ def settle(recipe: AnyRecipe, init: Path | None = None) -> AnyRecipe:
 
 
 def mask_file(initial: str | None) -> Path | None:
-    """The checkpoint that a recipe's first mask is of; None for a new mask."""
+    """The file that a recipe's first mask is of; None for a new mask."""
     return None if initial is None or initial in FIRST_MASKS else Path(initial)
 
 
@@ -168,16 +168,16 @@ def read_start(recipe: AnyRecipe, init: Path | None, notify: Notify) -> Start:
     path = mask_file(initial)
     if path is None:
         return start
-    if not path.is_file():
+    if not path.exists():
         raise UsageError(
             f"there is no first mask {initial}",
-            hint=f"pruning.initial is {', '.join(FIRST_MASKS)}, or the path of a checkpoint",
+            hint=f"pruning.initial is {', '.join(FIRST_MASKS)}, or the path of a checkpoint or mask",
         )
-    metadata = checkpoint.read_metadata(path)
-    if metadata.sparsity is None:
+    if checkpoint.is_checkpoint(path) and checkpoint.read_metadata(path).sparsity is None:
         raise CheckpointError(f"{path} has no mask to start from", hint="make one with `parp mask`")
-    start = _masked(start, checkpoint.read_masks(path), metadata)
-    parents = (*start.parents, *lineage(path, metadata))
+    masks, metadata = load_masks(path)
+    start = _masked(start, masks, metadata)
+    parents = (*start.parents, *(lineage(path, metadata) if path.is_file() else ()))
     return replace(start, source=f"{start.source} under the mask of {path}", parents=parents)
 
 

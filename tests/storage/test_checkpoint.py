@@ -229,8 +229,8 @@ class TestBadFiles:
         self.refused(tmp_path / "file", "was not written by parp")
 
     def test_of_the_future(self, file: Path) -> None:
-        rewrite(file, lambda header: header.update(format=3))
-        self.refused(file, "has format 3; this parp reads formats up to 2")
+        rewrite(file, lambda header: header.update(format=4))
+        self.refused(file, "has format 4; this parp reads formats up to 3")
 
     @pytest.mark.parametrize("key", ["content_sha256", "masks"])
     def test_a_header_without_what_verifies_the_rest(self, file: Path, key: str) -> None:
