@@ -64,7 +64,7 @@ def test_updates_have_their_number_of_texts_and_each_text_comes_once_an_epoch(fi
     assert batches.mean_size(5) * 5 == sum(map(task.size, task.train))
 
 
-@pytest.mark.parametrize("family", [name for name in CONFIGS if name != "deberta-v2"])
+@pytest.mark.parametrize("family", CONFIGS)
 def test_every_family_learns_under_a_mask(family: str, tmp_path: Path) -> None:
     films = make_films(tmp_path, family)
     result = finetune(films.recipe(updates=60, validate_every=20), run=tmp_path / "run")
