@@ -19,7 +19,7 @@ RUNS = sorted(path for path in FOLDER.rglob("*.yaml") if path.parent.name != "sw
 
 
 def kind_of(path: Path) -> type[Any]:
-    if path.stem == "pretrain-text":
+    if path.stem in ("pretrain-text", "masked-lm"):
         return MaskedLmRecipe
     if path.stem.startswith("pretrain"):
         return PretrainRecipe
