@@ -63,7 +63,7 @@ def sweep(
         result = run_sweep(
             loaded, run=run, device=where, workers=workers, cluster=cluster, note=output.note, notify=notify
         )
-    _show_result(output, result)
+    _show_result(output, result, run)
     output.json(result)
     if result.failed:
         error = ParpError(
@@ -109,11 +109,14 @@ def _shortened(names: list[str]) -> str:
     return f"after {', '.join(names)}" if names else ""
 
 
-def _show_result(output: Output, result: "SweepResult") -> None:
-    from parp_cli.sweep.report import cost_rows, error_rows, panels
+def _show_result(output: Output, result: "SweepResult", run: Path) -> None:
+    from parp_cli.sweep.report import cost_rows, difference_rows, error_rows, panels
 
     for panel in panels(result.outcomes):
         columns, rows = error_rows(panel)
         output.table("Results: mean ± standard deviation (seeds)", columns, rows)
+        columns, rows = difference_rows(panel, run)
+        if rows:
+            output.table("Differences on the same utterances with the same seeds", columns, rows)
         output.table("Cost: means over seeds", *cost_rows(panel))
     output.wrote(result.results, result.tables, *result.figures)

@@ -12,8 +12,10 @@ from typing import Any
 from parp_cli.pruning.methods import spec_of
 from parp_cli.pruning.plots import FORMATS, save_figure
 from parp_cli.scoring.classes import NAMES
+from parp_cli.scoring.tables import difference_texts
 from parp_cli.storage.atomic import write_text
 from parp_cli.sweep.cells import Outcome
+from parp_cli.sweep.differences import differences
 from parp_cli.sweep.grid import METHOD, SEED, SPARSITY, shown
 
 _MARKERS = "os^vDPX*<>"
@@ -37,13 +39,15 @@ class Mean:
 @dataclass(frozen=True, kw_only=True)
 class Panel:
     """One table, and one part of the figure, for a split and values of the grid's other keys (`title_parts`): methods
-    in the order of the grid, rising sparsities (0 for dense), and means by both where there is a result."""
+    in the order of the grid, rising sparsities (0 for dense), means by both where there is a result, and what these are
+    means of."""
 
     title_parts: tuple[str, ...]
     metric: str
     methods: tuple[str, ...]
     sparsities: tuple[float, ...]
     means: Mapping[tuple[str, float], Mean]
+    outcomes: tuple[Outcome, ...]
 
     @property
     def title(self) -> str:
@@ -77,6 +81,7 @@ def _panel(title_parts: tuple[str, ...], rows: Sequence[Outcome]) -> Panel:
         methods=tuple(dict.fromkeys(row.method for row in rows)),
         sparsities=tuple(sorted({row.sparsity_target for row in rows})),
         means={place: _mean(group) for place, group in groups.items()},
+        outcomes=tuple(rows),
     )
 
 
@@ -117,20 +122,31 @@ def cost_rows(panel: Panel) -> tuple[list[str], list[list[str]]]:
     return columns, rows
 
 
+def difference_rows(panel: Panel, run: Path) -> tuple[list[str], list[list[str]]]:
+    """Columns and rows of a table of paired differences, by the results in a sweep's folder; no rows for texts."""
+    columns = [f"{panel.metric}, paired", "sparsity", "against", "seeds", "points", "95 % interval", "p"]
+    rows = [
+        [pair.method, _percent(pair.sparsity), pair.other, str(pair.seeds), *difference_texts(pair.difference)]
+        for pair in differences(panel.outcomes, run)
+    ]
+    return columns, rows
+
+
 def write_results(stem: Path, outcomes: Sequence[Outcome]) -> tuple[Path, Path]:
     """Write `<stem>.jsonl`, with the cells that were run, and `<stem>.md`."""
     lines, tables = (stem.with_name(stem.name + suffix) for suffix in (".jsonl", ".md"))
     ran = [outcome for outcome in outcomes if outcome.failed is not None or outcome.result is not None]
     write_text(lines, "".join(json.dumps(asdict(outcome), ensure_ascii=False) + "\n" for outcome in ran))
-    write_text(tables, markdown(outcomes))
+    write_text(tables, markdown(outcomes, stem.parent))
     return lines, tables
 
 
-def markdown(outcomes: Sequence[Outcome]) -> str:
+def markdown(outcomes: Sequence[Outcome], run: Path) -> str:
     """All tables, and the cells that failed."""
     text = ["# Results", "", "Results as mean ± sample standard deviation (seeds), – where there is none.", ""]
     for panel in panels(outcomes):
-        for columns, rows in (error_rows(panel), cost_rows(panel)):
+        tables = [error_rows(panel), difference_rows(panel, run), cost_rows(panel)]
+        for columns, rows in [table for table in tables if table[1]]:
             lines = [columns, ["---", *["---:"] * (len(columns) - 1)], *rows]
             text += [*("| " + " | ".join(line) + " |" for line in lines), ""]
     failed = [outcome for outcome in outcomes if outcome.failed is not None]

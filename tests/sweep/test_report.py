@@ -111,7 +111,7 @@ def test_files(tmp_path: Path) -> None:
     assert rows[-1]["failed"] == "the training loss is nan"
     assert rows[2]["values"] == {"pruning.method": "parp", "pruning.sparsity": 0.5, "seed": 0}
     text = tables.read_text()
-    assert text == markdown(OUTCOMES)
+    assert text == markdown(OUTCOMES, tmp_path)
     assert "| WER, test | 0% | 50% | 90% |\n| --- | ---: | ---: | ---: |\n| dense | 42.0% ± 2.8 (2) |" in text
     assert text.endswith("Failed:\n\n- parp 0.9 1, test: the training loss is nan\n")
 

@@ -1,0 +1,89 @@
+"""Whether the methods of a sweep differ: on the same utterances, with the same seeds."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+from parp_cli.pruning.methods import spec_of
+from parp_cli.scoring.intervals import Difference, paired_difference
+from parp_cli.scoring.metrics import Unit, align, utterance_errors
+from parp_cli.scoring.results import read_results
+from parp_cli.sweep.cells import Outcome
+
+PARP = "parp"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Paired:
+    """A method at a sparsity against another, which is dense or at the same sparsity.
+
+    Attributes:
+        seeds: how many both have; the errors of an utterance are summed over them.
+        difference: of the error rates, below 0 if the method makes fewer errors; None for too few speakers.
+    """
+
+    method: str
+    sparsity: float
+    other: str
+    seeds: int
+    difference: Difference | None
+
+
+def differences(outcomes: Sequence[Outcome], run: Path) -> list[Paired]:
+    """Every method against the dense network, and every other one against PARP, of the outcomes of one table.
+
+    Of texts there are none: their results have no error rate.
+    """
+    by_place: dict[tuple[str, float], dict[int, Outcome]] = {}
+    for outcome in outcomes:
+        if outcome.wer is not None or outcome.per is not None:
+            by_place.setdefault((outcome.method, outcome.sparsity_target), {})[outcome.seed] = outcome
+    dense = next((place for place in by_place if not spec_of(place[0]).prunes), None)
+    pairs = []
+    for method, sparsity in by_place:
+        others = [dense, (PARP, sparsity)] if method != PARP else [dense]
+        for other in others:
+            if other in by_place and other is not None and other != (method, sparsity) and (method, sparsity) != dense:
+                pairs.append(_paired(by_place, (method, sparsity), other, run))
+    return [pair for pair in pairs if pair.seeds]
+
+
+def _paired(
+    by_place: dict[tuple[str, float], dict[int, Outcome]], place: tuple[str, float], other: tuple[str, float], run: Path
+) -> Paired:
+    ours, theirs = by_place[place], by_place[other]
+    there = [{seed for seed, one in each.items() if _results(one, run).is_file()} for each in (ours, theirs)]
+    seeds = sorted(there[0] & there[1])
+    sums: dict[str, list[int]] = {}
+    speakers: dict[str, str | None] = {}
+    for seed in seeds:
+        mine, yours = (_errors(_results(each[seed], run), _unit(each[seed])) for each in (ours, theirs))
+        for id_ in mine.keys() & yours.keys():
+            count, tokens, speakers[id_] = mine[id_]
+            found = sums.setdefault(id_, [0, 0, 0])
+            sums[id_] = [a + b for a, b in zip(found, (count, yours[id_][0], tokens), strict=True)]
+    ids = sorted(sums)
+    errors, others, counts = ([sums[id_][column] for id_ in ids] for column in range(3))
+    difference = paired_difference(errors, others, counts, [speakers[id_] for id_ in ids]) if ids else None
+    return Paired(method=place[0], sparsity=place[1], other=other[0], seeds=len(seeds), difference=difference)
+
+
+def _unit(outcome: Outcome) -> Unit:
+    return "words" if outcome.per is None else "phones"
+
+
+def _results(outcome: Outcome, run: Path) -> Path:
+    return (run / str(outcome.checkpoint)).parent / f"eval-{outcome.split}.jsonl"
+
+
+def _errors(path: Path, unit: Unit) -> dict[str, tuple[int, int, str | None]]:
+    """Errors, tokens and speaker of each utterance by its id."""
+    return _read(path, path.stat().st_mtime_ns, unit)
+
+
+@lru_cache(maxsize=1000)
+def _read(path: Path, _changed: int, unit: Unit) -> dict[str, tuple[int, int, str | None]]:
+    results = read_results(path)
+    errors = map(utterance_errors, align([one.reference for one in results], [one.hypothesis for one in results], unit))
+    return {one.id: (rate.errors, rate.tokens, one.speaker) for one, rate in zip(results, errors, strict=True)}
