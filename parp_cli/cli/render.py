@@ -149,16 +149,17 @@ def export(output: Output, result: "ExportResult") -> None:
     counts = [[title, *(getattr(each, key) for each in (before, after))] for key, title in names.items()]
     rows = [[title, f"{old:,}", f"{new:,}"] for title, old, new in counts if old != new or result.target == "small"]
     rows.append(["file", size(before.bytes), size(after.bytes)])
-    rows.append(["seconds per second of speech", *(f"{speed:.4f}" for speed in check.real_time_factors)])
+    ours, theirs = check.real_time_factors
+    if result.target != "packed":  # which computes with the same whole matrices
+        rows.append(["seconds per second of speech", f"{ours:.4f}", f"{theirs:.4f}"])
     output.table("Before and after", ("", "checkpoint", result.target), rows)
     if result.integer_products is not None:
         output.text(f"{result.integer_products} matrix products of 8-bit integers; all else stays float32")
-    ours, theirs = check.real_time_factors
     lengths = ", ".join(f"{seconds:.1f}" for seconds in check.seconds)
-    output.text(
-        f"largest difference of a logit: {check.largest_difference:.1e}, on speech of {lengths} s; "
-        f"{ours / theirs:.2f} times as fast there"
+    speed = (
+        "a smaller file, as fast as before" if result.target == "packed" else f"{ours / theirs:.2f} times as fast there"
     )
+    output.text(f"largest difference of a logit: {check.largest_difference:.1e}, on speech of {lengths} s; {speed}")
     if check.transcripts is not None:
         output.text(f"transcripts changed: {check.transcripts_changed} of {check.transcripts}")
 
