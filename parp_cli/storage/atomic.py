@@ -39,7 +39,9 @@ def replacing(path: Path, *, flush: bool = True) -> Iterator[Path]:
         # The system applies the umask here; reading it would mean setting it, for other threads' files as well.
         os.close(os.open(name, _NEW, 0o666))
         temporary = name
+        mode = name.stat().st_mode
         yield temporary
+        temporary.chmod(mode)  # safetensors puts a file of its own there, which nobody else may read
         if flush:
             with temporary.open("rb+") as file:
                 os.fsync(file.fileno())

@@ -5,9 +5,11 @@ from pathlib import Path
 from unittest import mock
 
 import pytest
+import torch
 
 from parp_cli.errors import ResourceError, UsageError
 from parp_cli.storage.atomic import forget_temporaries, refuse_same, replacing, require_writable, write_text
+from parp_cli.storage.tensors import write_tensors
 
 
 def test_a_new_file_in_a_new_folder(tmp_path: Path) -> None:
@@ -137,9 +139,10 @@ def test_others_may_read_it_as_the_umask_says(tmp_path: Path) -> None:
     before = os.umask(0o027)
     try:
         write_text(tmp_path / "file", "text")
+        write_tensors(tmp_path / "tensors", {"a": torch.zeros(2)})
     finally:
         os.umask(before)
-    assert stat.S_IMODE((tmp_path / "file").stat().st_mode) == 0o640
+    assert [stat.S_IMODE((tmp_path / name).stat().st_mode) for name in ("file", "tensors")] == [0o640, 0o640]
 
 
 def test_files_that_would_overwrite_each_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
