@@ -27,6 +27,7 @@ from parp_cli.config.values import (
     documented,
 )
 from parp_cli.pruning.methods import spec_of
+from parp_cli.pruning.methods.spec import FOUND_MASKS
 
 Corpus = Literal["generated", "librispeech", "librilight", "manifest"]
 
@@ -59,6 +60,11 @@ class Data(Section):
     """Of generated speech, the language, or a list of languages whose splits are joined: en, es, fr, it, ky, nl, ru,
     sv, tr, tt, zh; null is en. Of a corpus whose utterances tell theirs, the languages to read; of others, the language
     in which espeak-ng makes phones of texts that have none."""
+
+    temperature: Positive | None = None
+    """For speech in several languages, how much their shares of training are evened out: a language of n seconds is
+    drawn in proportion to n^(1/temperature), by repeating utterances of rarer languages. Null, like 1, is as it comes;
+    2 draws a language with 4 times less speech only 2 times less often."""
 
     root: FilePath | None = None
     """Folder of the corpus; for librilight the folder that holds both LibriSpeech and librispeech_finetuning. Null is
@@ -143,8 +149,13 @@ class Pruning(Section):
 
     initial: NameOrPath | None = None
     """First mask, where the run starts from a model without one: magnitude, random, random-weights (magnitudes of an
-    untrained network), or the path (starting with `./`) of a checkpoint whose mask is applied to the model. Null is
-    random for rp, else magnitude."""
+    untrained network), or the path (starting with `./`) of a checkpoint whose mask is applied to the model; or omp (the
+    magnitudes after a dense fine-tuning) or parp (the last mask of parp), for which the run that finds it comes first.
+    Null is random for rp, else magnitude."""
+
+    found_on: Names | None = None
+    """The language, or a list of them, in which an `initial` of omp or parp is found, where it is not that of `data`:
+    so a mask is carried from one language to another. Null is the data of the run itself."""
 
     scope: str | None = None
     """Prunable layers: transformer (attention and feed-forward, as in the paper), attention, feed-forward, front-end
@@ -202,6 +213,8 @@ class Pruning(Section):
             yield "end", f"{self.end} is before start, {self.start}"
         if self.start_sparsity is not None and self.sparsity is not None and self.start_sparsity > self.sparsity:
             yield "start_sparsity", f"{self.start_sparsity:g} is more than sparsity, {self.sparsity:g}"
+        if self.found_on is not None and self.initial not in FOUND_MASKS and "initial" in spec_of(self.method).reads:
+            yield "found_on", f"needs a first mask that is found by training: set initial to {' or '.join(FOUND_MASKS)}"
         yield from spec_of(self.method).conflicts(self.pattern, self.initial)
 
 

@@ -91,9 +91,7 @@ def overlap_heatmap(path: Path, pairs: Sequence[Pair]) -> None:
     axes = figure.subplots(rows, columns, squeeze=False).flatten()
     if whole:
         labels = list(dict.fromkeys(label for pair in pairs for label in (pair.first, pair.second)))
-        all_pairs = {(pair.first, pair.second): pair.overall for pair in pairs}
-        all_pairs |= {(second, first): overlap for (first, second), overlap in all_pairs.items()}
-        _matrix(axes[0], all_pairs, labels, labels, "{iou:.0f}\n({chance:.0f})")
+        overlap_panel(axes[0], pairs, labels)
         axes[0].set_title("all pairs: IoU in % (by chance)", fontsize=9)
     for ax, pair in zip(axes[whole:], pairs, strict=False):
         image = _matrix(ax, pair.by_layer_and_kind, layers, kinds, "{iou:.0f}")
@@ -104,6 +102,13 @@ def overlap_heatmap(path: Path, pairs: Sequence[Pair]) -> None:
         ax.set_visible(False)
     figure.colorbar(image, ax=list(axes), label="IoU above chance (0: by chance, 1: equal masks)", shrink=0.8)
     save_figure(figure, path)
+
+
+def overlap_panel(ax: Axes, pairs: Sequence[Pair], labels: Sequence[str]) -> AxesImage:
+    """Draw the overlap of every two masks, beside that by chance."""
+    all_pairs = {(pair.first, pair.second): pair.overall for pair in pairs}
+    all_pairs |= {(second, first): overlap for (first, second), overlap in all_pairs.items()}
+    return _matrix(ax, all_pairs, labels, labels, "{iou:.0f}\n({chance:.0f})")
 
 
 def _matrix(

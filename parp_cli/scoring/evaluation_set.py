@@ -86,6 +86,7 @@ def evaluation_set(
                 speaker=utterance.speaker,
                 seconds=round(utterance.seconds, 3),
                 split=split,
+                language=utterance.language,
             )
             for utterance in good
         ]

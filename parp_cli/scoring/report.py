@@ -52,7 +52,8 @@ class Metric:
 
 @dataclass(frozen=True, kw_only=True)
 class Group:
-    """Utterances that share a speaker, a band of durations, or a split; errors by the report's first metric."""
+    """Utterances that share a speaker, a band of durations, a split or a language; errors by the report's first
+    metric."""
 
     name: str
     utterances: int
@@ -91,7 +92,8 @@ class Report:
         seconds: of audio; None where not known for all.
         faultless, empty: number of utterances without an error, and of those in which nothing was recognised.
         metrics: groups, confusions, worst utterances and comparisons are by the first.
-        by_speaker, by_duration, by_split: empty where not known for all utterances; speakers from worst to best.
+        by_speaker, by_duration, by_split, by_language: empty where not known for all utterances; speakers from worst to
+            best.
         histogram: of utterances by error rate.
         symbols: confusions of letters, where the first metric is of words.
         worst: by error rate, longer first among equals.
@@ -110,6 +112,7 @@ class Report:
     by_speaker: tuple[Group, ...]
     by_duration: tuple[Group, ...]
     by_split: tuple[Group, ...]
+    by_language: tuple[Group, ...]
     histogram: tuple[Bin, ...]
     confusions: Confusions
     symbols: Confusions | None
@@ -183,6 +186,7 @@ def build_report(
         by_speaker=tuple(sorted(groups(lambda this: this.speaker), key=lambda group: (-group.errors.rate, group.name))),
         by_duration=tuple(sorted(groups(_band), key=lambda group: _BANDS.index(group.name))),
         by_split=tuple(groups(lambda this: this.split or None)),
+        by_language=tuple(groups(lambda this: this.language)),
         histogram=_histogram([errors for _, errors in scored[main]]),
         confusions=confusions(alignments[main], main),
         symbols=confusions(alignments[finest], finest) if finest != main else None,

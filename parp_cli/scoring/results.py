@@ -14,8 +14,8 @@ from parp_cli.errors import DataError, first_few
 
 @dataclass(frozen=True, kw_only=True)
 class Recognition:
-    """One utterance (its id is unique within its split) and a system's transcript of it; speaker, seconds of audio and
-    split may be unknown.
+    """One utterance (its id is unique within its split) and a system's transcript of it; speaker, seconds of audio,
+    split and language may be unknown.
 
     References and hypotheses are words, or phones, separated by spaces; "" where nothing was recognised.
     """
@@ -26,6 +26,7 @@ class Recognition:
     speaker: str | None = None
     seconds: float | None = None
     split: str = ""
+    language: str | None = None
 
 
 def to_lines(recognitions: Iterable[Recognition]) -> str:
@@ -76,7 +77,7 @@ def _parse(line: str) -> Recognition | str:
     missing = [key for key in ("id", "reference", "hypothesis") if not isinstance(row.get(key), str)]
     if missing:
         return f"no text for {', '.join(missing)}"
-    speaker, seconds, split = row.get("speaker"), row.get("seconds"), row.get("split")
+    speaker, seconds, split, language = (row.get(key) for key in ("speaker", "seconds", "split", "language"))
     if not isinstance(seconds, int | float) or not math.isfinite(seconds) or seconds < 0:
         seconds = None
     return Recognition(
@@ -86,4 +87,5 @@ def _parse(line: str) -> Recognition | str:
         speaker=None if speaker is None else str(speaker),
         seconds=None if seconds is None else float(seconds),
         split=split if isinstance(split, str) else "",
+        language=language if isinstance(language, str) else None,
     )

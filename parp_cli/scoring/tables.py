@@ -34,7 +34,12 @@ def terminal_tables(report: Report, limit: int = 10) -> list[TextTable]:
     title = f"{report.name}, {counted(report.utterances, 'utterance')}; {intervals_text(report.units)}"
     rows = [(each.name, *_rate_cells(each, 2)) for each in report.metrics]
     tables = [TextTable(title, ("", "rate", *_COUNTED), tuple(rows))]
-    for title, groups in ("Splits", report.by_split), ("Durations", report.by_duration), (worst, speakers[:limit]):
+    for title, groups in (
+        ("Splits", report.by_split),
+        ("Languages", report.by_language),
+        ("Durations", report.by_duration),
+        (worst, speakers[:limit]),
+    ):
         rows = [(each.name, *_rate_cells(each, 1), f"{each.utterances:,}") for each in groups]
         if len(rows) > 1:
             tables.append(TextTable(title, ("", metric, *_COUNTED, "utterances"), tuple(rows)))

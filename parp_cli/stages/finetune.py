@@ -159,9 +159,14 @@ def _prepare_teacher(whole: Preparation, each: Round, notify: Notify) -> Prepara
     return Preparation(start=start, settings=settings_of(each.recipe, start, task), task=task)
 
 
-def _prepare_round(whole: Preparation, each: Round, before: Path | None, teacher: Path | None) -> Preparation:
-    """One of the training runs of a method: its own pruning and length, start and teacher, the same data."""
+def _prepare_round(
+    whole: Preparation, each: Round, before: Path | None, teacher: Path | None, notify: Notify
+) -> Preparation:
+    """One of the training runs of a method: its own pruning and length, start and teacher, and perhaps other data."""
     start, task = round_start(whole.start, each, before), replace(whole.task, recipe=each.recipe)
+    if each.recipe.data != whole.task.recipe.data:
+        loaded = type(task).load(each.recipe, start.architecture, start.weights, start.task, notify)
+        task = replace(loaded, shared=whole.task.shared)
     if each.recipe.distil.teacher is not None and (path := teacher_file(each.recipe) or teacher) is not None:
         check_teacher(path, task)
         content = checkpoint.read(path)
@@ -169,6 +174,12 @@ def _prepare_round(whole: Preparation, each: Round, before: Path | None, teacher
         parents = (*start.parents, *checkpoint.lineage(path, content.metadata))
         task, start = replace(task, teacher=network), replace(start, parents=tuple(dict.fromkeys(parents)))
     return Preparation(start=start, settings=settings_of(each.recipe, start, task), task=task)
+
+
+def _data_key(task: RecipeTask[Any], each: Round, notify: Notify) -> str:
+    """The name of the content of a training run's data, which the task has read unless it is other data."""
+    data = each.recipe.data
+    return task.own_data_key(notify) if data == task.recipe.data else task.data_key(data, notify)
 
 
 def plan_of(rounds: Sequence[Round], preparation: Preparation) -> Plan:
@@ -252,8 +263,9 @@ def finetune(
         notify(Progress("fine-tuning", 0, 1, warning=f"pruned heads and units of {whole.start.source} {why}; {what}"))
     whole = replace(whole, task=replace(whole.task, shared=features_folder))
     start, parent = start_key(recipe, init, device=device), rounds_folder or run / ROUNDS
-    data = whole.task.own_data_key(notify) if len(rounds) > 1 else ""  # only folders need it
-    folders = [parent / round_key(rounds[:count], start, data) for count in range(1, len(rounds))]
+    with world.main_first():
+        data = [_data_key(whole.task, each, notify) for each in rounds[:-1]]
+    folders = [parent / round_key(rounds[:count], start, data[:count]) for count in range(1, len(rounds))]
     if resume and not any(folder.exists() for folder in (*folders, state_path(run))) and finished(run, out) is None:
         notify(Progress("fine-tuning", 0, 1, warning=f"nothing to resume in {run}: beginning"))
 
@@ -274,7 +286,7 @@ def finetune(
                 with nullcontext() if last else held(folder):
                     if world.is_main:
                         tidy(folder, out if last else None)
-                    prepared = teachers.pop(each.name, None) or _prepare_round(whole, each, before, teacher)
+                    prepared = teachers.pop(each.name, None) or _prepare_round(whole, each, before, teacher, notify)
                     files = _files(folder, out if last else None, tensorboard=tensorboard)
                     training = TrainingRun(_setup(each, prepared), files, device=device, world=world, notify=notify)
                     # Rounds are named by their content, so that a state there can only be of the same run.

@@ -193,6 +193,10 @@ class Outcome:
         values: by grid key, None where the recipe has null; without keys that make no difference to the cell.
         sparsity_target, sparsity: requested, and exact; 0 for dense.
         wer, cer, per: error rates; None for labels of the other kind, and for texts.
+        languages: of the speech that it was trained on; () where it has none.
+        part: the language of those utterances of the split that this is of; None for all of them.
+        found_on: the languages that the first mask was found on, where these are not its own; ().
+        initial: the first mask, as in the recipe.
         metric, score: of texts, the one that decides, such as accuracy.
         updates, audio_seconds, wall_seconds: of training, with all runs that found the mask.
         checkpoint: relative to the sweep's folder.
@@ -216,6 +220,10 @@ class Outcome:
     wall_seconds: float | None = None
     checkpoint: str | None = None
     values: Mapping[str, Any]
+    languages: tuple[str, ...] = ()
+    part: str | None = None
+    found_on: tuple[str, ...] = ()
+    initial: str | None = None
     failed: str | None = None
 
     @property
@@ -225,7 +233,7 @@ class Outcome:
 
 
 def outcomes(run: Path, cell: Cell) -> list[Outcome]:
-    """The results of a cell on each of its splits."""
+    """The results of a cell on each of its splits, and on the utterances of each language where there are several."""
     folder = round_folder(run, cell.key)
     known: dict[str, Any] = {
         "cell": cell.name,
@@ -234,6 +242,9 @@ def outcomes(run: Path, cell: Cell) -> list[Outcome]:
         "sparsity_target": target_sparsity(cell.recipe.pruning),
         "seed": cell.recipe.seed,
         "values": cell.values,
+        "languages": getattr(cell.recipe.data, "language", None) or (),
+        "found_on": cell.recipe.pruning.found_on or (),
+        "initial": cell.recipe.pruning.initial,
     }
     if (training := trained(run, cell)) is not None:
         cost, known["sparsity"] = training
@@ -254,6 +265,10 @@ def outcomes(run: Path, cell: Cell) -> list[Outcome]:
             kinds = {"wer": "words", "cer": "characters", "per": "phones"}
             rates = {name: rate and rate["rate"] for name, kind in kinds.items() for rate in [metrics[kind]]}
             rows.append(Outcome(**known, split=split, **rates))
+            parts = metrics["report"]["by_language"]
+            main = "per" if metrics["phones"] else "wer"
+            for each in parts if len(parts) > 1 else ():
+                rows.append(Outcome(**known, split=split, part=each["name"], **{main: each["errors"]["rate"]}))
     return rows
 
 

@@ -55,18 +55,26 @@ def _paired(
     ours, theirs = by_place[place], by_place[other]
     there = [{seed for seed, one in each.items() if _results(one, run).is_file()} for each in (ours, theirs)]
     seeds = sorted(there[0] & there[1])
+    difference = difference_over([(ours[seed], theirs[seed]) for seed in seeds], run)
+    return Paired(method=place[0], sparsity=place[1], other=other[0], seeds=len(seeds), difference=difference)
+
+
+def difference_over(pairs: Sequence[tuple[Outcome, Outcome]], run: Path) -> Difference | None:
+    """The difference of the first results of pairs to the second, whose errors on an utterance are summed over pairs.
+
+    None for too few speakers, or without an utterance that is in both.
+    """
     sums: dict[str, list[int]] = {}
     speakers: dict[str, str | None] = {}
-    for seed in seeds:
-        mine, yours = (_errors(_results(each[seed], run), _unit(each[seed])) for each in (ours, theirs))
+    for pair in pairs:
+        mine, yours = (_errors(_results(each, run), _unit(each)) for each in pair)
         for id_ in mine.keys() & yours.keys():
             count, tokens, speakers[id_] = mine[id_]
             found = sums.setdefault(id_, [0, 0, 0])
             sums[id_] = [a + b for a, b in zip(found, (count, yours[id_][0], tokens), strict=True)]
     ids = sorted(sums)
     errors, others, counts = ([sums[id_][column] for id_ in ids] for column in range(3))
-    difference = paired_difference(errors, others, counts, [speakers[id_] for id_ in ids]) if ids else None
-    return Paired(method=place[0], sparsity=place[1], other=other[0], seeds=len(seeds), difference=difference)
+    return paired_difference(errors, others, counts, [speakers[id_] for id_ in ids]) if ids else None
 
 
 def _unit(outcome: Outcome) -> Unit:

@@ -79,7 +79,8 @@ class Cell:
         rounds: its training runs; the last one is the run proper.
         start: names what they begin from.
         splits: to evaluate it on.
-        data: names the content of what is trained on, and `split_keys` that of each split; "" before `with_data`.
+        data: names the content of what each round trains on, and `split_keys` that of each split; empty before
+            `with_data`.
     """
 
     values: Mapping[str, Any]
@@ -87,14 +88,15 @@ class Cell:
     rounds: tuple[Round, ...]
     start: str
     splits: tuple[str, ...]
-    data: str = ""
+    data: tuple[str, ...] = ()
     split_keys: Mapping[str, str] = field(default_factory=dict)
 
     @cached_property
     def keys(self) -> tuple[str, ...]:
         """Of the rounds, from their content."""
+        data = self.data or ("",) * len(self.rounds)
         counts = range(1, len(self.rounds) + 1)
-        return tuple(round_key(self.rounds[:count], self.start, self.data) for count in counts)
+        return tuple(round_key(self.rounds[:count], self.start, data[:count]) for count in counts)
 
     @property
     def key(self) -> str:
@@ -186,13 +188,15 @@ def with_data(sweep: Sweep, notify: Notify = silent) -> Sweep:
     cells = []
     for cell in sweep.cells:
         task, source = task_class(cell.recipe.task), cell.recipe.data
-        if source not in data:
-            data[source] = task.data_key(source, notify)
+        trained_on = [each.recipe.data for each in cell.rounds]
+        for other in trained_on:
+            if other not in data:
+                data[other] = task.data_key(other, notify)
         for split in cell.splits:
             if (source, split) not in splits:
                 splits[source, split] = task.split_key(source, split, notify)
         own = {split: splits[source, split] for split in cell.splits}
-        cells.append(replace(cell, data=data[source], split_keys=own))
+        cells.append(replace(cell, data=tuple(data[other] for other in trained_on), split_keys=own))
     return replace(sweep, cells=tuple(cells))
 
 

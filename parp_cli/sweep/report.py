@@ -59,6 +59,7 @@ def panels(outcomes: Sequence[Outcome]) -> list[Panel]:
 
     A key that makes no difference to an outcome may have any value: it is part of every combination of that key.
     """
+    outcomes = [outcome for outcome in outcomes if outcome.part is None]
     tables = []
     for split in dict.fromkeys(outcome.split for outcome in outcomes):
         own = [outcome for outcome in outcomes if outcome.split == split]
@@ -132,12 +133,12 @@ def difference_rows(panel: Panel, run: Path) -> tuple[list[str], list[list[str]]
     return columns, rows
 
 
-def write_results(stem: Path, outcomes: Sequence[Outcome]) -> tuple[Path, Path]:
-    """Write `<stem>.jsonl`, with the cells that were run, and `<stem>.md`."""
+def write_results(stem: Path, outcomes: Sequence[Outcome], more: str = "") -> tuple[Path, Path]:
+    """Write `<stem>.jsonl`, with the cells that were run, and `<stem>.md`, with more tables (Markdown) if any."""
     lines, tables = (stem.with_name(stem.name + suffix) for suffix in (".jsonl", ".md"))
     ran = [outcome for outcome in outcomes if outcome.failed is not None or outcome.result is not None]
     write_text(lines, "".join(json.dumps(asdict(outcome), ensure_ascii=False) + "\n" for outcome in ran))
-    write_text(tables, markdown(outcomes, stem.parent))
+    write_text(tables, markdown(outcomes, stem.parent) + (f"\n{more}" if more else ""))
     return lines, tables
 
 
@@ -146,13 +147,18 @@ def markdown(outcomes: Sequence[Outcome], run: Path) -> str:
     text = ["# Results", "", "Results as mean ± sample standard deviation (seeds), – where there is none.", ""]
     for panel in panels(outcomes):
         tables = [error_rows(panel), difference_rows(panel, run), cost_rows(panel)]
-        for columns, rows in [table for table in tables if table[1]]:
-            lines = [columns, ["---", *["---:"] * (len(columns) - 1)], *rows]
-            text += [*("| " + " | ".join(line) + " |" for line in lines), ""]
+        for columns, rows in [each for each in tables if each[1]]:
+            text += [*table(columns, rows), ""]
     failed = [outcome for outcome in outcomes if outcome.failed is not None]
     if failed:
         text += ["Failed:", "", *(f"- {outcome.cell}, {outcome.split}: {outcome.failed}" for outcome in failed), ""]
     return "\n".join(text)
+
+
+def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """The lines of a table in Markdown."""
+    lines = [columns, ["---", *["---:"] * (len(columns) - 1)], *rows]
+    return ["| " + " | ".join(line) + " |" for line in lines]
 
 
 def _shown(mean: Mean | None) -> str:

@@ -31,6 +31,7 @@ from parp_cli.sweep.cells import (
     updates_done,
 )
 from parp_cli.sweep.grid import Cell, Sweep, with_data
+from parp_cli.sweep.languages import draw_languages, languages
 from parp_cli.sweep.report import draw, panels, write_results
 from parp_cli.sweep.workers import Pool, ProcessPool, RayPool
 
@@ -140,7 +141,8 @@ def run_sweep(
 
     def report() -> tuple[Path, Path]:
         _link_cells(run, stem.name, [cell for cell in sweep.cells if is_done(run, cell)])
-        return write_results(stem, rows())
+        found = rows()
+        return write_results(stem, found, languages(run, found).markdown())
 
     with only_one(run, "sweep"):
         for folder in (run, *run.glob(f"{ROUNDS}/*"), *run.glob(f"{ROUNDS}/*/{STATE}"), *run.glob(f"{FEATURES}/*")):
@@ -159,7 +161,7 @@ def run_sweep(
             exit_code=failures[0][1].exit_code if failures else 0,
             results=results,
             tables=tables,
-            figures=_figures(stem, rows(), note),
+            figures=_figures(run, stem, rows(), note),
         )
 
 
@@ -196,9 +198,9 @@ def _link_cells(run: Path, sweep: str, cells: Sequence[Cell]) -> None:
             (place / re.sub(r"[^\w.=+-]+", "-", cell.name)).symlink_to(target, target_is_directory=True)
 
 
-def _figures(stem: Path, rows: Sequence[Outcome], note: Callable[[str], None]) -> tuple[Path, ...]:
+def _figures(run: Path, stem: Path, rows: Sequence[Outcome], note: Callable[[str], None]) -> tuple[Path, ...]:
     try:
-        return draw(panels(rows), stem)
+        return (*draw(panels(rows), stem), *draw_languages(languages(run, rows), stem))
     except ImportError:
         note("no figure: matplotlib is not installed (`pip install 'parp-cli[plot]'`)")
         return ()

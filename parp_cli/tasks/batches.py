@@ -15,6 +15,8 @@ class UpdateBatches(SizedBatches[Item]):
     with padding, unless one item is larger. What it holds depends on the position alone, so that a resumed run goes on
     where it was.
     The position is epochs finished, and groups taken from the current one.
+
+    With `repeats` an item is in an epoch so many times instead of once: a fraction is the probability of one more.
     """
 
     def __init__(
@@ -25,8 +27,10 @@ class UpdateBatches(SizedBatches[Item]):
         batch_size: float,
         micro_batch_size: float = math.inf,
         seed: int,
+        repeats: Sequence[float] | None = None,
     ) -> None:
         self.epoch = self.group = 0
+        self._repeats = repeats
         self._items, self._sizes, self._seed, self._batch_size = items, sizes, seed, batch_size
         self._group_size = min(batch_size, micro_batch_size)
         self._of_epoch: tuple[int, list[list[int]]] | None = None
@@ -80,7 +84,17 @@ class UpdateBatches(SizedBatches[Item]):
         return self._of_epoch[1]
 
     def _groups_of(self, epoch: int) -> list[list[int]]:
-        return batches_by_seconds(self._sizes, seconds=self._group_size, seed=self._seed, epoch=epoch)
+        drawn = self._drawn(epoch)
+        sizes = [self._sizes[index] for index in drawn]
+        groups = batches_by_seconds(sizes, seconds=self._group_size, seed=self._seed, epoch=epoch)
+        return [[drawn[place] for place in group] for group in groups]
+
+    def _drawn(self, epoch: int) -> Sequence[int]:
+        """The items of an epoch."""
+        if self._repeats is None:
+            return range(len(self._items))
+        rng = random.Random(f"{self._seed}/{epoch}/repeats")
+        return [i for i, times in enumerate(self._repeats) for _ in range(int(times + rng.random()))]
 
 
 _POOL = 8

@@ -12,7 +12,7 @@ import parp_cli
 from parp_cli.config.finetune import AnyRecipe
 from parp_cli.config.load import recipe_to_dict
 from parp_cli.models.sources.load import bundled_file, is_bundled, is_name
-from parp_cli.pruning.methods.spec import FIRST_MASKS
+from parp_cli.pruning.methods.spec import FIRST_MASKS, FOUND_MASKS
 from parp_cli.storage.checkpoint import file_hash
 from parp_cli.training.plan import Round
 
@@ -31,17 +31,17 @@ def trained_on(recipe: AnyRecipe) -> dict[str, Any]:
     return values
 
 
-def round_key(rounds: Sequence[Round], start: str, data: str) -> str:
-    """Names the last of a method's first `rounds`, which begin from what `start_key` names, on data that the task's
-    `data_key` names: equal keys, equal files."""
+def round_key(rounds: Sequence[Round], start: str, data: Sequence[str]) -> str:
+    """Names the last of a method's first `rounds`, which begin from what `start_key` names, each on data that the
+    task's `data_key` names: equal keys, equal files."""
     # Only the last run of all learns from a teacher.
-    needed = [each for each in rounds if not each.teaches or each is rounds[-1] or rounds[-1].recipe.distil.teacher]
     runs = [
-        [trained_on(one), each.prune_to, _hash_or_name(one.pruning.rewind), _hash_or_name(one.distil.teacher)]
-        for each in needed
+        [trained_on(one), each.prune_to, _hash_or_name(one.pruning.rewind), _hash_or_name(one.distil.teacher), named]
+        for each, named in zip(rounds, data, strict=True)
         for one in [each.recipe]
+        if not each.teaches or each is rounds[-1] or rounds[-1].recipe.distil.teacher
     ]
-    content = [parp_cli.__version__, torch.__version__, start, data, runs]
+    content = [parp_cli.__version__, torch.__version__, start, runs]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
 
 
@@ -56,7 +56,8 @@ def start_key(recipe: AnyRecipe, init: Path | None = None, *, device: torch.devi
             named = file_hash(path)
     else:
         named = model if is_name(model) else _hash_or_name(model)
-    masked = str(initial) if initial in FIRST_MASKS else _hash_or_name(initial)
+    # One that is found by training is not there at the beginning.
+    masked = str(initial) if initial in FIRST_MASKS else _hash_or_name(None if initial in FOUND_MASKS else initial)
     on_cuda = device is not None and device.type == "cuda"
     where = torch.cuda.get_device_name(device) if on_cuda else str(device or "cpu")
     return " ".join([named, _hash_or_name(init), masked, where])

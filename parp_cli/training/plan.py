@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor
 
@@ -16,7 +16,7 @@ from parp_cli.models.network import SMALL, Architecture, read_architecture
 from parp_cli.models.sources.load import is_name, load_encoder, load_masks
 from parp_cli.pruning.masks import recorded_setting, sparsity
 from parp_cli.pruning.methods import Schedule, Settings, spec_of
-from parp_cli.pruning.methods.spec import FIRST_MASKS
+from parp_cli.pruning.methods.spec import FIRST_MASKS, FOUND_MASKS
 from parp_cli.pruning.patterns import DEFAULT_SCOPE, DEFAULT_SPARSITY, Pattern, same_sparsity
 from parp_cli.runtime.progress import Notify, Progress
 from parp_cli.storage import checkpoint
@@ -50,7 +50,10 @@ def settle(recipe: AnyRecipe, init: Path | None = None) -> AnyRecipe:
     """
     pruning, spec = recipe.pruning, spec_of(recipe.pruning.method)
     defaults = {"scope": DEFAULT_SCOPE, "biases": True, "pattern": spec.pattern}
-    settled = {key: getattr(pruning, key) for key in ("method", *defaults, *spec.reads)}
+    reads = spec.reads
+    if "initial" in reads and pruning.initial == "parp":
+        reads += spec_of("parp").reads  # of the run that finds the mask
+    settled = {key: getattr(pruning, key) for key in ("method", *defaults, *reads)}
     given = mask_file(pruning.initial)
     masked = init or masked_model(recipe) or (given if given is not None and checkpoint.is_checkpoint(given) else None)
     recorded = None if masked is None else checkpoint.read_metadata(masked).recipe
@@ -63,7 +66,7 @@ def settle(recipe: AnyRecipe, init: Path | None = None) -> AnyRecipe:
 
 def mask_file(initial: str | None) -> Path | None:
     """The file that a recipe's first mask is of; None for a new mask."""
-    return None if initial is None or initial in FIRST_MASKS else Path(initial)
+    return None if initial is None or initial in (*FIRST_MASKS, *FOUND_MASKS) else Path(initial)
 
 
 def masked_model(recipe: AnyRecipe) -> Path | None:
@@ -94,6 +97,10 @@ def rounds_of(recipe: AnyRecipe, init: Path | None = None) -> tuple[Round, ...]:
     if recipe.distil.teacher == DENSE:
         dense = settle(replace(alone, pruning=Pruning(method=DENSE)))
         rounds.append(Round(name="teacher", recipe=dense, teaches=True))
+    if recipe.pruning.initial in FOUND_MASKS:
+        # The mask of PARP is as sparse as it is needed; after a dense run it is chosen.
+        prune_to = sparsity_at_start(recipe.pruning) if recipe.pruning.initial == "omp" else None
+        return (*rounds, _finding(alone), Round(name=spec.name, recipe=recipe, prune_to=prune_to))
     if spec.runs is None:
         return (*rounds, Round(name=spec.name, recipe=recipe))
     for run in spec.runs(recipe, target_sparsity(recipe.pruning)):
@@ -104,6 +111,23 @@ def rounds_of(recipe: AnyRecipe, init: Path | None = None) -> tuple[Round, ...]:
             own = replace(own, pruning=pruning, training=training)
         rounds.append(Round(name=run.name, recipe=own, prune_to=run.prune_to))
     return tuple(rounds)
+
+
+def _finding(recipe: AnyRecipe) -> Round:
+    """The training run that finds the first mask of a settled recipe whose `initial` is in `FOUND_MASKS`."""
+    pruning, data = recipe.pruning, cast(Any, recipe.data)
+    if pruning.found_on is not None:
+        if not any(each.name == "language" for each in fields(data)):
+            raise UsageError(
+                f"the data of task {recipe.task} has no languages to find a mask on", hint="remove pruning.found_on"
+            )
+        data = replace(data, language=pruning.found_on)
+    method = "dense" if pruning.initial == "omp" else "parp"
+    own = replace(
+        pruning, method=method, initial=None, found_on=None, sparsity=sparsity_at_start(pruning), start_sparsity=None
+    )
+    where = "" if pruning.found_on is None else f" on {', '.join(pruning.found_on)}"
+    return Round(name=method + where, recipe=settle(replace(recipe, data=data, pruning=own)))
 
 
 @dataclass(frozen=True)
@@ -171,7 +195,7 @@ def read_start(recipe: AnyRecipe, init: Path | None, notify: Notify) -> Start:
     if not path.exists():
         raise UsageError(
             f"there is no first mask {initial}",
-            hint=f"pruning.initial is {', '.join(FIRST_MASKS)}, or the path of a checkpoint or mask",
+            hint=f"pruning.initial is {', '.join((*FIRST_MASKS, *FOUND_MASKS))}, or the path of a checkpoint or mask",
         )
     if checkpoint.is_checkpoint(path) and checkpoint.read_metadata(path).sparsity is None:
         raise CheckpointError(f"{path} has no mask to start from", hint="make one with `parp mask`")
@@ -276,6 +300,13 @@ def target_sparsity(pruning: Pruning) -> float:
             hint=f"set pruning.sparsity to {pattern.sparsity:g} or null, or take another pattern",
         )
     return pattern.sparsity
+
+
+def sparsity_at_start(pruning: Pruning) -> float:
+    """The sparsity of a first mask that is still to be made; raises as `target_sparsity`."""
+    spec, target = spec_of(pruning.method), target_sparsity(pruning)
+    first = pruning.start_sparsity if "start_sparsity" in spec.reads else None
+    return target * spec.start_share if first is None else first
 
 
 def settings_of(recipe: AnyRecipe, start: Start, task: RecipeTask[Any]) -> Settings:

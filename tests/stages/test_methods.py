@@ -61,7 +61,7 @@ def intermediate(recipe: Recipe, run: Path, number: int) -> Checkpoint:
 def key_of(recipe: Recipe, number: int) -> str:
     """The key of a method's run with this number."""
     data = task_class(recipe.task).data_key(recipe.data, silent)
-    return round_key(rounds_of(precise(recipe))[:number], start_key(recipe), data)
+    return round_key(rounds_of(precise(recipe))[:number], start_key(recipe), [data] * number)
 
 
 def precise(recipe: Recipe) -> Recipe:

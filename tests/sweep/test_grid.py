@@ -12,7 +12,8 @@ from parp_cli.sweep.grid import Sweep, load_sweep
 from parp_cli.training import keys
 
 CPU = torch.device("cpu")
-SWEEPS = Path(__file__).parents[2] / "recipes" / "sweeps"
+RECIPES = Path(__file__).parents[2] / "recipes"
+SWEEPS = [*RECIPES.glob("sweeps/*.yaml"), *RECIPES.glob("languages/*.yaml")]
 
 
 def load(path: Path, *overrides: str) -> Sweep:
@@ -199,18 +200,18 @@ def test_a_wrong_override_is_told(write_sweep: Any) -> None:
     assert detail.startswith("--set training.updates=0: training.updates = 0: expected a whole number")
 
 
-@pytest.mark.parametrize("path", sorted(SWEEPS.glob("*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", sorted(SWEEPS), ids=lambda path: path.stem)
 def test_shipped_sweep_is_read_and_says_how_to_run_it(path: Path) -> None:
     sweep = load(path)
     assert len(sweep.cells) == len({cell.key for cell in sweep.cells}) >= 4
     assert path.read_text().startswith("# ")
-    assert f"#   parp sweep recipes/sweeps/{path.name} " in path.read_text()
+    assert f"#   parp sweep recipes/{path.parent.name}/{path.name} " in path.read_text()
     assert "# Cost: " in path.read_text()
 
 
 def test_the_cells_of_mini_are_runs_of_its_recipe() -> None:
-    base = load_recipe(SWEEPS.parent / "mini" / "10min.yaml")
-    for cell in load(SWEEPS / "mini.yaml").cells:
+    base = load_recipe(RECIPES / "mini" / "10min.yaml")
+    for cell in load(RECIPES / "sweeps" / "mini.yaml").cells:
         data = cell.recipe.data
         assert (cell.recipe.model, data.train, data.test) == (base.model, base.data.train, base.data.test)
         assert cell.splits == (base.data.test,)

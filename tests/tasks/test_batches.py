@@ -56,6 +56,18 @@ class TestUpdateBatches:
         counts = [taken.count(index) for index in range(3)]
         assert max(counts) - min(counts) <= 1
 
+    def test_some_are_there_more_than_once(self) -> None:
+        """A whole number is exact in every epoch, a fraction on average."""
+        repeats = [1.0, 3.0, 1.25]
+        batches = UpdateBatches(range(3), [1.0] * 3, batch_size=1.0, seed=0, repeats=repeats)
+        taken: list[int] = []
+        epochs = 400
+        while batches.epoch < epochs:
+            taken += batches.take()
+        taken.pop()  # of the next epoch
+        assert (taken.count(0), taken.count(1)) == (epochs, 3 * epochs)
+        assert abs(taken.count(2) / epochs - 1.25) < 0.1
+
     def test_the_seed_decides_the_order(self) -> None:
         lengths = [1.0 + index / 100 for index in range(50)]
         orders = [UpdateBatches(range(len(lengths)), lengths, batch_size=10, seed=seed).take() for seed in (0, 0, 1)]

@@ -22,7 +22,7 @@ def recipe(*settings: str) -> Recipe:
 
 def keys(wanted: Recipe, start: str = "start") -> list[str]:
     runs = rounds_of(wanted)
-    return [round_key(runs[:number], start, data="") for number in range(1, len(runs) + 1)]
+    return [round_key(runs[:number], start, data=[""] * number) for number in range(1, len(runs) + 1)]
 
 
 def shown(runs: tuple[Round, ...]) -> list[tuple[str, float | None, int]]:

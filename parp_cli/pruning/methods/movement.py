@@ -49,7 +49,7 @@ MOVEMENT = MethodSpec(
     name="movement",
     description="as parp-p, keeping the weights that training moved away from zero most",
     build=Movement,
-    reads=("sparsity", "initial", *TIMES, "final", "start_sparsity"),
+    reads=("sparsity", "initial", "found_on", *TIMES, "final", "start_sparsity"),
     start_share=0.0,
     patterns=(*WHOLE, "row"),
 )

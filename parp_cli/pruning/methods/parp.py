@@ -40,7 +40,7 @@ class Parp(Method):
         return self.settings.keep_largest(self.scores(snapshot), self.settings.sparsity)
 
 
-_READS = ("sparsity", "initial", *TIMES, "final")
+_READS = ("sparsity", "initial", "found_on", *TIMES, "final")
 
 PARP = MethodSpec(
     name="parp", description="pruned weights train too, and are pruned anew at intervals", build=Parp, reads=_READS

@@ -64,7 +64,7 @@ RIGL = MethodSpec(
     name="rigl",
     description="pruned weights stay zero, but a share of the mask is swapped at intervals",
     build=RigL,
-    reads=("sparsity", "initial", *TIMES, "drop_fraction"),
+    reads=("sparsity", "initial", "found_on", *TIMES, "drop_fraction"),
     end_share=0.75,
     patterns=WHOLE,
 )

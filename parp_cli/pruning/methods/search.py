@@ -50,7 +50,7 @@ IMP = MethodSpec(
 PAP = MethodSpec(
     name="pap",
     description="as omp, with the last mask of parp",
-    reads=("sparsity", "initial", *TIMES, "final", "rewind"),
+    reads=("sparsity", "initial", "found_on", *TIMES, "final", "rewind"),
     starts_from="nothing",
     runs=lambda *_: (Run(name="parp", method="parp"), Run(name="pap")),
 )

@@ -22,6 +22,11 @@ untrained network of the same architecture (as random pruning in the authors' re
 
 FIRST_MASKS: tuple[FirstMask, ...] = get_args(FirstMask)
 
+FoundMask = Literal["omp", "parp"]
+"""How a first mask is found by training: the magnitudes after a dense fine-tuning; or the last mask of PARP."""
+
+FOUND_MASKS: tuple[FoundMask, ...] = get_args(FoundMask)
+
 TIMES = ("interval", "interval_unit", "start", "end")
 """Recipe keys of a method that re-prunes at intervals; with "final" it may do so at the end of the run too."""
 
@@ -200,7 +205,7 @@ class MethodSpec:
     name: str
     description: str
     build: Callable[[Settings], Method] = Method
-    reads: tuple[str, ...] = ("sparsity", "initial")
+    reads: tuple[str, ...] = ("sparsity", "initial", "found_on")
     starts_from: Literal["any", "magnitude", "random", "nothing"] = "any"
     start_share: float = 1.0
     end_share: float = 1.0
@@ -233,5 +238,5 @@ class MethodSpec:
             yield "pattern", f"{error.message}: {error.hint}"
         if initial is not None and self.starts_from == "nothing":
             yield "initial", f"method {self.name} does not start from a mask; remove it"
-        elif initial in FIRST_MASKS and not self.accepts(initial):
+        elif initial in (*FIRST_MASKS, *FOUND_MASKS) and not self.accepts(initial):
             yield "initial", f"method {self.name} has a {self.starts_from} mask, and {initial} is none; remove it"

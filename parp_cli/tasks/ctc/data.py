@@ -77,6 +77,7 @@ def load_data(data: Data, architecture: Architecture, own: Vocabulary | None, no
     for note in notes:
         notify(Progress("checking audio", len(infos), len(infos), warning=note))
     train, valid = (_without(skipped, some, split) for split, some in splits)
+    evened_out(train, data.temperature)  # which raises where it cannot be
     return CtcData(
         train=tuple(train),
         valid=tuple(valid),
@@ -101,6 +102,27 @@ def spread(utterances: Sequence[Utterance], limit: int | None) -> list[Utterance
         ranks.append((seen[speaker], index))
         seen[speaker] += 1
     return [utterances[index] for index in sorted(index for _, index in sorted(ranks)[:limit])]
+
+
+def evened_out(utterances: Sequence[Utterance], temperature: float | None) -> list[float] | None:
+    """How often each utterance is in an epoch so that a language of n seconds has a share as n^(1/temperature) (Conneau
+    et al. 2020, "Unsupervised cross-lingual representation learning for speech recognition", section 2); None for once.
+
+    Those of the language with most speech are in it once. Raises DataError where a language is unknown.
+    """
+    if temperature is None or temperature == 1:
+        return None
+    if unknown := [utterance.id for utterance in utterances if utterance.language is None]:
+        raise DataError(
+            f"data.temperature is of languages, and {len(unknown):,} training utterances do not tell theirs",
+            details=first_few(unknown),
+            hint="add a column `language` to the manifest, or remove data.temperature",
+        )
+    seconds: dict[str | None, float] = defaultdict(float)
+    for utterance in utterances:
+        seconds[utterance.language] += utterance.seconds
+    most = max(seconds.values())
+    return [(most / seconds[utterance.language]) ** (1 - 1 / temperature) for utterance in utterances]
 
 
 def _without(problems: Iterable[Problem], utterances: list[Utterance], split: str) -> list[Utterance]:

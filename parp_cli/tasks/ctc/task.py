@@ -25,7 +25,7 @@ from parp_cli.runtime.progress import Notify
 from parp_cli.tasks.batches import UpdateBatches
 from parp_cli.tasks.ctc.advise import blank_diagnosis, validation_message
 from parp_cli.tasks.ctc.augmentation import Augmentation
-from parp_cli.tasks.ctc.data import CtcData, data_key, load_data
+from parp_cli.tasks.ctc.data import CtcData, data_key, evened_out, load_data
 from parp_cli.tasks.ctc.features import DISK_BYTES, MEMORY_BYTES, FrontEndFeatures, same_feature_encoder
 from parp_cli.tasks.ctc.objective import CtcObjective
 from parp_cli.tasks.distillation import Distillation
@@ -140,6 +140,7 @@ class CtcTask(RecipeTask[Utterance]):
             batch_size=training.batch_seconds,
             micro_batch_size=training.micro_batch_seconds,
             seed=self.recipe.seed,
+            repeats=evened_out(self.data.train, self.recipe.data.temperature),
         )
 
     def network(self, weights: Mapping[str, Tensor], head: Mapping[str, Any] | None = None, source: str = "") -> Any:

@@ -1,7 +1,10 @@
+from dataclasses import replace
 from pathlib import Path
 
+import pytest
+
 from parp_cli.data.utterances import Utterance
-from parp_cli.tasks.ctc.data import spread
+from parp_cli.tasks.ctc.data import evened_out, spread
 
 
 def of(*speakers: str | None) -> list[Utterance]:
@@ -28,3 +31,11 @@ def test_all_of_them() -> None:
 
 def test_without_speakers_it_is_the_first_ones() -> None:
     assert chosen(2, None, None, None) == "01"
+
+
+def test_languages_are_evened_out() -> None:
+    """16 s of one language and 1 s of another: at temperature 2 the shares are as 4 to 1."""
+    known = [replace(each, language="aa") for each in of(*[None] * 16)] + [replace(of(None)[0], language="bb")]
+    repeats = evened_out(known, 2.0)
+    assert repeats == pytest.approx([1.0] * 16 + [4.0])
+    assert evened_out(known, 1.0) is evened_out(known, None) is None
