@@ -8,6 +8,8 @@
       seed: [0, 1]
     except:                             # combinations to leave out: cells that match every key of an entry
       - {pruning.method: mpi, pruning.sparsity: [0.7], seed: 1}
+    where:                              # settings of the cells that match every key of `cells`; later entries win
+      - {cells: {pruning.method: parp}, set: {training.freeze_encoder_updates: 0}}
     splits: [test-clean]                # to evaluate each cell on; null is the recipe's data.test
 
 All cells are checked completely before the first one runs. Cells with the same training are one cell: there is one
@@ -45,6 +47,17 @@ _HINT = "recipes/sweeps/ has some to copy"
 
 
 @dataclass(frozen=True, kw_only=True)
+class Where(Section):
+    """Settings of some cells."""
+
+    cells: dict[str, Any]
+    """Values of grid keys, or lists of them; a cell has to match all."""
+
+    set: dict[str, Any]
+    """Values of recipe keys, dotted or nested, for these cells: instead of the grid's, where it has some."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class SweepFile(Section):
     """A sweep as it is written."""
 
@@ -59,6 +72,9 @@ class SweepFile(Section):
 
     except_: Annotated[list[dict[str, Any]] | None, Field(alias=_EXCEPT)] = None
     """Combinations of the grid's values to leave out."""
+
+    where: list[Where] | None = None
+    """Settings of the cells that match, in this order."""
 
     splits: tuple[str, ...] | None = None
     """What each cell is evaluated on; null is its recipe's data.test."""
@@ -142,16 +158,19 @@ def load_sweep(path: Path, overrides: Sequence[str] = (), *, device: Any) -> Swe
     file = read(root, path, kind=SweepFile, hint=_HINT)
     base = load_recipe(None if file.recipe is None else Path(file.recipe))
     grid, exceptions = _flat(root["grid"]), [_flat(entry) for entry in root.get(_EXCEPT) or ()]
-    problems = [f"{path}:{line}: {problem}" for line, problem in _problems(root, grid, exceptions)]
+    rules = [(_flat(entry["cells"]), _flat(entry["set"])) for entry in root.get("where") or ()]
+    problems = [f"{path}:{line}: {problem}" for line, problem in _problems(root, grid, exceptions, rules)]
+    taken = dict.fromkeys(map(str, grid), "the grid has")
+    taken |= {str(key): "`where` has" for _, values in rules for key in values if key not in taken}
     settings = tree.compose(tree.dump(recipe_to_dict(base)), tree.UNNAMED)
     for key, value in _flat(root.get("set") or {}).items():
         settings = _put(settings, key, value, problems)
     for override in overrides:
         name = override.partition("=")[0].strip() + "."
         try:
-            for key in grid:
-                if name.startswith(f"{key}.") or key.startswith(name):
-                    raise tree.Problem(f"the grid has values for {key}: change them in the file")
+            for reserved, who_has in taken.items():
+                if name.startswith(f"{reserved}.") or reserved.startswith(name):
+                    raise tree.Problem(f"{who_has} values for {reserved}: change them in the file")
             settings = tree.with_override(settings, override)
         except tree.Problem as problem:
             problems.append(f"{tree.override_place(override)}: {problem}")
@@ -159,13 +178,16 @@ def load_sweep(path: Path, overrides: Sequence[str] = (), *, device: Any) -> Swe
     starts: dict[tuple[str | None, ...], str] = {}
     for choice in itertools.product(*grid.values()) if not problems else ():
         chosen = dict(zip(grid, choice, strict=True))
-        if any(all(_is_in(chosen[key], values) for key, values in entry.items()) for entry in exceptions):
+        if any(_matches(chosen, entry) for entry in exceptions):
             continue
+        own = {key: value for cells, values in rules if _matches(chosen, cells) for key, value in values.items()}
         recipe = settings
-        for key, value in chosen.items():
+        for key, value in {**chosen, **own}.items():
             recipe = _put(recipe, key, value, problems)
+        # What the grid has for a key makes no difference to a cell with a value of its own.
+        axes = [str(key) for key in grid if key not in own]
         try:
-            cell = _cell(read(recipe, path), list(map(str, grid)), file.splits, device, starts)
+            cell = _cell(read(recipe, path), axes, file.splits, device, starts)
         except ParpError as error:
             problems += error.details if isinstance(error, RecipeError) else [error.message]
             continue
@@ -260,6 +282,11 @@ def _put(settings: Any, key: tree.Text, value: Any, problems: list[str]) -> Any:
         return settings
 
 
+def _matches(chosen: Mapping[Any, Any], entry: Mapping[Any, Any]) -> bool:
+    """Whether a combination of the grid's values has all those of an entry."""
+    return all(_is_in(chosen[key], values) for key, values in entry.items())
+
+
 def _is_in(value: Any, values: Any) -> bool:
     """Whether a value is another one, or in a list of them; 0.5 and 5e-1 are equal."""
     return _comparable(value) in map(_comparable, values if isinstance(values, list) else [values])
@@ -274,21 +301,33 @@ def _comparable(value: Any) -> Any:
         return value
 
 
-def _problems(root: Any, grid: Mapping[Any, Any], exceptions: Sequence[Mapping[Any, Any]]) -> Iterator[tuple[int, str]]:
-    """What is wrong with the values of a grid, or else with the combinations to leave out; each with its line."""
+def _problems(
+    root: Any,
+    grid: Mapping[Any, Any],
+    exceptions: Sequence[Mapping[Any, Any]],
+    rules: Sequence[tuple[Mapping[Any, Any], Mapping[Any, Any]]],
+) -> Iterator[tuple[int, str]]:
+    """What is wrong with the values of a grid, or else with what entries select of them; each with its line."""
     wrong = [key for key, values in grid.items() if not isinstance(values, list) or not values]
     for key in wrong:
         yield key.mark.line + 1, f"grid: {key}: expected a list of values"
     if not grid:
         yield root["grid"].mark.line + 1, "grid: names no recipe key"
-    for number, entry in enumerate(exceptions if not wrong else ()):
+    if wrong:
+        return
+    selections = [(_EXCEPT, root[_EXCEPT][number], entry) for number, entry in enumerate(exceptions)]
+    selections += [("where", root["where"][number], cells) for number, (cells, _) in enumerate(rules)]
+    for number, (_, values) in enumerate(rules):
+        if not values:
+            yield root["where"][number].mark.line + 1, "where: set names no recipe key"
+    for section, written, entry in selections:
         if not entry:
-            yield root[_EXCEPT][number].mark.line + 1, f"{_EXCEPT}: an entry without keys"
+            yield written.mark.line + 1, f"{section}: an entry without keys"
         for key, values in entry.items():
             if key not in grid:
-                yield key.mark.line + 1, f"{_EXCEPT}: {key} is not in the grid: its keys are {', '.join(grid)}"
+                yield key.mark.line + 1, f"{section}: {key} is not in the grid: its keys are {', '.join(grid)}"
                 continue
             for value in values if isinstance(values, list) else [values]:
                 if not _is_in(value, grid[key]):
-                    problem = f"{_EXCEPT}: {key} = {tree.shown(value)}: the grid has no such value"
+                    problem = f"{section}: {key} = {tree.shown(value)}: the grid has no such value"
                     yield key.mark.line + 1, problem

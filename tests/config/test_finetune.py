@@ -15,7 +15,7 @@ from parp_cli.config.pretrain import PretrainRecipe
 from parp_cli.errors import RecipeError
 
 FOLDER = Path(__file__).parents[2] / "recipes"
-RUNS = sorted(path for path in FOLDER.rglob("*.yaml") if path.parent.name not in ("sweeps", "languages"))
+RUNS = sorted(path for path in FOLDER.rglob("*.yaml") if "\ngrid:\n" not in path.read_text(encoding="utf-8"))
 
 
 def kind_of(path: Path) -> type[Any]:

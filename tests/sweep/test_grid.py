@@ -1,4 +1,5 @@
 import itertools
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,12 +9,14 @@ import torch
 from parp_cli.config.load import load_recipe
 from parp_cli.errors import RecipeError
 from parp_cli.storage import checkpoint
+from parp_cli.sweep.cells import outcomes
 from parp_cli.sweep.grid import Sweep, load_sweep
+from parp_cli.sweep.report import panels
 from parp_cli.training import keys
 
 CPU = torch.device("cpu")
 RECIPES = Path(__file__).parents[2] / "recipes"
-SWEEPS = [*RECIPES.glob("sweeps/*.yaml"), *RECIPES.glob("languages/*.yaml")]
+SWEEPS = sorted(path for path in RECIPES.rglob("*.yaml") if "\ngrid:\n" in path.read_text(encoding="utf-8"))
 
 
 def load(path: Path, *overrides: str) -> Sweep:
@@ -139,6 +142,64 @@ def test_what_cannot_be_left_out(write_sweep: Any, entries: str, problem: str) -
     assert detail.endswith(problem)
 
 
+def test_some_cells_have_settings_of_their_own(write_sweep: Any) -> None:
+    grid = "grid:\n  pruning.method: [dense, mpi, parp]\n  training.updates: [8, 9]\n"
+    rules = "  - {cells: {pruning.method: [mpi, parp]}, set: {pruning: {sparsity: 0.4}}}\n"
+    rules += (
+        "  - {cells: {pruning.method: parp, training.updates: 9}, set: {training.updates: 8, pruning.sparsity: 0.2}}\n"
+    )
+    cells = load(write_sweep(f"{grid}where:\n{rules}")).cells
+    found = [(c.recipe.pruning.method, c.recipe.training.updates, c.recipe.pruning.sparsity) for c in cells]
+    assert found == [
+        ("dense", 8, None),
+        ("dense", 9, None),
+        ("mpi", 8, 0.4),
+        ("mpi", 9, 0.4),
+        ("parp", 8, 0.4),
+        ("parp", 8, 0.2),  # the later entry wins
+    ]
+    assert cells[-1].values == {"pruning.method": "parp"}  # whatever the grid has for its updates
+
+
+def test_a_method_with_one_setting_is_in_the_table_of_each(write_sweep: Any, tmp_path: Path) -> None:
+    path = write_sweep(
+        "grid:\n  pruning.method: [dense, parp]\n  training.freeze_encoder_updates: [3, 0]\n"
+        "where:\n  - {cells: {pruning.method: parp}, set: {training.freeze_encoder_updates: 0}}\n"
+    )
+    cells = load(path).cells
+    assert [cell.recipe.training.freeze_encoder_updates for cell in cells] == [3, 0, 0]
+    assert len(cells) == 3  # one of parp, though two combinations lead to it
+    tables = panels([outcome for cell in cells for outcome in outcomes(tmp_path, cell)])
+    assert [table.methods for table in tables] == [("dense", "parp")] * 2
+
+
+@pytest.mark.parametrize(
+    ("entries", "problem"),
+    [
+        ("[{cells: {seed: 1}}]", "where.0.set is missing: expected a mapping"),
+        ("[{cells: {}, set: {seed: 3}}]", "sweep.yaml:3: where: an entry without keys"),
+        ("[{cells: {seed: 1}, set: {}}]", "sweep.yaml:3: where: set names no recipe key"),
+        ("[{cells: {sed: 1}, set: {seed: 3}}]", "where: sed is not in the grid: its keys are seed"),
+        ("[{cells: {seed: 4}, set: {seed: 3}}]", "where: seed = 4: the grid has no such value"),
+        ("[{cells: {seed: 1}, sets: {seed: 3}}]", "unknown key where.0.sets: did you mean where.0.set?"),
+        ("[{cells: {seed: 1, seed: 2}, set: {seed: 3}}]", "duplicate key where.0.cells.seed, first on line 3"),
+        ("[{cells: {seed: 1}, set: {training.updatez: 3}}]", "unknown key training.updatez"),
+    ],
+)
+def test_what_cannot_be_a_setting_of_some_cells(write_sweep: Any, entries: str, problem: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        load(write_sweep(f"grid: {{seed: [1, 2]}}\nwhere: {entries}\n"))
+    assert any(problem in detail for detail in caught.value.details), caught.value.details
+
+
+def test_what_some_cells_have_cannot_be_set(write_sweep: Any) -> None:
+    path = write_sweep("grid: {seed: [1, 2]}\nwhere: [{cells: {seed: 1}, set: {training.updates: 3}}]\n")
+    with pytest.raises(RecipeError) as caught:
+        load(path, "training.updates=9")
+    problem = "`where` has values for training.updates: change them in the file"
+    assert caught.value.details == (f"--set training.updates=9: {problem}",)
+
+
 def test_what_cells_begin_from_is_hashed_once(write_sweep: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     hashed: list[Path] = []
 
@@ -200,12 +261,12 @@ def test_a_wrong_override_is_told(write_sweep: Any) -> None:
     assert detail.startswith("--set training.updates=0: training.updates = 0: expected a whole number")
 
 
-@pytest.mark.parametrize("path", sorted(SWEEPS), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
 def test_shipped_sweep_is_read_and_says_how_to_run_it(path: Path) -> None:
     sweep = load(path)
     assert len(sweep.cells) == len({cell.key for cell in sweep.cells}) >= 4
     assert path.read_text().startswith("# ")
-    assert f"#   parp sweep recipes/{path.parent.name}/{path.name} " in path.read_text()
+    assert f"#   parp sweep recipes/{path.relative_to(RECIPES).as_posix()} " in path.read_text()
     assert "# Cost: " in path.read_text()
 
 
@@ -215,3 +276,26 @@ def test_the_cells_of_mini_are_runs_of_its_recipe() -> None:
         data = cell.recipe.data
         assert (cell.recipe.model, data.train, data.test) == (base.model, base.data.train, base.data.test)
         assert cell.splits == (base.data.test,)
+
+
+@pytest.mark.parametrize("size", ["base", "large"])
+@pytest.mark.parametrize("split", ["10min", "1h", "10h"])
+def test_published_methods_differ_in_the_freeze_and_equal_ones_do_not(size: str, split: str) -> None:
+    folder = RECIPES / "librispeech"
+    published, equal = (load(folder / f"{size}-{split}-{terms}.yaml") for terms in ("as-published", "equal"))
+    frozen = {cell.recipe.pruning.method for cell in published.cells if cell.recipe.training.freeze_encoder_updates}
+    baselines = {"dense", "imp"} if (size, split) == ("large", "10h") else {"dense", "mpi", "rp", "omp", "imp"}
+    assert frozen == baselines
+    base = load_recipe(folder / f"{size}-{split}.yaml")
+    for cell in (*published.cells, *equal.cells):
+        is_published = cell in published.cells
+        freeze = 10_000 if is_published and cell.recipe.pruning.method in frozen else 0
+        assert cell.recipe.training.freeze_encoder_updates == freeze
+        # Nothing else differs, within a table or between the two.
+        training = replace(cell.recipe.training, freeze_encoder_updates=0, precision=base.training.precision)
+        assert (training, cell.recipe.data, cell.recipe.model) == (base.training, base.data, base.model)
+    names = [[cell.name for cell in sweep.cells] for sweep in (published, equal)]
+    assert names[0] == names[1]
+    shared = {cell.key for cell in published.cells} & {cell.key for cell in equal.cells}
+    alike = {cell.recipe.pruning.method for cell in equal.cells if cell.key in shared}
+    assert alike >= {"parp", "parp-p"}
