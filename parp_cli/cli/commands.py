@@ -195,7 +195,32 @@ def export(
     tool = _KINDS.get(to) or f"for {_RUNTIMES[to]}"
     output.text(f"exported {source} {tool}, {size(result.size)}")
     render.export(output, result)
-    output.wrote(result.path)
+    output.wrote(*filter(None, [result.path, result.card]))
+    output.json(result)
+
+
+def push(
+    folder: Annotated[Path, typer.Argument(help="What `parp export --to hf` wrote.")],
+    repository: Annotated[str, typer.Argument(help="OWNER/NAME; made if it is not there.", metavar="REPO")],
+    public: Annotated[
+        bool, option("--public/--private", "Whether a new repository can be seen by all.", default=True)
+    ] = False,
+    message: Annotated[str | None, option("--message TEXT", "Of the commit.")] = None,
+    as_json: options.Json = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Upload an exported folder to the Hugging Face hub (extra `hub`): the model, its tokenizer and its card.
+
+    Log in once with `hf auth login`, or set HF_TOKEN; HF_ENDPOINT names another hub.
+
+    [bold]Example:[/]
+      parp push parp-run/export-hf me/my-sparse-model
+    """
+    from parp_cli.stages.push import push as stage
+
+    output = Output(as_json=as_json, quiet=quiet)
+    result = stage(folder, repository, private=not public, message=message)
+    output.text(f"uploaded {', '.join(result.files)}", f"to {result.url}, commit {result.commit}")
     output.json(result)
 
 

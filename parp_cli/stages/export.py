@@ -13,6 +13,7 @@ from parp_cli.config.load import recipe_from_dict
 from parp_cli.data.labels import vocabulary_of
 from parp_cli.data.probe import some_speech
 from parp_cli.errors import CheckpointError, MaskError, UsageError
+from parp_cli.exporters.card import card, card_path, results_of, write_card
 from parp_cli.exporters.check import Check, compared, network, refuse_different
 from parp_cli.exporters.huggingface import export_huggingface
 from parp_cli.exporters.onnx import OnnxNetwork, export_onnx, quantize, require_onnx
@@ -21,7 +22,8 @@ from parp_cli.exporters.text import export_text
 from parp_cli.exporters.torchaudio import export_torchaudio
 from parp_cli.models.recognizer import encoder_of
 from parp_cli.models.speech.config import Architecture
-from parp_cli.pruning.masks import backbone_hash, check_fit, under
+from parp_cli.pruning.masks import backbone_hash, check_fit, count_all, count_pruned, under
+from parp_cli.pruning.methods import all_specs
 from parp_cli.runtime.device import versions
 from parp_cli.runtime.progress import Notify, silent
 from parp_cli.storage import checkpoint
@@ -53,6 +55,7 @@ class ExportResult:
         before, after: the checkpoint and the export, of targets that were compared; None for others.
         check: how they compare.
         integer_products: matrix products of 8-bit integers, of a quantised export.
+        card: the model card that was written; None for other targets, or where a card of one's own was kept.
     """
 
     path: Path
@@ -64,6 +67,7 @@ class ExportResult:
     after: Size | None = None
     check: Check | None = None
     integer_products: int | None = None
+    card: Path | None = None
 
 
 def export(
@@ -78,7 +82,8 @@ def export(
     """Export a checkpoint; every weight that its mask prunes is zero in what is written, or not there.
 
     Args:
-        to: "hf", a directory that transformers loads; "torchaudio", a state dict for its builders; "small", a
+        to: "hf", a directory that transformers loads; "torchaudio", a state dict for its builders (both with a model
+            card, which lists what `parp eval` measured in the checkpoint's folder); "small", a
             checkpoint without the heads and units that the mask has emptied; "onnx", a file for onnxruntime; "packed",
             a checkpoint with only the weights that are kept; "mask", the mask alone. Small, onnx and packed ones of
             speech are compared with the checkpoint before they are written.
@@ -126,9 +131,27 @@ def export(
         export_huggingface(architecture, weights, vocabulary, out)
     else:
         export_torchaudio(architecture, weights, out)
+    written = _card(source, content, to, out)
     files = [out] if out.is_file() else [path for path in out.rglob("*") if path.is_file()]
     size = sum(path.stat().st_size for path in files)
-    return ExportResult(path=out, target=to, source=source, size=size, zeros=zeros)
+    return ExportResult(path=out, target=to, source=source, size=size, zeros=zeros, card=written)
+
+
+def _card(source: Path, content: Checkpoint, to: Target, out: Path) -> Path | None:
+    metadata = content.metadata
+    lineage = checkpoint.lineage(source, metadata)
+    method = (metadata.recipe or {}).get("pruning", {}).get("method")
+    known = all_specs().get(method)  # not a method of one's own, in a process that has not registered it
+    text = card(
+        metadata,
+        target=to,
+        method=method if known is None else f"{method}: {known.description}",
+        pruned=(count_pruned(content.masks), count_all(content.masks)),
+        lineage=lineage,
+        results=results_of(source.parent, lineage[-1].sha256),
+    )
+    path = card_path(out)
+    return path if write_card(path, text) else None
 
 
 def _small(

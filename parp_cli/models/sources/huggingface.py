@@ -28,6 +28,9 @@ from parp_cli.storage.conventions import SAMPLE_RATE
 if TYPE_CHECKING:
     from torch import Tensor
 
+HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
+"""OWNER/NAME of a repository on the hub."""
+
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 PREPROCESSOR = "preprocessor_config.json"

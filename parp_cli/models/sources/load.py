@@ -44,7 +44,6 @@ _ALL_BUNDLED = (BUNDLED, "mini-text")
 _RANDOM = "random:"
 """Before an architecture's name: an encoder that has learnt nothing, for comparison."""
 
-_HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 _FILE_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
 
 
@@ -101,7 +100,7 @@ def _load(source: str, named: Architecture | None, notify: Notify) -> Encoder:
         return _read_parp(path)
     if path.is_file():
         return _read_torch(path, named)
-    if _HUB_NAME.fullmatch(source) and path.suffix not in _FILE_SUFFIXES:
+    if huggingface.HUB_NAME.fullmatch(source) and path.suffix not in _FILE_SUFFIXES:
         return _read_folder(huggingface.download(source), notify)
     raise CheckpointError(f"there is no model {source}", hint=_nearest(source))
 

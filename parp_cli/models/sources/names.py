@@ -192,7 +192,8 @@ def check_equal_layers(architecture: Architecture) -> None:
         raise CheckpointError(
             f"{architecture.name} has layers of sizes that other projects' models cannot have",
             details=[f"{key}: {size}" for key, size in sizes.items()],
-            hint="export what it was made from, which `parp inspect` names: what was removed is zero there",
+            hint="export what it was made from, which `parp inspect` names: what was removed is zero there; or export "
+            "this one with --to onnx",
         )
 
 
