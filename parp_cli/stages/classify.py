@@ -34,7 +34,7 @@ from parp_cli.storage import checkpoint
 from parp_cli.storage.atomic import write_text
 from parp_cli.storage.checkpoint import Checkpoint, Metadata
 from parp_cli.storage.run_folder import require_head, shortest_labels
-from parp_cli.tasks.classification.items import Encoding, TextItem, labels_of
+from parp_cli.tasks.texts.items import Encoding, TextItem, labels_of
 
 _PASS_TOKENS = 8192
 """Padded tokens in one forward pass. Changes no prediction but by rounding."""

@@ -5,16 +5,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor
-
 from parp_cli.config.classification import TextRecipe
 from parp_cli.data.glue import GLUE
 from parp_cli.data.texts import Text, columns_of, read_texts, split_file
 from parp_cli.errors import DataError, first_few
-from parp_cli.models.transformers.architecture import TextArchitecture
 from parp_cli.runtime.progress import Notify, Progress
 from parp_cli.scoring.classes import CLASS_METRICS, NUMBER_METRICS
-from parp_cli.tasks.classification.items import Encoding, TextItem, class_names, labels_of
+from parp_cli.tasks.texts.items import Encoding, TextItem, class_names, labels_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,15 +32,6 @@ class TextSet:
     encoding: Encoding
     left_out: tuple[str, ...]
     notes: tuple[str, ...]
-
-
-def encoding_of(architecture: TextArchitecture, packed: Tensor | None, *, max_length: int, source: str) -> Encoding:
-    """The encoding of a network with a packed tokenizer; raises as `Encoding`."""
-    import torch
-
-    with torch.device("meta"):
-        network = architecture.build()
-    return Encoding(network, packed, max_length=max_length, source=source)
 
 
 def metrics_of(recipe: TextRecipe, *, numbers: bool) -> tuple[str, ...]:

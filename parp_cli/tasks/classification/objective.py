@@ -12,9 +12,9 @@ from parp_cli.data.batching import sorted_batches
 from parp_cli.runtime.device import autocast, validation_precision
 from parp_cli.runtime.processes import SINGLE, World
 from parp_cli.scoring.classes import class_metrics, confusion, pearson, ranks
-from parp_cli.tasks.classification.items import Encoding, TextItem
 from parp_cli.tasks.distillation import Distillation
 from parp_cli.tasks.task import DISTILLED, Judgement, Objective
+from parp_cli.tasks.texts.items import Encoding, TextItem
 
 
 @dataclass(kw_only=True)

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,35 +12,29 @@ from torch import Tensor
 
 from parp_cli.config.classification import TextRecipe
 from parp_cli.config.finetune import AnyRecipe
-from parp_cli.data.batching import sorted_batches
 from parp_cli.data.texts import columns_of, read_texts, split_file
-from parp_cli.errors import DataError, UsageError, first_few
-from parp_cli.models.transformers.architecture import TOKENIZER, TextArchitecture
+from parp_cli.errors import DataError, first_few
+from parp_cli.models.transformers.architecture import TOKENIZER
 from parp_cli.runtime.processes import World
 from parp_cli.runtime.progress import Notify
 from parp_cli.scoring.classes import NAMES
 from parp_cli.storage.checkpoint import file_hash
-from parp_cli.tasks.batches import CountBatches
-from parp_cli.tasks.classification.data import TextSet, encoding_of, load_texts, recorded_names
-from parp_cli.tasks.classification.items import TextItem
+from parp_cli.tasks.classification.data import TextSet, load_texts, recorded_names
 from parp_cli.tasks.classification.objective import ClassificationObjective
 from parp_cli.tasks.distillation import Distillation
-from parp_cli.tasks.task import RecipeTask, Validation
+from parp_cli.tasks.task import Validation
+from parp_cli.tasks.texts.items import TextItem
+from parp_cli.tasks.texts.task import TextTask
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClassificationTask(RecipeTask[TextItem]):
+class ClassificationTask(TextTask):
     """A head for texts over a text encoder."""
 
     recipe: TextRecipe
-    architecture: TextArchitecture
     data: TextSet
 
     kind = "classification"
-    size_name = "tokens"
-    size_unit = "tokens"
-    item_name = "texts"
-    pass_key = "training.micro_batch_tokens"
 
     @classmethod
     def load(
@@ -52,13 +46,7 @@ class ClassificationTask(RecipeTask[TextItem]):
         notify: Notify,
     ) -> "ClassificationTask":
         assert isinstance(recipe, TextRecipe), "the registry of recipes goes with that of tasks"
-        if not isinstance(architecture, TextArchitecture):
-            raise UsageError(
-                f"task classification trains text encoders, and {architecture.name} is none",
-                hint="--set model=FOLDER of a text encoder such as BERT, or another task",
-            )
-        packed, length = weights.get(TOKENIZER), recipe.training.max_length
-        encoding = encoding_of(architecture, packed, max_length=length, source=architecture.name)
+        encoding = cls.encoding_for(recipe, architecture, weights.get(TOKENIZER))
         data = load_texts(recipe, encoding, recorded_names(head), notify)
         return cls(recipe=recipe, architecture=architecture, data=data)
 
@@ -108,31 +96,12 @@ class ClassificationTask(RecipeTask[TextItem]):
             digest.update(f"{item.id}\n{item.label}\n".encode() + item.tokens.tobytes())
         return digest.hexdigest()
 
-    def findings(self) -> Iterator[tuple[str, dict[str, Any]]]:
-        for problem in self.data.left_out:
-            yield "unusable", {"why": problem}
-        for note in self.data.notes:
-            yield "note", {"text": note}
+    @property
+    def notes(self) -> Sequence[str]:
+        return self.data.notes
 
     def left_out(self) -> tuple[str, ...]:
         return self.data.left_out
-
-    def warning(self) -> str | None:
-        return f"{len(self.data.left_out)} lines are left out" if self.data.left_out else None
-
-    def name(self, item: TextItem) -> str:
-        return item.id
-
-    def size(self, item: TextItem) -> float:
-        return len(item.tokens)
-
-    def grouped(self, items: Sequence[TextItem], size: float) -> list[list[int]]:
-        return sorted_batches([len(item.tokens) for item in items], size)
-
-    def batches(self) -> CountBatches[TextItem]:
-        """Texts of similar length together, each once per epoch."""
-        lengths = [len(item.tokens) for item in self.data.train]
-        return CountBatches(self.data.train, lengths, count=self.recipe.training.batch_size, seed=self.recipe.seed)
 
     def network(self, weights: Mapping[str, Tensor], head: Mapping[str, Any] | None = None, source: str = "") -> Any:
         """The encoder with the run's dropout; the head is the one given where its classes are the same.
@@ -148,13 +117,8 @@ class ClassificationTask(RecipeTask[TextItem]):
         self, network: Any, *, masked: Iterable[str], sharded: bool, device: torch.device, world: World, scratch: Path
     ) -> ClassificationObjective:
         training = self.recipe.training
-        if training.checkpoint_activations:
-            network.recompute_layers()
-        if training.compile:
-            for layer in network.layers:
-                layer.compile(dynamic=True)
         return ClassificationObjective(
-            network=network,
+            network=self.prepared(network),
             encoding=self.data.encoding,
             names=self.data.names,
             metrics=self.data.metrics,

@@ -17,8 +17,8 @@ from parp_cli.data.batching import sorted_batches
 from parp_cli.models.transformers.prediction import TokenPredictor
 from parp_cli.runtime.device import autocast, validation_precision
 from parp_cli.runtime.processes import SINGLE, World
-from parp_cli.tasks.classification.items import Encoding, TextItem
 from parp_cli.tasks.task import Judgement, Objective
+from parp_cli.tasks.texts.items import Encoding, TextItem
 
 _HIDDEN, _REPLACED = 0.8, 0.1
 """Shares of the predicted tokens that the mask token replaces, and that a random one does."""

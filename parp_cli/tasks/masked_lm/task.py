@@ -4,7 +4,7 @@ A checkpoint holds the encoder alone, with its mask: what `model` and `pruning.i
 """
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,38 +14,31 @@ from torch import Tensor
 
 from parp_cli.config.finetune import AnyRecipe
 from parp_cli.config.masked_lm import MaskedLmRecipe
-from parp_cli.data.batching import sorted_batches
 from parp_cli.data.texts import split_file, split_texts
 from parp_cli.errors import DataError, UsageError, first_few
-from parp_cli.models.transformers.architecture import TOKENIZER, TextArchitecture
+from parp_cli.models.transformers.architecture import TOKENIZER
 from parp_cli.models.transformers.prediction import TokenPredictor, build_predictor
 from parp_cli.runtime.processes import World
 from parp_cli.runtime.progress import Notify, Progress
 from parp_cli.storage.checkpoint import file_hash
-from parp_cli.tasks.batches import CountBatches
-from parp_cli.tasks.classification.data import encoding_of
-from parp_cli.tasks.classification.items import Encoding, TextItem
 from parp_cli.tasks.masked_lm.objective import MaskedLmObjective, hiding_of
-from parp_cli.tasks.task import RecipeTask, Validation
+from parp_cli.tasks.task import Validation
+from parp_cli.tasks.texts.items import Encoding, TextItem
+from parp_cli.tasks.texts.task import TextTask
 
 
 @dataclass(frozen=True, kw_only=True)
-class MaskedLmTask(RecipeTask[TextItem]):
+class MaskedLmTask(TextTask):
     """Prediction of tokens by a text encoder."""
 
     recipe: MaskedLmRecipe
-    architecture: TextArchitecture
     encoding: Encoding
     train_items: tuple[TextItem, ...]
     valid_items: tuple[TextItem, ...]
     problems: tuple[str, ...]
-    notes: tuple[str, ...]
+    notes: tuple[str, ...] = ()
 
     kind = "masked-lm"
-    size_name = "tokens"
-    size_unit = "tokens"
-    item_name = "texts"
-    pass_key = "training.micro_batch_tokens"
 
     @classmethod
     def load(
@@ -57,13 +50,7 @@ class MaskedLmTask(RecipeTask[TextItem]):
         notify: Notify,
     ) -> "MaskedLmTask":
         assert isinstance(recipe, MaskedLmRecipe), "the registry of recipes goes with that of tasks"
-        if not isinstance(architecture, TextArchitecture):
-            raise UsageError(
-                f"task masked-lm trains text encoders, and {architecture.name} is none",
-                hint="--set model=FOLDER of a text encoder such as BERT, or another task",
-            )
-        packed, length = weights.get(TOKENIZER), recipe.training.max_length
-        encoding = encoding_of(architecture, packed, max_length=length, source=architecture.name)
+        encoding = cls.encoding_for(recipe, architecture, weights.get(TOKENIZER))
         if encoding.tokenizer.mask_token_id is None:
             raise UsageError(f"the tokenizer of {architecture.name} has no token that hides others")
         special = set(encoding.tokenizer.all_special_ids)
@@ -134,31 +121,8 @@ class MaskedLmTask(RecipeTask[TextItem]):
             digest.update(f"{item.id}\n".encode() + item.tokens.tobytes())
         return digest.hexdigest()
 
-    def findings(self) -> Iterator[tuple[str, dict[str, Any]]]:
-        for problem in self.problems:
-            yield "unusable", {"why": problem}
-        for note in self.notes:
-            yield "note", {"text": note}
-
     def left_out(self) -> tuple[str, ...]:
         return self.problems
-
-    def warning(self) -> str | None:
-        return f"{len(self.problems)} lines are left out" if self.problems else None
-
-    def name(self, item: TextItem) -> str:
-        return item.id
-
-    def size(self, item: TextItem) -> float:
-        return len(item.tokens)
-
-    def grouped(self, items: Sequence[TextItem], size: float) -> list[list[int]]:
-        return sorted_batches([len(item.tokens) for item in items], size)
-
-    def batches(self) -> CountBatches[TextItem]:
-        """Texts of similar length together, each once per epoch."""
-        lengths = [len(item.tokens) for item in self.train]
-        return CountBatches(self.train, lengths, count=self.recipe.training.batch_size, seed=self.recipe.seed)
 
     def network(
         self, weights: Mapping[str, Tensor], head: Mapping[str, Any] | None = None, source: str = ""
@@ -172,13 +136,8 @@ class MaskedLmTask(RecipeTask[TextItem]):
         self, network: Any, *, masked: Iterable[str], sharded: bool, device: torch.device, world: World, scratch: Path
     ) -> MaskedLmObjective:
         training = self.recipe.training
-        if training.checkpoint_activations:
-            network.recompute_layers()
-        if training.compile:
-            for layer in network.layers:
-                layer.compile(dynamic=True)
         return MaskedLmObjective(
-            network=network,
+            network=self.prepared(network),
             hiding=hiding_of(network, self.encoding, training.mask_share),
             precision=training.precision,
             valid=self.valid,

@@ -14,8 +14,8 @@ from parp_cli.models.sources.load import load_encoder
 from parp_cli.runtime.progress import silent
 from parp_cli.stages.finetune import finetune, prepare
 from parp_cli.storage import checkpoint
-from parp_cli.tasks.classification.items import TextItem
 from parp_cli.tasks.masked_lm.objective import Hiding, hiding_of
+from parp_cli.tasks.texts.items import TextItem
 from parp_cli.training.observe import Observer, observing
 from parp_cli.training.run import TrainingRun
 from tests.models.text import CONFIGS
