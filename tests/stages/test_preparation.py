@@ -188,7 +188,7 @@ def refused(world: World, kind: type[ParpError], match: str, *settings: str, ini
 
 def test_unknown_first_masks(world: World) -> None:
     hint = refused(world, UsageError, r"there is no first mask .*/magnitud\n", "pruning.initial=./magnitud")
-    assert "magnitude, random, random-weights, or the path" in hint
+    assert "magnitude, random, random-weights, omp, parp, or the path" in hint
     hint = refused(world, CheckpointError, "has no mask to start from", f"pruning.initial={world.encoder}")
     assert "parp mask" in hint
 
