@@ -13,6 +13,7 @@ from parp_cli.errors import ResourceError, UsageError
 
 _TEMPORARY_SUFFIX = ".tmp"
 _TEMPORARY = re.compile(rf"\.(?P<name>.+)-[a-z0-9_]{{8}}{re.escape(_TEMPORARY_SUFFIX)}")
+_SAFETENSORS = re.compile(r"\.tmp[A-Za-z0-9]{6}")
 _ADDED_CHARACTERS = len(f".-{secrets.token_hex(4)}{_TEMPORARY_SUFFIX}")
 _NEW = os.O_CREAT | os.O_EXCL | os.O_RDWR
 
@@ -138,6 +139,9 @@ def forget_temporaries(folder: Path, *names: str) -> None:
     for path in folder.glob(f".*{_TEMPORARY_SUFFIX}"):
         match = _TEMPORARY.fullmatch(path.name)
         if match is not None and (not names or match["name"] in names) and not path.is_symlink() and path.is_file():
+            path.unlink(missing_ok=True)
+    for path in folder.glob(".tmp*") if not names else ():  # safetensors' own, which it renames to ours
+        if _SAFETENSORS.fullmatch(path.name) and not path.is_symlink() and path.is_file():
             path.unlink(missing_ok=True)
 
 

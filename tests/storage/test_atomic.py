@@ -187,3 +187,12 @@ def test_what_cannot_be_written_is_known_early(tmp_path: Path) -> None:
         pytest.raises(UsageError, match="cannot be written to"),
     ):
         require_writable(tmp_path / "a.json", "--html")
+
+
+def test_what_a_killed_safetensors_left_is_forgotten_with_all_others(tmp_path: Path) -> None:
+    for name in (".tmpdb2ifR", ".tmpother-file", "kept"):
+        (tmp_path / name).touch()
+    forget_temporaries(tmp_path, "kept")
+    assert len(list(tmp_path.iterdir())) == 3
+    forget_temporaries(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".tmpother-file", "kept"]
