@@ -102,6 +102,7 @@ def tidy(run: Path, best: Path | None = None) -> None:
     best = best or run / BEST
     for path in (best, last_beside(best), state_path(run), run / JOURNAL, run / FINISHED):
         forget_temporaries(path.parent, path.name)
+    forget_temporaries(run / STATE)  # where nothing else writes
     if finished(run, best) is not None:
         state_path(run).unlink(missing_ok=True)
 
