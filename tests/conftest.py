@@ -19,6 +19,14 @@ settings.register_profile("parp", deadline=None, derandomize="CI" in os.environ)
 settings.load_profile("parp")
 
 
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Tests of a GPU need one, or what PARP_GPU_TESTS_DEVICE puts in its place for those that ask for the `device`."""
+    if item.get_closest_marker("gpu") is None or torch.cuda.is_available():
+        return
+    if "device" not in getattr(item, "fixturenames", ()) or "PARP_GPU_TESTS_DEVICE" not in os.environ:
+        pytest.skip("there is no CUDA device")
+
+
 @pytest.fixture(scope="session", autouse=True)
 def checkout_in_subprocesses() -> Iterator[None]:
     """Processes that tests start import this checkout, also where another parp is installed: `torchrun script.py` puts

@@ -30,10 +30,10 @@ def wait_for(happened: Callable[[], object], process: "subprocess.Popen[str]", *
     raise AssertionError("it takes too long")
 
 
-def wait_for_state(run: Path, process: "subprocess.Popen[str]", after: int = 0) -> None:
+def wait_for_state(run: Path, process: "subprocess.Popen[str]", after: int = 0, *, seconds: int = 30) -> None:
     """Until the state is newer than `after` (nanoseconds)."""
     state = run / "state" / "finetune.safetensors"
-    wait_for(lambda: state.exists() and state.stat().st_mtime_ns > after, process)
+    wait_for(lambda: state.exists() and state.stat().st_mtime_ns > after, process, seconds=seconds)
 
 
 def outcome(run: Path) -> dict[str, Any]:
