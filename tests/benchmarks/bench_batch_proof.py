@@ -145,7 +145,7 @@ def ours(
 
         alone = in_batches(1)
         row = row_of(names, OURS, alone, in_batches, alone)
-    export_huggingface(architecture, model.cpu().state_dict(), list(VOCABULARY.symbols), folder)
+    export_huggingface(architecture, model.cpu().state_dict(), VOCABULARY, folder)
     return row, alone
 
 

@@ -1,7 +1,7 @@
 """Recognition of a corpus beside transformers: the same weights and files, on the same machine.
 
     python tests/benchmarks/bench_recognition.py [--model base|large] [--precision float32 bfloat16]
-                                                 [--batch-seconds 60] [--rounds 1]
+                                                 [--batch-seconds 60] [--rounds 1] [--device cpu]
 
 The corpus is of FLAC files with the lengths of LibriSpeech's utterances (log-normal around 6 s, between 2 and 20 s), a
 quarter of them at 44.1 kHz, of noise with the rhythm of syllables. The weights are random, and exported for the peers
@@ -21,7 +21,7 @@ one after the other, after two utterances to warm up. It prints:
   utterance alone, at the best rate at which this machine multiplied matrices of the feed-forward layer's shape;
 - the padded sound of the largest batch, and the share of padding in all batches, with which parp's front end and layers
   have no work;
-- the peak of the process' memory, and how much of it came with recognising;
+- the peak of the process' memory, and how much of it came with recognising; with --device cuda the device's;
 - how many transcripts are ours: with such weights the peers' change with the batch, by padding.
 
 With bfloat16 parp's front end stays in float32, the peers' does not.
@@ -101,8 +101,8 @@ def our_model(name: str) -> Any:
 class Ours:
     """parp's recognition."""
 
-    def __init__(self, name: str, precision: Precision, batch_seconds: float) -> None:
-        model = our_model(name)
+    def __init__(self, name: str, precision: Precision, batch_seconds: float, device: str) -> None:
+        model = our_model(name).to(device)
         self.batch_seconds = batch_seconds
         self.recognizer = Recognizer(
             model=model,
@@ -121,11 +121,12 @@ class Ours:
 class Loop:
     """transformers' model and processor, by eight."""
 
-    def __init__(self, folder: Path, precision: Precision, *, by_length: bool) -> None:
-        self.by_length = by_length
+    def __init__(self, folder: Path, precision: Precision, device: str, *, by_length: bool) -> None:
+        self.by_length, self.device = by_length, device
         self.model, self.processor = their_model(folder)
+        self.model.to(device)
         if precision == "bfloat16":  # of the model alone: the pipeline's resampling cannot do with it
-            self.model.forward = torch.autocast("cpu", torch.bfloat16)(self.model.forward)
+            self.model.forward = torch.autocast(device, torch.bfloat16)(self.model.forward)
 
     def batches(self, utterances: Sequence[Utterance]) -> list[list[int]]:
         order = list(range(len(utterances)))
@@ -137,7 +138,7 @@ class Loop:
         texts = [""] * len(utterances)
         for batch in self.batches(utterances):
             sounds = [self._read(utterances[index].audio) for index in batch]
-            inputs = self.processor(sounds, sampling_rate=RATE, padding=True, return_tensors="pt")
+            inputs = self.processor(sounds, sampling_rate=RATE, padding=True, return_tensors="pt").to(self.device)
             with torch.inference_mode():
                 logits = self.model(**inputs).logits
             for index, text in zip(batch, self.processor.batch_decode(logits.argmax(-1)), strict=True):
@@ -155,16 +156,17 @@ class Loop:
 class Pipeline(Loop):
     """transformers' pipeline."""
 
-    def __init__(self, folder: Path, precision: Precision) -> None:
+    def __init__(self, folder: Path, precision: Precision, device: str) -> None:
         from transformers import pipeline
 
-        super().__init__(folder, precision, by_length=False)
+        super().__init__(folder, precision, device, by_length=False)
         self.pipeline = pipeline(
             "automatic-speech-recognition",
             model=self.model,
             tokenizer=self.processor.tokenizer,
             feature_extractor=self.processor.feature_extractor,
             batch_size=TOGETHER,
+            device=device,
         )
 
     def transcripts(self, utterances: Sequence[Utterance]) -> list[str]:
@@ -200,23 +202,30 @@ class Measured:
 
 
 def measure(
-    side: str, name: str, folder: Path, utterances: list[Utterance], precision: Precision, batch_seconds: float
+    side: str,
+    name: str,
+    folder: Path,
+    utterances: list[Utterance],
+    precision: Precision,
+    batch_seconds: float,
+    device: str,
 ) -> Measured:
+    """Time and memory of one side; transcripts are text, so that whoever has them has waited for the device."""
     one: Ours | Loop
     if side == "ours":
-        one = Ours(name, precision, batch_seconds)
+        one = Ours(name, precision, batch_seconds, device)
     elif side == "pipeline":
-        one = Pipeline(folder, precision)
+        one = Pipeline(folder, precision, device)
     else:
-        one = Loop(folder, precision, by_length=side == "sorted")
+        one = Loop(folder, precision, device, by_length=side == "sorted")
     batches = [[utterances[index].seconds for index in batch] for batch in one.batches(utterances)]
     padded = [max(batch) * len(batch) for batch in batches]
     one.transcripts(sorted(utterances, key=lambda utterance: utterance.seconds)[:2])
-    before = resident("VmRSS")
+    before = torch.cuda.memory_allocated() if device == "cuda" else resident("VmRSS")
     began, worked = time.perf_counter(), time.process_time()
     texts = one.transcripts(utterances)
     wall, processor = time.perf_counter() - began, time.process_time() - worked
-    peak = resident("VmHWM")
+    peak = torch.cuda.max_memory_allocated() if device == "cuda" else resident("VmHWM")
     return Measured(
         batch=max(padded),
         padded=sum(padded),
@@ -265,16 +274,18 @@ def operations(architecture: Architecture, utterances: Sequence[Utterance]) -> i
     return counter.get_total_flops()
 
 
-def matrix_rate(architecture: Architecture, precision: str) -> float:
+def matrix_rate(architecture: Architecture, precision: str, device: str) -> float:
     """Operations per second of the feed-forward layer's product for 60 s."""
     width, (_, _, inner) = architecture.width, architecture.sizes_of_layer(0)
     dtype = getattr(torch, precision)
-    values, weight = torch.randn(3000, width, dtype=dtype), torch.randn(inner, width, dtype=dtype)
+    values, weight = (torch.randn(rows, width, dtype=dtype, device=device) for rows in (3000, inner))
     best = float("inf")
     with torch.inference_mode():
         for _ in range(5):
             began = time.perf_counter()
             torch.nn.functional.linear(values, weight)
+            if device == "cuda":
+                torch.cuda.synchronize()
             best = min(best, time.perf_counter() - began)
     return 2 * values.numel() * inner / best
 
@@ -285,10 +296,10 @@ def compare(options: argparse.Namespace, folder: Path, utterances: list[Utteranc
     rates = []
     for _ in range(options.rounds):
         for side, found in rounds.items():
-            rates.append(matrix_rate(ARCHITECTURES[MODELS[options.model]], precision))
+            rates.append(matrix_rate(ARCHITECTURES[MODELS[options.model]], precision, options.device))
             command = [sys.executable, __file__, "--measure", side, "--folder", str(folder), "--model", options.model]
             command += ["--precision", precision, "--batch-seconds", str(options.batch_seconds)]
-            command += ["--threads", str(options.threads)]
+            command += ["--threads", str(options.threads), "--device", options.device]
             result = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
             found.append(Measured(**json.loads(result.stdout.splitlines()[-1])))
     seconds = sum(utterance.seconds for utterance in utterances)
@@ -318,6 +329,7 @@ def main() -> None:
     parser.add_argument("--batch-seconds", type=float, default=60.0)
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--measure", choices=SIDES, help=argparse.SUPPRESS)  # one side, in a process of its own
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -327,7 +339,13 @@ def main() -> None:
         lines = (options.folder / "corpus.json").read_text(encoding="utf-8")
         utterances = [Utterance(**one | {"audio": Path(one["audio"])}) for one in json.loads(lines)]
         found = measure(
-            options.measure, name, options.folder / "model", utterances, options.precision[0], options.batch_seconds
+            options.measure,
+            name,
+            options.folder / "model",
+            utterances,
+            options.precision[0],
+            options.batch_seconds,
+            options.device,
         )
         print(json.dumps(asdict(found)))
         return
@@ -337,11 +355,12 @@ def main() -> None:
         lines = json.dumps([asdict(one) for one in utterances], default=str)
         (folder / "corpus.json").write_text(lines, encoding="utf-8")
         state = our_model(name).state_dict()
-        export_huggingface(ARCHITECTURES[name], state, VOCABULARY.symbols, folder / "model")
+        export_huggingface(ARCHITECTURES[name], state, VOCABULARY, folder / "model")
         check_same(name, folder / "model", utterances)
         total = sum(utterance.seconds for utterance in utterances)
+        where = torch.cuda.get_device_name() if options.device == "cuda" else f"{options.threads} threads"
         print(
-            f"{len(utterances)} utterances, {total:.0f} s; {options.threads} threads\n\n"
+            f"{len(utterances)} utterances, {total:.0f} s; {where}\n\n"
             f"| {name} | s | processor s | audio s / s | ours is faster | by processor s | of the limit | batch, s"
             " | padding | peak GB | risen GB | texts as ours |\n| --- |" + " ---: |" * 11
         )

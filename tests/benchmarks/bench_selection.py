@@ -1,13 +1,14 @@
 """Seconds and memory of exact global magnitude selection, beside torch.nn.utils.prune.global_unstructured.
 
-    python tests/benchmarks/bench_selection.py [--threads 2] [--repeat 5] [--without-2b]
+    python tests/benchmarks/bench_selection.py [--threads 2] [--repeat 5] [--without-2b] [--device cpu]
 
 Prints two tables: both on the prunable weights of wav2vec 2.0 base and large (float32, half pruned), and this
 project's alone from 85 million to 2 billion weights (bfloat16). Each line is measured in a process of its own, all
 in one run. Extra memory is how far the resident set rose above where it was with the weights in place, the masks
 included; the times are the best of the repeats, the memory that of the first run. On a busy machine processor seconds
 (of all threads) say more than seconds. The last line takes about 7 GB, global_unstructured on large about 15 GB, and is
-left out where less is free.
+left out where less is free. With --device cuda the weights lie there, each time is that until the device has finished,
+extra memory is the device's, and the second table says how many times longer it takes than to read all weights once.
 """
 
 import argparse
@@ -16,7 +17,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -34,7 +35,7 @@ MODELS = {
 """Layers, width and feed-forward width: wav2vec 2.0 base and large, XLS-R 1B and 2B."""
 
 
-def make_weights(model: str, dtype: torch.dtype) -> dict[str, Tensor]:
+def make_weights(model: str, dtype: torch.dtype, device: str) -> dict[str, Tensor]:
     layers, width, inner = MODELS[model]
     square, up, down = (width, width), (inner, width), (width, inner)
     kinds = {"q_proj": square, "k_proj": square, "v_proj": square, "out_proj": square, "fc1": up, "fc2": down}
@@ -45,7 +46,7 @@ def make_weights(model: str, dtype: torch.dtype) -> dict[str, Tensor]:
             weight = torch.empty(shape, dtype=dtype).normal_(0, 0.03 + 0.01 * number, generator=generator)
             weights[f"layers.{layer}.{kind}.weight"] = weight
             weights[f"layers.{layer}.{kind}.bias"] = torch.zeros(shape[0], dtype=dtype).normal_(0, 0.01)
-    return weights
+    return {name: weight.to(device) for name, weight in weights.items()}
 
 
 def masks_of_parp(weights: dict[str, Tensor], k: int) -> object:
@@ -83,8 +84,13 @@ def available() -> int:
         return next(int(line.split()[1]) * 1024 for line in file if line.startswith("MemAvailable"))
 
 
-def extra_memory(work: Callable[[], object]) -> int:
-    """How many bytes the resident set rises by while `work` runs, looked at every half millisecond."""
+def extra_memory(work: Callable[[], object], device: str) -> int:
+    """How many bytes the resident set rises by while `work` runs, looked at every half millisecond; or the device's."""
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        held = torch.cuda.memory_allocated()
+        work()
+        return torch.cuda.max_memory_allocated() - held
     before = highest = resident()
     done = threading.Event()
 
@@ -103,25 +109,51 @@ def extra_memory(work: Callable[[], object]) -> int:
     return highest - before
 
 
-def measure(method: str, model: str, dtype: str, threads: int, repeat: int) -> dict[str, float]:
-    """One line of a table: how many weights, the best wall and processor seconds, extra bytes."""
+def wait(device: str) -> None:
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+def seconds_to_read(weights: Mapping[str, Tensor], device: str, repeat: int) -> float:
+    """The best time of a sum over every weight."""
+    best = float("inf")
+    for _ in range(repeat + 1):
+        wait(device)
+        began = time.perf_counter()
+        for weight in weights.values():
+            weight.sum()
+        wait(device)
+        best = min(best, time.perf_counter() - began)
+    return best
+
+
+def measure(method: str, model: str, dtype: str, threads: int, repeat: int, device: str) -> dict[str, float]:
+    """One line of a table: how many weights, the best wall and processor seconds, extra bytes, seconds to read them."""
     torch.set_num_threads(threads)
-    weights = make_weights(model, getattr(torch, dtype))
+    weights = make_weights(model, getattr(torch, dtype), device)
     total = sum(weight.numel() for weight in weights.values())
-    METHODS[method]({"warm": torch.randn(100_000).to(getattr(torch, dtype))}, 50_000)  # libraries are loaded
+    METHODS[method]({"warm": torch.randn(100_000).to(device, getattr(torch, dtype))}, 50_000)  # libraries are loaded
     times: list[tuple[float, float]] = []
 
     def once() -> object:
+        wait(device)
         wall, cpu = time.perf_counter(), time.process_time()
         result = METHODS[method](weights, total // 2)
+        wait(device)
         times.append((time.perf_counter() - wall, time.process_time() - cpu))
         return result
 
-    extra = extra_memory(once)
+    extra = extra_memory(once, device)
     for _ in range(repeat):
         once()
     best, least_cpu = (min(column) for column in zip(*times, strict=True))
-    return {"total": total, "seconds": best, "cpu": least_cpu, "extra": extra}
+    return {
+        "total": total,
+        "seconds": best,
+        "cpu": least_cpu,
+        "extra": extra,
+        "read": seconds_to_read(weights, device, repeat),
+    }
 
 
 def measured_apart(*arguments: Any) -> dict[str, float]:
@@ -131,12 +163,15 @@ def measured_apart(*arguments: Any) -> dict[str, float]:
     return found
 
 
-def compare(threads: int, repeat: int, models: list[str]) -> None:
-    print(f"| float32, 50 %, {threads} threads | weights | seconds | processor s | extra MB | times faster | memory |")
+def compare(threads: int, repeat: int, models: list[str], device: str) -> None:
+    print(
+        f"| float32, 50 %, {where(device, threads)} | weights | seconds | processor s | extra MB | times faster"
+        " | memory |"
+    )
     print("| --- | ---: | ---: | ---: | ---: | ---: | ---: |")
     for model in models:
-        ours = measured_apart("parp", model, "float32", threads, repeat)
-        theirs = measured_apart("torch", model, "float32", threads, 0)
+        ours = measured_apart("parp", model, "float32", threads, repeat, device)
+        theirs = measured_apart("torch", model, "float32", threads, 0, device)
         for name, line in (("global_unstructured", theirs), ("parp", ours)):
             faster, memory = theirs["seconds"] / line["seconds"], line["extra"] / theirs["extra"]
             print(
@@ -146,17 +181,22 @@ def compare(threads: int, repeat: int, models: list[str]) -> None:
             )
 
 
-def scale(threads: int, repeat: int, models: list[str]) -> None:
+def where(device: str, threads: int) -> str:
+    return torch.cuda.get_device_name() if device == "cuda" else f"{threads} threads"
+
+
+def scale(threads: int, repeat: int, models: list[str], device: str) -> None:
     print(
-        f"\n| bfloat16, 50 %, {threads} threads | weights | seconds | processor ns per weight"
-        " | extra MB | bits per weight |"
+        f"\n| bfloat16, 50 %, {where(device, threads)} | weights | seconds | processor ns per weight"
+        " | extra MB | bits per weight | times of reading them once |"
     )
-    print("| --- | ---: | ---: | ---: | ---: | ---: |")
+    print("| --- | ---: | ---: | ---: | ---: | ---: | ---: |")
     for model in models:
-        line = measured_apart("parp", model, "bfloat16", threads, repeat)
+        line = measured_apart("parp", model, "bfloat16", threads, repeat, device)
         print(
             f"| {model} | {line['total']:,} | {line['seconds']:.3f} | {line['cpu'] / line['total'] * 1e9:.2f} |"
-            f" {line['extra'] / 1e6:,.0f} | {line['extra'] * 8 / line['total']:.2f} |",
+            f" {line['extra'] / 1e6:,.0f} | {line['extra'] * 8 / line['total']:.2f} |"
+            f" {line['seconds'] / line['read']:.1f} |",
             flush=True,
         )
 
@@ -167,15 +207,21 @@ def main() -> None:
     parser.add_argument("--repeat", type=int, default=5)
     parser.add_argument("--without-2b", action="store_true", help="leave out the line that takes 5 GB")
     parser.add_argument("--only", choices=("compare", "scale"), help="one of the two tables")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
     parser.add_argument("--one", type=json.loads, help=argparse.SUPPRESS)  # a line, in a process of its own
     options = parser.parse_args()
     if options.one is not None:
         print(json.dumps(measure(*options.one)))
         return
     if options.only != "scale":
-        compare(options.threads, options.repeat, ["base", "large"] if available() > TORCH_ON_LARGE else ["base"])
+        both = [name for name in ("base", "large") if name in options.models]
+        if options.device == "cpu" and available() <= TORCH_ON_LARGE:
+            both = ["base"]
+        compare(options.threads, options.repeat, both, options.device)
     if options.only != "compare":
-        scale(options.threads, options.repeat, [name for name in MODELS if name != "2 B" or not options.without_2b])
+        models = [name for name in options.models if name != "2 B" or not options.without_2b]
+        scale(options.threads, options.repeat, models, options.device)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """An update of CTC fine-tuning beside transformers + torch.nn.utils.prune: the same weights, masks and mathematics.
 
-    python tests/benchmarks/bench_training.py [--model base|large] [--precision float32 bfloat16] [--dropout peer|paper]
-                                              [--rounds 5] [--device auto]
+    python tests/benchmarks/bench_training.py [--model tiny|base|large|1b] [--precision float32 tf32 bfloat16]
+                                              [--dropout peer|paper] [--rounds 5] [--device auto]
 
 The peer is transformers' Wav2Vec2ForCTC with its front end frozen, its prunable weights under torch.nn.utils.prune and
 a fused AdamW; ours is what `parp finetune` does: front-end features kept, masks by the pruner's method "fixed", the
@@ -9,12 +9,14 @@ same AdamW. Each hears four utterances of 10 s of noise. First both must find th
 float32 and without dropout; then they take turns. The dropouts are transformers' defaults, 0.1 everywhere ("peer"), or
 those of the wav2vec 2.0 paper's fine-tuning, 0.1 inside the feed-forward blocks alone ("paper").
 
-It prints for each precision the seconds of audio a second (medians of the rounds; processor seconds are of all
-threads, and say more where the machine is busy with something else), the peak memory of weights, masks, optimizer and
-two updates (each side in a process of its own), the share of the arithmetic limit, and where our time goes. The limit
-is the time that the products of the encoder would take at the rate at which this machine multiplies matrices of the
-feed-forward layer's shape, measured between the rounds; the products are counted by
-torch.utils.flop_counter on the peer's encoder. On CUDA it also prints the model-FLOP utilisation.
+It prints for each precision the updates and the seconds of audio per second (medians of the rounds; processor seconds
+are of all threads, and say more where the machine is busy with something else), the peak memory of weights, masks,
+optimizer and two updates (each side in a process of its own), the share of the arithmetic limit, and where our time
+goes. The limit is the time that the products of the encoder would take at the rate at which this machine multiplies
+matrices of the feed-forward layer's shape, measured between the rounds; the products are counted by
+torch.utils.flop_counter on the peer's encoder. On a CUDA device whose peak is known it also prints the model-FLOP
+utilisation; memory is then the device's, and every measured update waits for it. The model "tiny", of two layers, is to
+try the script.
 """
 
 import argparse
@@ -26,6 +28,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -36,22 +39,26 @@ from torch.profiler import ProfilerActivity, profile, record_function
 from torch.utils.flop_counter import FlopCounterMode
 
 from parp_cli.models.sources.huggingface import config_of, names_of
-from parp_cli.models.speech.config import ARCHITECTURES, build, frames
+from parp_cli.models.speech.config import ARCHITECTURES as PUBLISHED
+from parp_cli.models.speech.config import build, frames
 from parp_cli.models.speech.forward import encode, front_end, pad
 from parp_cli.models.speech.prunable import prunable_parameters
 from parp_cli.models.speech.waveform import normalize
 from parp_cli.pruning.methods import Method, Schedule, Settings
 from parp_cli.pruning.patterns import GLOBAL
 from parp_cli.pruning.pruner import Pruner
+from parp_cli.runtime.device import tensor_cores
 
-MODELS = {"base": "wav2vec2-base", "large": "wav2vec2-large-lv60k"}
+ARCHITECTURES = PUBLISHED | {"tiny": replace(PUBLISHED["wav2vec2-base"], name="tiny", layers=2)}
+MODELS = {"tiny": "tiny", "base": "wav2vec2-base", "large": "wav2vec2-large-lv60k", "1b": "xls-r-1b"}
 UTTERANCES, SECONDS, SAMPLES, LABELS, VOCABULARY = 4, 10, 160_000, 120, 32
 SPARSITY, RATE = 0.5, 1e-6
 DROPOUTS = {"none": (0.0, 0.0), "peer": (0.1, 0.1), "paper": (0.0, 0.1)}
 """Of hidden states and attention weights, and inside the feed-forward blocks."""
 
-PEAKS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}
-"""Dense bfloat16 operations a second by the name of a CUDA device, as its maker states them."""
+_HOPPER = {"float32": 67e12, "tf32": 494e12, "bfloat16": 989e12}
+PEAKS = {"H100": _HOPPER, "H200": _HOPPER, "A100": {"float32": 19.5e12, "tf32": 156e12, "bfloat16": 312e12}}
+"""Dense operations per second by the name of a CUDA device and by precision, as makers state them (of SXM cards)."""
 
 
 class Side:
@@ -237,7 +244,7 @@ def feed_forward_sizes(name: str) -> tuple[int, int]:
 def matrix_rate(name: str, device: str, precision: str) -> float:
     """Operations per second of the feed-forward layer's product."""
     rows, width, inner = UTTERANCES * 499, *feed_forward_sizes(name)
-    dtype = getattr(torch, precision)
+    dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
     values = torch.randn(rows, width, dtype=dtype, device=device)
     weight = torch.randn(inner, width, dtype=dtype, device=device)
     best = float("inf")
@@ -270,15 +277,15 @@ def compare(name: str, device: str, precision: str, dropout: str, rounds: int) -
         walls, processor = zip(*times[side], strict=True)
         print(
             f"| {precision}, {label} | {median[side]:.2f} | {min(walls):.2f} to {max(walls):.2f} |"
-            f" {statistics.median(processor):.2f} | {UTTERANCES * SECONDS / median[side]:.2f} |"
-            f" {memory[side] / 1e9:.2f} |"
+            f" {statistics.median(processor):.2f} | {1 / median[side]:.2f} |"
+            f" {UTTERANCES * SECONDS / median[side]:.2f} | {memory[side] / 1e9:.2f} |"
         )
     pairs = list(zip(times["peer"], times["ours"], strict=True))
     ratios = [theirs / mine for (theirs, _), (mine, _) in pairs]
     of_processor = statistics.median(theirs / mine for (_, theirs), (_, mine) in pairs)
     print(
         f"| {precision}, ratio | {statistics.median(ratios):.2f} | {min(ratios):.2f} to {max(ratios):.2f} |"
-        f" {of_processor:.2f} | | {memory['ours'] / memory['peer']:.2f} |"
+        f" {of_processor:.2f} | | | {memory['ours'] / memory['peer']:.2f} |"
     )
     counted, rate = operations(name), statistics.median(rates)
     limit = counted / rate
@@ -288,9 +295,9 @@ def compare(name: str, device: str, precision: str, dropout: str, rounds: int) -
     )
     if device == "cuda":
         card = torch.cuda.get_device_name()
-        peak = next((value for key, value in PEAKS.items() if key in card), None)
-        if peak is not None and precision == "bfloat16":
-            shares = ", ".join(f"{side} {counted / seconds / peak:.0%}" for side, seconds in median.items())
+        peaks = next((values for key, values in PEAKS.items() if key in card), None)
+        if peaks is not None:
+            shares = ", ".join(f"{side} {counted / seconds / peaks[precision]:.1%}" for side, seconds in median.items())
             print(f"  model-FLOP utilisation of {card}: {shares}")
     return ours
 
@@ -320,8 +327,11 @@ def memory_of(side: str, name: str, device: str, precision: str, dropout: str) -
         for _ in range(2):
             one.update()
 
-    found = high_water(work)
-    return torch.cuda.max_memory_allocated() if device == "cuda" else found
+    with tensor_cores(precision):
+        if device == "cuda":
+            work()
+            return torch.cuda.max_memory_allocated()
+        return high_water(work)
 
 
 def measured_apart(*arguments: str) -> int:
@@ -406,7 +416,9 @@ def main() -> None:
     parser.add_argument("--model", choices=MODELS, default="base")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
-    parser.add_argument("--precision", nargs="+", choices=("float32", "bfloat16"), default=["float32", "bfloat16"])
+    parser.add_argument(
+        "--precision", nargs="+", choices=("float32", "tf32", "bfloat16"), default=["float32", "bfloat16"]
+    )
     parser.add_argument("--dropout", choices=("peer", "paper"), default="peer")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--memory-of", type=json.loads, help=argparse.SUPPRESS)  # one side, in a process of its own
@@ -417,15 +429,17 @@ def main() -> None:
         return
     device = ("cuda" if torch.cuda.is_available() else "cpu") if options.device == "auto" else options.device
     name = MODELS[options.model]
-    check_same(name, device)
+    with tensor_cores("float32"):
+        check_same(name, device)
     where = f"{device}, {options.threads} threads" if device == "cpu" else torch.cuda.get_device_name()
     print(
-        f"\n| {name}, {where}, dropout as {options.dropout} | s an update | from, to | processor s | audio s / s"
-        " | peak GB |"
+        f"\n| {name}, {where}, dropout as {options.dropout} | s per update | from, to | processor s | updates / s"
+        " | audio s / s | peak GB |"
     )
-    print("| --- | ---: | ---: | ---: | ---: | ---: |")
+    print("| --- | ---: | ---: | ---: | ---: | ---: | ---: |")
     for precision in options.precision:
-        breakdown(compare(name, device, precision, options.dropout, options.rounds))
+        with tensor_cores(precision):
+            breakdown(compare(name, device, precision, options.dropout, options.rounds))
 
 
 if __name__ == "__main__":
