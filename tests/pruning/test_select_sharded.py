@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, distributed
 
 from parp_cli.errors import ParpError
+from parp_cli.pruning.patterns import Pattern
 from parp_cli.pruning.select import magnitude_masks
 
 Weights = dict[str, Tensor]
@@ -91,6 +92,15 @@ def work(rank: int, folder: Path) -> None:
     broken["bias"][-1] = math.nan  # on the second
     refusals = [refused(shard(broken, rank, SHARDINGS["uneven"]), 5), refused({"a": torch.ones(2 + rank)}, 6)]
 
+    # Only the second has a shard that is no whole number of blocks, and only it has NaN in its rows.
+    for text, score in (
+        ("2x1", torch.ones(2 + rank, 4)),
+        ("row", torch.tensor([[1.0, 2.0], [1.0, [3.0, math.nan][rank]]])),
+    ):
+        with pytest.raises(ParpError) as caught:
+            Pattern.parse(text).masks({"a": score}, 0.5, {}, group=group)
+        refusals.append(str(caught.value))
+
     sent = []
 
     def all_reduce(tensor: Tensor, **options: object) -> None:
@@ -139,6 +149,8 @@ def test_every_process_refuses_alike(results: list[tuple[Any, ...]]) -> None:
     assert first == second
     assert "bias holds NaN" in first[0]
     assert first[1] == "cannot prune 6 of 5 weights"
+    assert first[2].startswith("a, sharded over the processes as it is, cannot hold the pattern 2x1")
+    assert "a holds NaN" in first[3]
 
 
 def test_only_counts_are_exchanged(results: list[tuple[Any, ...]]) -> None:

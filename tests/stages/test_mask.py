@@ -11,7 +11,7 @@ from torch import Tensor
 from parp_cli.errors import CheckpointError, MaskError, UsageError
 from parp_cli.models.sources.load import random_encoder
 from parp_cli.pruning.select import prune_count
-from parp_cli.stages.finetune import finetune
+from parp_cli.stages.finetune import finetune, plan
 from parp_cli.stages.mask import combine, mask
 from parp_cli.storage import checkpoint
 from tests.tiny import TINY, World, write_encoder
@@ -215,6 +215,17 @@ def test_what_is_recorded_of_a_combination(masks: dict[str, Path], world: World,
     assert metadata.parents[-1].sha256 == checkpoint.file_hash(b)
     again = combine(a, unions=[b], apply=str(world.encoder), out=tmp_path / "again.safetensors")
     assert again.sha256 == result.sha256
+
+
+def test_the_sparsity_of_a_combination_can_be_given_as_it_is_shown(
+    masks: dict[str, Path], world: World, tmp_path: Path
+) -> None:
+    result = combine(masks["a"], unions=[masks["b"]], out=tmp_path / "m.safetensors")
+    exact, shown = result.sparsity.target, f"{result.sparsity.target:g}"
+    assert float(shown) != exact
+    plan(world.recipe(f"pruning.sparsity={shown}"), init=result.path)
+    with pytest.raises(UsageError, match=f"is pruned to {shown}"):
+        plan(world.recipe(f"pruning.sparsity={exact + 1e-4}"), init=result.path)
 
 
 def test_own_weights_and_those_of_another(masks: dict[str, Path], world: World, tmp_path: Path) -> None:

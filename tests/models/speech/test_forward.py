@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 
 from parp_cli.errors import ResourceError
+from parp_cli.models.speech import encoder
+from parp_cli.models.speech.attention import attend
 from parp_cli.models.speech.config import Architecture, build, frames
 from parp_cli.models.speech.forward import compile_layers, draw_skipped_layers, encode, front_end, pad, recompute_layers
 from parp_cli.models.speech.waveform import normalize
@@ -213,3 +215,34 @@ def test_compiled_layers_compute_the_same(name: str) -> None:
     assert list(model.state_dict()) == names
     for one, other in zip(*found, strict=True):
         torch.testing.assert_close(one, other, atol=1e-4 * float(other.abs().max()) + 1e-6, rtol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["wav2vec2-group-norm", "hubert-large"])
+@pytest.mark.parametrize("autocast", [False, True])
+def test_all_layers_take_one_small_mask_and_none_without_padding(
+    monkeypatch: pytest.MonkeyPatch, name: str, autocast: bool
+) -> None:
+    """A mask of (B, 1, T, T), made again in each layer, would cost memory and the fused kernels."""
+    seen: list[tuple[Tensor, Tensor | None]] = []
+
+    def noted(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, dropout: Any) -> Tensor:
+        seen.append((query, bias))
+        return attend(query, key, value, bias, dropout)
+
+    monkeypatch.setattr(encoder, "attend", noted)
+    architecture = SMALL[name]
+    model = model_of(architecture).train()
+    features = [item.detach() for item in features_of(model, architecture)]
+    padded, lengths = pad(features)
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        encode(model, padded, lengths)
+    assert len(seen) == architecture.layers
+    masks = {id(mask): mask for _, mask in seen}
+    assert len(masks) == 1
+    (mask,) = masks.values()
+    assert mask is not None
+    assert mask.shape == (len(features), 1, 1, padded.shape[1])
+    assert {query.dtype for query, _ in seen} == {mask.dtype}
+    seen.clear()
+    encode(model, *pad(features[:1]))
+    assert [mask for _, mask in seen] == [None] * architecture.layers

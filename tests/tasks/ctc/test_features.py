@@ -11,9 +11,11 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from parp_cli.data.utterances import Utterance
 from parp_cli.errors import DataError
+from parp_cli.models.speech.config import build
 from parp_cli.tasks.ctc import features
 from parp_cli.tasks.ctc.features import FrontEndFeatures, Kept
 from tests.tasks.ctc.conftest import ARCHITECTURE
@@ -462,6 +464,23 @@ def test_altered_waveforms_are_never_kept(
         assert all(torch.equal(one, other) for one, other in zip(kept(utterances), plain, strict=True))
     assert len(calls) == 4 * len(utterances)
     assert len(kept(utterances, update=1)[0]) == len(plain[0]) + 2
+
+
+def test_a_gpu_keeps_as_many_as_an_eighth_of_its_free_memory_holds(
+    utterances: list[Utterance], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A fake one, which needs no driver."""
+    free = [8_000]
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (free[0], 1 << 40))
+    with FakeTensorMode(), torch.device("cuda"):
+        model = build(ARCHITECTURE, vocabulary_size=4)
+    assert FrontEndFeatures(model, ARCHITECTURE, frozen=True).device_room(utterances) == 1_000
+    assert FrontEndFeatures(model, ARCHITECTURE, frozen=False).device_room(utterances) == 0
+    assert FrontEndFeatures(model, ARCHITECTURE, frozen=True, device_bytes=70).device_room(utterances) == 70
+    free[0] = 1 << 36
+    assert FrontEndFeatures(model, ARCHITECTURE, frozen=True).device_room(utterances) == size(
+        FrontEndFeatures(build(ARCHITECTURE), ARCHITECTURE, frozen=True)(utterances)
+    )
 
 
 @pytest.mark.gpu
