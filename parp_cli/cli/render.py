@@ -4,7 +4,7 @@ import math
 import shutil
 import textwrap
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -155,6 +155,8 @@ def export(output: Output, result: "ExportResult") -> None:
     output.table("Before and after", ("", "checkpoint", result.target), rows)
     if result.integer_products is not None:
         output.text(f"{result.integer_products} matrix products of 8-bit integers; all else stays float32")
+    if result.kernels is not None:
+        _kernels(output, result.kernels)
     lengths = ", ".join(f"{seconds:.1f}" for seconds in check.seconds)
     speed = (
         "a smaller file, as fast as before" if result.target == "packed" else f"{ours / theirs:.2f} times as fast there"
@@ -162,6 +164,16 @@ def export(output: Output, result: "ExportResult") -> None:
     output.text(f"largest difference of a logit: {check.largest_difference:.1e}, on speech of {lengths} s; {speed}")
     if check.transcripts is not None:
         output.text(f"transcripts changed: {check.transcripts_changed} of {check.transcripts}")
+
+
+def _kernels(output: Output, kernels: Mapping[str, int]) -> None:
+    """How the matrices of a sparse export are computed, and whether that gains anything."""
+    titles = {"dense": "dense", "csr": "as compressed rows", "int8": "in 8-bit integers"}
+    output.text(
+        "matrices: " + ", ".join(f"{kernels[kind]} {title}" for kind, title in titles.items() if kind in kernels)
+    )
+    if set(kernels) == {"dense"}:
+        output.text("no gain: on this processor none of them is faster otherwise; --int8 or --to small may be")
 
 
 def _sparsities(output: Output, result: "Inspection") -> None:

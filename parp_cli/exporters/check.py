@@ -14,6 +14,7 @@ from parp_cli.errors import CheckpointError
 from parp_cli.models.sources.names import MASK_EMBEDDING, without
 from parp_cli.models.speech.config import Architecture, build
 from parp_cli.models.speech.forward import encode, front_end, pad
+from parp_cli.models.speech.kernels import install
 from parp_cli.storage.conventions import SAMPLE_RATE
 
 TOLERANCE = 1e-4
@@ -43,11 +44,14 @@ class Check:
     transcripts_changed: int | None = None
 
 
-def network(architecture: Architecture, weights: Mapping[str, Tensor]) -> Network:
-    """The network of these weights, as parp runs it."""
+def network(
+    architecture: Architecture, weights: Mapping[str, Tensor], kernels: Mapping[str, str] | None = None
+) -> Network:
+    """The network of these weights, as parp runs it; with kernels for some of them, by weight name."""
     model = build(architecture, vocabulary_size=len(weights["aux.weight"]) if "aux.weight" in weights else None)
     model.load_state_dict(without(weights, [MASK_EMBEDDING]))
     model.eval()
+    install(model, kernels or {}, source="the export")
 
     def run(waveforms: Sequence[Tensor]) -> list[Tensor]:
         with torch.inference_mode():

@@ -28,13 +28,20 @@ def encoder_of(checkpoint: Checkpoint, *, source: str, parents: tuple[Parent, ..
 def rebuild(checkpoint: Checkpoint, device: "torch.device", *, source: str) -> tuple[Any, Any]:
     """The checkpoint's architecture, and its network in evaluation mode, float32, with its head if it has one.
 
+    On the CPU it computes with the checkpoint's kernels if there are any.
+
     Args:
         source: names the checkpoint in errors.
 
     Raises:
-        As `encoder_of`.
+        CheckpointError: as `encoder_of`, or this parp does not have such a kernel.
     """
     encoder = encoder_of(checkpoint, source=source)
     model = encoder.architecture.build(outputs=outputs_of(encoder.task))
     model.load_state_dict(without(encoder.weights, [MASK_EMBEDDING]))
-    return encoder.architecture, model.to(device).eval()
+    model = model.to(device).eval()
+    if checkpoint.kernels and device.type == "cpu":
+        from parp_cli.models.speech.kernels import install
+
+        install(model, checkpoint.kernels, source=source)
+    return encoder.architecture, model

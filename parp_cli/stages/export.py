@@ -1,6 +1,7 @@
 """Write a checkpoint in the formats of other tools, or without what its mask has emptied."""
 
 import shutil
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,17 +22,19 @@ from parp_cli.exporters.small import export_small, shrink
 from parp_cli.exporters.text import export_text
 from parp_cli.exporters.torchaudio import export_torchaudio
 from parp_cli.models.recognizer import encoder_of
-from parp_cli.models.speech.config import Architecture
+from parp_cli.models.sources.names import MASK_EMBEDDING, without
+from parp_cli.models.speech.config import Architecture, build
+from parp_cli.models.speech.kernels import INT8, choose
 from parp_cli.pruning.masks import backbone_hash, check_fit, count_all, count_pruned, under
 from parp_cli.pruning.methods import all_specs
 from parp_cli.runtime.device import versions
-from parp_cli.runtime.progress import Notify, silent
+from parp_cli.runtime.progress import Notify, Progress, silent
 from parp_cli.storage import checkpoint
 from parp_cli.storage.atomic import replacing, write_error
 from parp_cli.storage.checkpoint import Checkpoint, Metadata
 from parp_cli.storage.packed import Values
 
-Target = Literal["hf", "torchaudio", "small", "onnx", "packed", "mask"]
+Target = Literal["hf", "torchaudio", "small", "onnx", "packed", "sparse", "mask"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +59,8 @@ class ExportResult:
         check: how they compare.
         integer_products: matrix products of 8-bit integers, of a quantised export.
         card: the model card that was written; None for other targets, or where a card of one's own was kept.
+        kernels: how many matrix products are computed dense, from compressed rows (csr) and in 8-bit integers (int8),
+            of a sparse export.
     """
 
     path: Path
@@ -68,6 +73,7 @@ class ExportResult:
     check: Check | None = None
     integer_products: int | None = None
     card: Path | None = None
+    kernels: Mapping[str, int] | None = None
 
 
 def export(
@@ -85,10 +91,11 @@ def export(
         to: "hf", a directory that transformers loads; "torchaudio", a state dict for its builders (both with a model
             card, which lists what `parp eval` measured in the checkpoint's folder); "small", a
             checkpoint without the heads and units that the mask has emptied; "onnx", a file for onnxruntime; "packed",
-            a checkpoint with only the weights that are kept; "mask", the mask alone. Small, onnx and packed ones of
-            speech are compared with the checkpoint before they are written.
+            a checkpoint with only the weights that are kept; "sparse", such a one that also names the fastest way to
+            compute with each of its matrices on this CPU, which is measured; "mask", the mask alone. Small, onnx,
+            packed and sparse ones of speech are compared with the checkpoint before they are written.
         out: the directory or file to write.
-        int8: matrix products with 8-bit integers; for "onnx" alone.
+        int8: matrix products with 8-bit integers; for "onnx", and for "sparse", where they are the fastest.
         values: number type of the kept weights, by default float32; for "packed" alone.
 
     Raises:
@@ -97,8 +104,8 @@ def export(
         UsageError: an option does not go with the target, or the extra `onnx` is not installed.
         ResourceError: no space is left on the disk.
     """
-    if int8 and to != "onnx":
-        raise UsageError(f"--int8 goes with --to onnx, not with --to {to}")
+    if int8 and to not in ("onnx", "sparse"):
+        raise UsageError(f"--int8 goes with --to onnx or sparse, not with --to {to}")
     if values is not None and to != "packed":
         raise UsageError(f"--values goes with --to packed, not with --to {to}")
     if to == "onnx":
@@ -108,18 +115,26 @@ def export(
     check_fit(content.masks, weights, what=str(source))
     weights = under(content.masks, weights)
     zeros = sum(int((weights[name] == 0).sum()) for name in content.masks)
-    if to in ("packed", "mask"):
-        if not content.masks:
+    if architecture.kind == "text" and to not in ("hf", "packed", "mask"):
+        raise CheckpointError(
+            f"{architecture.name} has no form for {to}", hint="text encoders are written with --to hf, packed or mask"
+        )
+    if to in ("packed", "sparse", "mask"):
+        if not content.masks and not int8:
             raise MaskError(f"{source} has no mask", hint="make one with `parp mask` or `parp finetune`")
-        content = replace(content, weights=weights, metadata=_descended(source, content.metadata))
+        metadata = _descended(source, content.metadata)
+        content = replace(content, weights=weights, metadata=metadata, kernels={})
+        if to == "sparse":
+            content = replace(content, kernels=_fastest(architecture, content, int8, notify))
+            return replace(
+                _packed(source, architecture, content, out, "float32", notify),
+                target="sparse",
+                kernels=dict(Counter(content.kernels.values())),
+            )
         if to == "packed":
             return _packed(source, architecture, content, out, values or "float32", notify)
         checkpoint.write_masks(out, _without_head(content), backbone_hash(content.masks, weights))
         return ExportResult(path=out, target=to, source=source, size=out.stat().st_size, zeros=zeros)
-    if architecture.kind == "text" and to != "hf":
-        raise CheckpointError(
-            f"{architecture.name} has no form for {to}", hint="text encoders are written with --to hf, packed or mask"
-        )
     if to == "small":
         return _small(source, architecture, weights, content.masks, content.metadata, out, notify)
     if to == "onnx":
@@ -194,15 +209,16 @@ def _without_head(content: Checkpoint) -> Checkpoint:
 def _packed(
     source: Path, architecture: Architecture, content: Checkpoint, out: Path, values: Values, notify: Notify
 ) -> ExportResult:
-    exact, check = values == "float32", None
+    exact, check = values == "float32" and INT8 not in content.kernels.values(), None
     with TemporaryDirectory() as folder:
         made = Path(folder) / "packed"
         try:
             checkpoint.write_packed(made, content, values)
-            read = encoder_of(checkpoint.read(made), source=str(out)).weights
+            written = checkpoint.read(made)
+            read = encoder_of(written, source=str(out)).weights
             if architecture.kind != "text":
                 recognises = content.metadata.vocabulary is not None
-                networks = network(architecture, content.weights), network(architecture, read)
+                networks = network(architecture, content.weights), network(architecture, read, written.kernels)
                 check = compared(*networks, _speech(content.metadata, notify), exact=exact, recognises=recognises)
                 refuse_different(check, str(source), exact=exact)
             with replacing(out) as temporary:
@@ -222,6 +238,17 @@ def _packed(
         before=before,
         after=after,
         check=check,
+    )
+
+
+def _fastest(architecture: Architecture, content: Checkpoint, int8: bool, notify: Notify) -> dict[str, str]:
+    """The fastest kernel for each matrix of the checkpoint, by weight name."""
+    vocabulary = content.metadata.vocabulary
+    model = build(architecture, vocabulary_size=None if vocabulary is None else len(vocabulary))
+    model.load_state_dict(without(content.weights, [MASK_EMBEDDING]))
+    pruned = {name for name, mask in content.masks.items() if not bool(mask.all())}
+    return choose(
+        model, pruned, int8=int8, each=lambda done, total: notify(Progress("measuring matrices", done, total))
     )
 
 

@@ -170,7 +170,8 @@ def _prepare_round(
     if each.recipe.distil.teacher is not None and (path := teacher_file(each.recipe) or teacher) is not None:
         check_teacher(path, task)
         content = checkpoint.read(path)
-        _, network = rebuild(content, torch.device("cpu"), source=str(path))
+        # Without kernels, which are for the CPU alone: it goes where the run goes.
+        _, network = rebuild(replace(content, kernels={}), torch.device("cpu"), source=str(path))
         parents = (*start.parents, *checkpoint.lineage(path, content.metadata))
         task, start = replace(task, teacher=network), replace(start, parents=tuple(dict.fromkeys(parents)))
     return Preparation(start=start, settings=settings_of(each.recipe, start, task), task=task)

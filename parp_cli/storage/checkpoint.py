@@ -9,7 +9,8 @@ bytes. Format 2 names architecture and task by kind, has a hash for each mask, a
 is read as well. Format 3, which only `parp export` writes, has compressed masks, and
 
     kept/<name>       instead of a weight only what its mask keeps (`packed`),
-    or no weights     but the hash of those that the masks are for ("backbone_sha256").
+    or no weights     but the hash of those that the masks are for ("backbone_sha256"),
+    and may name the kernel that computes each matrix product the fastest where it was made ("kernels").
 """
 
 import hashlib
@@ -102,11 +103,18 @@ def ctc_task(vocabulary: Sequence[str], labels: str | None) -> dict[str, Any]:
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """The content of a file: weights by state-dict name, and masks (boolean, True = kept) by that of their weight."""
+    """The content of a file.
+
+    Attributes:
+        weights: by state-dict name.
+        masks: boolean, True = kept, by the name of their weight.
+        kernels: that compute with weights, by the name of the weight, where they are not torch's own.
+    """
 
     weights: Mapping[str, Tensor]
     masks: Mapping[str, Tensor]
     metadata: Metadata
+    kernels: Mapping[str, str] = field(default_factory=dict)
 
 
 def write(path: Path, checkpoint: Checkpoint) -> None:
@@ -121,10 +129,12 @@ def write(path: Path, checkpoint: Checkpoint) -> None:
 
 
 def write_packed(path: Path, checkpoint: Checkpoint, values: packed.Values) -> None:
-    """Write a file that is read as any other, but has only what masks keep, as these `values`. Raises as `write`."""
+    """Write a file that is read as any other, but has only what masks keep, as these `values`, and the kernels if there
+    are any. Raises as `write`."""
     weights, aliases = _without_tied(checkpoint.weights)
     stored = packed.pack(weights, checkpoint.masks, values)
-    _write(path, checkpoint, stored, {"format": FORMAT_VERSION, "aliases": aliases, "values": values})
+    kernels = {"kernels": dict(checkpoint.kernels)} if checkpoint.kernels else {}
+    _write(path, checkpoint, stored, {"format": FORMAT_VERSION, "aliases": aliases, "values": values, **kernels})
 
 
 def write_masks(path: Path, checkpoint: Checkpoint, backbone: str) -> None:
@@ -173,7 +183,8 @@ def read(path: Path) -> Checkpoint:
     if "values" in header:
         weights = packed.unpack(weights, masks)
     weights |= {alias: weights[name] for alias, name in header["aliases"].items()}
-    return Checkpoint(weights=weights, masks=masks, metadata=_metadata(path, header))
+    kernels = header.get("kernels", {})
+    return Checkpoint(weights=weights, masks=masks, metadata=_metadata(path, header), kernels=kernels)
 
 
 def read_metadata(path: Path) -> Metadata:

@@ -40,6 +40,8 @@ EXPORTS = {
     "small": "small.safetensors",
     "packed": "packed.safetensors",
     "mask": "exported-mask.safetensors",
+    "sparse": "sparse.safetensors",
+    "sparse-int8": "sparse-int8.safetensors",
     "onnx": "model.onnx",
     "onnx-int8": "model-int8.onnx",
 }

@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 
 import parp_cli
+from parp_cli.models.speech.kernels import products
+from parp_cli.stages import export as exporting
 from tests.tiny import World
 
 SMOKE = Path(__file__).parents[2] / "recipes" / "mini" / "smoke.yaml"
@@ -291,3 +293,23 @@ def test_int8_of_a_small_checkpoint(parp: Any, world: World, tmp_path: Path) -> 
     assert f"wrote {tmp_path / 'model-int8.onnx'}" in shown.out
     assert "transcripts" not in shown.out, "it has no head"
     assert "torchvision" not in shown.err
+
+
+def test_a_sparse_checkpoint_and_whether_it_gains(
+    parp: Any, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def choose(kind: str) -> Any:
+        return lambda model, pruned, *, int8, each: dict.fromkeys(products(model), kind)
+
+    assert parp("mask", "--model", world.encoder, "--run", tmp_path).code == 0
+    monkeypatch.setattr(exporting, "choose", choose("dense"))
+    shown = parp("export", "--to", "sparse", "--run", tmp_path)
+    assert shown.code == 0, shown.err
+    assert "matrices: 13 dense" in shown.out
+    assert "no gain: " in shown.out
+    monkeypatch.setattr(exporting, "choose", choose("csr"))
+    shown = parp("export", tmp_path / "mask.safetensors", "--to", "sparse", "--int8", "--run", tmp_path)
+    assert shown.code == 0, shown.err
+    assert "matrices: 13 as compressed rows" in shown.out
+    assert "no gain" not in shown.out
+    assert f"wrote {tmp_path / 'sparse-int8.safetensors'}" in shown.out

@@ -1,0 +1,124 @@
+"""Exports with the fastest kernel for each matrix, as every stage takes them."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from parp_cli.errors import CheckpointError, MaskError, UsageError
+from parp_cli.models.recognizer import rebuild
+from parp_cli.models.speech.kernels import products
+from parp_cli.stages import export as exporting
+from parp_cli.stages.evaluate import evaluate
+from parp_cli.stages.export import export
+from parp_cli.stages.finetune import finetune
+from parp_cli.stages.inspect import inspect
+from parp_cli.stages.reprune import reprune
+from parp_cli.stages.transcribe import transcribe
+from parp_cli.storage import checkpoint
+from tests.tiny import World
+
+
+def always(kind: str) -> Any:
+    """A choice without measuring."""
+
+    def choose(model: Any, pruned: Any, *, int8: bool, each: Any) -> Mapping[str, str]:
+        return dict.fromkeys(sorted(pruned & set(products(model))), kind)
+
+    return choose
+
+
+@pytest.mark.parametrize("kind", ["dense", "csr", "int8"])
+def test_it_is_evaluated_and_used_as_any_other(
+    world: World, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    monkeypatch.setattr(exporting, "choose", always(kind))
+    result = export(trained, to="sparse", int8=kind == "int8", out=tmp_path / "sparse.safetensors")
+    content = checkpoint.read(result.path)
+    assert set(content.kernels.values()) == {kind}
+    assert result.kernels == {kind: len(content.kernels)}
+    assert result.check is not None
+    assert (result.check.largest_difference < 1e-4) == (kind != "int8")
+    assert result.check.transcripts == (3 if kind == "int8" else None)
+    whole = checkpoint.read(trained)
+    assert all((content.weights[name][~mask] == 0).all() for name, mask in whole.masks.items())
+    _, model = rebuild(content, torch.device("cpu"), source="test")
+    assert all(("forward" in vars(module)) == (kind != "dense") for module in kernel_modules(model, content))
+    file = [str(world.folder / "test-0.wav")]
+    assert transcribe(result.path, file).transcriptions[0].seconds > 0
+    if kind != "int8":
+        ours, theirs = (
+            evaluate(path, out=tmp_path / f"{n}.jsonl").as_it_is for n, path in enumerate((trained, result.path))
+        )
+        assert ours.report.metrics == theirs.report.metrics
+        assert transcribe(result.path, file).transcriptions[0].text == transcribe(trained, file).transcriptions[0].text
+
+
+def kernel_modules(model: torch.nn.Module, content: checkpoint.Checkpoint) -> list[torch.nn.Module]:
+    return [model.get_submodule(name.rpartition(".")[0]) for name in content.kernels]
+
+
+def test_what_is_made_of_it_has_no_kernels(
+    world: World, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(exporting, "choose", always("csr"))
+    sparse = export(trained, to="sparse", out=tmp_path / "sparse.safetensors").path
+    assert inspect(sparse).overall == inspect(trained).overall
+    packed = export(sparse, to="packed", out=tmp_path / "packed.safetensors").path
+    again = reprune(sparse, sparsity=0.7, out=tmp_path / "reprune.safetensors").path
+    settings = ("model=null", "training.updates=2", f"distil.teacher={sparse}")
+    further = finetune(world.recipe(*settings), run=tmp_path / "run", init=sparse).path
+    for path in (packed, again, further):
+        assert not checkpoint.read(path).kernels
+    first, second = checkpoint.read(sparse), checkpoint.read(packed)
+    assert all(torch.equal(weight, second.weights[name]) for name, weight in first.weights.items())
+
+
+def test_it_is_measured_and_written_as_it_was_found(trained: Path, tmp_path: Path) -> None:
+    result = export(trained, to="sparse", int8=True, out=tmp_path / "sparse.safetensors")
+    assert result.kernels is not None
+    assert set(result.kernels) <= {"dense", "csr", "int8"}
+    assert sum(result.kernels.values()) == 13, "six of each layer, and the projection of features"
+    assert [path.name for path in tmp_path.iterdir()] == ["sparse.safetensors"]
+
+
+def test_damage_and_kernels_of_a_newer_parp_are_told(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(exporting, "choose", always("csr"))
+    sparse = export(trained, to="sparse", out=tmp_path / "sparse.safetensors").path
+    content = sparse.read_bytes()
+    swapped = content.replace(b'\\"csr\\"', b'\\"2:4\\"')
+    assert swapped != content
+    sparse.write_bytes(swapped)
+    with pytest.raises(CheckpointError, match="was changed or damaged"):
+        checkpoint.read(sparse)
+    sparse.write_bytes(content)
+    read = checkpoint.read(sparse)
+    newer = checkpoint.Checkpoint(
+        weights=read.weights, masks=read.masks, metadata=read.metadata, kernels=dict.fromkeys(read.kernels, "2:4")
+    )
+    checkpoint.write_packed(sparse, newer, "float32")
+    with pytest.raises(CheckpointError, match="wants the kernel 2:4") as caught:
+        evaluate(sparse, out=tmp_path / "a.jsonl")
+    assert "update parp" in (caught.value.hint or "")
+
+
+def test_what_fails_leaves_nothing_behind(
+    world: World, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(MaskError, match="has no mask"):
+        export(world.encoder, to="sparse", out=tmp_path / "a")
+    with pytest.raises(UsageError, match="--int8 goes with --to onnx or sparse"):
+        export(trained, to="packed", int8=True, out=tmp_path / "a")
+
+    def off(*given: Any) -> Any:
+        return lambda waveforms: [torch.full((3, 3), float(len(given))) for _ in waveforms]
+
+    monkeypatch.setattr(exporting, "choose", always("csr"))
+    monkeypatch.setattr(exporting, "network", off)
+    with pytest.raises(CheckpointError, match="gives other logits, and is not written"):
+        export(trained, to="sparse", out=tmp_path / "a")
+    assert not list(tmp_path.iterdir())
