@@ -60,7 +60,8 @@ def mask(
         _new(
             "--pattern",
             "Which weights compete: global, layer, tensor, row, N:M such as 2:4, blocks such as 16x16; or whole "
-            "attention heads and feed-forward units: structures, heads, units.",
+            "attention heads, feed-forward units, and channels of the feature encoder (scope everything): structures, "
+            "heads, units, channels.",
             default=DEFAULT_PATTERN,
         ),
     ] = None,

@@ -145,7 +145,13 @@ def export(output: Output, result: "ExportResult") -> None:
     before, after, check = result.before, result.after, result.check
     if before is None or after is None or check is None:
         return
-    names = {"parameters": "parameters", "heads": "attention heads", "units": "feed-forward units", "blocks": "blocks"}
+    names = {
+        "parameters": "parameters",
+        "heads": "attention heads",
+        "units": "feed-forward units",
+        "blocks": "blocks",
+        "channels": "channels of convolutions",
+    }
     counts = [[title, *(getattr(each, key) for each in (before, after))] for key, title in names.items()]
     rows = [[title, f"{old:,}", f"{new:,}"] for title, old, new in counts if old != new or result.target == "small"]
     rows.append(["file", size(before.bytes), size(after.bytes)])

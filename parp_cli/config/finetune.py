@@ -168,10 +168,10 @@ class Pruning(Section):
 
     pattern: str | None = None
     """Which weights compete with each other: global, layer, tensor, row (those of one output), N:M (2:4 keeps the 2
-    largest of every 4 in a row), blocks RxC (16x16), or structures: whole attention heads and feed-forward units, by
-    their mean magnitude, which `parp export --to small` can remove for good (heads or units: only these). Parameters
-    that cannot hold the pattern, such as biases, stay dense. Null is the pattern of the mask the run starts from, else
-    global, or the method's own (row for wanda)."""
+    largest of every 4 in a row), blocks RxC (16x16), or structures: whole attention heads and feed-forward units, and
+    with scope everything channels of the feature encoder, by their mean magnitude, which `parp export --to small` can
+    remove for good (heads, units, channels: only these). Parameters that cannot hold the pattern, such as biases, stay
+    dense. Null is the pattern of the mask the run starts from, else global, or the method's own (row for wanda)."""
 
     interval: Positive | None = None
     """Time between re-prunings, in `interval_unit`. Null is the interval published for the split and the size of the

@@ -1,4 +1,4 @@
-"""A checkpoint without the heads, units and blocks that its mask has emptied, which every stage takes."""
+"""A checkpoint without the heads, units, blocks and channels that its mask has emptied, which every stage takes."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -26,7 +26,7 @@ def shrink(
         zeros = sum(mask.numel() - int(mask.count_nonzero()) for mask in masks.values())
         what = f"its {zeros:,} pruned weights are spread over all of them" if zeros else "nothing in it is pruned"
         raise MaskError(
-            f"no attention head or feed-forward unit of {source} is empty, so that none can be removed: {what}",
+            f"no attention head, feed-forward unit or channel of {source} is empty: {what}",
             hint="prune whole: `parp mask --pattern structures`, or `parp finetune --set pruning.pattern=structures`",
         )
     return small
@@ -47,6 +47,6 @@ def export_small(small: Small, metadata: Metadata, path: Path) -> None:
         architecture=small.architecture.to_json(),
         prunable=tuple(name for name in metadata.prunable if name in small.weights),
         sparsity=Sparsity(target=pruned / total, pruned=pruned, total=total) if total else None,
-        metrics={"heads": list(small.heads), "units": list(small.units), "blocks": list(small.blocks)},
+        metrics={key: list(getattr(small, key)) for key in ("heads", "units", "channels", "blocks")},
     )
     checkpoint.write(path, Checkpoint(weights=small.weights, masks=small.masks, metadata=metadata))

@@ -83,7 +83,7 @@ class Architecture(Protocol):
 
     def structures_of(self, names: Iterable[str]) -> Sequence[Any]:
         """What can be removed for good of the parameters with these names: a `pruning.structures.Structure` for the
-        attention heads of each layer, and for its feed-forward units."""
+        attention heads of each layer, for its feed-forward units, and for the channels of convolutions."""
 
     def is_head(self, name: str) -> bool:
         """Whether a parameter belongs to the head, by its name."""
@@ -113,8 +113,12 @@ class Network(Protocol):
     def is_head(self, name: str) -> bool:
         """Whether a parameter belongs to the head, by its name."""
 
-    def prunable(self, scope: str = "transformer", *, biases: bool = True) -> dict[str, nn.Parameter]:
+    def prunable(
+        self, scope: str = "transformer", *, biases: bool = True, norms: bool = False
+    ) -> dict[str, nn.Parameter]:
         """The parameters that pruning may touch, by name, in an order that is the same each time.
+
+        With `norms` those of norms too that belong to structures.
 
         Raises:
             UsageError: the scope matches nothing.

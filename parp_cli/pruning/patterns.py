@@ -6,8 +6,9 @@
     row       the weights of each row of a matrix, which all lead to one output
     2:4       N:M: of each M consecutive entries of a row the N largest are kept, as sparse tensor cores want it
     16x16     blocks of R rows and C columns are kept or pruned whole, and all blocks compete
-    heads     attention heads are kept or pruned whole, and all heads compete; units: those of feed-forward blocks
-    structures  heads and units, which compete with each other, by their mean magnitude
+    heads     attention heads are kept or pruned whole, and all heads compete; units: those of feed-forward blocks;
+              channels: those of the feature encoder's convolutions
+    structures  heads, units and channels, which compete with each other, by their mean magnitude
 
 Rows, N:M and blocks take a tensor as a matrix (out, rest): a linear layer's as it is, a convolution's as it multiplies
 unfolded patches. In every pattern the counts are exact (those of heads and units as nearly as whole ones allow), and of
@@ -31,12 +32,12 @@ if TYPE_CHECKING:
 
     from parp_cli.pruning.structures import Structure
 
-PatternKind = Literal["global", "layer", "tensor", "row", "n:m", "block", "structures", "heads", "units"]
+PatternKind = Literal["global", "layer", "tensor", "row", "n:m", "block", "structures", "heads", "units", "channels"]
 
 WHOLE: Final = ("global", "layer", "tensor")
 """The kinds that any tensor can have."""
 
-STRUCTURES: Final = ("structures", "heads", "units")
+STRUCTURES: Final = ("structures", "heads", "units", "channels")
 """The kinds that prune what can be removed from a network for good."""
 
 GROWING: Final = (*WHOLE, "row", "block", *STRUCTURES)
@@ -93,8 +94,8 @@ class Pattern:
                 return cls("n:m", sides)
         raise UsageError(
             f"no pattern {text!r}",
-            hint="one of global, layer, tensor, row, structures, heads, units, N of M weights (1 <= N < M <= 32) such "
-            "as 2:4, or blocks such as 16x16",
+            hint="one of global, layer, tensor, row, structures, heads, units, channels, N of M weights "
+            "(1 <= N < M <= 32) such as 2:4, or blocks such as 16x16",
         )
 
     def __str__(self) -> str:
@@ -111,6 +112,11 @@ class Pattern:
     def _cell(self) -> tuple[int, int]:
         """Rows and columns of what N:M and blocks repeat."""
         return (1, self.sides[1]) if self.kind == "n:m" else self.sides
+
+    @property
+    def structured(self) -> bool:
+        """Whether it prunes what can be removed from a network for good."""
+        return self.kind in STRUCTURES
 
     def chosen(self, structures: Sequence[Structure]) -> list[Structure]:
         """Those of a network's structures that it prunes; none where it prunes weights by themselves."""
@@ -137,9 +143,9 @@ class Pattern:
             parts = {name for structure in self.chosen(structures) for name in structure.parts}
             if not parts:
                 raise UsageError(
-                    f"{where} holds no whole {'heads or units' if self.kind == 'structures' else self.kind}",
-                    hint="take the scope transformer, attention or feed-forward (pruning.scope, --scope), or another "
-                    "pattern",
+                    f"{where} holds no whole {'heads, units or channels' if self.kind == 'structures' else self.kind}",
+                    hint="heads and units are in the scope transformer; channels in front-end or everything, with "
+                    "biases (pruning.scope, --scope)",
                 )
             return {name: weight for name, weight in weights.items() if name in parts}
         carrying = {name: weight for name, weight in weights.items() if self.carries(tuple(weight.shape))}
@@ -174,7 +180,7 @@ class Pattern:
             sparsity: share to prune. Of n entries (or n blocks) that compete, round(s·n) are pruned; of heads and units
                 so many that the number of their weights is nearest to it.
             layers: the label of each name's layer, which the pattern "layer" alone needs.
-            structures: those of the network, which the patterns structures, heads and units need.
+            structures: those of the network, which patterns of whole structures need.
             group: processes over which the scores are sharded, as for `select.magnitude_masks`; all must call this,
                 and all raise if one does. A block must lie within one shard.
 
@@ -222,15 +228,14 @@ class Pattern:
         group: ProcessGroup | None,
     ) -> dict[str, Tensor]:
         """Masks of whole groups, by the mean magnitude of their weights: else large ones would win by their size."""
-        from parp_cli.pruning.structures import group_sizes, group_sums, keep_groups
+        from parp_cli.pruning.structures import group_means, keep_groups
 
         chosen = self.chosen(structures)
         if wrong := set(scores) ^ {name for structure in chosen for name in structure.parts}:
             raise UsageError(
                 f"{min(wrong)} cannot be pruned by the pattern {self}", hint="it takes the weights of whole structures"
             )
-        sizes, sums = group_sizes(scores, chosen, group), group_sums(scores, chosen, magnitudes=True, group=group)
-        means = {key: total / sizes[key] for key, total in sums.items()}
+        means = group_means(scores, chosen, group)
         return keep_groups(means, scores, chosen, sparsity, rivals=dict.fromkeys(means, ""), group=group)
 
     def _check_carried(self, scores: Mapping[str, Tensor], group: ProcessGroup | None) -> None:

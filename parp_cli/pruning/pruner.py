@@ -12,6 +12,7 @@ from parp_cli.errors import MaskError
 from parp_cli.pruning.masks import Masks, apply_, check_fit, count_all, count_pruned, revived_and_dropped
 from parp_cli.pruning.methods import Method, Snapshot
 from parp_cli.pruning.sharded import from_all_ranks, full_tensor_like, local_shard, shard_like
+from parp_cli.pruning.structures import closed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,15 +186,11 @@ class Pruner:
         return [sum(column) for column in zip(*from_all_ranks(numbers, self._method.settings.group)[0], strict=True)]
 
     def _zero_pruned(self) -> None:
-        """Set pruned weights to zero; of structures that may still come back, only what leads out of them.
-
-        A head or unit with zeros before and behind it would get no gradient on either side, and stay zero for ever.
-        """
+        """Set pruned weights to zero; of structures that may still come back, no more than it takes."""
         masks, settings = self.masks, self._method.settings
         structures = settings.pattern.chosen(settings.structures)
         if structures and self._method.adjusts(self.update) and self.update < settings.schedule.updates:
-            outward = {name for one in structures for name, (dimension, _) in one.parts.items() if dimension == 1}
-            masks = {name: mask for name, mask in masks.items() if name in outward}
+            masks = closed(masks, structures)
         apply_(masks, self._shards())
 
     def _forget_moments(self, optimizer: torch.optim.Optimizer) -> None:

@@ -6,6 +6,7 @@ architecture tells. Where weights are sharded, sums and choices are of whole gro
 are of a rank's own rows. A structure is referred to by the first of its tensors.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -21,10 +22,14 @@ class Structure(Protocol):
     """The groups of one kind in one layer.
 
     Attributes:
-        kind: "heads" or "units" of a network; "rows" for the rows of a single linear layer.
+        kind: "heads", "units" or "channels" of a network; "rows" for the rows of a single linear layer.
         count: G.
         parts: for each tensor's name a dimension, and how often the G groups follow one another along it, all of equal
-            length. Further dimensions count as columns.
+            length. Further dimensions count as columns. A tensor may have rows of one structure and columns of another.
+        ranked: the tensors whose magnitudes groups are ranked by, the first one among them.
+        least: how many groups are kept in any case.
+        closing: the tensors whose parts have to be zero for a group to have no effect. A group whose others are not may
+            come back: were all of it zero, it would get no gradient, and stay zero for ever.
     """
 
     @property
@@ -36,6 +41,15 @@ class Structure(Protocol):
     @property
     def parts(self) -> Mapping[str, tuple[int, int]]: ...
 
+    @property
+    def ranked(self) -> Sequence[str]: ...
+
+    @property
+    def least(self) -> int: ...
+
+    @property
+    def closing(self) -> Sequence[str]: ...
+
 
 @dataclass(frozen=True)
 class Rows:
@@ -44,6 +58,13 @@ class Rows:
     count: int
     parts: Mapping[str, tuple[int, int]]
     kind: str = "rows"
+    least: int = 0
+
+    @property
+    def ranked(self) -> Sequence[str]:
+        return list(self.parts)
+
+    closing = ranked
 
 
 def rows_of(tensors: Mapping[str, Tensor], group: ProcessGroup | None = None) -> list[Structure]:
@@ -93,6 +114,15 @@ def group_sums(
     return {key_of(structure): total.float() for structure, total in zip(structures, sums, strict=True)}
 
 
+def group_means(
+    tensors: Mapping[str, Tensor], structures: Sequence[Structure], group: ProcessGroup | None = None
+) -> dict[str, Tensor]:
+    """The mean magnitude (G,) of what each group is ranked by, by structure. Sums would favor large groups."""
+    ranked = [Rows(each.count, {name: each.parts[name] for name in each.ranked}) for each in structures]
+    sizes = group_sizes(tensors, ranked, group)
+    return {key: s / sizes[key] for key, s in group_sums(tensors, ranked, magnitudes=True, group=group).items()}
+
+
 def group_sizes(
     tensors: Mapping[str, Tensor], structures: Sequence[Structure], group: ProcessGroup | None = None
 ) -> dict[str, int]:
@@ -126,21 +156,59 @@ def keep_groups(
         rivals: a label for each structure; those with the same one compete.
         group: processes over which the tensors are sharded.
     """
-    sizes = group_sizes(tensors, structures, group)
     sets: dict[str, list[Structure]] = {}
     for structure in structures:
         sets.setdefault(rivals[key_of(structure)], []).append(structure)
     kept: dict[str, Tensor] = {}
     for together in sets.values():
-        keys, counts = [key_of(structure) for structure in together], [structure.count for structure in together]
-        order = torch.cat([scores[key] for key in keys]).argsort(stable=True)
-        weights = torch.tensor([sizes[key] for key in keys]).repeat_interleave(torch.tensor(counts))[order].cumsum(0)
-        weights = torch.cat([weights.new_zeros(1), weights])  # of the first groups in this order
+        ranked = [scores[key_of(structure)].clone() for structure in together]
+        for structure, own in zip(together, ranked, strict=True):
+            own[own.topk(structure.least).indices] = torch.inf
+        order = torch.cat(ranked).argsort(stable=True)
+        counts = [structure.count for structure in together]
+        owners = torch.arange(len(together)).repeat_interleave(torch.tensor(counts))[order]
+        weights, total = _pruned_with(owners, tensors, together, group)
+        weights = weights[: len(order) - sum(structure.least for structure in together) + 1]
         keep = torch.ones(len(order), dtype=torch.bool)
-        keep[order[: int((weights - round(sparsity * int(weights[-1]))).abs().argmin())]] = False
-        kept |= dict(zip(keys, torch.split(keep, counts), strict=True))
+        keep[order[: int((weights - round(sparsity * total)).abs().argmin())]] = False
+        kept |= zip(map(key_of, together), torch.split(keep, counts), strict=True)
     masks = spread(kept, tensors, structures, group)
     return {name: masks[name] for name in tensors}
+
+
+def _pruned_with(
+    owners: Tensor, tensors: Mapping[str, Tensor], structures: Sequence[Structure], group: ProcessGroup | None
+) -> tuple[Tensor, int]:
+    """How many weights are pruned with the first 0, 1, … groups of an order, and how many there are.
+
+    The `owners` are the number of the structure of each group, in this order. What is in a row of one group and in a
+    column of another counts once.
+    """
+    rows, total = _rows(tensors, group), 0
+    pruned = torch.zeros(len(owners) + 1, dtype=torch.int64)
+    of_name: dict[str, list[int]] = {}
+    for number, structure in enumerate(structures):
+        for name in structure.parts:
+            of_name.setdefault(name, []).append(number)
+    gone = {n: torch.cat([pruned[:1], (owners == n).cumsum(0)]) for n in {n for some in of_name.values() for n in some}}
+    for name, numbers in of_name.items():
+        size = rows[name][1] * tensors[name][:0].unsqueeze(-1).flatten(1).shape[1]
+        cells = math.prod(structures[number].count for number in numbers)
+        left = math.prod(structures[number].count - gone[number] for number in numbers)
+        pruned += size // cells * (cells - left)
+        total += size
+    return pruned, total
+
+
+def closed(masks: Mapping[str, Tensor], structures: Sequence[Structure]) -> dict[str, Tensor]:
+    """Masks that prune of each pruned group no more than it takes for it to have no effect (`Structure.closing`)."""
+    found: dict[str, Tensor] = {}
+    for structure in structures:
+        for name in structure.closing:
+            mask, over = masks[name].unsqueeze(-1).flatten(1), 1 - structure.parts[name][0]
+            lines = mask.any(over, keepdim=True).expand(mask.shape).reshape(masks[name].shape)
+            found[name] = found[name] & lines if name in found else lines
+    return found
 
 
 def spread(
@@ -149,15 +217,16 @@ def spread(
     structures: Sequence[Structure],
     group: ProcessGroup | None = None,
 ) -> dict[str, Tensor]:
-    """Tensors of the same shapes and devices in which each entry is the value (G,) of its group."""
+    """Tensors of the same shapes and devices in which each entry is the value (G,) of its group; of two its product."""
     rows = _rows(tensors, group)
-    found = {}
+    found: dict[str, Tensor] = {}
     for structure in structures:
         for name, part in structure.parts.items():
             tensor = tensors[name]
             matrix = tensor.detach().unsqueeze(-1).flatten(1)
             lines = values[key_of(structure)][_groups(matrix, part, structure.count, rows[name])].to(tensor.device)
-            found[name] = lines.unsqueeze(1 - part[0]).expand(matrix.shape).reshape(tensor.shape).contiguous()
+            own = lines.unsqueeze(1 - part[0]).expand(matrix.shape).reshape(tensor.shape)
+            found[name] = found[name] * own if name in found else own.contiguous()
     return found
 
 

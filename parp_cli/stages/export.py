@@ -39,13 +39,15 @@ Target = Literal["hf", "torchaudio", "small", "onnx", "packed", "sparse", "mask"
 
 @dataclass(frozen=True, kw_only=True)
 class Size:
-    """Of a model: bytes of its file, parameters, attention heads, feed-forward units, and blocks with any of these."""
+    """Of a model: bytes of its file, parameters, attention heads, feed-forward units, blocks with any of these, and
+    channels of the feature encoder."""
 
     bytes: int
     parameters: int
     heads: int
     units: int
     blocks: int
+    channels: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,8 +91,8 @@ def export(
 
     Args:
         to: "hf", a directory that transformers loads; "torchaudio", a state dict for its builders (both with a model
-            card, which lists what `parp eval` measured in the checkpoint's folder); "small", a
-            checkpoint without the heads and units that the mask has emptied; "onnx", a file for onnxruntime; "packed",
+            card, which lists what `parp eval` measured in the checkpoint's folder); "small", a checkpoint without the
+            heads, units and channels that the mask has emptied; "onnx", a file for onnxruntime; "packed",
             a checkpoint with only the weights that are kept; "sparse", such a one that also names the fastest way to
             compute with each of its matrices on this CPU, which is measured; "mask", the mask alone. Small, onnx,
             packed and sparse ones of speech are compared with the checkpoint before they are written.
@@ -303,6 +305,7 @@ def _size(architecture: Architecture, weights: Mapping[str, Tensor], path: Path)
         heads=sum(heads for heads, _, _ in sizes),
         units=sum(units for _, _, units in sizes),
         blocks=sum(bool(count) for heads, _, units in sizes for count in (heads, units)),
+        channels=sum(channels for channels, _, _ in architecture.conv_layers),
     )
 
 

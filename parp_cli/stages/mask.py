@@ -92,7 +92,7 @@ def mask(
     check_setting(sparsity)
     require_writable(out, "--out")
     encoder = load_encoder(model, architecture=architecture, notify=notify)
-    scoped = _network(encoder).prunable(scope, biases=biases)
+    scoped = _network(encoder).prunable(scope, biases=biases, norms=parsed.structured)
     structures = encoder.architecture.structures_of(scoped)
     among = parsed.among(scoped, where=f"scope {scope}", structures=structures)
     weights = {name: encoder.weights[name] for name in among}

@@ -1,5 +1,6 @@
 """The masks of a training run, over the prunable weights of its network."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TypeVar
@@ -31,7 +32,7 @@ def prunable_weights(recipe: AnyRecipe, model: Network) -> dict[str, Tensor]:
     """
     pruning, spec = recipe.pruning, spec_of(recipe.pruning.method)
     scope = pruning.scope or DEFAULT_SCOPE
-    scoped = model.prunable(scope, biases=pruning.biases is not False)
+    scoped = model.prunable(scope, biases=pruning.biases is not False, norms=pattern_in(pruning).structured)
     matrices = {name: weight for name, weight in scoped.items() if weight.dim() == 2 or not spec.only_matrices}
     structures = model.architecture.structures_of(matrices)
     return pattern_in(pruning).among(matrices, where=f"scope {scope}", structures=structures)
@@ -67,7 +68,10 @@ def first_scores(
         if structures := pattern.chosen(architecture.structures_of(weights)):
             # Means of many random numbers would all be about the same.
             drawn = {key_of(structure): torch.rand(structure.count, generator=generator) for structure in structures}
-            return spread(drawn, weights, structures)
+            owners = Counter(name for structure in structures for name in structure.parts)
+            # What two groups share has the product of their numbers, which is twice as small.
+            spread_out = spread(drawn, weights, structures)
+            return {name: value * 2 ** (owners[name] - 1) for name, value in spread_out.items()}
         return {name: torch.rand(weight.shape, generator=generator) for name, weight in weights.items()}
     if chosen_by == "random-weights":
         untrained = random_encoder(architecture, seed=seed).weights

@@ -154,12 +154,12 @@ def test_the_message_counts_and_the_exit_code_is_of_usage(write: Any) -> None:
         (
             "pruning: {method: parp-p, pattern: '2:4'}\n",
             "r.yaml:1: pruning.pattern: method parp-p takes no 2:4, but global, layer, tensor, row, block, "
-            "structures, heads, units",
+            "structures, heads, units, channels",
         ),
         (
             "pruning: {method: imp, pattern: '2:4'}\n",
             "r.yaml:1: pruning.pattern: method imp takes no 2:4, but global, layer, tensor, row, block, "
-            "structures, heads, units",
+            "structures, heads, units, channels",
         ),
         (
             "pruning: {method: rigl, pattern: 16x16}\n",

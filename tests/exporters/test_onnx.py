@@ -23,9 +23,14 @@ onnxruntime = pytest.importorskip("onnxruntime", reason="the extra `onnx`")
 LETTERS = ["<blank>", "|", "E", "T", "'", "Ä"]
 SPEECH = [waveform(samples, seed=samples)[0] for samples in (1_500, 2_603, 4_000)]
 UNEVEN: dict[str, Any] = {"heads": (0, 2, 3), "head_size": 8, "feed_forward": (48, 0, 7)}
+CHANNELS: dict[str, Any] = {
+    "conv_layers": ((11, 10, 5), (5, 3, 2), (9, 2, 2)),
+    "conv_norm_channels": (16, 16, 16),
+}
 CASES = {
     "wav2vec2-group-norm": SMALL["wav2vec2-group-norm"],
-    "hubert-large": replace(SMALL["hubert-large"], **UNEVEN),
+    "hubert-large": replace(SMALL["hubert-large"], **UNEVEN, **CHANNELS),
+    "hubert-base": replace(SMALL["hubert-base"], **CHANNELS),
     "wavlm-large": replace(SMALL["wavlm-large"], **UNEVEN, kept_heads=((), (1, 2), (0, 2, 3))),
 }
 

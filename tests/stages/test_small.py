@@ -184,7 +184,9 @@ def whole_small(path: Path) -> bool:
 
 
 def test_after_unstructured_pruning_it_says_that_nothing_can_be_removed(trained: Path, tmp_path: Path) -> None:
-    with pytest.raises(MaskError, match=r"no attention head or feed-forward unit .* 8,416 pruned weights") as caught:
+    with pytest.raises(
+        MaskError, match=r"no attention head, feed-forward unit or channel .* 8,416 pruned weights"
+    ) as caught:
         export(trained, to="small", out=tmp_path / "small.safetensors")
     assert "pruning.pattern=structures" in (caught.value.hint or "")
     assert not (tmp_path / "small.safetensors").exists()
@@ -216,8 +218,38 @@ def test_a_failed_check_leaves_nothing_behind(
 
 
 def test_a_scope_without_structures(world: World, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="scope front-end holds no whole heads or units"):
-        finetune(world.recipe("pruning.pattern=structures", "pruning.scope=front-end"), run=tmp_path)
+    with pytest.raises(UsageError, match=r"holds no whole heads, units or channels") as caught:
+        finetune(world.recipe("pruning.pattern=structures", "pruning.scope=*.q_proj.*"), run=tmp_path)
+    assert "channels in front-end or everything" in (caught.value.hint or "")
+
+
+@pytest.mark.parametrize("method", ["parp", "mpi", "omp", "taylor"])
+def test_channels_are_pruned_removed_and_what_is_left_goes_on(world: World, tmp_path: Path, method: str) -> None:
+    """Pruned, made small, fine-tuned further, pruned again, and made smaller."""
+    channels = ("pruning.pattern=channels", "pruning.scope=everything", "training.train_front_end=true")
+    result = finetune(world.recipe(*channels, f"pruning.method={method}"), run=tmp_path / "run")
+    once = export(result.path, to="small", out=tmp_path / "once.safetensors")
+    assert once.before is not None
+    assert once.after is not None
+    assert once.before.channels == 48
+    assert 3 <= once.after.channels < 48
+    assert (once.after.heads, once.after.units) == (4, 128)
+    assert once.check is not None
+    assert once.check.largest_difference < 1e-5
+    amount = checkpoint.read_metadata(result.path).sparsity
+    assert amount is not None
+    assert once.before.parameters - once.after.parameters == amount.pruned
+    again = finetune(
+        world.recipe("model=null", *channels, "pruning.method=mpi"), run=tmp_path / "again", init=once.path
+    )
+    twice = export(again.path, to="small", out=tmp_path / "twice.safetensors")
+    assert twice.after is not None
+    assert twice.after.channels < once.after.channels
+    architecture = read_architecture(checkpoint.read_metadata(twice.path).architecture)
+    assert architecture.norm_channels == (16, 16, 16)
+    for target in ("hf", "torchaudio"):
+        with pytest.raises(CheckpointError, match="sizes that other projects' models cannot have"):
+            export(twice.path, to=target, out=tmp_path / target)  # type: ignore[arg-type]
 
 
 def test_a_method_that_does_not_prune_structures(world: World) -> None:

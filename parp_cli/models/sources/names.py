@@ -184,11 +184,13 @@ def check_equal_layers(architecture: Architecture) -> None:
     """Refuse an architecture that other projects' models cannot have.
 
     Raises:
-        CheckpointError: sizes differ from layer to layer, or heads from what fills the width, or are 0.
+        CheckpointError: sizes differ from layer to layer, or heads from what fills the width, or are 0; or channels of
+            the feature encoder were removed.
     """
-    sizes = {key: getattr(architecture, key) for key in ("heads", "head_size", "feed_forward")}
+    keys = ("heads", "head_size", "feed_forward", "conv_layers", "conv_norm_channels")
+    sizes = {key: value for key in keys if (value := getattr(architecture, key)) is not None}
     uneven = isinstance(architecture.feed_forward, tuple) or architecture.head_size is not None
-    if uneven or not architecture.feed_forward:
+    if uneven or not architecture.feed_forward or architecture.conv_norm_channels is not None:
         raise CheckpointError(
             f"{architecture.name} has layers of sizes that other projects' models cannot have",
             details=[f"{key}: {size}" for key, size in sizes.items()],

@@ -64,6 +64,8 @@ class Architecture:
         conv_layers: the feature encoder: channels, kernel, stride of each layer.
         conv_norm: "group": a group norm after its first convolution; "layer": a layer norm after each.
         conv_bias: whether its convolutions have biases.
+        conv_norm_channels: of a feature encoder from which channels were removed, how many each layer had: its norms
+            count those that are gone as zeros. None where none are.
         width: features of the Transformer, D.
         layers: Transformer layers.
         heads: attention heads; a tuple where they differ from layer to layer. A layer may have none, and no attention.
@@ -89,6 +91,7 @@ class Architecture:
     conv_layers: tuple[ConvLayer, ...] = _RELEASED_FRONT_END
     conv_norm: Literal["group", "layer"]
     conv_bias: bool
+    conv_norm_channels: tuple[int, ...] | None = None
     width: int
     layers: int
     heads: int | tuple[int, ...]
@@ -114,6 +117,7 @@ class Architecture:
             if not isinstance(getattr(self, key), bool):
                 raise ValueError(f"{key}: {getattr(self, key)!r} is neither true nor false")
         object.__setattr__(self, "conv_layers", _conv_layers(self.conv_layers))
+        self._check_channels()
         for key in ("heads", "feed_forward"):
             values = getattr(self, key)
             if isinstance(values, tuple):
@@ -143,6 +147,16 @@ class Architecture:
             object.__setattr__(self, "head_size", None)
         self._check_kept_heads()
 
+    def _check_channels(self) -> None:
+        """Refuse norms over fewer channels than there are."""
+        if (counted := self.conv_norm_channels) is None:
+            return
+        channels = tuple(layer[0] for layer in self.conv_layers)
+        if len(counted) != len(channels) or any(all_ < own for all_, own in zip(counted, channels, strict=True)):
+            raise ValueError(f"conv_norm_channels: {counted} is less than the channels, {channels}")
+        if counted == channels:
+            object.__setattr__(self, "conv_norm_channels", None)
+
     def _check_kept_heads(self) -> None:
         """Refuse heads of WavLM that are not told apart, or are told apart where that means nothing."""
         if self.kept_heads is None:
@@ -163,9 +177,18 @@ class Architecture:
         heads, inner = (size[index] if isinstance(size, tuple) else size for size in (self.heads, self.feed_forward))
         return heads, self.head_size or self.width // heads, inner
 
+    @property
+    def norm_channels(self) -> tuple[int, ...]:
+        """The channels that the norm after each layer of the feature encoder counts."""
+        return self.conv_norm_channels or tuple(channels for channels, _, _ in self.conv_layers)
+
     def structures_of(self, names: Iterable[str]) -> list[prunable.Structure]:
-        """As `prunable.structures_of`."""
-        return prunable.structures_of(names, self.sizes_of_layer)
+        """As `prunable.channels_of` and `prunable.structures_of`."""
+        names = list(names)
+        counts = [channels for channels, _, _ in self.conv_layers]
+        norms = [self.conv_norm == "layer" or layer == 0 for layer in range(len(counts))]
+        channels = prunable.channels_of(names, counts, bias=self.conv_bias, norms=norms)
+        return [*channels, *prunable.structures_of(names, self.sizes_of_layer)]
 
     def same_network(self, other: object) -> bool:
         """Whether the other's weights are these: of a network of the same family and sizes, whatever its name."""
@@ -194,8 +217,8 @@ class Architecture:
         """Plain values for JSON, without what is None; `from_json` reads them back to an equal architecture."""
         fields = {key: value for key, value in asdict(self).items() if value is not None}
         fields["conv_layers"] = [list(layer) for layer in self.conv_layers]
-        for key in ("heads", "feed_forward"):
-            if isinstance(fields[key], tuple):
+        for key in ("heads", "feed_forward", "conv_norm_channels"):
+            if isinstance(fields.get(key), tuple):
                 fields[key] = list(fields[key])
         if self.kept_heads is not None:
             fields["kept_heads"] = [list(kept) for kept in self.kept_heads]
@@ -219,8 +242,8 @@ class Architecture:
             details += [f"{key}: unknown" for key in values if key not in known]
             if details:
                 raise CheckpointError("an architecture cannot be read", details=details)
-            for key in ("heads", "feed_forward"):
-                if isinstance(values[key], list):
+            for key in ("heads", "feed_forward", "conv_norm_channels"):
+                if isinstance(values.get(key), list):
                     values[key] = tuple(values[key])
             if values.get("kept_heads") is not None:
                 values["kept_heads"] = tuple(tuple(kept) for kept in values["kept_heads"])
@@ -338,10 +361,14 @@ def build(
     from parp_cli.models.speech import encoder, wavlm
 
     width = architecture.width
+    counted = architecture.norm_channels
     extractor = encoder.FeatureExtractor(
-        architecture.conv_layers, bias=architecture.conv_bias, group_norm=architecture.conv_norm == "group"
+        architecture.conv_layers,
+        bias=architecture.conv_bias,
+        group_norm=architecture.conv_norm == "group",
+        counted=counted,
     )
-    projection = encoder.FeatureProjection(architecture.conv_layers[-1][0], width, dropout)
+    projection = encoder.FeatureProjection(architecture.conv_layers[-1][0], width, dropout, counted=counted[-1])
     positions = encoder.PositionalConvolution(width, architecture.positional_kernel, architecture.positional_groups)
     layers = []
     sizes = [architecture.sizes_of_layer(index) for index in range(architecture.layers)]

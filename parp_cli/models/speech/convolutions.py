@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import gelu, layer_norm, linear
+from torch.nn.functional import gelu, linear
 
 from parp_cli.models.speech.config import Architecture, frames
 from parp_cli.models.speech.moments import Moments, field_samples, frame_samples, moments_of
 from parp_cli.models.speech.waveform import EPSILON
 
 if TYPE_CHECKING:
-    from parp_cli.models.speech.encoder import SpeechNetwork
+    from parp_cli.models.speech.encoder import CountingNorm, SpeechNetwork
 
 _BLOCK_FRAMES = 100
 """Computed together: 2 s, for which the widest layer puts out 13 MB."""
@@ -49,7 +49,7 @@ class _Layer:
     bias: Tensor | None
     kernel: int
     stride: int
-    norm: nn.LayerNorm | None
+    norm: "CountingNorm | None"
 
     def __call__(self, values: Tensor) -> Tensor:
         """(T, C) of (frames before, channels before)."""
@@ -57,7 +57,7 @@ class _Layer:
         rows = windows.reshape(len(windows), -1)
         result = linear(rows, self.weight, self.bias)
         if self.norm is not None:
-            result = layer_norm(result, self.norm.normalized_shape, self.norm.weight, self.norm.bias, self.norm.eps)
+            result = self.norm.normalized(result)
         return gelu(result)
 
 

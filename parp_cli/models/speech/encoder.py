@@ -38,12 +38,36 @@ _FRAMES_AT_ONCE = 1000
 """Of frames in a feed-forward block without gradients: their hidden values (12 MB in base) stay in the cache."""
 
 
-class ChannelNorm(nn.LayerNorm):
+class CountingNorm(nn.LayerNorm):
+    """Layer norm over C channels, as if there were `counted` of them, the others zero: what it was before those were
+    removed."""
+
+    def __init__(self, channels: int, counted: int) -> None:
+        super().__init__(channels)
+        self.removed = counted - channels
+
+    def normalized(self, x: Tensor) -> Tensor:
+        """(…, C) of (…, C)."""
+        if not self.removed:
+            return super().forward(x)
+        x = x.to(torch.promote_types(x.dtype, torch.float32))
+        counted = x.shape[-1] + self.removed
+        mean = x.sum(-1, keepdim=True) / counted
+        centred = x - mean
+        variance = (centred.square().sum(-1, keepdim=True) + self.removed * mean.square()) / counted
+        return centred * (variance + self.eps).rsqrt() * self.weight + self.bias
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(…, C) of (…, C)."""
+        return self.normalized(input)
+
+
+class ChannelNorm(CountingNorm):
     """Layer norm over the channels of (B, C, T)."""
 
     def forward(self, input: Tensor) -> Tensor:
         """(B, C, T) of (B, C, T)."""
-        return super().forward(input.transpose(1, 2)).transpose(1, 2)
+        return self.normalized(input.transpose(1, 2)).transpose(1, 2)
 
 
 class ConvBlock(nn.Module):
@@ -68,12 +92,12 @@ class ConvBlock(nn.Module):
 class FeatureExtractor(nn.Module):
     """The convolutional feature encoder: a group norm after its first convolution, or a layer norm after each."""
 
-    def __init__(self, layers: "Sequence[ConvLayer]", *, bias: bool, group_norm: bool) -> None:
+    def __init__(self, layers: "Sequence[ConvLayer]", *, bias: bool, group_norm: bool, counted: Sequence[int]) -> None:
         super().__init__()
         blocks: list[ConvBlock] = []
         channels = 1
-        for layer in layers:
-            norm: nn.Module | None = None if group_norm else ChannelNorm(layer[0])
+        for layer, count in zip(layers, counted, strict=True):
+            norm: nn.Module | None = None if group_norm else ChannelNorm(layer[0], count)
             if group_norm and not blocks:
                 norm = nn.GroupNorm(layer[0], layer[0])
             blocks.append(ConvBlock(channels, layer, bias=bias, norm=norm))
@@ -94,9 +118,9 @@ class FeatureExtractor(nn.Module):
 class FeatureProjection(nn.Module):
     """From the feature encoder's channels to the Transformer's features."""
 
-    def __init__(self, channels: int, features: int, dropout: float) -> None:
+    def __init__(self, channels: int, features: int, dropout: float, *, counted: int) -> None:
         super().__init__()
-        self.layer_norm = nn.LayerNorm(channels)
+        self.layer_norm = CountingNorm(channels, counted)
         self.projection = nn.Linear(channels, features)
         self.dropout = Dropout(dropout)
 
@@ -395,9 +419,11 @@ class SpeechNetwork(nn.Module):
     is_head = staticmethod(is_head)
     is_feature_encoder = staticmethod(is_feature_encoder)
 
-    def prunable(self, scope: str = "transformer", *, biases: bool = True) -> dict[str, nn.Parameter]:
+    def prunable(
+        self, scope: str = "transformer", *, biases: bool = True, norms: bool = False
+    ) -> dict[str, nn.Parameter]:
         """As `prunable_parameters`."""
-        return prunable_parameters(self, scope=scope, biases=biases)
+        return prunable_parameters(self, scope=scope, biases=biases, norms=norms)
 
     def encode(self, inputs: Tensor, lengths: Tensor, **options: Any) -> Tensor:
         """As `forward.encode`."""

@@ -9,7 +9,7 @@ model is at hand, so that reports on masks alone can use the names.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
@@ -44,6 +44,7 @@ _KIND = re.compile(rf"\.layers\.\d+\..*\b({'|'.join(_KINDS)})[._](?:weight|bias)
 _KINDS_BEFORE_THE_LAYERS = {
     "conv": re.compile(r"\bfeature_extractor\.conv_layers\.\d+\.conv\.(?:weight|bias)$"),
     "projection": re.compile(r"\bfeature_projection\.projection\.(?:weight|bias)$"),
+    "norm": re.compile(r"\b(?:conv_layers\.\d+|feature_projection)\.layer_norm\.(?:weight|bias)$"),
     "pos_conv": re.compile(r"\bpos_conv_embed\.conv\.(?:bias|parametrizations\.weight\.original1)$"),
 }
 # What a group of each kind of structure has of a module: some of its rows (0) or columns (1), and how often the groups
@@ -52,6 +53,8 @@ _PARTS_OF = {
     "heads": {"q_proj": (0, 1), "k_proj": (0, 1), "v_proj": (0, 1), "qkv": (0, 3), "out_proj": (1, 1)},
     "units": {"fc1": (0, 1), "fc2": (1, 1)},
 }
+_CONVOLUTIONS = "feature_extractor.conv_layers"
+_PROJECTION, _PROJECTION_NORM = (f"encoder.feature_projection.{name}" for name in ("projection.weight", "layer_norm"))
 _LAYER = re.compile(r"transformer\.layers\.(\d+)\.")
 _FRONT_END = re.compile(r"\b(?:feature_extractor|feature_projection)\.")
 
@@ -63,9 +66,9 @@ KINDS = (*_KINDS_BEFORE_THE_LAYERS, *_KINDS.values())
 
 
 def prunable_parameters(
-    model: nn.Module, *, biases: bool = True, scope: str = "transformer"
+    model: nn.Module, *, biases: bool = True, scope: str = "transformer", norms: bool = False
 ) -> dict[str, nn.Parameter]:
-    """The parameters that pruning may touch. Never among them: layer norms, the mask embedding, the CTC head.
+    """The parameters that pruning may touch. Never among them: the Transformer's norms, the mask embedding, the head.
 
     Args:
         model: a model of `parp_cli.models.speech.config.build`, or one that contains it.
@@ -75,6 +78,8 @@ def prunable_parameters(
             its halves; front-end: convolutions of the waveform and the projection of their features; everything:
             all these and the positional convolution (of its normalised weight, the direction). A glob chooses among
             all linear and convolutional modules, so among WavLM's gates of attention too.
+        norms: whether the front end's norms are prunable too, whatever `biases` says: a channel that is pruned whole
+            has its entries of them.
 
     Returns:
         The parameters themselves by their state-dict names, from the waveform to the last Transformer layer; the
@@ -83,13 +88,18 @@ def prunable_parameters(
     Raises:
         UsageError: the scope matches nothing.
     """
+    from torch import nn
+
     parts = _SCOPES.get(scope)
     names: list[str] = []
     found: dict[str, nn.Parameter] = {}
     for part, prefix, module in _parts(model):
         for own_name, parameter in module.named_parameters():
             # original0 is the length of a normalised weight; pruning it would remove kernel positions as a whole.
-            if own_name.endswith("original0") or (own_name.endswith("bias") and not biases):
+            is_norm = isinstance(module, nn.LayerNorm | nn.GroupNorm)
+            if own_name.endswith("original0") or (own_name.endswith("bias") and not (biases or is_norm)):
+                continue
+            if is_norm and not norms:
                 continue
             name = f"{prefix}.{own_name}"
             names.append(name)
@@ -101,7 +111,8 @@ def prunable_parameters(
 
 
 def _parts(model: nn.Module) -> Iterator[tuple[str, str, nn.Module]]:
-    """The linear and convolutional modules below the head: each one's part of the network, its name, and itself."""
+    """The linear and convolutional modules below the head, and the front end's norms: each one's part of the network,
+    its name, and itself."""
     from torch import nn
 
     from parp_cli.models.speech import encoder, wavlm
@@ -125,7 +136,8 @@ def _parts(model: nn.Module) -> Iterator[tuple[str, str, nn.Module]]:
             case _:
                 continue
         for child_name, child in module.named_modules():
-            if isinstance(child, nn.Linear | nn.Conv1d):
+            of_channels = part == "front-end" and isinstance(child, nn.LayerNorm | nn.GroupNorm)
+            if of_channels or isinstance(child, nn.Linear | nn.Conv1d):
                 yield part, f"{name}.{child_name}", child
 
 
@@ -165,10 +177,11 @@ def layers_of(names: Iterable[str]) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Structure:
-    """The attention heads, or the feed-forward units, of a layer: weights that can be removed together.
+    """The attention heads or the feed-forward units of a layer, or the channels of a convolution of the feature
+    encoder: weights that can be removed together.
 
     Attributes:
-        layer: from 0.
+        layer: from 0; of the feature encoder for channels.
         count: how many of them there are.
         parts: for each parameter the dimension that they lie along, and how often all follow one another there. The
             biases of the last projections belong to none.
@@ -178,6 +191,55 @@ class Structure:
     layer: int
     count: int
     parts: Mapping[str, tuple[int, int]]
+
+    @property
+    def least(self) -> int:
+        """How many stay whatever is pruned: without any channel nothing of the sound would get through."""
+        return int(self.kind == "channels")
+
+    @property
+    def ranked(self) -> Sequence[str]:
+        """The parts whose magnitudes a group is ranked by: all, but of channels the kernels alone, as of filters in Li
+        et al. 2017. What leads out of a channel is partly zero where those that it leads to are pruned."""
+        return list(self.parts)[: 1 if self.kind == "channels" else None]
+
+    @property
+    def closing(self) -> Sequence[str]:
+        """The parts that have to be zero for a group to have no effect. With the others it may come back.
+
+        Of heads and units what leads out of them. Of channels what leads into them, since norms count them; of the last
+        ones, which a norm follows, what leads out too.
+        """
+        if self.kind != "channels":
+            return [name for name, (dimension, _) in self.parts.items() if dimension == 1]
+        return [
+            name
+            for name, (dimension, _) in self.parts.items()
+            if (is_feature_encoder(name) and dimension == 0) or name == _PROJECTION
+        ]
+
+
+def channels_of(names: Iterable[str], counts: Sequence[int], *, bias: bool, norms: Sequence[bool]) -> list[Structure]:
+    """The channels of each convolution of the feature encoder, where all of their weights are among the names.
+
+    Args:
+        names: of prunable parameters.
+        counts: channels of each convolution.
+        bias: whether convolutions have biases.
+        norms: for each convolution whether a norm follows it.
+    """
+    known, found = set(names), []
+    for layer, count in enumerate(counts):
+        own = ["conv.weight", *(["conv.bias"] if bias else [])]
+        own += ["layer_norm.weight", "layer_norm.bias"] if norms[layer] else []
+        parts = {f"{_CONVOLUTIONS}.{layer}.{name}": (0, 1) for name in own}
+        if layer + 1 < len(counts):
+            parts[f"{_CONVOLUTIONS}.{layer + 1}.conv.weight"] = (1, 1)
+        else:
+            parts |= {_PROJECTION: (1, 1), f"{_PROJECTION_NORM}.weight": (0, 1), f"{_PROJECTION_NORM}.bias": (0, 1)}
+        if known >= set(parts):
+            found.append(Structure("channels", layer, count, parts))
+    return found
 
 
 def structures_of(names: Iterable[str], sizes_of_layer: Callable[[int], tuple[int, int, int]]) -> list[Structure]:

@@ -1,13 +1,15 @@
-"""Remove from an encoder what its masks have emptied: attention heads, feed-forward units, and whole blocks of them.
+"""Remove from an encoder what its masks have emptied: attention heads, feed-forward units, whole blocks of them, and
+channels of the feature encoder.
 
 Its outputs stay, but for rounding. A group is empty where the columns that lead out of it are pruned, whatever comes
 in; or where what leads into it is (a head's values, a unit's row): then it gives a constant, made of its biases, which
-goes to the bias of the output.
+goes to the bias of the output. A channel is empty where all of it is pruned, what leads into it and out of it and its
+entries of norms; it was zero then, and norms go on to count it as such.
 
 G groups (heads or units) in a layer, D features.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -15,7 +17,7 @@ from torch import Tensor
 from torch.nn.functional import gelu
 
 from parp_cli.models.network import SMALL
-from parp_cli.models.speech.config import Architecture
+from parp_cli.models.speech.config import Architecture, ConvLayer
 from parp_cli.models.speech.prunable import Structure, kind_of
 
 _BLOCKS = {"heads": "attention.", "units": "feed_forward."}
@@ -31,7 +33,8 @@ class Small:
 
     Attributes:
         masks: of the weights that are left; empty where they prune nothing.
-        heads, units, blocks: how many there were and are; of blocks (attention, feed-forward) those with any of these.
+        heads, units, channels, blocks: how many there were and are; of blocks (attention, feed-forward) those with any
+            of the first two.
     """
 
     architecture: Architecture
@@ -39,18 +42,19 @@ class Small:
     masks: dict[str, Tensor]
     heads: tuple[int, int]
     units: tuple[int, int]
+    channels: tuple[int, int]
     blocks: tuple[int, int]
 
     @property
     def removed(self) -> bool:
         """Whether anything was."""
-        return self.heads[0] > self.heads[1] or self.units[0] > self.units[1]
+        return any(before > after for before, after in (self.heads, self.units, self.channels))
 
 
 def without_empty_groups(
     architecture: Architecture, weights: Mapping[str, Tensor], masks: Mapping[str, Tensor]
 ) -> Small:
-    """The encoder without the heads and units that its masks have emptied.
+    """The encoder without the heads, units and channels that its masks have emptied.
 
     Args:
         architecture: of the encoder.
@@ -59,8 +63,11 @@ def without_empty_groups(
     """
     weights, masks = dict(weights), dict(masks)
     kept: dict[str, list[tuple[int, ...]]] = {kind: [()] * architecture.layers for kind in _BLOCKS}
-    for structure in architecture.structures_of(weights):
-        kept[structure.kind][structure.layer] = _cut(structure, weights, masks)
+    structures = architecture.structures_of(weights)
+    conv_layers = _cut_channels(architecture, [one for one in structures if one.kind == "channels"], weights, masks)
+    for structure in structures:
+        if structure.kind in _BLOCKS:
+            kept[structure.kind][structure.layer] = _cut(structure, weights, masks)
     heads, units = (tuple(map(len, kept[kind])) for kind in ("heads", "units"))
     sizes = [architecture.sizes_of_layer(index) for index in range(architecture.layers)]
     numbers = None
@@ -71,6 +78,8 @@ def without_empty_groups(
     made = replace(
         architecture,
         name=architecture.name.removesuffix(SMALL) + SMALL,
+        conv_layers=conv_layers,
+        conv_norm_channels=architecture.norm_channels,
         heads=heads,
         head_size=sizes[0][1],
         kept_heads=numbers,
@@ -82,8 +91,32 @@ def without_empty_groups(
         masks={} if all(bool(mask.all()) for mask in masks.values()) else masks,
         heads=(sum(count for count, _, _ in sizes), sum(heads)),
         units=(sum(inner for _, _, inner in sizes), sum(units)),
+        channels=(sum(layer[0] for layer in architecture.conv_layers), sum(layer[0] for layer in conv_layers)),
         blocks=(sum(bool(n) for count, _, inner in sizes for n in (count, inner)), sum(map(bool, (*heads, *units)))),
     )
+
+
+def _cut_channels(
+    architecture: Architecture, structures: Sequence[Structure], weights: dict[str, Tensor], masks: dict[str, Tensor]
+) -> tuple[ConvLayer, ...]:
+    """Remove the empty channels from weights and masks, in place; the layers of the feature encoder that is left."""
+    layers = list(architecture.conv_layers)
+    left = {}
+    for structure in structures:
+        kept = torch.zeros(structure.count, dtype=torch.bool)
+        for name, (dimension, repeats) in structure.parts.items():
+            mask = masks.get(name, torch.ones_like(weights[name], dtype=torch.bool))
+            groups = _split(mask, dimension, repeats, structure.count, -1).movedim(dimension + 1, 0)
+            kept |= groups.flatten(1).any(1)
+        kept[0] |= not kept.any()
+        left[structure.layer] = kept.nonzero().flatten()
+        layers[structure.layer] = (len(left[structure.layer]), *layers[structure.layer][1:])
+    for structure in structures:
+        for tensors in (weights, masks):
+            for name, part in structure.parts.items():
+                if name in tensors:
+                    tensors[name] = _selected(tensors[name], part, structure.count, left[structure.layer])
+    return tuple(layers)
 
 
 def _cut(structure: Structure, weights: dict[str, Tensor], masks: dict[str, Tensor]) -> tuple[int, ...]:

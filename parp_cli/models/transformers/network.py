@@ -76,7 +76,10 @@ class TextNetwork(nn.Module):
     def is_head(self, name: str) -> bool:
         return self.architecture.is_head(name)
 
-    def prunable(self, scope: str = "transformer", *, biases: bool = True) -> dict[str, nn.Parameter]:
+    def prunable(
+        self, scope: str = "transformer", *, biases: bool = True, norms: bool = False
+    ) -> dict[str, nn.Parameter]:
+        del norms  # no structures
         return prunable_parameters(self, self.architecture, scope=scope, biases=biases)
 
     def forward(self, inputs: Mapping[str, Tensor], *, states: bool = False) -> Any:

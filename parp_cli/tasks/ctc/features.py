@@ -16,7 +16,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -230,9 +230,14 @@ class FrontEndFeatures(AbstractContextManager["FrontEndFeatures"]):
 def same_feature_encoder(one: "SpeechNetwork", other: "SpeechNetwork") -> bool:
     """Whether two networks have equal features."""
     ours, theirs = one.feature_extractor.state_dict(), other.feature_extractor.state_dict()
-    kinds = [(each.architecture.normalize_waveform, each.architecture.conv_layers) for each in (one, other)]
+    kinds = [(each.architecture.normalize_waveform, _layers(each.architecture)) for each in (one, other)]
     alike = kinds[0] == kinds[1] and ours.keys() == theirs.keys()
     return alike and all(torch.equal(ours[name].cpu(), theirs[name].cpu()) for name in ours)
+
+
+def _layers(architecture: Architecture) -> list[Any]:
+    """What of a feature encoder is not in its weights."""
+    return [architecture.conv_layers, architecture.conv_norm, architecture.norm_channels]
 
 
 class _Files:
@@ -283,7 +288,7 @@ class _Files:
         weights = self._model.feature_extractor.state_dict()
         settings = {
             "normalize_waveform": self._architecture.normalize_waveform,
-            "layers": [self._architecture.conv_layers, self._architecture.conv_norm],
+            "layers": _layers(self._architecture),
             "device": next(iter(weights.values())).device.type,
             "torch": torch.__version__,
             "weights": {name: [str(weight.dtype), list(weight.shape)] for name, weight in weights.items()},

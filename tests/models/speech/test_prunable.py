@@ -62,7 +62,7 @@ def test_exactly_projections_and_feed_forward_of_every_layer(name: str) -> None:
 @pytest.mark.parametrize("name", SMALL)
 def test_kinds_are_those_of_everything(name: str) -> None:
     model = build(SMALL[name], vocabulary_size=5)
-    found = prunable_parameters(model, scope="everything")
+    found = prunable_parameters(model, scope="everything", norms=True)
     assert [key for key in model.state_dict() if kind_of(key) != "other"] == list(found)
     assert {kind_of(key) for key in found} <= set(KINDS)
     assert layer_of("aux.weight") is layer_of("feature_extractor.conv_layers.3.conv.weight") is None
