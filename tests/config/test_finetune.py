@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from parp_cli.cli.quickstart import _SETTINGS, _UPDATES
 from parp_cli.config.classification import TextRecipe
 from parp_cli.config.finetune import Recipe
 from parp_cli.config.load import dump_yaml, load_recipe, recipe_from_dict, recipe_to_dict
@@ -39,6 +40,12 @@ def test_defaults_are_the_mini_recipes() -> None:
     assert load_recipe(None) == Recipe()
     assert dataclasses.replace(load_recipe(FOLDER / "mini" / "10min.yaml"), model=None) == Recipe()
     assert load_recipe(FOLDER / "mini" / "pretrain.yaml", kind=PretrainRecipe) == PretrainRecipe()
+
+
+def test_the_short_recipe_is_the_quickstarts() -> None:
+    shipped = load_recipe(FOLDER / "mini" / "best-short.yaml")
+    length = [f"training.updates={_UPDATES}", f"training.validate_every={_UPDATES}"]
+    assert shipped == load_recipe(None, ["model=mini", "pruning.sparsity=0.5", *_SETTINGS, *length])
 
 
 @pytest.mark.parametrize("name", ["mpi-10min", "dense-10min", "small-10min"])
