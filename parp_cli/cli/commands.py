@@ -148,24 +148,25 @@ _KINDS = {
     "sparse": "with the fastest kernels on this CPU",
     "mask": "without weights",
 }
-_RUNTIMES = {"hf": "transformers", "torchaudio": "torchaudio", "onnx": "onnxruntime"}
+_RUNTIMES = {"hf": "transformers", "torchaudio": "torchaudio", "onnx": "onnxruntime", "sherpa": "sherpa-onnx"}
 
 
 def export(
     to: Annotated[
-        Literal["hf", "torchaudio", "small", "onnx", "packed", "sparse", "mask"],
+        Literal["hf", "torchaudio", "small", "onnx", "sherpa", "packed", "sparse", "mask"],
         option(
             "--to",
             "A folder for transformers; a state dict; a checkpoint without what the mask emptied; a file for "
-            "onnxruntime (extra `onnx`); a checkpoint with only the weights that are kept; one that computes with each "
-            "matrix as is fastest on this CPU; the mask alone.",
+            "onnxruntime (extra `onnx`); a folder for sherpa-onnx (extra `sherpa`); a checkpoint with only the weights "
+            "that are kept; one that computes with each matrix as is fastest on this CPU; the mask alone.",
         ),
     ],
     checkpoint: options.Checkpoint = None,
     int8: Annotated[
         bool,
         option(
-            "--int8", "With onnx and sparse: matrix products of 8-bit integers, which most processors compute faster."
+            "--int8",
+            "With onnx, sherpa and sparse: matrix products of 8-bit integers, which most processors compute faster.",
         ),
     ] = False,
     values: Annotated[
@@ -185,8 +186,8 @@ def export(
     pruning.pattern=structures, and --to small writes a checkpoint without them. --to packed leaves zeros out of the
     file. --to sparse measures each matrix dense and as compressed rows, which are faster from about 90 % sparsity on,
     and with --int8 in 8-bit integers. Every command takes small, packed and sparse checkpoints; eval and transcribe
-    take exported masks (--mask). Small, packed, sparse and onnx are compared with the checkpoint on speech before they
-    are written.
+    take exported masks (--mask). Small, packed, sparse, onnx and sherpa are compared with the checkpoint on speech
+    before they are written. sherpa-onnx (phones, browsers, a dozen languages) reads --to sherpa as omnilingual_asr_ctc.
 
     [bold]Examples:[/]
       parp export --to hf
@@ -194,6 +195,7 @@ def export(
       parp export --to packed --values int8
       parp export --to sparse --int8
       parp export parp-run/small.safetensors --to onnx --int8
+      parp export parp-run/small.safetensors --to sherpa --int8
     """
     from parp_cli.stages.export import export as stage
     from parp_cli.storage.run_folder import EXPORTS, checkpoint_or_newest

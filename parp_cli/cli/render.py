@@ -169,7 +169,8 @@ def export(output: Output, result: "ExportResult") -> None:
     )
     output.text(f"largest difference of a logit: {check.largest_difference:.1e}, on speech of {lengths} s; {speed}")
     if check.transcripts is not None:
-        output.text(f"transcripts changed: {check.transcripts_changed} of {check.transcripts}")
+        by = "" if check.transcribed_by is None else f", by {check.transcribed_by}"
+        output.text(f"transcripts changed: {check.transcripts_changed} of {check.transcripts}{by}")
 
 
 def _kernels(output: Output, kernels: Mapping[str, int]) -> None:

@@ -6,6 +6,7 @@ S samples, T frames, V tokens.
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -35,6 +36,8 @@ class Check:
             export.
         transcripts, transcripts_changed: how many were compared, and how many were others; None without a head, or
             where logits are to be equal.
+        transcribed_by: the program that made the export's transcripts, with its version; None for the one that its
+            logits come from.
     """
 
     seconds: tuple[float, ...]
@@ -42,6 +45,7 @@ class Check:
     real_time_factors: tuple[float, float]
     transcripts: int | None = None
     transcripts_changed: int | None = None
+    transcribed_by: str | None = None
 
 
 def network(
@@ -79,9 +83,9 @@ def compared(ours: Network, theirs: Network, speech: Sequence[Tensor], *, exact:
     expected, found = outputs
     if exact:
         expected, found = expected * 2, found + theirs(chosen)
-    counts: dict[str, int] = {}
+    counts: dict[str, Any] = {}
     if not exact and recognises:
-        texts = [[_labels(run([waveform])[0]) for waveform in speech] for run in (ours, theirs)]
+        texts = [[labels(run([waveform])[0]) for waveform in speech] for run in (ours, theirs)]
         changed = sum(a != b for a, b in zip(*texts, strict=True))
         counts = {"transcripts": len(speech), "transcripts_changed": changed}
     seconds = tuple(len(waveform) / SAMPLE_RATE for waveform in chosen)
@@ -106,6 +110,6 @@ def refuse_different(check: Check, source: str, *, exact: bool) -> None:
         )
 
 
-def _labels(logits: Tensor) -> list[int]:
+def labels(logits: Tensor) -> list[int]:
     """The greedy transcript, as label ids; the blank is 0."""
     return [label for label in torch.unique_consecutive(logits.argmax(-1)).tolist() if label]

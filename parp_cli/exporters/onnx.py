@@ -100,33 +100,57 @@ def export_onnx(
     Raises:
         UsageError: the model is larger than one ONNX file can be.
     """
+    model = folded(architecture, weights)
+    samples = round(_TRACED_SECONDS * SAMPLE_RATE)
+    example = (torch.zeros(2, samples), torch.tensor([samples, samples // 2]))
+    batch, length = torch.export.Dim("batch"), torch.export.Dim("samples")
+    made = traced(
+        _FromSound(model, architecture),
+        example,
+        inputs={"waveforms": {0: batch, 1: length}, "lengths": {0: batch}},
+        outputs=["logits", "frames"],
+    )
+    labels = {} if vocabulary is None else {"vocabulary": json.dumps(list(vocabulary), ensure_ascii=False)}
+    write(made, path, {**properties, **labels, "sample_rate": str(SAMPLE_RATE)})
+
+
+def folded(architecture: Architecture, weights: Mapping[str, Tensor]) -> SpeechNetwork:
+    """The network of these weights, its weight norm folded. Raises UsageError where it is larger than one file."""
     if (size := sum(weight.numel() for weight in weights.values()) * 4) > _MOST_BYTES:
         raise UsageError(
             f"{architecture.name} has {size / 1e9:.1f} GB of weights, and an ONNX file holds 2.1 GB",
             hint="remove structures first: pruning.pattern=structures and `parp export --to small`",
         )
-    model = build(architecture, vocabulary_size=None if vocabulary is None else len(vocabulary))
+    model = build(architecture, vocabulary_size=len(weights["aux.weight"]) if "aux.weight" in weights else None)
     model.load_state_dict(without(weights, [MASK_EMBEDDING]))
     nn.utils.parametrize.remove_parametrizations(model.encoder.transformer.pos_conv_embed.conv, "weight")
-    samples = round(_TRACED_SECONDS * SAMPLE_RATE)
-    example = (torch.zeros(2, samples), torch.tensor([samples, samples // 2]))
-    batch, length = torch.export.Dim("batch"), torch.export.Dim("samples")
+    return model
+
+
+def traced(
+    module: nn.Module, example: tuple[Tensor, ...], *, inputs: Mapping[str, Mapping[int, Any]], outputs: Sequence[str]
+) -> Any:
+    """The graph of a module, as onnx has it, without notes on where in the source its nodes are from.
+
+    Args:
+        inputs: by name, those of their dimensions that may be any.
+        outputs: their names.
+    """
     with _quietly(), torch.no_grad():
         program = torch.onnx.export(
-            _FromSound(model, architecture).eval(),
+            module.eval(),
             example,
             dynamo=True,
-            dynamic_shapes={"waveforms": {0: batch, 1: length}, "lengths": {0: batch}},
-            input_names=["waveforms", "lengths"],
-            output_names=["logits", "frames"],
+            dynamic_shapes=tuple(dict(free) for free in inputs.values()),
+            input_names=list(inputs),
+            output_names=list(outputs),
             verbose=False,
         )
     assert program is not None
     made = program.model_proto
-    for node in made.graph.node:  # the exporter's notes on where in the source each is from
+    for node in made.graph.node:
         del node.metadata_props[:]
-    labels = {} if vocabulary is None else {"vocabulary": json.dumps(list(vocabulary), ensure_ascii=False)}
-    _write(made, path, {**properties, **labels, "sample_rate": str(SAMPLE_RATE)})
+    return made
 
 
 def quantize(path: Path, out: Path) -> int:
@@ -141,27 +165,33 @@ def quantize(path: Path, out: Path) -> int:
     with _quietly():
         quantize_dynamic(path, out, op_types_to_quantize=["MatMul"], per_channel=True, weight_type=QuantType.QInt8)
     made, before = onnx.load(out), onnx.load(path, load_external_data=False)
-    _write(made, out, {prop.key: prop.value for prop in before.metadata_props})
+    write(made, out, {prop.key: prop.value for prop in before.metadata_props})
     return sum(node.op_type in _INTEGER_PRODUCTS for node in made.graph.node)
 
 
-def _write(model: Any, path: Path, properties: Mapping[str, str]) -> None:
+def write(model: Any, path: Path, properties: Mapping[str, str]) -> None:
+    """Write a model of onnx with these properties as its metadata."""
     import onnx
 
     onnx.helper.set_model_props(model, dict(properties))
     onnx.save_model(model, path)
 
 
+def session(path: Path) -> Any:
+    """An ONNX file in onnxruntime, on the CPU, with as many threads as torch has."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.log_severity_level = 3  # errors
+    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+
+
 class OnnxNetwork:
     """A file of `export_onnx` in onnxruntime, on the CPU, with as many threads as torch has."""
 
     def __init__(self, path: Path) -> None:
-        import onnxruntime
-
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = torch.get_num_threads()
-        options.log_severity_level = 3  # errors
-        self._session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        self._session = session(path)
 
     def __call__(self, waveforms: Sequence[Tensor]) -> list[Tensor]:
         """Logits (T, V) of each of the waveforms (S,), which are padded together."""

@@ -2,7 +2,7 @@
 
 import shutil
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -11,13 +11,24 @@ from typing import Literal
 from torch import Tensor
 
 from parp_cli.config.load import recipe_from_dict
-from parp_cli.data.labels import vocabulary_of
+from parp_cli.data.labels import Vocabulary, vocabulary_of
 from parp_cli.data.probe import some_speech
 from parp_cli.errors import CheckpointError, MaskError, UsageError
 from parp_cli.exporters.card import card, card_path, results_of, write_card
-from parp_cli.exporters.check import Check, compared, network, refuse_different
+from parp_cli.exporters.check import Check, Network, compared, labels, network, refuse_different
 from parp_cli.exporters.huggingface import export_huggingface
 from parp_cli.exporters.onnx import OnnxNetwork, export_onnx, quantize, require_onnx
+from parp_cli.exporters.sherpa import (
+    MODEL,
+    TOKENS,
+    SherpaNetwork,
+    Symbols,
+    export_sherpa,
+    same_text,
+    symbols_of,
+    transcribed,
+    write_tokens,
+)
 from parp_cli.exporters.small import export_small, shrink
 from parp_cli.exporters.text import export_text
 from parp_cli.exporters.torchaudio import export_torchaudio
@@ -33,8 +44,9 @@ from parp_cli.storage import checkpoint
 from parp_cli.storage.atomic import replacing, write_error
 from parp_cli.storage.checkpoint import Checkpoint, Metadata
 from parp_cli.storage.packed import Values
+from parp_cli.storage.run_folder import require_head
 
-Target = Literal["hf", "torchaudio", "small", "onnx", "packed", "sparse", "mask"]
+Target = Literal["hf", "torchaudio", "small", "onnx", "sherpa", "packed", "sparse", "mask"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +67,7 @@ class ExportResult:
     """What `parp export` wrote.
 
     Attributes:
-        size: bytes of the folder (hf) or file in all.
+        size: bytes of the folder (hf, sherpa) or file in all.
         zeros: pruned weights that are zero in it.
         before, after: the checkpoint and the export, of targets that were compared; None for others.
         check: how they compare.
@@ -92,12 +104,14 @@ def export(
     Args:
         to: "hf", a directory that transformers loads; "torchaudio", a state dict for its builders (both with a model
             card, which lists what `parp eval` measured in the checkpoint's folder); "small", a checkpoint without the
-            heads, units and channels that the mask has emptied; "onnx", a file for onnxruntime; "packed",
-            a checkpoint with only the weights that are kept; "sparse", such a one that also names the fastest way to
-            compute with each of its matrices on this CPU, which is measured; "mask", the mask alone. Small, onnx,
-            packed and sparse ones of speech are compared with the checkpoint before they are written.
+            heads, units and channels that the mask has emptied; "onnx", a file for onnxruntime; "sherpa", a folder for
+            sherpa-onnx; "packed", a checkpoint with only the weights that are kept; "sparse", such a one that also
+            names the fastest way to compute with each of its matrices on this CPU, which is measured; "mask", the mask
+            alone. Small, onnx, sherpa, packed and sparse ones of speech are compared with the checkpoint before they
+            are written.
         out: the directory or file to write.
-        int8: matrix products with 8-bit integers; for "onnx", and for "sparse", where they are the fastest.
+        int8: matrix products with 8-bit integers; for "onnx" and "sherpa", and for "sparse", where they are the
+            fastest.
         values: number type of the kept weights, by default float32; for "packed" alone.
 
     Raises:
@@ -106,11 +120,11 @@ def export(
         UsageError: an option does not go with the target, or the extra `onnx` is not installed.
         ResourceError: no space is left on the disk.
     """
-    if int8 and to not in ("onnx", "sparse"):
-        raise UsageError(f"--int8 goes with --to onnx or sparse, not with --to {to}")
+    if int8 and to not in ("onnx", "sherpa", "sparse"):
+        raise UsageError(f"--int8 goes with --to onnx, sherpa or sparse, not with --to {to}")
     if values is not None and to != "packed":
         raise UsageError(f"--values goes with --to packed, not with --to {to}")
-    if to == "onnx":
+    if to in ("onnx", "sherpa"):
         require_onnx()
     content = checkpoint.read(source)
     architecture, weights, task, *_ = encoder_of(content, source=str(source))
@@ -139,6 +153,8 @@ def export(
         return ExportResult(path=out, target=to, source=source, size=out.stat().st_size, zeros=zeros)
     if to == "small":
         return _small(source, architecture, weights, content.masks, content.metadata, out, notify)
+    if to == "sherpa":
+        return _sherpa(source, architecture, weights, content.metadata, out, zeros, int8, notify)
     if to == "onnx":
         return _onnx(source, architecture, weights, content.metadata, out, zeros, int8, notify)
     if architecture.kind == "text":
@@ -265,19 +281,12 @@ def _onnx(
     notify: Notify,
 ) -> ExportResult:
     ours, speech = network(architecture, weights), _speech(metadata, notify)
-    recognises, nodes = metadata.vocabulary is not None, None
-    properties = {**versions(), "source_sha256": checkpoint.file_hash(source)}
+    recognises = metadata.vocabulary is not None
     with TemporaryDirectory() as folder:
-        made = Path(folder) / "float32.onnx"
+        made = Path(folder) / "model.onnx"
         try:
-            export_onnx(architecture, weights, metadata.vocabulary, made, properties=properties)
-            check = compared(ours, OnnxNetwork(made), speech, exact=True, recognises=recognises)
-            refuse_different(check, str(source), exact=True)
-            if int8:
-                plain, made = made, Path(folder) / "int8.onnx"
-                nodes = quantize(plain, made)
-                check = compared(ours, OnnxNetwork(made), speech, exact=False, recognises=recognises)
-                refuse_different(check, str(source), exact=False)
+            export_onnx(architecture, weights, metadata.vocabulary, made, properties=_properties(source))
+            check, nodes = _checked(made, int8, ours, OnnxNetwork, speech, source, recognises=recognises)
         except OSError as error:
             raise write_error(made, error) from error
         with replacing(out) as temporary:
@@ -295,6 +304,98 @@ def _onnx(
         check=check,
         integer_products=nodes,
     )
+
+
+def _sherpa(
+    source: Path,
+    architecture: Architecture,
+    weights: Mapping[str, Tensor],
+    metadata: Metadata,
+    out: Path,
+    zeros: int,
+    int8: bool,
+    notify: Notify,
+) -> ExportResult:
+    require_head(source, metadata)
+    vocabulary = vocabulary_of(source, metadata.task)
+    symbols, speech = symbols_of(vocabulary, source=str(source)), _speech(metadata, notify)
+    ours = network(architecture, weights)
+    with TemporaryDirectory() as folder:
+        made = Path(folder) / MODEL
+        try:
+            export_sherpa(architecture, weights, symbols, made, properties=_properties(source))
+            write_tokens(symbols, made.with_name(TOKENS))
+            check, nodes = _checked(
+                made,
+                int8,
+                lambda waveforms: [symbols.logits(row) for row in ours(waveforms)],
+                SherpaNetwork,
+                speech,
+                source,
+                recognises=False,
+            )
+            check = _transcribed(check, Path(folder), symbols, ours, vocabulary, speech)
+        except OSError as error:
+            raise write_error(made, error) from error
+        if check.transcripts_changed and not int8:
+            raise CheckpointError(
+                f"{check.transcribed_by} makes other transcripts of {check.transcripts_changed} of "
+                f"{check.transcripts} utterances than {source}: nothing is written",
+                hint="please report this, with the versions that `parp inspect` names",
+            )
+        write_tokens(symbols, out / TOKENS)
+        with replacing(out / MODEL) as temporary:
+            shutil.copyfile(made, temporary)
+    before = _size(architecture, weights, source)
+    size = sum((out / name).stat().st_size for name in (MODEL, TOKENS))
+    return ExportResult(
+        path=out,
+        target="sherpa",
+        source=source,
+        size=size,
+        zeros=zeros,
+        before=before,
+        after=replace(before, bytes=size),
+        check=check,
+        integer_products=nodes,
+    )
+
+
+def _transcribed(
+    check: Check, folder: Path, symbols: Symbols, ours: Network, vocabulary: Vocabulary, speech: Sequence[Tensor]
+) -> Check:
+    """The check with how many greedy transcripts are other ones."""
+    texts, program = transcribed(folder, symbols, speech)
+    expected = [vocabulary.decode(labels(ours([waveform])[0])) for waveform in speech]
+    changed = sum(not same_text(*pair) for pair in zip(expected, texts, strict=True))
+    return replace(check, transcripts=len(texts), transcripts_changed=changed, transcribed_by=program)
+
+
+def _checked(
+    made: Path,
+    int8: bool,
+    ours: Network,
+    opened: Callable[[Path], Network],
+    speech: Sequence[Tensor],
+    source: Path,
+    *,
+    recognises: bool,
+) -> tuple[Check, int | None]:
+    """How an ONNX file compares with the checkpoint; and with `int8` how the one compares that takes its place, and of
+    how many products it is. Raises CheckpointError where either failed."""
+    check, nodes = compared(ours, opened(made), speech, exact=True, recognises=recognises), None
+    refuse_different(check, str(source), exact=True)
+    if int8:
+        plain = made.rename(made.with_suffix(".float32"))
+        nodes = quantize(plain, made)
+        check = compared(ours, opened(made), speech, exact=False, recognises=recognises)
+        refuse_different(check, str(source), exact=False)
+    return check, nodes
+
+
+def _properties(source: Path) -> dict[str, str]:
+    """What an ONNX file says of where it is from."""
+    return {**versions(), "source_sha256": checkpoint.file_hash(source)}
 
 
 def _size(architecture: Architecture, weights: Mapping[str, Tensor], path: Path) -> Size:

@@ -44,6 +44,8 @@ EXPORTS = {
     "sparse-int8": "sparse-int8.safetensors",
     "onnx": "model.onnx",
     "onnx-int8": "model-int8.onnx",
+    "sherpa": "export-sherpa",
+    "sherpa-int8": "export-sherpa-int8",
 }
 """What `parp export` writes, by target."""
 

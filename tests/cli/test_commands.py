@@ -295,6 +295,15 @@ def test_int8_of_a_small_checkpoint(parp: Any, world: World, tmp_path: Path) -> 
     assert "torchvision" not in shown.err
 
 
+@pytest.mark.skipif(importlib.util.find_spec("onnxruntime") is None, reason="the extra `onnx`")
+def test_a_folder_for_sherpa_onnx(parp: Any, run_folder: Path) -> None:
+    shown = parp("export", "--to", "sherpa", "--run", run_folder)
+    assert shown.code == 0, shown.err
+    for part in ("for sherpa-onnx", "seconds per second of speech", "transcripts changed: 0 of 3, by "):
+        assert part in shown.out
+    assert f"wrote {run_folder / 'export-sherpa'}" in shown.out
+
+
 def test_a_sparse_checkpoint_and_whether_it_gains(
     parp: Any, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
