@@ -96,6 +96,13 @@ def finetune(output: Output, result: "FinetuneResult") -> None:
         revived = sum(repruning.revived for repruning in result.reprunings)
         times = "once" if len(result.reprunings) == 1 else f"{len(result.reprunings)} times"
         output.text(f"re-pruned {times}, {revived:,} weights revived in all")
+        if not revived:
+            interval = f"{result.plan.repruning_interval:,} updates"
+            output.text(
+                f"the first mask decided: in {interval} no pruned weight outgrew a kept one; a longer pruning.interval "
+                "or a higher training.learning_rate may let some come back, or take a better first mask "
+                "(pruning.initial=omp)"
+            )
     output.text(*(f"left out {line}" for line in first_few(result.skipped)))
     if result.skipped_updates:
         many = "an update was" if result.skipped_updates == 1 else f"{result.skipped_updates:,} updates were"
