@@ -18,7 +18,7 @@ from tests.tiny import World
 
 SMOKE = Path(__file__).parents[2] / "recipes" / "mini" / "smoke.yaml"
 COMMANDS = (
-    *("mask", "finetune", "reprune", "eval", "export"),
+    *("mask", "finetune", "reprune", "eval", "export", "shrink"),
     *("inspect", "compare", "sweep", "pretrain", "quickstart"),
 )
 
@@ -281,8 +281,14 @@ def test_a_small_checkpoint_and_what_it_saves(parp: Any, world: World, tmp_path:
         "times as fast",
     ):
         assert part in shown.out
-    assert f"wrote {tmp_path / 'small.safetensors'}" in shown.out
-    result = json.loads(parp("export", tmp_path / "mask.safetensors", "--to", "small", "--json").out)
+    small = tmp_path / "small.safetensors"
+    assert f"wrote {small}" in shown.out
+    other = tmp_path / "other.safetensors"
+    assert parp("shrink", tmp_path / "mask.safetensors", "--out", other, "--quiet").code == 0
+    assert other.read_bytes() == small.read_bytes()
+    other.unlink()
+    result = json.loads(parp("shrink", tmp_path / "mask.safetensors", "--run", tmp_path, "--json").out)
+    assert result["path"] == str(small)
     assert result["after"]["parameters"] < result["before"]["parameters"]
     again = parp("export", "--to", "hf", "--run", tmp_path)
     assert again.code == 4
