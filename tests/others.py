@@ -131,6 +131,16 @@ def kaldi(folder: Path) -> Corpus:
     return Corpus(folder / "data", NAMES)
 
 
+def recordings(folder: Path) -> Corpus:
+    """A folder for each split, with a text beside each recording."""
+    made = _spoken(lambda split, n, _: folder / "own" / split / f"{n}.{'WAV' if n else 'flac'}")
+    for rows in made.values():
+        for path, text in rows:
+            path.with_suffix(".txt").write_text(f"{text}\n")
+    (folder / "own" / "notes.txt").write_text("recorded in May\n")
+    return Corpus(folder / "own", NAMES)
+
+
 CORPORA: dict[str, Callable[[Path], Corpus]] = {
     "common_voice": common_voice,
     "common_voice_archive": common_voice_archive,
@@ -139,4 +149,5 @@ CORPORA: dict[str, Callable[[Path], Corpus]] = {
     "nemo": nemo,
     "audiofolder": audiofolder,
     "kaldi": kaldi,
+    "recordings": recordings,
 }

@@ -94,6 +94,9 @@ class Data(Section):
     """Letters of a new head: english is A to Z and the apostrophe, found is all letters of the training transcripts.
     Ignored for phones."""
 
+    strip_punctuation: bool = False
+    """Whether transcripts lose their punctuation and symbols, except apostrophes inside words. Ignored for phones."""
+
     strip_stress: bool = True
     """Whether phones lose their stress: AH0 becomes AH, and ˈa becomes a. Ignored for letters."""
 

@@ -191,7 +191,10 @@ def _remedy(problem: Problem, alphabet: str) -> str:
     if problem.kind != "outside vocabulary":
         return _REMEDIES[problem.kind]
     if alphabet == "english" and problem.what.startswith("letters"):
-        return "take the letters of the transcripts with --set data.alphabet=found; write numbers and signs as words"
+        return (
+            "take the letters of the transcripts with --set data.alphabet=found, without punctuation with "
+            "--set data.strip_punctuation=true; write numbers and signs as words"
+        )
     return "no training transcript has them: correct these, or add utterances that have them to the training split"
 
 

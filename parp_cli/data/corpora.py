@@ -19,6 +19,7 @@ from parp_cli.data.librispeech import (
     load_librispeech,
 )
 from parp_cli.data.manifest import read_manifest
+from parp_cli.data.text import without_punctuation
 from parp_cli.data.utterances import Utterance
 from parp_cli.errors import DataError, first_few
 from parp_cli.runtime.progress import Notify, Progress
@@ -31,7 +32,7 @@ def load(data: Data, split: str, notify: Notify, *, lenient: bool = False) -> li
     """One split of a recipe's corpus, as `load_split`; the same for every seed, so that runs can be compared.
 
     Only utterances in the recipe's languages; with phones from espeak-ng where these are the labels, and only a text is
-    there.
+    there; for letters without punctuation, if the recipe says so.
     """
     utterances = load_split(
         data.corpus,
@@ -54,6 +55,8 @@ def load(data: Data, split: str, notify: Notify, *, lenient: bool = False) -> li
         own = data.language[0] if data.language is not None and len(data.language) == 1 else None
         notify(Progress(f"making phones of {split}", 0, len(utterances)))
         return _with_phones(utterances, own)
+    if data.strip_punctuation:
+        utterances = [replace(each, text=without_punctuation(each.text or "") or None) for each in utterances]
     return utterances
 
 

@@ -279,7 +279,8 @@ def phones_vocabulary(utterances: Iterable[Utterance], *, strip: Collection[Mark
     there = {without(phone, strip) for phone in marked} - {""}
     phones = sorted({ipa(phone) if ipa(phone) in there else phone for phone in there})
     if not phones:
-        raise DataError("no phones to build a vocabulary from", hint="the training utterances have none: use letters")
+        hint = "name the language of the texts, such as --set data.language=sw, and espeak-ng makes phones of them"
+        raise DataError("no phones to build a vocabulary from: no training utterance has any", hint=hint)
     return Vocabulary((BLANK, *phones), "phones")
 
 

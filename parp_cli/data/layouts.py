@@ -8,6 +8,7 @@
     audiofolder     metadata.csv or metadata.jsonl, in a folder for each split or for all
     Kaldi           wav.scp, text, utt2spk, in a folder for each split
     MLS             transcripts.txt beside audio/, in a folder for each split; train/limited_supervision/
+    recordings      hello.wav beside hello.txt, which holds what is said, in a folder for each split
 
 Each file is a split, unless it has a column of splits.
 """
@@ -88,7 +89,8 @@ def listings(path: Path) -> list[Listing]:
         some = [folder for folder in folders if len(folder.relative_to(path).parts) == depth]
         if found := [listing for folder in some for listing in _folder(folder)]:
             return found
-    raise DataError(f"no corpus in folder {path}", hint="it has no manifest, transcripts.txt, wav.scp or metadata.csv")
+    hint = "it has no manifest, transcripts.txt, wav.scp or metadata.csv, and no audio file with a .txt of its name"
+    raise DataError(f"no corpus in folder {path}", hint=hint)
 
 
 def _folder(folder: Path) -> list[Listing]:
@@ -102,7 +104,25 @@ def _folder(folder: Path) -> list[Listing]:
         if (folder / name).is_file():
             return [_file(folder / name, split=folder.name)]
     files = sorted(path for path in folder.iterdir() if path.suffix in (".tsv", ".csv", ".json", ".jsonl"))
-    return [_file(path, split=_split_of(path)) for path in files if _columns(path) & {*COLUMNS["audio"]}]
+    tables = [_file(path, split=_split_of(path)) for path in files if _columns(path) & {*COLUMNS["audio"]}]
+    return tables or _pairs(folder)
+
+
+def _pairs(folder: Path) -> list[Listing]:
+    """Recordings, some of which have a text file of the same name beside them; the others have no text."""
+    there = {path.stem for path in folder.glob("*.txt")}
+    audio = sorted(path for path in folder.iterdir() if path.suffix.lower() in AUDIO_SUFFIXES) if there else []
+    if not any(path.stem in there for path in audio):
+        return []
+
+    def rows() -> Rows:
+        texts = {path: path.with_suffix(".txt") for path in audio}
+        return [
+            (path.name, {"audio": path.name, **({"text": _text(text)} if text.is_file() else {})})
+            for path, text in texts.items()
+        ]
+
+    return [Listing(path=folder, split=folder.name, folders=(folder,), read=rows)]
 
 
 def _split_of(path: Path) -> str:

@@ -57,9 +57,9 @@ def read_manifest(path: Path, *, split: str | None = None, lenient: bool = False
         raise DataError(f"manifest {path} lists no utterances", hint="add a line for each audio file")
     if not utterances:
         details = ["splits there: " + ", ".join(sorted(there))]
-        hint = "name one of these"
+        hint = "name one of these: data.train, data.valid and data.test, or --split"
         if len(found) == 1 and found[0].split is not None:
-            hint = "without a column of splits a file is one split; name the folder that has a file for each"
+            hint = "without a column of splits a file or a folder is one split: name the folder that has one for each"
         raise DataError(f"no split {split} in manifest {path}", details=details, hint=hint)
     return utterances
 

@@ -10,6 +10,7 @@ from parp_cli.errors import DataError
 Case = Literal["upper", "lower"]
 
 _MARKS = ("<s>", "</s>")
+_APOSTROPHE = re.compile("[‘’]")
 _FINAL_SIGMA = re.compile(r"(?<=\w)Σ(?!\w)")
 
 
@@ -30,6 +31,20 @@ def normalize_text(text: str) -> str:
     """Unicode's NFC with single spaces, without byte order mark and without the marks of sentences, <s> and </s>;
     everything else, such as case, is kept."""
     return " ".join(word for sentence in without_marks(text) for word in sentence)
+
+
+def without_punctuation(text: str) -> str:
+    """A text (NFC) without Unicode's punctuation and symbols, which nobody speaks, except apostrophes inside words.
+
+    "What's this? A half-open door." is "What's this A half open door"; ’ becomes an apostrophe.
+    """
+    text = _APOSTROPHE.sub("'", text)
+    is_letter = [False, *(unicodedata.category(character)[0] in "LM" for character in text), False]
+    spoken = [
+        character if unicodedata.category(character)[0] not in "PS" or (character == "'" and before and after) else " "
+        for before, character, after in zip(is_letter, text, is_letter[2:], strict=False)
+    ]
+    return " ".join("".join(spoken).split())
 
 
 def without_marks(text: str) -> list[list[str]]:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from tests.others import common_voice, recordings
 from tests.tiny import TEXTS, TRAINING, World, write_speech
 
 RECIPES = Path(__file__).parents[2] / "recipes"
@@ -44,12 +45,44 @@ def test_librispeech(parp: Any, world: World, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("name", "rate"), [("letters", "WER"), ("phones", "PER")])
 def test_manifest(parp: Any, world: World, name: str, rate: str) -> None:
-    settings = sets(f"model={world.encoder}", f"data.manifest={world.manifest}", *TRAINING)
+    settings = sets(f"model={world.encoder}", f"data.manifest={world.manifest}", "data.valid=valid", *TRAINING)
     answer = parp("finetune", RECIPES / "manifest" / f"{name}.yaml", *settings)
     assert answer.code == 0, answer.err
     judged = parp("eval", "--split", "test")
     assert judged.code == 0, judged.err
     assert rate in judged.out
+
+
+@pytest.mark.parametrize(("name", "rate"), [("letters", "WER"), ("phones", "PER")])
+def test_from_a_folder_of_recordings_to_a_transcript(
+    parp: Any, world: World, tmp_path: Path, name: str, rate: str
+) -> None:
+    """As the recipes' README has it, from audio and text alone."""
+    pytest.importorskip("espeakng_loader", reason="espeak-ng comes with the extra demo")
+    folder = recordings(tmp_path / "recordings").path
+    for text in folder.glob("*/*.txt"):
+        text.write_text(text.read_text().strip() + " (a!), \u201cb\u201d?\n")
+    settings = sets(f"model={world.encoder}", f"data.manifest={folder}", "data.language=nl", *TRAINING)
+    answer = parp("finetune", RECIPES / "manifest" / f"{name}.yaml", *settings)
+    assert answer.code == 0, answer.err
+    judged = parp("eval", "--split", "test")
+    assert judged.code == 0, judged.err
+    assert rate in judged.out
+    written = parp("transcribe", folder / "test" / "0.flac")
+    assert written.code == 0, written.err
+    assert not set(written.out) & set(",?")
+
+
+@pytest.mark.parametrize("name", ["xlsr-53", "xlsr-53-joint"])
+def test_languages_of_common_voice(parp: Any, world: World, tmp_path: Path, name: str) -> None:
+    pytest.importorskip("espeakng_loader", reason="espeak-ng comes with the extra demo")
+    release = common_voice(tmp_path).path.parent
+    settings = sets(f"model={world.encoder}", f"data.manifest={release}", "data.language=[ky, tt]", *TRAINING)
+    answer = parp("finetune", RECIPES / "languages" / f"{name}.yaml", *settings)
+    assert answer.code == 0, answer.err
+    judged = parp("eval", "--split", "test")
+    assert judged.code == 0, judged.err
+    assert "PER" in judged.out
 
 
 def test_pretrain(parp: Any, world: World) -> None:

@@ -7,7 +7,7 @@ from parp_cli.data import layouts
 from parp_cli.data.corpora import load_split
 from parp_cli.data.manifest import read_manifest
 from parp_cli.errors import DataError
-from tests.others import CORPORA, common_voice, common_voice_archive, fleurs, kaldi, mls, nemo
+from tests.others import CORPORA, common_voice, common_voice_archive, fleurs, kaldi, mls, nemo, recordings
 from tests.tiny import TEXTS
 
 SPEAKERS = {"common_voice": "c1", "common_voice_archive": "c1", "mls": "17", "kaldi": "s1"}
@@ -40,7 +40,7 @@ def test_a_file_of_a_corpus_is_a_split(tmp_path):
     assert len(read_manifest(corpus.path, split="validated")) == len(TEXTS["train"]) + len(TEXTS["valid"])
     with pytest.raises(DataError, match="no split valid") as caught:
         read_manifest(corpus.path / "dev.tsv", split="valid")
-    assert "a file for each" in (caught.value.hint or "")
+    assert "one for each" in (caught.value.hint or "")
     # A release with several languages, or one: the folder above.
     assert len(read_manifest(corpus.path.parent, split="dev")) == len(TEXTS["valid"])
 
@@ -125,6 +125,27 @@ def test_our_own_columns_in_other_files(name, text, tmp_path, monkeypatch):
     (utterance,) = read_manifest(tmp_path / name, split="a")
     assert (utterance.text, utterance.audio) == ("AB, C", tmp_path / "wavs" / "dev-0.wav")
     assert utterance.id.endswith("wavs/dev-0")
+
+
+def test_a_recording_without_a_text(tmp_path):
+    path = recordings(tmp_path).path
+    (path / "dev" / "1.txt").unlink()
+    (path / "dev" / "0.txt").write_text("AB\n  C\n")
+    assert [utterance.text for utterance in read_manifest(path, split="dev")] == ["AB C", None, TEXTS["valid"][2]]
+    (path / "dev" / "2.txt").write_bytes(b"\xff")
+    with pytest.raises(DataError, match="not UTF-8"):
+        read_manifest(path, split="dev")
+    for text in (path / "dev").glob("*.txt"):
+        text.rename(text.with_suffix(".lab"))
+    with pytest.raises(DataError, match="no corpus"):
+        read_manifest(path / "dev")
+
+
+def test_a_folder_of_recordings_is_one_split(tmp_path):
+    with pytest.raises(DataError, match="no split train") as caught:
+        read_manifest(recordings(tmp_path).path / "dev", split="train")
+    assert caught.value.details == ("splits there: dev",)
+    assert "one for each" in (caught.value.hint or "")
 
 
 def test_an_array_that_is_not_one(tmp_path):

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from parp_cli.data.labels import BLANK, BOUNDARY, Vocabulary, letters_vocabulary, visible
-from parp_cli.data.text import Case, fold, in_case, normalize_text
+from parp_cli.data.text import Case, fold, in_case, normalize_text, without_punctuation
 from parp_cli.data.utterances import Utterance
 from parp_cli.scoring.metrics import character_errors, word_errors
 
@@ -35,6 +35,28 @@ texts = st.one_of(*(st.text([*script, " "], min_size=1) for script in SCRIPTS), 
 
 def test_text_keeps_its_case_and_has_single_spaces() -> None:
     assert normalize_text("\ufeff  it's\ta  \n Test ") == "it's a Test"
+
+
+@pytest.mark.parametrize(
+    ("text", "spoken"),
+    [
+        ("Hé, wat ’n (half-open) deur!", "Hé wat n half open deur"),
+        ("“L’eau”… it's 'quoted' dogs' — z'n", "L'eau it's quoted dogs z'n"),
+        ("किताब। 你好，世界？", "किताब 你好 世界"),
+        ("a_b 3.5 €", "a b 3 5"),
+        ("?!", ""),
+    ],
+)
+def test_signs_are_not_spoken(text: str, spoken: str) -> None:
+    assert without_punctuation(normalize_text(text)) == spoken
+
+
+@given(texts)
+def test_letters_stay_without_punctuation(text: str) -> None:
+    spoken = without_punctuation(text)
+    letters = [each for each in text if unicodedata.category(each)[0] not in "PSZ"]
+    assert [each for each in spoken if each not in " '"] == letters
+    assert without_punctuation(spoken) == spoken == normalize_text(spoken)
 
 
 @given(texts, st.sampled_from(["NFC", "NFD"]))

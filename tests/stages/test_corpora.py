@@ -12,7 +12,7 @@ from parp_cli.stages.evaluate import evaluate
 from parp_cli.stages.finetune import finetune
 from parp_cli.storage import checkpoint
 from tests.others import CORPORA, Corpus, common_voice
-from tests.tiny import TEXTS, World
+from tests.tiny import TEXTS, World, write_manifest
 
 SHORT = ("training.updates=2", "training.validate_every=2", "pruning.interval=1")
 
@@ -82,6 +82,44 @@ def test_phones_of_ones_own_language(world: World, tmp_path: Path) -> None:
     task = checkpoint.read(again).metadata.task
     assert task is not None
     assert any("ˈ" in symbol for symbol in task["vocabulary"])
+
+
+@pytest.mark.parametrize(
+    ("strip", "vocabulary", "reference"),
+    [
+        ((), "m ɑ51 ɑː55 ˈɑ55", "m ˈɑ55 m ɑ51 m ɑː55"),
+        (("stress",), "m ɑ51 ɑ55 ɑː55", "m ɑ55 m ɑ51 m ɑː55"),
+        (("length",), "m ɑ51 ɑ55 ˈɑ55", "m ˈɑ55 m ɑ51 m ɑ55"),
+        (("tone",), "m ɑ ɑː ˈɑ", "m ˈɑ m ɑ m ɑː"),
+        (("stress", "length"), "m ɑ51 ɑ55", "m ɑ55 m ɑ51 m ɑ55"),
+        (("stress", "length", "tone"), "m ɑ", "m ɑ m ɑ m ɑ"),
+    ],
+)
+def test_error_rates_of_phones_with_and_without_their_marks(
+    strip: tuple[str, ...], vocabulary: str, reference: str, world: World, tmp_path: Path
+) -> None:
+    """Whatever stays of tones, stress and length tells phones apart, and PER is jiwer's over space-separated phones."""
+    phones = {"A": "m ˈɑ55", "B": "m ɑ51", "C": "m ɑː55"}
+    rows = [json.loads(line) for line in world.manifest.read_text().splitlines()]
+    for row in rows:
+        row["audio"] = str(world.folder / row["audio"])
+        row["phones"] = " ".join(phones.get(letter, "|") for letter in row["text"])
+    given = [f"data.strip_{mark}={str(mark in strip).lower()}" for mark in ("stress", "length", "tone")]
+    manifest = write_manifest(tmp_path / "manifest.jsonl", rows)
+    recipe = world.recipe(f"data.manifest={manifest}", "data.labels=phones", "training.updates=80", *given)
+    trained = finetune(recipe, run=tmp_path / "run").path
+    task = checkpoint.read(trained).metadata.task
+    assert task is not None
+    assert task["vocabulary"][1:] == vocabulary.split()
+    result = evaluate(trained, out=tmp_path / "eval.jsonl").as_it_is
+    written = [json.loads(line) for line in result.outputs.hypotheses.read_text().splitlines()]
+    references, hypotheses = [row["reference"] for row in written], [row["hypothesis"] for row in written]
+    assert references[0] == reference
+    assert any(hypotheses), "or nothing but deletions would be counted"
+    errors = result.errors("phones")
+    assert errors is not None
+    assert errors.rate == jiwer.wer(references, hypotheses)
+    assert errors.tokens == sum(len(each.split()) for each in references)
 
 
 def test_languages_that_a_corpus_does_not_have(world: World, tmp_path: Path) -> None:
