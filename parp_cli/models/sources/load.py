@@ -16,7 +16,7 @@ from torch import Tensor
 
 from parp_cli.errors import CheckpointError, MaskError, UsageError
 from parp_cli.models.recognizer import encoder_of
-from parp_cli.models.sources import fairseq, huggingface, published, torch_files, torch_prune
+from parp_cli.models.sources import fairseq, fairseq2, huggingface, published, torch_files, torch_prune
 from parp_cli.models.sources.names import (
     MASK_EMBEDDING,
     Encoder,
@@ -53,9 +53,9 @@ def load_encoder(source: str, *, architecture: str | None = None, notify: Notify
     Args:
         source: `mini` or `mini-text`; the name of another architecture, whose published weights torchaudio has;
             `random:NAME`, an architecture, or that of any other source, with random weights; a folder of Hugging Face
-            transformers; a name on the Hugging Face hub; a file of `torch.save` with torchaudio's state dict or
-            fairseq's checkpoint; a checkpoint of parp. A registered name goes before a file or folder of that
-            name (`./mini` is the folder).
+            transformers; a name on the Hugging Face hub; a file of `torch.save` with torchaudio's state dict, or
+            fairseq's or fairseq2's checkpoint; a checkpoint of parp. A registered name goes before a file or folder of
+            that name (`./mini` is the folder).
         architecture: the name of the architecture, where a file does not tell or tells several of equal sizes.
         notify: is told of a download's progress, and of what could not be kept.
 
@@ -155,13 +155,15 @@ def _read_parp(path: Path) -> Encoder:
 
 def _read_torch(path: Path, named: Architecture | None) -> Encoder:
     content = torch_files.load(path)
+    state = torch_files.state_dict(content)
+    if state is not None and fairseq2.is_state(state):
+        return fairseq2.read(state, source=str(path))
     if fairseq.is_checkpoint(content):
         return fairseq.read(content, path, architecture=named)
-    state = torch_files.state_dict(content)
     if state is None:
         raise CheckpointError(
             f"{path} holds neither a state dict nor a fairseq checkpoint",
-            hint="parp reads state dicts, fairseq's .pt files and Hugging Face folders",
+            hint="parp reads state dicts, .pt files of fairseq and fairseq2, and Hugging Face folders",
         )
     if torch_prune.masks_alone(state, source=str(path)) is not None:
         raise CheckpointError(
