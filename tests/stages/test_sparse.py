@@ -111,7 +111,7 @@ def test_what_fails_leaves_nothing_behind(
 ) -> None:
     with pytest.raises(MaskError, match="has no mask"):
         export(world.encoder, to="sparse", out=tmp_path / "a")
-    with pytest.raises(UsageError, match="--int8 goes with --to onnx or sparse"):
+    with pytest.raises(UsageError, match="--int8 goes with --to onnx, sherpa or sparse"):
         export(trained, to="packed", int8=True, out=tmp_path / "a")
 
     def off(*given: Any) -> Any:
