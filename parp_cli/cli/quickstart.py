@@ -43,8 +43,9 @@ def quickstart(
     """Dense, fixed-mask and PARP fine-tuning of the bundled encoder on ten minutes of generated speech.
 
     Generates the corpus, gives each method the same updates, evaluates each on test-clean without and with a language
-    model of the ten minutes' own sentences, and prints one table. With --task classification the same on sentences,
-    by a small BERT.
+    model of the ten minutes' own sentences, and prints one table. Then half of the dense network's attention heads and
+    feed-forward units are pruned and removed, for a small and fast ONNX file to keep. With --task classification the
+    methods alone, on sentences, by a small BERT.
 
     [bold]Examples:[/]
       parp quickstart
@@ -57,6 +58,7 @@ def quickstart(
         quickstart_texts(output, run, _METHODS, sparsity=sparsity, updates=updates or UPDATES, seed=seed, device=device)
         return
 
+    from parp_cli.cli.quickstart_small import quickstart_small
     from parp_cli.config.load import load_recipe
     from parp_cli.decoding.choose import Decoding
     from parp_cli.decoding.lm import flashlight
@@ -103,7 +105,6 @@ def quickstart(
                 row |= _measured(evaluated, suffix)
                 compared[f"word{suffix}"] = [comparison.words for comparison in evaluated.report.comparisons]
             rows.append({**row, "sparsity": evaluated.sparsity, "size": tuned.path.stat().st_size})
-    seconds = time.monotonic() - began
     columns: dict[str, tuple[str, Callable[[Any], str]]] = {
         "method": ("method", str),
         "word": ("WER", percent),
@@ -120,10 +121,12 @@ def quickstart(
     )
     output.text("The 4-gram and its lexicon are of the training sentences. Is PARP any different from the others?")
     output.text(*compared["word"], "and with the 4-gram:", *compared["word_lm"])
+    kept = quickstart_small(output, run, rows[0], settings, updates=updates, device=where)
+    seconds = time.monotonic() - began
     files = ("checkpoint", "hypotheses", "hypotheses_lm")
-    written = (masked.path, lm.path, *(row[key] for row in rows for key in files))
+    written = (masked.path, lm.path, *(row[key] for row in rows for key in files), *(kept["written"] if kept else ()))
     output.text(f"all in {duration(seconds)}; wrote", *(f"  {path}" for path in written))
-    output.json({"rows": rows, "compared": compared, "mask": masked.path, "seconds": seconds})
+    output.json({"rows": rows, "compared": compared, "mask": masked.path, "small": kept, "seconds": seconds})
 
 
 def _measured(evaluated: "Evaluated", suffix: str) -> dict[str, Any]:

@@ -12,6 +12,9 @@ from typing import Any
 import pytest
 
 import parp_cli
+from parp_cli.cli.quickstart_small import quickstart_small
+from parp_cli.console import Output
+from parp_cli.exporters import onnx as onnx_exporter
 from parp_cli.models.speech.kernels import products
 from parp_cli.stages import export as exporting
 from tests.tiny import World
@@ -217,8 +220,29 @@ def test_quickstart(parp: Callable[..., Any], tmp_path: Path) -> None:
     assert again.code == 0, again.err
     assert json.loads(again.out)["rows"] == result["rows"]
     files = ("checkpoint", "hypotheses", "hypotheses_lm")
-    written = [result["mask"], *(row[key] for row in result["rows"] for key in files)]
+    small = result["small"]
+    assert [row["model"] for row in small["rows"]] == ["dense", "small", "small, ONNX int8"]
+    assert small["rows"][0]["size"] == result["rows"][0]["size"]
+    assert small["rows"][1]["parameters"] < 0.7 * small["rows"][0]["parameters"]
+    assert small["rows"][2]["size"] < 0.5 * small["rows"][1]["size"]
+    assert small["rows"][2]["size"] == (tmp_path / small["written"][-1]).stat().st_size
+    assert small["rows"][1]["word"] >= 0
+    assert small["transcripts_changed"] in range(small["transcripts"] + 1)
+    assert all(row["real_time_factor"] > 0 for row in small["rows"])
+    assert len(small["compared"]) == 1
+    written = [result["mask"], *(row[key] for row in result["rows"] for key in files), *small["written"]]
     assert all((tmp_path / path).is_file() for path in written)
+
+
+def test_the_quickstart_says_that_it_needs_onnx_for_a_small_model(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(onnx_exporter, "_PACKAGES", ("no_such_package",))
+    dense = {"checkpoint": tmp_path / "missing.safetensors"}
+    assert quickstart_small(Output(), tmp_path, dense, (), updates=6, device="cpu") is None
+    shown = capsys.readouterr().out
+    assert "no small model: exports to ONNX need the package no_such_package" in shown
+    assert "parp-cli[onnx]" in shown
 
 
 @pytest.mark.usefixtures("short_corpus")
