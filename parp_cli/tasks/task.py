@@ -152,7 +152,7 @@ class Objective(ABC, Generic[Item]):
     def forward(self, module: nn.Module, items: Sequence[Item]) -> None:
         """Pass items through the network as it is evaluated, one at a time, for hooks on its modules to see.
 
-        In float32, without gradients, dropout or masking; every process passes all items.
+        In the precision of validations, without gradients, dropout or masking; every process passes all items.
         """
         raise NotImplementedError("no method asks this task for it")
 

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from parp_cli.runtime.device import validation_precision
 from parp_cli.runtime.processes import World
 
 if TYPE_CHECKING:
@@ -24,14 +25,15 @@ def shard(objective: "Objective[Any]", world: World, device: torch.device, *, pr
 
     Processes then have to call the module equally often and in the same order. Compile and recompute layers before.
     The module has the same weights in all processes, and is on the CPU, since a device may not hold it whole; shards go
-    to this process's `device`, and weights are gathered in the `precision` that layers compute in.
+    to this process's `device`, and on CUDA weights are gathered in the `precision` that layers compute in: a CPU
+    validates in float32.
     """
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
     mesh = init_device_mesh(device.type, (world.world_size,))
     policy = MixedPrecisionPolicy()
-    if precision == "bfloat16":
+    if validation_precision(precision, device) == "bfloat16":
         policy = MixedPrecisionPolicy(torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=False)
     for layer in objective.layers:
         fully_shard(layer, mesh=mesh, mp_policy=policy)

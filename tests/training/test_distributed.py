@@ -32,9 +32,12 @@ def test_gradients_of_shards_are_exchanged_once_an_update() -> None:
     assert module.exchanged == [False, False, True]
 
 
-@pytest.mark.parametrize(("precision", "gathered"), [("float32", None), ("bfloat16", torch.bfloat16)])
+@pytest.mark.parametrize(
+    ("precision", "device", "gathered"),
+    [("float32", "cuda", None), ("bfloat16", "cuda", torch.bfloat16), ("bfloat16", "cpu", None)],
+)
 def test_weights_are_gathered_in_the_precision_that_computes(
-    monkeypatch: pytest.MonkeyPatch, precision: str, gathered: torch.dtype | None
+    monkeypatch: pytest.MonkeyPatch, precision: str, device: str, gathered: torch.dtype | None
 ) -> None:
     sharded: list[tuple[nn.Module, Any]] = []
     monkeypatch.setattr(torch.distributed.device_mesh, "init_device_mesh", lambda *_: None)
@@ -43,7 +46,7 @@ def test_weights_are_gathered_in_the_precision_that_computes(
     )
     layers = [nn.Linear(2, 2), nn.Linear(2, 2)]
     objective: Any = SimpleNamespace(module=nn.Sequential(*layers), layers=layers, unsharded=())
-    shard(objective, World(world_size=2), torch.device("cpu"), precision=precision)
+    shard(objective, World(world_size=2), torch.device(device), precision=precision)
     assert [module for module, _ in sharded] == [*layers, objective.module]
     assert {policy.param_dtype for _, policy in sharded} == {gathered}
     assert all(policy.reduce_dtype == (torch.float32 if gathered else None) for _, policy in sharded)

@@ -5,6 +5,7 @@ This file is also what the two processes run: `torchrun … test_processes.py FO
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -58,6 +59,7 @@ RUNS = {
     "one utterance": (*SHORT, *STILL, *CALM, "training.batch_seconds=1"),
     "all used": (*SHORT, *CALM, "training.layer_drop=0", "training.micro_batch_seconds=2"),
     "divided": (*RANDOM, *CALM, *SHORT, "training.micro_batch_seconds=2", "training.shard_weights=true"),
+    "divided, recomputed": (*RANDOM, *CALM, *SHORT, "training.checkpoint_activations=true", "training.shard_weights=true"),
     "divided rigl": (*SHORT, *CALM, "pruning.method=rigl", "training.shard_weights=true"),
     "divided wanda": (*SHORT, *CALM, "pruning.method=wanda", "training.shard_weights=true"),
     "divided movement": (*SHORT, *CALM, "pruning.method=movement", "training.shard_weights=true"),
@@ -68,6 +70,14 @@ RUNS = {
     "divided structures": (*SHORT, *CALM, "pruning.pattern=structures", "training.shard_weights=true"),
 }
 """By name, settings of runs that one process and two make."""
+
+BFLOAT16 = (*SHORT, "training.precision=bfloat16", "pruning.method=wanda", "training.shard_weights=true")
+"""Settings of a sharded run that is equal to one process's to rounding of bfloat16 alone."""
+
+COMPILED = (
+    *(*STILL, *CALM, "training.updates=3", "pruning.interval=2", "training.micro_batch_seconds=2"),
+    *("training.checkpoint_activations=true", "training.compile=true", "training.shard_weights=true"),
+)
 
 STOPPED = (*RANDOM, *CALM, "training.micro_batch_seconds=2", "training.updates=6", "training.shard_weights=true")
 AT = 3
@@ -172,6 +182,7 @@ def work(folder: Path) -> None:
                 "steps": len(steps),
                 "looks for unused": spy.looks,
             }
+        finetune(recipe_of(world, BFLOAT16), run=folder / "two" / "bfloat16", world=processes)
         stop(recipe_of(world, STOPPED), folder / "stopped by two", processes, signalled=processes.rank == 1)
         finetune(recipe_of(world, STOPPED), run=folder / "stopped by one", resume=True, world=processes)
 
@@ -192,6 +203,13 @@ def work(folder: Path) -> None:
                 lambda: finetune(recipe_of(world, SHORT), run=folder / "flipped", world=processes)
             )
         (folder / f"{processes.rank}.json").write_text(json.dumps(found))
+
+
+def compiled(folder: Path) -> None:
+    """What one of the processes does where layers are compiled."""
+    world = TinyWorld(folder, folder / "encoder.safetensors", folder / "manifest.jsonl")
+    with joined() as processes:
+        finetune(recipe_of(world, COMPILED), run=folder / "two" / "compiled", world=processes)
 
 
 def torchrun(*command: str, count: int = 2, timeout: float = 240) -> Any:
@@ -253,6 +271,16 @@ class TestTwo:
         finetune(recipe_of(world, RUNS[name]), run=alone)
         assert_same_run(world.folder / "two" / name, alone)
 
+    def test_sharded_in_bfloat16(self, world: TinyWorld, found: list[dict[str, Any]]) -> None:
+        alone = world.folder / "one" / "bfloat16"
+        finetune(recipe_of(world, BFLOAT16), run=alone)
+        losses, expected = (
+            [line["loss"] for line in events(run, "update")] for run in (world.folder / "two" / "bfloat16", alone)
+        )
+        assert losses == pytest.approx(expected, rel=0.02)
+        written = checkpoint.read(world.folder / "two" / "bfloat16" / "finetune.safetensors")
+        assert all(not written.weights[name][~mask].any() for name, mask in written.masks.items())
+
     def test_unused_parameters_are_looked_for_where_there_can_be_some(self, found: list[dict[str, Any]]) -> None:
         looks = {name: found[0][name]["looks for unused"] for name in RUNS}
         assert looks["everything random"] is looks["head first"] is looks["one forward pass"] is True
@@ -297,6 +325,16 @@ class TestTwo:
         assert len(events(world.folder / "flipped", "update")) == 2
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler")
+def test_compiled_recomputed_and_sharded_layers_train_as_one(world: TinyWorld) -> None:
+    ended = torchrun("--", __file__, str(world.folder), "compiled")
+    assert ended.returncode == 0, ended.stderr
+    plain = [setting for setting in COMPILED if "compile" not in setting and "checkpoint" not in setting]
+    finetune(recipe_of(world, tuple(plain)), run=world.folder / "one" / "compiled")
+    assert_same_run(world.folder / "two" / "compiled", world.folder / "one" / "compiled", rounding=1e-4)
+
+
 class TestExchange:
     def test_values(self, found: list[dict[str, Any]]) -> None:
         for seen in found:
@@ -337,5 +375,8 @@ def test_more_processes_than_devices(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 if __name__ == "__main__":
-    work(Path(sys.argv[1]))
+    if sys.argv[2:] == ["compiled"]:
+        compiled(Path(sys.argv[1]))
+    else:
+        work(Path(sys.argv[1]))
     os._exit(0)  # as the command line ends

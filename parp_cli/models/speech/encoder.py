@@ -195,6 +195,9 @@ class FeedForward(nn.Module):
             rows = torch.split(x.flatten(0, 1), _FRAMES_AT_ONCE)
             return torch.cat([self.forward(part[None]) for part in rows], 1).view(x.shape)
         kept = gelu(self.intermediate_dense(x))
+        if not on_cpu(x):  # a compiler does not follow `grad_fn`
+            output: Tensor = self.output_dropout(self.output_dense(self.intermediate_dropout(kept)))
+            return output
         before = kept.grad_fn
         kept = self.intermediate_dropout(kept)
         after = kept.grad_fn

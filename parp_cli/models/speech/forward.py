@@ -111,7 +111,7 @@ def recompute_layers(model: "SpeechNetwork") -> None:
     """Keep only each Transformer layer's input for the backward pass, and compute the layer again there.
 
     Inside the layer's own call, so that what is around it (FSDP2, which gathers its weights) happens once. To be called
-    before the layers are compiled.
+    after the layers are compiled: torch 2.11 fails to compile some recomputed layers with dropout.
     """
     for layer in model.encoder.transformer.layers:
         layer.forward = partial(recomputing, layer.forward)
@@ -144,4 +144,4 @@ def compile_layers(model: "SpeechNetwork", device: torch.device) -> None:
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, _COMPILED_VARIANTS)
     model.encoder.transformer.compiled = True
     for layer in model.encoder.transformer.layers:
-        layer.compile(dynamic=True)
+        layer.forward = torch.compile(layer.forward, dynamic=True)  # not what other code adds to the layer's call

@@ -88,7 +88,8 @@ class ClassificationObjective(Objective[TextItem]):
         was_training, device = self.network.training, next(self.network.parameters()).device
         self.network.eval()
         for item in items:
-            module(self.encoding.batch([item], device))
+            with autocast(validation_precision(self.precision, device), device):
+                module(self.encoding.batch([item], device))
         self.network.train(was_training)
 
     @torch.no_grad()

@@ -144,7 +144,9 @@ class CtcObjective(Objective[Utterance]):
         was_training = self.network.training
         self.network.eval()
         for utterance in items:
-            module(*pad(self.features([utterance])))
+            padded, lengths = pad(self.features([utterance]))
+            with autocast(validation_precision(self.precision, padded.device), padded.device):
+                module(padded, lengths)
         self.network.train(was_training)
 
     def prefetch(self, items: Sequence[Utterance]) -> None:

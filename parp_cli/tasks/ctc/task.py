@@ -181,10 +181,10 @@ class CtcTask(RecipeTask[Utterance]):
                 f"training.shard_weights does not go together with a front end that changes ({what})",
                 hint="drop training.shard_weights: then every process holds all weights",
             )
-        if training.checkpoint_activations:
-            recompute_layers(network)
         if training.compile:
             compile_layers(network, device)
+        if training.checkpoint_activations:
+            recompute_layers(network)
         augmentation = Augmentation(
             speed_change=training.speed_change,
             seed=self.recipe.seed,

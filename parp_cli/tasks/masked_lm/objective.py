@@ -159,7 +159,8 @@ class MaskedLmObjective(Objective[TextItem]):
         self.network.eval()
         for number, item in enumerate(items):
             hidden = self.hiding.hide([item], device, torch.Generator().manual_seed(number))
-            module(hidden.inputs, hidden.places)
+            with autocast(validation_precision(self.precision, device), device):
+                module(hidden.inputs, hidden.places)
         self.network.train(was_training)
 
     @torch.no_grad()
