@@ -11,7 +11,7 @@ import typer
 import typer.core
 
 import parp_cli
-from parp_cli.cli import commands, compare, evaluate, lm, mask, predict, quickstart, sweep, transcribe
+from parp_cli.cli import commands, compare, evaluate, lm, mask, predict, quickstart, reproduce, sweep, transcribe
 from parp_cli.cli.options import option
 from parp_cli.console import Output, discard, open_streams, show_error
 from parp_cli.errors import Interrupted, ParpError, ResourceError, UsageError
@@ -99,6 +99,7 @@ app.command()(commands.push)
 app.command()(commands.inspect)
 app.command()(compare.compare)
 app.command()(sweep.sweep)
+app.command()(reproduce.reproduce)
 app.command()(commands.pretrain)
 app.command()(quickstart.quickstart)
 

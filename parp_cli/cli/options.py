@@ -35,6 +35,22 @@ BatchSeconds = Annotated[
     float, option("--batch-seconds", "Maximum seconds of audio per forward pass.", min=1.0, default=True)
 ]
 Set = Annotated[list[str] | None, option("--set KEY=VALUE", "Override a recipe key; may be given again.")]
+Grid = Annotated[
+    list[str] | None,
+    option("--grid KEY=[VALUE, ...]", "Other values than the grid has for a key; may be given again."),
+]
+Workers = Annotated[
+    int | None,
+    option(
+        "--workers",
+        "Processes on this machine that run cells at the same time.",
+        min=1,
+        default="one per GPU; none on the CPU, where cells run one by one",
+    ),
+]
+Cluster = Annotated[
+    bool, option("--cluster", "Run cells on a Ray cluster; its machines all see the run folder (extra cluster).")
+]
 Corpus = Annotated[
     list[str] | None,
     option("--set KEY=VALUE", "Another corpus: data.corpus, data.root, data.manifest."),

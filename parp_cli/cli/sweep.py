@@ -17,19 +17,10 @@ if TYPE_CHECKING:
 def sweep(
     file: Annotated[Path, typer.Argument(help="A YAML file such as recipes/sweeps/mini.yaml.")],
     dry_run: Annotated[bool, option("--dry-run", "Show the cells and what is left to do, without training.")] = False,
-    workers: Annotated[
-        int | None,
-        option(
-            "--workers",
-            "Processes on this machine that run cells at the same time.",
-            min=1,
-            default="one per GPU; none on the CPU, where cells run one by one",
-        ),
-    ] = None,
-    cluster: Annotated[
-        bool, option("--cluster", "Run cells on a Ray cluster; its machines all see the run folder (extra cluster).")
-    ] = False,
+    workers: options.Workers = None,
+    cluster: options.Cluster = False,
     settings: options.Set = None,
+    choices: options.Grid = None,
     run: options.Run = options.DEFAULT_RUN,
     device: options.Device = "auto",
     as_json: options.Json = False,
@@ -51,23 +42,28 @@ def sweep(
 
     output = Output(as_json=as_json, quiet=quiet)
     where = select_device(device)
-    loaded = load_sweep(file, settings or (), device=where)
+    loaded = load_sweep(file, settings or (), device=where, choices=choices or ())
     if dry_run:
         with output.progress() as notify:
             loaded = with_data(loaded, notify)
         planned = plan_sweep(loaded, run)
-        _show_plan(output, planned)
+        show_plan(output, planned)
         output.json(planned)
         return
     with output.progress() as notify:
         result = run_sweep(
             loaded, run=run, device=where, workers=workers, cluster=cluster, note=output.note, notify=notify
         )
-    _show_result(output, result, run)
+    show_result(output, result, run)
     output.json(result)
+    fail(result, len(loaded.cells))
+
+
+def fail(result: "SweepResult", cells: int) -> None:
+    """Raise the ParpError of cells that failed, if any did."""
     if result.failed:
         error = ParpError(
-            f"{len(result.failed)} of {len(loaded.cells)} cells failed",
+            f"{len(result.failed)} of {cells} cells failed",
             details=[f"{name}: {message}" for name, message in result.failed],
             hint="the same command tries them again",
         )
@@ -75,7 +71,8 @@ def sweep(
         raise error
 
 
-def _show_plan(output: Output, plan: "SweepPlan") -> None:
+def show_plan(output: Output, plan: "SweepPlan") -> None:
+    """The cells of a sweep and what is left of them."""
     rows = []
     for cell in plan.cells:
         left = sum(updates - done for _, _, updates, done, _ in cell.rounds)
@@ -109,7 +106,8 @@ def _shortened(names: list[str]) -> str:
     return f"after {', '.join(names)}" if names else ""
 
 
-def _show_result(output: Output, result: "SweepResult", run: Path) -> None:
+def show_result(output: Output, result: "SweepResult", run: Path) -> None:
+    """The tables of a sweep."""
     from parp_cli.sweep.report import cost_rows, difference_rows, error_rows, panels
 
     for panel in panels(result.outcomes):

@@ -72,9 +72,7 @@ def compare(
     our_counts, their_counts = [rate.errors for rate in our_errors], [rate.errors for rate in their_errors]
     tokens, speakers = [rate.tokens for rate in our_errors], [mine.speaker or yours.speaker for mine, yours in pairs]
     difference = paired_difference(our_counts, their_counts, tokens, speakers, resamples=resamples, seed=seed)
-    verdict: Verdict = "undecided"
-    if difference is not None and difference.p_value < SIGNIFICANT and not _includes_zero(difference.interval):
-        verdict = "better" if difference.value < 0 else "worse"
+    verdict = verdict_of(difference)
     units, only_ours, only_theirs = units_of(speakers), len(ours) - len(pairs), len(theirs) - len(pairs)
     words = _sentence(name, other, METRICS[unit], units, difference, verdict)
     words += "; one speaker tells nothing of others" if units.one_speaker else ""
@@ -96,6 +94,13 @@ def compare(
         verdict=verdict,
         words=words,
     )
+
+
+def verdict_of(difference: Difference | None) -> Verdict:
+    """Whether a difference is told: its interval excludes 0, and p is below `SIGNIFICANT`."""
+    if difference is None or difference.p_value >= SIGNIFICANT or _includes_zero(difference.interval):
+        return "undecided"
+    return "better" if difference.value < 0 else "worse"
 
 
 def check_comparable(ours: Sequence[Recognition], theirs: Sequence[Recognition], *, name: str, other: str) -> None:

@@ -92,6 +92,13 @@ class Difference:
     p_value: float
     units: Units
 
+    @property
+    def flipped(self) -> "Difference":
+        """That of the other system to this one."""
+        ends = None if self.interval is None else (-self.interval.high, -self.interval.low)
+        interval = None if ends is None else Interval(low=ends[0], high=ends[1], units=self.units)
+        return Difference(value=-self.value, interval=interval, p_value=self.p_value, units=self.units)
+
     def points(self) -> list[float]:
         """The value and the ends of the interval, in hundredths of the error rate."""
         ends = () if self.interval is None else (self.interval.low, self.interval.high)

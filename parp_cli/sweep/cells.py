@@ -158,6 +158,16 @@ def _is_evaluated(run: Path, cell: Cell, split: str) -> bool:
     return _metrics(folder, split).exists() and is_text(_evaluated_key(folder, split), cell.split_keys.get(split, ""))
 
 
+def evaluation_seconds(run: Path, cell: Cell) -> float | None:
+    """What an evaluation of a finished cell took on the average, by the times of its files; None if it is not done."""
+    if not is_done(run, cell):
+        return None
+    folder = round_folder(run, cell.key)
+    began = (folder / _TRAINED).stat().st_mtime
+    ended = max(_evaluated_key(folder, split).stat().st_mtime for split in cell.splits)
+    return (ended - began) / len(cell.splits)
+
+
 def unfinished_rounds(run: Path, cell: Cell) -> list[str]:
     """The keys of a cell's training runs that are needed and not finished, in order."""
     if trained(run, cell) is not None:

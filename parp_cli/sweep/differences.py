@@ -13,6 +13,9 @@ from parp_cli.sweep.cells import Outcome
 
 PARP = "parp"
 
+_File = tuple[Path, int, Unit]
+"""Results, when they were written, and what is counted in them."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Paired:
@@ -28,6 +31,11 @@ class Paired:
     other: str
     seeds: int
     difference: Difference | None
+
+    @property
+    def flipped(self) -> Difference | None:
+        """Of the other to the method."""
+        return None if self.difference is None else self.difference.flipped
 
 
 def differences(outcomes: Sequence[Outcome], run: Path) -> list[Paired]:
@@ -64,10 +72,15 @@ def difference_over(pairs: Sequence[tuple[Outcome, Outcome]], run: Path) -> Diff
 
     None for too few speakers, or without an utterance that is in both.
     """
+    return _difference(tuple((_file(one, run), _file(other, run)) for one, other in pairs))
+
+
+@lru_cache(maxsize=10_000)
+def _difference(pairs: tuple[tuple[_File, _File], ...]) -> Difference | None:
     sums: dict[str, list[int]] = {}
     speakers: dict[str, str | None] = {}
     for pair in pairs:
-        mine, yours = (_errors(_results(each, run), _unit(each)) for each in pair)
+        mine, yours = (_read(*each) for each in pair)
         for id_ in mine.keys() & yours.keys():
             count, tokens, speakers[id_] = mine[id_]
             found = sums.setdefault(id_, [0, 0, 0])
@@ -85,13 +98,14 @@ def _results(outcome: Outcome, run: Path) -> Path:
     return (run / str(outcome.checkpoint)).parent / f"eval-{outcome.split}.jsonl"
 
 
-def _errors(path: Path, unit: Unit) -> dict[str, tuple[int, int, str | None]]:
-    """Errors, tokens and speaker of each utterance by its id."""
-    return _read(path, path.stat().st_mtime_ns, unit)
+def _file(outcome: Outcome, run: Path) -> _File:
+    path = _results(outcome, run)
+    return path, path.stat().st_mtime_ns, _unit(outcome)
 
 
 @lru_cache(maxsize=1000)
 def _read(path: Path, _changed: int, unit: Unit) -> dict[str, tuple[int, int, str | None]]:
+    """Errors, tokens and speaker of each utterance by its id."""
     results = read_results(path)
     errors = map(utterance_errors, align([one.reference for one in results], [one.hypothesis for one in results], unit))
     return {one.id: (rate.errors, rate.tokens, one.speaker) for one, rate in zip(results, errors, strict=True)}

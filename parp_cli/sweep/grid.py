@@ -8,6 +8,8 @@
       seed: [0, 1]
     except:                             # combinations to leave out: cells that match every key of an entry
       - {pruning.method: mpi, pruning.sparsity: [0.7], seed: 1}
+    vary:                               # and with each of them, one at a time, the others as in the base
+      training.learning_rate: [1e-3, 4e-3]
     where:                              # settings of the cells that match every key of `cells`; later entries win
       - {cells: {pruning.method: parp}, set: {training.freeze_encoder_updates: 0}}
     splits: [test-clean]                # to evaluate each cell on; null is the recipe's data.test
@@ -51,7 +53,7 @@ class Where(Section):
     """Settings of some cells."""
 
     cells: dict[str, Any]
-    """Values of grid keys, or lists of them; a cell has to match all."""
+    """Values of keys of the grid or of `vary`, or lists of them; a cell has to match all."""
 
     set: dict[str, Any]
     """Values of recipe keys, dotted or nested, for these cells: instead of the grid's, where it has some."""
@@ -69,6 +71,10 @@ class SweepFile(Section):
 
     grid: dict[str, Any]
     """Lists of values of recipe keys: one cell per combination."""
+
+    vary: dict[str, Any] | None = None
+    """Lists of values of more recipe keys. Each combination of the grid is run as it is, and with each of these values
+    alone, as in an ablation."""
 
     except_: Annotated[list[dict[str, Any]] | None, Field(alias=_EXCEPT)] = None
     """Combinations of the grid's values to leave out."""
@@ -143,51 +149,63 @@ def shown(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def load_sweep(path: Path, overrides: Sequence[str] = (), *, device: Any) -> Sweep:
+def load_sweep(
+    path: Path,
+    overrides: Sequence[str] = (),
+    *,
+    device: Any,
+    choices: Sequence[str] = (),
+    recipe: Path | None = None,
+) -> Sweep:
     """Read a sweep file and check every cell.
 
     Args:
         path: the YAML file; its relative paths start at its folder.
         overrides: `section.key=value` for all cells, as `--set` takes them; the grid's own keys cannot be set.
         device: a torch.device, which resolves the precision `auto`.
+        choices: `section.key=[value, ...]`, instead of the values that the grid, or `vary`, has for the key.
+        recipe: instead of the file's `recipe`, `set` and `splits`.
 
     Raises:
         RecipeError: no such file, not YAML, or with all problems of the file and its cells as details.
     """
     root = tree.read_file(path)
     file = read(root, path, kind=SweepFile, hint=_HINT)
-    base = load_recipe(None if file.recipe is None else Path(file.recipe))
-    grid, exceptions = _flat(root["grid"]), [_flat(entry) for entry in root.get(_EXCEPT) or ()]
+    base = load_recipe(recipe or (None if file.recipe is None else Path(file.recipe)))
+    splits = file.splits if recipe is None else None
+    grid, vary = _flat(root["grid"]), _flat(root.get("vary") or {})
+    exceptions = [_flat(entry) for entry in root.get(_EXCEPT) or ()]
     rules = [(_flat(entry["cells"]), _flat(entry["set"])) for entry in root.get("where") or ()]
-    problems = [f"{path}:{line}: {problem}" for line, problem in _problems(root, grid, exceptions, rules)]
+    problems = [f"{path}:{line}: {problem}" for line, problem in _problems(root, grid, vary, exceptions, rules)]
+    problems += _choose(grid, vary, choices)
     taken = dict.fromkeys(map(str, grid), "the grid has")
     taken |= {str(key): "`where` has" for _, values in rules for key in values if key not in taken}
     settings = tree.compose(tree.dump(recipe_to_dict(base)), tree.UNNAMED)
-    for key, value in _flat(root.get("set") or {}).items():
+    for key, value in _flat((root.get("set") or {}) if recipe is None else {}).items():
         settings = _put(settings, key, value, problems)
     for override in overrides:
         name = override.partition("=")[0].strip() + "."
         try:
             for reserved, who_has in taken.items():
+                by_option = ", or by --grid" if reserved in grid else ""
                 if name.startswith(f"{reserved}.") or reserved.startswith(name):
-                    raise tree.Problem(f"{who_has} values for {reserved}: change them in the file")
+                    raise tree.Problem(f"{who_has} values for {reserved}: change them in the file{by_option}")
             settings = tree.with_override(settings, override)
         except tree.Problem as problem:
             problems.append(f"{tree.override_place(override)}: {problem}")
     cells: dict[str, Cell] = {}
     starts: dict[tuple[str | None, ...], str] = {}
-    for choice in itertools.product(*grid.values()) if not problems else ():
-        chosen = dict(zip(grid, choice, strict=True))
-        if any(_matches(chosen, entry) for entry in exceptions):
+    for chosen, one in _combinations(grid, vary) if not problems else ():
+        if any(_matches(chosen | one, entry) for entry in exceptions):
             continue
-        own = {key: value for cells, values in rules if _matches(chosen, cells) for key, value in values.items()}
-        recipe = settings
-        for key, value in {**chosen, **own}.items():
-            recipe = _put(recipe, key, value, problems)
+        own = {key: value for cells, values in rules if _matches(chosen | one, cells) for key, value in values.items()}
+        written = settings
+        for key, value in {**chosen, **one, **own}.items():
+            written = _put(written, key, value, problems)
         # What the grid has for a key makes no difference to a cell with a value of its own.
-        axes = [str(key) for key in grid if key not in own]
+        axes = [str(key) for key in (*grid, *vary) if key not in own]
         try:
-            cell = _cell(read(recipe, path), axes, file.splits, device, starts)
+            cell = _cell(read(written, path), axes, splits, device, starts)
         except ParpError as error:
             problems += error.details if isinstance(error, RecipeError) else [error.message]
             continue
@@ -196,6 +214,36 @@ def load_sweep(path: Path, overrides: Sequence[str] = (), *, device: Any) -> Swe
         problems.append(f"{path}: {_EXCEPT} leaves nothing of the grid")
     raise_problems(f"sweep {path}", problems, _HINT)
     return Sweep(file=path, cells=tuple(cells.values()))
+
+
+def _combinations(
+    grid: Mapping[Any, Any], vary: Mapping[Any, Any]
+) -> Iterator[tuple[dict[tree.Text, Any], dict[tree.Text, Any]]]:
+    """The values of the grid's keys, and those of at most one more key."""
+    for choice in itertools.product(*grid.values()):
+        chosen = dict(zip(grid, choice, strict=True))
+        yield chosen, {}
+        for key, values in vary.items():
+            yield from ((chosen, {key: value}) for value in values)
+
+
+def _choose(grid: dict[tree.Text, Any], vary: dict[tree.Text, Any], choices: Sequence[str]) -> Iterator[str]:
+    """Replace values; what is wrong with the replacements."""
+    for choice in choices:
+        name, _, text = (part.strip() for part in choice.partition("="))
+        section = next((each for each in (grid, vary) if name in map(str, each)), {})
+        key = next((key for key in section if key == name), None)
+        try:
+            values = tree.compose(text, f"--grid {choice}", Path())
+        except tree.Problem as problem:
+            yield f"--grid {choice}: {problem}"
+            continue
+        if key is None:
+            yield f"--grid {choice}: the grid has no key {name}: its keys are {', '.join((*grid, *vary))}"
+        elif not isinstance(values, list) or not values:
+            yield f"--grid {choice}: expected a list of values, such as {name}=[{tree.shown(section[key][0])}]"
+        else:
+            section[key] = values
 
 
 def with_data(sweep: Sweep, notify: Notify = silent) -> Sweep:
@@ -283,8 +331,8 @@ def _put(settings: Any, key: tree.Text, value: Any, problems: list[str]) -> Any:
 
 
 def _matches(chosen: Mapping[Any, Any], entry: Mapping[Any, Any]) -> bool:
-    """Whether a combination of the grid's values has all those of an entry."""
-    return all(_is_in(chosen[key], values) for key, values in entry.items())
+    """Whether a combination of values has all those of an entry."""
+    return all(key in chosen and _is_in(chosen[key], values) for key, values in entry.items())
 
 
 def _is_in(value: Any, values: Any) -> bool:
@@ -304,17 +352,25 @@ def _comparable(value: Any) -> Any:
 def _problems(
     root: Any,
     grid: Mapping[Any, Any],
+    vary: Mapping[Any, Any],
     exceptions: Sequence[Mapping[Any, Any]],
     rules: Sequence[tuple[Mapping[Any, Any], Mapping[Any, Any]]],
 ) -> Iterator[tuple[int, str]]:
     """What is wrong with the values of a grid, or else with what entries select of them; each with its line."""
-    wrong = [key for key, values in grid.items() if not isinstance(values, list) or not values]
-    for key in wrong:
-        yield key.mark.line + 1, f"grid: {key}: expected a list of values"
+    wrong = False
+    for section, written in (("grid", grid), ("vary", vary)):
+        for key, values in written.items():
+            if not isinstance(values, list) or not values:
+                wrong = True
+                yield key.mark.line + 1, f"{section}: {key}: expected a list of values"
+    for key in vary:
+        if key in grid:
+            yield key.mark.line + 1, f"vary: {key} is in the grid too"
     if not grid:
         yield root["grid"].mark.line + 1, "grid: names no recipe key"
     if wrong:
         return
+    known = {**grid, **vary}
     selections = [(_EXCEPT, root[_EXCEPT][number], entry) for number, entry in enumerate(exceptions)]
     selections += [("where", root["where"][number], cells) for number, (cells, _) in enumerate(rules)]
     for number, (_, values) in enumerate(rules):
@@ -324,10 +380,10 @@ def _problems(
         if not entry:
             yield written.mark.line + 1, f"{section}: an entry without keys"
         for key, values in entry.items():
-            if key not in grid:
-                yield key.mark.line + 1, f"{section}: {key} is not in the grid: its keys are {', '.join(grid)}"
+            if key not in known:
+                yield key.mark.line + 1, f"{section}: {key} is not in the grid: its keys are {', '.join(known)}"
                 continue
             for value in values if isinstance(values, list) else [values]:
-                if not _is_in(value, grid[key]):
+                if not _is_in(value, known[key]):
                     problem = f"{section}: {key} = {tree.shown(value)}: the grid has no such value"
                     yield key.mark.line + 1, problem

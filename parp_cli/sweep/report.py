@@ -106,7 +106,7 @@ def _mean(rows: Sequence[Outcome]) -> Mean:
 
 def error_rows(panel: Panel) -> tuple[list[str], list[list[str]]]:
     """Columns and rows of a table of results: methods down, sparsities across."""
-    columns = [f"{panel.metric}, {panel.title}", *(_percent(sparsity) for sparsity in panel.sparsities)]
+    columns = [f"{panel.metric}, {panel.title}", *(percent(sparsity) for sparsity in panel.sparsities)]
     rows = [[method, *(_shown(panel.means.get((method, s))) for s in panel.sparsities)] for method in panel.methods]
     return columns, rows
 
@@ -119,7 +119,7 @@ def cost_rows(panel: Panel) -> tuple[list[str], list[list[str]]]:
     rows = []
     for (method, sparsity), mean in panel.means.items():
         hours, minutes = f"{mean.audio_seconds / unit:.2f}", f"{mean.wall_seconds / 60:.1f}"
-        rows.append([method, _percent(sparsity), str(mean.seeds), f"{mean.updates:,.0f}", hours, minutes])
+        rows.append([method, percent(sparsity), str(mean.seeds), f"{mean.updates:,.0f}", hours, minutes])
     return columns, rows
 
 
@@ -127,18 +127,18 @@ def difference_rows(panel: Panel, run: Path) -> tuple[list[str], list[list[str]]
     """Columns and rows of a table of paired differences, by the results in a sweep's folder; no rows for texts."""
     columns = [f"{panel.metric}, paired", "sparsity", "against", "seeds", "points", "95 % interval", "p"]
     rows = [
-        [pair.method, _percent(pair.sparsity), pair.other, str(pair.seeds), *difference_texts(pair.difference)]
+        [pair.method, percent(pair.sparsity), pair.other, str(pair.seeds), *difference_texts(pair.difference)]
         for pair in differences(panel.outcomes, run)
     ]
     return columns, rows
 
 
-def write_results(stem: Path, outcomes: Sequence[Outcome], more: str = "") -> tuple[Path, Path]:
-    """Write `<stem>.jsonl`, with the cells that were run, and `<stem>.md`, with more tables (Markdown) if any."""
+def write_results(stem: Path, outcomes: Sequence[Outcome], *more: str) -> tuple[Path, Path]:
+    """Write `<stem>.jsonl`, with the cells that were run, and `<stem>.md`, with more (Markdown) if any."""
     lines, tables = (stem.with_name(stem.name + suffix) for suffix in (".jsonl", ".md"))
     ran = [outcome for outcome in outcomes if outcome.failed is not None or outcome.result is not None]
     write_text(lines, "".join(json.dumps(asdict(outcome), ensure_ascii=False) + "\n" for outcome in ran))
-    write_text(tables, markdown(outcomes, stem.parent) + (f"\n{more}" if more else ""))
+    write_text(tables, "\n".join((markdown(outcomes, stem.parent), *filter(None, more))))
     return lines, tables
 
 
@@ -168,7 +168,8 @@ def _shown(mean: Mean | None) -> str:
     return f"{100 * mean.error:.1f}%{spread} ({mean.seeds})"
 
 
-def _percent(sparsity: float) -> str:
+def percent(sparsity: float) -> str:
+    """Such as "50%" or "12.5%"."""
     return f"{100 * sparsity:.4g}%"
 
 

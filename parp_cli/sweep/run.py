@@ -114,6 +114,7 @@ def run_sweep(
     device: torch.device | None = None,
     workers: int | None = None,
     cluster: bool = False,
+    conclude: Callable[[Sequence[Outcome]], str] = lambda outcomes: "",
     note: Callable[[str], None] = lambda text: None,
     notify: Notify = silent,
 ) -> SweepResult:
@@ -126,6 +127,7 @@ def run_sweep(
         workers: processes on this machine; None is one for each GPU where `device` is CUDA without a number, and none
             otherwise, so that cells run in this process.
         cluster: hand cells to a Ray cluster instead, whose machines all see `run`.
+        conclude: what else to write below the tables (Markdown), of the results so far.
         note: called with remarks for the user.
 
     Raises:
@@ -142,7 +144,7 @@ def run_sweep(
     def report() -> tuple[Path, Path]:
         _link_cells(run, stem.name, [cell for cell in sweep.cells if is_done(run, cell)])
         found = rows()
-        return write_results(stem, found, languages(run, found).markdown())
+        return write_results(stem, found, languages(run, found).markdown(), conclude(found))
 
     with only_one(run, "sweep"):
         for folder in (run, *run.glob(f"{ROUNDS}/*"), *run.glob(f"{ROUNDS}/*/{STATE}"), *run.glob(f"{FEATURES}/*")):

@@ -67,7 +67,7 @@ def test_data_that_is_missing(parp: Any, sweep: Path) -> None:
 def test_a_key_of_the_grid_cannot_be_set(parp: Any, sweep: Path, tmp_path: Path) -> None:
     answer = parp("sweep", sweep, "--set", "pruning.sparsity=0.7")
     assert answer.code == 2
-    problem = "the grid has values for pruning.sparsity: change them in the file"
+    problem = "the grid has values for pruning.sparsity: change them in the file, or by --grid"
     assert f"--set pruning.sparsity=0.7: {problem}" in answer.err
     assert not (tmp_path / "parp-run").exists()
 

@@ -83,7 +83,7 @@ def test_what_the_grid_has_values_for_cannot_be_set(write_sweep: Any, override: 
     path = write_sweep("grid: {training.adam_betas: [[0.9, 0.98], [0.9, 0.999]]}")
     with pytest.raises(RecipeError) as caught:
         load(path, override)
-    problem = "the grid has values for training.adam_betas: change them in the file"
+    problem = "the grid has values for training.adam_betas: change them in the file, or by --grid"
     assert caught.value.details == (f"--set {override}: {problem}",)
     load(path, "training.adam_epsilon=1e-6")
 
