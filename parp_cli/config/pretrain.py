@@ -9,6 +9,7 @@ from parp_cli.config.values import (
     Count,
     CountAboveOne,
     FilePath,
+    NameOrPath,
     Names,
     Positive,
     PositiveOrZero,
@@ -77,7 +78,11 @@ class PretrainRecipe(Section):
     """A pre-training run: HuBERT's masked prediction of clusters."""
 
     architecture: str = "mini"
-    """Name of the encoder to build, from random weights."""
+    """Name of the encoder to build, from random weights; of no effect with a model."""
+
+    model: NameOrPath | None = None
+    """Encoder to begin from instead, as in a recipe of fine-tuning: mini, another one's name, or a path (starting with
+    `./`). Its stages may begin with its own layers as targets."""
 
     seed: Seed = 0
     """Seed of everything random: weights, clusters, crops, masking."""
@@ -145,7 +150,8 @@ class PretrainRecipe(Section):
             yield "data", "names no source"
         if not self.stages:
             yield "stages", "names no stage"
-        elif self.stages[0].targets != "mfcc":
-            yield "stages", f"the first cannot be {self.stages[0].targets}: the encoder is untrained, start with mfcc"
+        elif self.model is None and self.stages[0].targets != "mfcc":
+            first = self.stages[0].targets
+            yield "stages", f"the first cannot be {first}: the encoder is untrained, start with mfcc or name a model"
         if self.crop_seconds > self.batch_seconds:
             yield "crop_seconds", f"a crop of {self.crop_seconds:g} s is more than batch_seconds"

@@ -24,7 +24,10 @@ from parp_cli.data.manifest import read_manifest
 from parp_cli.data.streams import FRAME, Crops, read_streams, seconds_of
 from parp_cli.data.utterances import Utterance
 from parp_cli.errors import CheckpointError, Interrupted, RecipeError
+from parp_cli.models.sources.load import load_encoder
+from parp_cli.models.sources.names import Encoder
 from parp_cli.models.speech.config import ARCHITECTURES, Architecture, build
+from parp_cli.models.speech.prunable import is_head
 from parp_cli.pruning.methods import Schedule, Settings, spec_of
 from parp_cli.pruning.pruner import Pruner
 from parp_cli.runtime.device import tensor_cores, versions, with_resolved_precision
@@ -33,7 +36,7 @@ from parp_cli.runtime.processes import SINGLE, World
 from parp_cli.runtime.progress import Notify, Progress, silent
 from parp_cli.storage import checkpoint
 from parp_cli.storage.atomic import require_writable
-from parp_cli.storage.checkpoint import Checkpoint, Metadata
+from parp_cli.storage.checkpoint import Checkpoint, Metadata, Parent
 from parp_cli.storage.lock import only_one
 from parp_cli.storage.run_folder import PRETRAINED, STATE, set_run_aside
 from parp_cli.tasks.masked_prediction.objective import Predictor
@@ -70,7 +73,7 @@ def pretrain(
     world: World = SINGLE,
     notify: Notify = silent,
 ) -> PretrainResult:
-    """Train an encoder from random weights to predict the clusters of frames it cannot see.
+    """Train an encoder, from random weights or those of a model, to predict the clusters of frames it cannot see.
 
     Args:
         run: the run folder, for the log, and for the state that `resume` needs.
@@ -81,7 +84,7 @@ def pretrain(
 
     Raises:
         RecipeError: there is no such architecture, or it cannot do what the stages ask for.
-        CheckpointError: what there is to resume is of a run with another recipe.
+        CheckpointError: what there is to resume is of a run with another recipe; or there is no such model.
         UsageError: this very run was stopped or has finished, and `resume` is not set.
         DataError: the speech cannot be read, or is too short.
         Interrupted: by the user; the state is saved.
@@ -92,12 +95,15 @@ def pretrain(
     began = time.monotonic()
     device = device or torch.device("cpu")
     recipe = with_resolved_precision(recipe, device)
-    architecture = _architecture(recipe)
+    start = None if recipe.model is None else _read_model(recipe.model, notify)
+    architecture = _architecture(recipe, start)
     with world.main_first():
         # Each source by itself: speakers of two corpora may have the same number.
         streams = [stream for source in recipe.data for stream in read_streams(_utterances(source, notify), notify)]
-    stages = _Stages(recipe, architecture, Crops(streams, _crop_frames(recipe)), run, out, device, world, notify)
-    encoder: dict[str, Tensor] | None = None
+    metadata = _metadata(recipe, architecture, () if start is None else start.parents)
+    crops = Crops(streams, _crop_frames(recipe))
+    stages = _Stages(recipe, architecture, metadata, crops, run, out, device, world, notify)
+    encoder = None if start is None else start.weights
     history: list[dict[str, Any]] = []
     held: AbstractContextManager[None] = only_one(run, "pre-training") if world.is_main else nullcontext()
     with held, tensor_cores(recipe.precision), stopping() as stop:
@@ -120,7 +126,7 @@ def pretrain(
             encoder = stages.encoder(index)
     assert encoder is not None, "a recipe has a stage"
     hours = seconds_of(stages.crops.streams) / 3600
-    metadata = replace(_metadata(recipe, architecture), metrics={"history": history, "hours": hours})
+    metadata = replace(metadata, metrics={"history": history, "hours": hours})
     weights = {name: weight.half() for name, weight in encoder.items()}
     if world.is_main:
         checkpoint.write(out, Checkpoint(weights=weights, masks={}, metadata=metadata))
@@ -140,6 +146,7 @@ class _Stages:
 
     recipe: PretrainRecipe
     architecture: Architecture
+    metadata: Metadata
     crops: Crops
     run: Path
     out: Path
@@ -189,7 +196,8 @@ class _Stages:
             self.notify(Progress("pre-training", 0, 1, warning=warning))
 
     def training(self, index: int, encoder: Mapping[str, Tensor] | None) -> TrainingRun:
-        """The training run of a stage, whose encoder is as the stage before left it; None of the first one."""
+        """The training run of a stage, whose encoder is as the stage before left it; of the first one the model's, if
+        any."""
         recipe, stage = self.recipe, self.recipe.stages[index]
         with self.world.main_first():  # computed once per stage, and kept
             targets = stage_targets(
@@ -221,7 +229,7 @@ class _Stages:
             network=task.network(encoder),
             masks=lambda _: {},
             pruner=lambda *_: Pruner({}, {}, method=spec_of("dense").build(Settings(sparsity=0.0, schedule=never))),
-            metadata=_metadata(recipe, self.architecture),
+            metadata=self.metadata,
             exported=Predictor.encoder_weights,
             identity=self._identity(index),
             micro_batch_key="batch_seconds",
@@ -243,7 +251,9 @@ class _Stages:
 
     def _identity(self, index: int) -> dict[str, Any]:
         streams = [[stream.name, stream.frames] for stream in self.crops.streams]
-        return {"recipe": recipe_to_dict(self.recipe), "data": streams, "stage": index}
+        parents = [parent.sha256 for parent in self.metadata.parents]
+        identity = {"recipe": recipe_to_dict(self.recipe), "data": streams, "stage": index}
+        return {**identity, "parents": parents} if parents else identity
 
 
 def _training(recipe: PretrainRecipe, updates: int) -> Training:
@@ -257,25 +267,38 @@ def _training(recipe: PretrainRecipe, updates: int) -> Training:
     )
 
 
-def _metadata(recipe: PretrainRecipe, architecture: Architecture) -> Metadata:
+def _metadata(recipe: PretrainRecipe, architecture: Architecture, parents: tuple[Parent, ...]) -> Metadata:
     return Metadata(
         stage="pretrain",
         architecture=architecture.to_json(),
         prunable=tuple(build(architecture).prunable()),
         recipe=recipe_to_dict(recipe),
         seed=recipe.seed,
+        parents=parents,
         versions=versions(),
     )
 
 
-def _architecture(recipe: PretrainRecipe) -> Architecture:
-    """The recipe's architecture; a RecipeError where there is none, or it does not suit the recipe: now rather than
-    hours into the run."""
-    if recipe.architecture not in ARCHITECTURES:
+def _read_model(model: str, notify: Notify) -> Encoder:
+    """The encoder of a model, without what pre-training has no use for, of which the user is told."""
+    encoder = load_encoder(model, notify=notify)
+    unused = ["its head" if encoder.task else "", "its mask, so that all weights train" if encoder.masks else ""]
+    if told := " and ".join(filter(None, unused)):
+        notify(Progress("reading", 1, 1, warning=f"of {model} pre-training does not use {told}"))
+    weights = {name: w.float() for name, w in encoder.weights.items() if not is_head(name)}
+    return encoder._replace(weights=weights)
+
+
+def _architecture(recipe: PretrainRecipe, start: Encoder | None) -> Architecture:
+    """The model's architecture or else the recipe's; a RecipeError where there is none, or it does not suit the recipe:
+    now rather than hours into the run."""
+    if start is None and recipe.architecture not in ARCHITECTURES:
         raise RecipeError(
             f"there is no architecture {recipe.architecture}", hint="it is one of " + ", ".join(ARCHITECTURES)
         )
-    architecture = ARCHITECTURES[recipe.architecture]
+    architecture = ARCHITECTURES[recipe.architecture] if start is None else start.architecture
+    if not isinstance(architecture, Architecture):
+        raise RecipeError(f"{recipe.model} is no encoder of speech", hint="parp finetune has task: masked-lm for texts")
     if architecture.family == "wavlm":
         raise RecipeError(f"{architecture.name} cannot be pre-trained", hint="HuBERT's and wav2vec 2.0's networks can")
     layers = architecture.layers

@@ -237,7 +237,7 @@ stages:
         "r.yaml:8: stages.1.targets: layer-0 is neither mfcc nor layer-N",
     ]
     assert problems(write("stages:\n  - {targets: layer-2, updates: 1}\n"), kind=PretrainRecipe) == [
-        "r.yaml:2: stages: the first cannot be layer-2: the encoder is untrained, start with mfcc"
+        "r.yaml:2: stages: the first cannot be layer-2: the encoder is untrained, start with mfcc or name a model"
     ]
     assert problems(None, "data=[]", kind=PretrainRecipe) == ["--set data=[]: data: names no source"]
 

@@ -14,6 +14,7 @@ import numpy
 import pytest
 import soundfile
 import torch
+from safetensors.torch import load_file
 
 from parp_cli.cli.app import main
 from parp_cli.config.load import load_recipe
@@ -28,6 +29,7 @@ from parp_cli.runtime.progress import Progress
 from parp_cli.stages import pretrain as module
 from parp_cli.stages.pretrain import PretrainResult, pretrain
 from parp_cli.storage import checkpoint
+from parp_cli.storage.checkpoint import Checkpoint
 from parp_cli.training.observe import Observer, observing
 from parp_cli.training.run import TrainingRun
 from tests.tiny import TINY, write_encoder, write_manifest, write_speech
@@ -295,6 +297,8 @@ Change = Callable[[PretrainRecipe], PretrainRecipe]
     [
         (lambda r: replace(r, architecture="minni"), RecipeError, "no architecture minni"),
         (lambda r: replace(r, architecture="wavlm-base"), RecipeError, "wavlm-base cannot be pre-trained"),
+        (lambda r: replace(r, model="./nowhere.pt"), CheckpointError, "there is no model ./nowhere.pt"),
+        (lambda r: replace(r, model="mini-text"), RecipeError, "mini-text is no encoder of speech"),
         (lambda r: replace(r, mask_length=30, crop_seconds=0.59), RecipeError, "crop_seconds: 0.59 s are 29 frames"),
         (
             lambda r: replace(r, stages=(r.stages[0], replace(r.stages[1], targets="layer-3"))),
@@ -317,6 +321,46 @@ def test_what_cannot_be_done_is_said_before_training(
         pretrain(change(recipe), run=tmp_path, out=tmp_path / "encoder.safetensors", notify=refuse_to_train)
     assert words in str(caught.value)
     assert not (tmp_path / "encoder.safetensors").exists()
+
+
+def test_it_goes_on_from_a_model(finished: PretrainResult, recipe: PretrainRecipe, tmp_path: Path) -> None:
+    """Its own layers are the first targets, and it is where the weights begin: without a rate they stay."""
+    stages = (replace(recipe.stages[1], targets="layer-2", updates=3),)
+    goes_on = replace(recipe, model=str(finished.path), stages=stages, learning_rate=1e-12)
+    result = pretrain(goes_on, run=tmp_path, out=tmp_path / "encoder.safetensors")
+    before, after = checkpoint.read(finished.path), checkpoint.read(result.path)
+    assert [parent.sha256 for parent in after.metadata.parents] == [finished.sha256]
+    assert after.metadata.architecture == before.metadata.architecture
+    assert after.weights.keys() == before.weights.keys()
+    for name, weight in after.weights.items():
+        torch.testing.assert_close(weight, before.weights[name], atol=1e-3, rtol=1e-3)
+    untrained = stage_targets_of(replace(goes_on, model="random:tiny"), tmp_path / "other")
+    assert not all(map(torch.equal, stage_targets_of(goes_on, tmp_path / "same"), untrained))
+
+
+def stage_targets_of(recipe: PretrainRecipe, folder: Path) -> list[torch.Tensor]:
+    pretrain(recipe, run=folder, out=folder / "encoder.safetensors")
+    kept = load_file(folder / "state" / "pretrain-targets1.safetensors")
+    return [kept[name] for name in sorted(kept) if name != "key"]
+
+
+def test_of_a_fine_tuned_and_pruned_model_the_encoder_alone(recipe: PretrainRecipe, tmp_path: Path) -> None:
+    write_encoder(tmp_path / "plain.safetensors")
+    content = checkpoint.read(tmp_path / "plain.safetensors")
+    masks = {name: torch.rand(content.weights[name].shape) > 0.5 for name in content.metadata.prunable}
+    head = {"aux.weight": torch.zeros(3, TINY.width), "aux.bias": torch.zeros(3)}
+    metadata = replace(content.metadata, task=checkpoint.ctc_task(["<blank>", "A", "B"], "letters"))
+    path = tmp_path / "pruned.safetensors"
+    checkpoint.write(path, Checkpoint(weights={**content.weights, **head}, masks=masks, metadata=metadata))
+    said: list[str | None] = []
+    short = replace(recipe, model=str(path), stages=recipe.stages[:1])
+    result = pretrain(
+        short, run=tmp_path, out=tmp_path / "out.safetensors", notify=lambda step: said.append(step.warning)
+    )
+    assert f"of {path} pre-training does not use its head and its mask, so that all weights train" in said
+    after = checkpoint.read(result.path)
+    assert not after.masks
+    assert "aux.weight" not in after.weights
 
 
 def test_with_nothing_to_resume_it_begins(recipe: PretrainRecipe, tmp_path: Path) -> None:

@@ -81,7 +81,7 @@ class MaskedPredictionTask(Task[Crop]):
         encoder: Any = build(self.architecture)
         encoder.register_parameter(MASK_EMBEDDING, nn.Parameter(torch.empty(features).uniform_()))
         if weights is not None:
-            encoder.load_state_dict(weights)
+            encoder.load_state_dict({MASK_EMBEDDING: encoder.mask_embedding, **weights})
         return Predictor(encoder, features, self.recipe.stages[self.stage].clusters)
 
     def objective(
