@@ -19,7 +19,7 @@ from parp_cli.storage.tensors import write_tensors
 if TYPE_CHECKING:
     from torch import Tensor
 
-_MODEL_CLASSES = {"wav2vec2": "Wav2Vec2", "hubert": "Hubert", "wavlm": "WavLM"}
+_MODEL_CLASSES = {"wav2vec2": "Wav2Vec2", "hubert": "Hubert", "wavlm": "WavLM", "data2vec-audio": "Data2VecAudio"}
 
 _MASK_TIME_PROBABILITY = 0.05
 """transformers' own default; only training reads it."""

@@ -123,7 +123,9 @@ def folded(architecture: Architecture, weights: Mapping[str, Tensor]) -> SpeechN
         )
     model = build(architecture, vocabulary_size=len(weights["aux.weight"]) if "aux.weight" in weights else None)
     model.load_state_dict(without(weights, [MASK_EMBEDDING]))
-    nn.utils.parametrize.remove_parametrizations(model.encoder.transformer.pos_conv_embed.conv, "weight")
+    for module in model.modules():
+        if nn.utils.parametrize.is_parametrized(module, "weight"):
+            nn.utils.parametrize.remove_parametrizations(module, "weight")
     return model
 
 

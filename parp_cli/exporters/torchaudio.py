@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from parp_cli.errors import CheckpointError
 from parp_cli.models.sources.names import MASK_EMBEDDING, check_equal_layers, fit, without
 from parp_cli.models.speech.config import Architecture
 from parp_cli.storage.atomic import replacing, write_error
@@ -24,11 +25,14 @@ def export_torchaudio(architecture: Architecture, weights: Mapping[str, Tensor],
     is left out.
 
     Raises:
-        CheckpointError: the weights are not the architecture's, or its sizes differ from layer to layer.
+        CheckpointError: the weights are not the architecture's, its sizes differ from layer to layer, or torchaudio has
+            no such network.
         ResourceError: no space is left on the disk.
         UsageError: the folder cannot be written to.
     """
     check_equal_layers(architecture)
+    if architecture.positional_layers is not None:
+        raise CheckpointError(f"torchaudio has no {architecture.family}", hint="--to hf writes one for transformers")
     size = len(weights["aux.weight"]) if "aux.weight" in weights else None
     state = without(fit(weights, architecture, source="the checkpoint", vocabulary_size=size), [MASK_EMBEDDING])
     # An open file, not a name: torch's own writer hides a full disk behind a RuntimeError.

@@ -63,9 +63,7 @@ def make_inputs(folder: Path, model: str, batch: int, dropout: float) -> None:
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    config = transformers.BertConfig(
-        **SIZES[model], hidden_dropout_prob=dropout, attention_probs_dropout_prob=dropout
-    )
+    config = transformers.BertConfig(**SIZES[model], hidden_dropout_prob=dropout, attention_probs_dropout_prob=dropout)
     words = [*special, *(f"w{index}" for index in range(config.vocab_size - len(special)))]
     tokenizer = Tokenizer(models.WordLevel({word: index for index, word in enumerate(words)}, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()

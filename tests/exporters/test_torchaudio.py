@@ -13,11 +13,11 @@ from parp_cli.models.sources.names import MASK_EMBEDDING
 from parp_cli.models.speech.config import build
 from parp_cli.storage.atomic import write_error
 from tests.models.oracle import builder_of
-from tests.models.small import SMALL, randomise, waveform
+from tests.models.small import OF_TORCHAUDIO, SMALL, randomise, waveform
 
 
 @pytest.mark.parametrize("size", [None, 6], ids=["bare", "ctc"])
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("name", OF_TORCHAUDIO)
 def test_torchaudios_builder_loads_it(name: str, size: int | None, tmp_path: Path) -> None:
     ours = randomise(build(SMALL[name], vocabulary_size=size))
     mask_embedding = torch.rand(SMALL[name].width)  # their models have no place for it
@@ -56,3 +56,9 @@ def test_a_file_in_the_folders_place(tmp_path: Path) -> None:
     (tmp_path / "out").write_text("")
     with pytest.raises(UsageError):
         export_torchaudio(SMALL["hubert-base"], build(SMALL["hubert-base"]).state_dict(), tmp_path / "out" / "model.pt")
+
+
+def test_a_network_that_torchaudio_lacks_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="torchaudio has no data2vec-audio"):
+        export_torchaudio(SMALL["data2vec"], build(SMALL["data2vec"]).state_dict(), tmp_path / "model.pt")
+    assert not list(tmp_path.iterdir())

@@ -44,8 +44,16 @@ _KINDS: tuple[tuple[str, Family, dict[str, Any]], ...] = (
     ("hubert-large", "hubert", _LARGE | {"conv_bias": False}),
     ("wavlm-base", "wavlm", _BASE | _RELATIVE),
     ("wavlm-large", "wavlm", _LARGE | _RELATIVE | {"conv_bias": False}),
+    (
+        "data2vec",
+        "data2vec-audio",
+        _LARGE | {"conv_bias": False, "norm_first": False, "positional_kernel": 5, "positional_layers": 3},
+    ),
 )
 SMALL: dict[str, Architecture] = {name: Architecture(family=family, **_SIZES | sizes) for name, family, sizes in _KINDS}
+
+OF_TORCHAUDIO = {name: small for name, small in SMALL.items() if small.family != "data2vec-audio"}
+"""Those that torchaudio, fairseq's wav2vec 2.0 and files of format 1 have too."""
 
 SAMPLES = 4_000  # 199 frames
 

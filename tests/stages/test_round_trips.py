@@ -36,6 +36,7 @@ UNEVEN: dict[str, Any] = {"heads": (1, 2, 3), "head_size": 8, "feed_forward": (4
 CHANNELS: dict[str, Any] = {"conv_layers": ((11, 10, 5), (5, 3, 2), (9, 2, 2)), "conv_norm_channels": (16, 16, 16)}
 FAMILIES = {
     **{name: SMALL[name] for name in ("wav2vec2-group-norm", "wav2vec2-layer-norm", "hubert-large", "wavlm-base")},
+    "data2vec": SMALL["data2vec"],
     "uneven": replace(SMALL["hubert-large"], name="uneven", **UNEVEN, **CHANNELS),
 }
 Read = tuple[Callable[[Sequence[Tensor]], list[Tensor]], list[Tensor]]
@@ -129,12 +130,12 @@ TARGETS = {
     "onnx": by_onnxruntime,
     "sherpa": by_sherpa,
 }
-ONNX_FAMILIES = ("wav2vec2-layer-norm", "wavlm-base")
+ONNX_FAMILIES = ("wav2vec2-layer-norm", "wavlm-base", "data2vec")
 CASES = [
     (target, family)
     for target in TARGETS
     for family in (ONNX_FAMILIES if target in ("onnx", "sherpa") else FAMILIES)
-    if not (family == "uneven" and target in ("hf", "torchaudio"))
+    if not (family == "uneven" and target in ("hf", "torchaudio")) and (target, family) != ("torchaudio", "data2vec")
 ]
 
 

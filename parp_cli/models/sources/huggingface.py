@@ -22,7 +22,7 @@ from parp_cli.models.sources.names import (
     without,
 )
 from parp_cli.models.sources.tokenizer import SETTINGS, VOCABULARY, read_json, read_vocabulary
-from parp_cli.models.speech.config import Architecture, Family, with_known_name
+from parp_cli.models.speech.config import OF_FAMILY, Architecture, Family, with_known_name
 from parp_cli.storage.conventions import SAMPLE_RATE
 
 if TYPE_CHECKING:
@@ -51,6 +51,10 @@ _TO_CONFIG = {
     "buckets": "num_buckets",
     "max_distance": "max_bucket_distance",
 }
+_TO_CONFIG_OF = {
+    "data2vec-audio": {"positional_kernel": "conv_pos_kernel_size", "positional_layers": "num_conv_pos_embeddings"}
+}
+"""Where a family has other names."""
 
 _NO_DROPOUT = dict.fromkeys(
     ("feat_proj_dropout", "attention_dropout", "activation_dropout", "hidden_dropout", "layerdrop"), 0.0
@@ -72,6 +76,10 @@ _CONFIG_DEFAULTS: dict[str, Any] = {
     "do_stable_layer_norm": False,
     "num_buckets": 320,
     "max_bucket_distance": 800,
+}
+_CONFIG_DEFAULTS_OF: dict[str, dict[str, Any]] = {
+    # It has no choice of norms: layer norm in the feature encoder, and behind each half of a Transformer layer.
+    "data2vec-audio": {"feat_extract_norm": "layer", "conv_pos_kernel_size": 19, "num_conv_pos_embeddings": 5}
 }
 
 # Options that would make another network, and the one value (also the default) that ours has built in.
@@ -137,7 +145,7 @@ def read_directory(directory: Path) -> Encoder:
 
 def stripped(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Weights without the prefix of their family and without parts of pre-training."""
-    families = re.compile(rf"^({'|'.join(get_args(Family))})\.")
+    families = re.compile(rf"^({'|'.join(re.escape(_prefix_of(family)) for family in get_args(Family))})")
     return without({families.sub("", name): tensor for name, tensor in weights.items()}, _DROPPED)
 
 
@@ -196,13 +204,9 @@ def architecture_of(config: Mapping[str, Any], preprocessor: Mapping[str, Any], 
         details.append(f"sampling_rate: {preprocessor['sampling_rate']} Hz, supported is {SAMPLE_RATE} Hz")
     if details:
         raise CheckpointError(f"{source} uses options that parp does not support", details=details)
-    settings = _CONFIG_DEFAULTS | dict(config)
+    settings = _CONFIG_DEFAULTS | _CONFIG_DEFAULTS_OF.get(str(family), {}) | dict(config)
     try:
-        sizes = {
-            ours: settings[theirs]
-            for ours, theirs in _TO_CONFIG.items()
-            if family == "wavlm" or ours not in ("buckets", "max_distance")
-        }
+        sizes = {ours: settings[theirs] for ours, theirs in _keys_of(str(family)).items()}
         architecture = Architecture(
             family=cast("Family", family),
             # Released layer-norm front ends were all trained on normalised waveforms, the others on raw ones.
@@ -226,7 +230,7 @@ def config_of(architecture: Architecture) -> dict[str, Any]:
     channels, kernels, strides = zip(*architecture.conv_layers, strict=True)
     sizes = {
         config_key: getattr(architecture, key)
-        for key, config_key in _TO_CONFIG.items()
+        for key, config_key in _keys_of(architecture.family).items()
         if getattr(architecture, key) is not None
     }
     options = {
@@ -247,6 +251,17 @@ def config_of(architecture: Architecture) -> dict[str, Any]:
     }
 
 
+def _keys_of(family: str) -> dict[str, str]:
+    """What transformers calls the sizes that a family has."""
+    every = _TO_CONFIG | _TO_CONFIG_OF.get(family, {})
+    return {ours: theirs for ours, theirs in every.items() if OF_FAMILY.get(ours, family) == family}
+
+
+def _prefix_of(family: str) -> str:
+    """What stands before the names of a bare model's weights in one with a head."""
+    return f"{family.replace('-', '_')}."
+
+
 def names_of(weights: Mapping[str, Tensor], architecture: Architecture) -> dict[str, Tensor]:
     """Our weights under transformers' names: of its CTC model if there is a head, of its bare model if not.
 
@@ -254,7 +269,7 @@ def names_of(weights: Mapping[str, Tensor], architecture: Architecture) -> dict[
     """
     if architecture.family == "wavlm":
         weights = unpack_attention(weights)
-    prefix = f"{architecture.family}." if "aux.weight" in weights else ""
+    prefix = _prefix_of(architecture.family) if "aux.weight" in weights else ""
     rules = (
         (r"aux\.", _HEAD),
         (MASK_EMBEDDING, f"{prefix}{_MASK_EMBEDDING}"),

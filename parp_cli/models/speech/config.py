@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from parp_cli.models.speech.encoder import SpeechNetwork
 
-Family = Literal["wav2vec2", "hubert", "wavlm"]
+Family = Literal["wav2vec2", "hubert", "wavlm", "data2vec-audio"]
 ConvLayer = tuple[int, int, int]  # channels, kernel, stride, the latter two in samples of the layer's input
 
 # Name of an architecture whose sizes are those of no registered one.
@@ -27,7 +27,10 @@ CUSTOM = "custom"
 _RELEASED_FRONT_END: tuple[ConvLayer, ...] = ((512, 10, 5), *[(512, 3, 2)] * 4, *[(512, 2, 2)] * 2)
 _MINI_FRONT_END: tuple[ConvLayer, ...] = ((64, 10, 5), *[(64, 3, 2)] * 4, *[(64, 2, 2)] * 2)
 
-_SIZES = ("width", "layers", "positional_kernel", "positional_groups", "buckets", "max_distance")
+_SIZES = ("width", "layers", "positional_kernel", "positional_groups")
+
+OF_FAMILY = {"buckets": "wavlm", "max_distance": "wavlm", "positional_layers": "data2vec-audio"}
+"""Sizes that one family alone has."""
 
 # What the encoder's builder of format 1 called the fields. Its dropouts, which were zero in every file, are ignored.
 _FORMAT_1 = {
@@ -54,11 +57,12 @@ _FORMAT_1_DROPOUTS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Architecture:
-    """A speech encoder without its weights: wav2vec 2.0, HuBERT or WavLM.
+    """A speech encoder without its weights: wav2vec 2.0, HuBERT, WavLM or data2vec-audio.
 
     Attributes:
         name: a key of `ARCHITECTURES`, or "custom".
-        family: which paper's model it is; "wavlm" has relative positions in its attention, the others are one network.
+        family: which paper's model it is; "wavlm" has relative positions in its attention, and "data2vec-audio" several
+            convolutions for positions; the others are one network.
         normalize_waveform: whether an utterance is brought to zero mean and unit variance before the
             feature encoder (`parp_cli.models.speech.waveform.normalize`).
         conv_layers: the feature encoder: channels, kernel, stride of each layer.
@@ -77,6 +81,8 @@ class Architecture:
         norm_first: whether layer norm comes before attention and feed-forward, or after each.
         positional_kernel: kernel of the positional convolution, in frames.
         positional_groups: its groups.
+        positional_layers: how many such convolutions follow one another, without weight norm and each with a layer norm
+            behind it (family "data2vec-audio" alone, otherwise None).
         buckets: relative positions told apart (family "wavlm" alone, otherwise None).
         max_distance: frames beyond which all positions are one (likewise).
     """
@@ -101,6 +107,7 @@ class Architecture:
     norm_first: bool
     positional_kernel: int = 128
     positional_groups: int = 16
+    positional_layers: int | None = None
     buckets: int | None = None
     max_distance: int | None = None
 
@@ -125,10 +132,11 @@ class Architecture:
                     raise ValueError(f"{key}: {len(values)} sizes for {self.layers} layers")
                 object.__setattr__(self, key, values[0] if len(set(values)) == 1 else values)
         sizes: dict[str, Any] = {key: getattr(self, key) for key in _SIZES}
-        if self.family != "wavlm" and self.buckets is None and self.max_distance is None:
-            del sizes["buckets"], sizes["max_distance"]
-        elif self.family != "wavlm":
-            raise ValueError(f"buckets: a {self.family} has no relative positions")
+        for key, family in OF_FAMILY.items():
+            if self.family == family:
+                sizes[key] = getattr(self, key)
+            elif getattr(self, key) is not None:
+                raise ValueError(f"{key}: a {self.family} has none")
         for key in ("heads", "feed_forward"):
             values = getattr(self, key)
             of_layers = values if isinstance(values, tuple) else [values]
@@ -369,7 +377,10 @@ def build(
         counted=counted,
     )
     projection = encoder.FeatureProjection(architecture.conv_layers[-1][0], width, dropout, counted=counted[-1])
-    positions = encoder.PositionalConvolution(width, architecture.positional_kernel, architecture.positional_groups)
+    of_positions = width, architecture.positional_kernel, architecture.positional_groups
+    positions: nn.Module = encoder.PositionalConvolution(*of_positions)
+    if architecture.positional_layers is not None:
+        positions = encoder.PositionalStack(*of_positions, architecture.positional_layers)
     layers = []
     sizes = [architecture.sizes_of_layer(index) for index in range(architecture.layers)]
     first = next((index for index, (heads, _, _) in enumerate(sizes) if heads), None)

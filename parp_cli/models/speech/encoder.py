@@ -1,8 +1,9 @@
-"""The networks of wav2vec 2.0, HuBERT and WavLM, under torchaudio's state-dict names.
+"""The networks of wav2vec 2.0, HuBERT, WavLM and data2vec-audio, under torchaudio's state-dict names.
 
-All three are a convolutional feature encoder, a projection of its features with a convolution for positions, and
-Transformer layers with layer norm before or after each half (Baevski et al. 2020; Hsu et al. 2021; Chen et al. 2022).
-Fresh weights are those that torchaudio's builders draw from the same seed: modules are made in their order.
+All are a convolutional feature encoder, a projection of its features with convolutions for positions, and Transformer
+layers with layer norm before or after each half (Baevski et al. 2020; Hsu et al. 2021; Chen et al. 2022; Baevski et al.
+2022). Fresh weights are those that torchaudio's builders draw from the same seed, where it has such a network: modules
+are made in their order.
 
 B utterances, S samples, T frames of 20 ms, C feature channels, D features, H heads of d features, F features inside a
 feed-forward block, V tokens.
@@ -138,12 +139,46 @@ class PositionalConvolution(nn.Module):
         convolution = nn.Conv1d(features, features, kernel, padding=kernel // 2, groups=groups)
         self.conv = nn.utils.parametrizations.weight_norm(convolution, dim=2)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, T, D) of (B, T, D)."""
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """(B, T, D) of (B, T, D), zero where padded; the mask is not needed."""
+        del mask
         if on_cpu(x) and pays(x, self.conv.kernel_size[0]):
             return gelu(frequency_convolution(x, self.conv.weight, self.conv.bias, self.conv.groups))
         frames = x.shape[1]
         return gelu(self.conv(x.transpose(1, 2))[..., :frames]).transpose(1, 2)
+
+
+class PositionalLayer(nn.Module):
+    """One of the convolutions of a `PositionalStack`, with a norm that has no weights, and GELU."""
+
+    def __init__(self, features: int, kernel: int, groups: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv1d(features, features, kernel, padding=kernel // 2, groups=groups)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, T, D) of (B, T, D)."""
+        found = self.conv(x.transpose(1, 2))[..., : x.shape[1]].transpose(1, 2)
+        return gelu(nn.functional.layer_norm(found, found.shape[-1:]))
+
+
+class PositionalStack(nn.Module):
+    """Relative positions as several convolutions over few frames each, under transformers' state-dict names
+    (data2vec-audio)."""
+
+    def __init__(self, features: int, kernel: int, groups: int, layers: int) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(PositionalLayer(features, kernel, groups) for _ in range(layers))
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """(B, T, D) of (B, T, D), zero where padded, and a mask as `Transformer.forward` takes it.
+
+        Biases and norms make something of padding, which the next convolution must not hear.
+        """
+        for layer in self.layers:
+            x = layer(x)
+            if mask is not None:
+                x = x.masked_fill(mask[:, 0, 0, :, None] != 0, 0.0)
+        return x
 
 
 class SelfAttention(nn.Module):
@@ -281,7 +316,7 @@ class Transformer(nn.Module):
 
     def __init__(
         self,
-        positions: PositionalConvolution,
+        positions: nn.Module,
         layers: Sequence[Layer],
         *,
         features: int,
@@ -316,7 +351,7 @@ class Transformer(nn.Module):
             lengths: valid frames, where they may be known: then layers need not work on padding.
             states: where the output (B, T, D) of each layer is put, by its number; None for nowhere.
         """
-        x = x + self.pos_conv_embed(x)
+        x = x + self.pos_conv_embed(x, mask)
         # Where each half of a layer begins with its norm, this one follows the last layer; else it precedes the first.
         if not self.norm_first:
             x = self.layer_norm(x)

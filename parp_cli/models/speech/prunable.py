@@ -45,7 +45,7 @@ _KINDS_BEFORE_THE_LAYERS = {
     "conv": re.compile(r"\bfeature_extractor\.conv_layers\.\d+\.conv\.(?:weight|bias)$"),
     "projection": re.compile(r"\bfeature_projection\.projection\.(?:weight|bias)$"),
     "norm": re.compile(r"\b(?:conv_layers\.\d+|feature_projection)\.layer_norm\.(?:weight|bias)$"),
-    "pos_conv": re.compile(r"\bpos_conv_embed\.conv\.(?:bias|parametrizations\.weight\.original1)$"),
+    "pos_conv": re.compile(r"\bpos_conv_embed\..*conv\.(?:bias|weight|parametrizations\.weight\.original1)$"),
 }
 # What a group of each kind of structure has of a module: some of its rows (0) or columns (1), and how often the groups
 # follow one another there: WavLM's packed rows are all heads' queries, then their keys, then their values.
@@ -121,7 +121,7 @@ def _parts(model: nn.Module) -> Iterator[tuple[str, str, nn.Module]]:
         match module:
             case encoder.FeatureExtractor() | encoder.FeatureProjection():
                 part = "front-end"
-            case encoder.PositionalConvolution():
+            case encoder.PositionalConvolution() | encoder.PositionalStack():
                 part = "position"
             # What WavLM's attention shares with the others are its packed projections; beside them is a gate for
             # relative positions.

@@ -17,7 +17,7 @@ from parp_cli.models.sources.fairseq import _conv_layers
 from parp_cli.models.sources.load import load_encoder
 from parp_cli.models.sources.names import MASK_EMBEDDING, renamed, unpack_attention
 from parp_cli.models.speech.config import ARCHITECTURES, Architecture, build
-from tests.models.small import SMALL, randomise, save_legacy
+from tests.models.small import OF_TORCHAUDIO, SMALL, randomise, save_legacy
 
 # Our names to fairseq's. The way back is tested against torchaudio's importer.
 _LAYER = r"encoder\.transformer\.layers\.(\d+)\."
@@ -124,7 +124,7 @@ def omegaconf(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("save", [torch.save, save_legacy], ids=["zip", "legacy"])
 @pytest.mark.parametrize("settings", [as_dictionary, as_namespace, as_fine_tuned, as_omegaconf])
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("name", OF_TORCHAUDIO)
 def test_configuration_and_weights_are_read(
     name: str,
     settings: Callable[[dict[str, Any], bool], dict[str, Any]],
@@ -146,7 +146,7 @@ def test_configuration_and_weights_are_read(
     assert all(torch.equal(weights[key], tensor) for key, tensor in ours.items())
 
 
-@pytest.mark.parametrize("name", [name for name in SMALL if "wavlm" not in name])
+@pytest.mark.parametrize("name", [name for name in OF_TORCHAUDIO if "wavlm" not in name])
 def test_names_are_those_of_torchaudios_importer(name: str, tmp_path: Path) -> None:
     _, theirs = fairseq_weights(SMALL[name])
     torch.save({"model": theirs, **as_dictionary(model_settings(SMALL[name]), False)}, tmp_path / "file.pt")

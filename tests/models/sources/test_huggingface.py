@@ -155,7 +155,7 @@ def test_registered_sizes_are_recognised(name: str) -> None:
 @pytest.mark.parametrize(
     ("file", "change", "words"),
     [
-        ("config.json", {"model_type": "data2vec-audio"}, "data2vec-audio"),
+        ("config.json", {"model_type": "wav2vec2-conformer"}, "wav2vec2-conformer"),
         ("config.json", {"hidden_act": "relu"}, "hidden_act: 'relu'"),
         ("config.json", {"add_adapter": True}, "add_adapter"),
         ("config.json", {"conv_pos_batch_norm": True}, "conv_pos_batch_norm"),

@@ -15,7 +15,7 @@ from parp_cli.models.sources.load import load_encoder
 from parp_cli.models.speech.config import ARCHITECTURES, Architecture, build
 from parp_cli.stages.mask import combine, mask
 from parp_cli.storage import checkpoint
-from tests.models.small import SMALL, randomise
+from tests.models.small import OF_TORCHAUDIO, SMALL, randomise
 from tests.models.sources.test_fairseq import as_dictionary, fairseq_weights, model_settings
 
 transformers = pytest.importorskip("transformers", reason="transformers has the names of one project")
@@ -73,7 +73,7 @@ def test_projections_that_are_packed_are_kept_whole_where_they_have_no_mask(tmp_
 
 
 @pytest.mark.parametrize("prefix", ["", "w2v_encoder.w2v_model.", "module.w2v_encoder.w2v_model."])
-@pytest.mark.parametrize("name", [name for name in SMALL if "wavlm" not in name])
+@pytest.mark.parametrize("name", [name for name in OF_TORCHAUDIO if "wavlm" not in name])
 def test_a_checkpoint_of_fairseq(name: str, prefix: str, tmp_path: Path) -> None:
     _, theirs = fairseq_weights(SMALL[name])
     theirs = {key: tensor for key, tensor in theirs.items() if not key.startswith("quant")}

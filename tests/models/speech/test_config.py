@@ -13,7 +13,7 @@ from parp_cli.models.sources.published import FILES
 from parp_cli.models.speech.config import ARCHITECTURES, Architecture, build, frames, with_known_name
 from parp_cli.models.speech.waveform import normalize
 from tests.models.oracle import builder_of
-from tests.models.small import SMALL, waveform
+from tests.models.small import OF_TORCHAUDIO, SMALL, waveform
 
 BUNDLES = {
     "wav2vec2-base": "WAV2VEC2_BASE",
@@ -68,6 +68,8 @@ def test_json_and_back(architecture: Architecture) -> None:
         {"conv_norm": "batch"},
         {"buckets": 320},
         {"family": "wavlm"},
+        {"positional_layers": 5},
+        {"family": "data2vec-audio"},
     ],
 )
 def test_unreadable_json_is_refused(change: dict[str, object]) -> None:
@@ -83,7 +85,9 @@ def test_fields_are_checked() -> None:
     assert caught.value.details == ("heads: missing", "head: unknown")
 
 
-@pytest.mark.parametrize("architecture", ALL, ids=lambda architecture: architecture.name)
+@pytest.mark.parametrize(
+    "architecture", [*ARCHITECTURES.values(), *OF_TORCHAUDIO.values()], ids=lambda architecture: architecture.name
+)
 def test_format_1_is_read(architecture: Architecture) -> None:
     builder = json.loads(json.dumps(builder_of(architecture)))
     written = {

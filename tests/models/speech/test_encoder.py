@@ -10,12 +10,13 @@ from parp_cli.models.speech.dropout import Dropout
 from parp_cli.models.speech.encoder import FeedForward, SelfAttention
 from parp_cli.models.speech.prunable import prunable_parameters
 from tests.models.oracle import ours, torchaudios
-from tests.models.small import SMALL, randomise, waveform
+from tests.models.small import OF_TORCHAUDIO, SMALL, randomise, waveform
 
 SMALLS = pytest.mark.parametrize("architecture", SMALL.values(), ids=SMALL.keys())
+OF_THEIRS = pytest.mark.parametrize("architecture", OF_TORCHAUDIO.values(), ids=OF_TORCHAUDIO.keys())
 
 
-@SMALLS
+@OF_THEIRS
 @pytest.mark.parametrize("vocabulary_size", [5, None])
 def test_names_and_first_weights_are_torchaudios(architecture: Architecture, vocabulary_size: int | None) -> None:
     mine, theirs = (make(architecture, vocabulary_size).state_dict() for make in (ours, torchaudios))
@@ -23,7 +24,7 @@ def test_names_and_first_weights_are_torchaudios(architecture: Architecture, voc
     assert all(torch.equal(mine[name], theirs[name]) for name in mine)
 
 
-@SMALLS
+@OF_THEIRS
 def test_outputs_are_torchaudios(architecture: Architecture) -> None:
     theirs = randomise(torchaudios(architecture, 5))
     mine = ours(architecture, 5)
@@ -40,7 +41,7 @@ def test_outputs_are_torchaudios(architecture: Architecture) -> None:
             torch.testing.assert_close(mine_[:length], theirs_[:length], atol=1e-5, rtol=1e-5)
 
 
-@SMALLS
+@OF_THEIRS
 def test_gradients_are_torchaudios(architecture: Architecture) -> None:
     theirs = randomise(torchaudios(architecture, 5)).train()
     mine = ours(architecture, 5).train()
