@@ -66,7 +66,8 @@ def reproduce(
         output.note(f"within {budget}: {experiment.left_out}")
     if dry_run:
         plans = [plan_sweep(sweep, run) for sweep in experiment.sweeps]
-        for plan in plans:
+        for sweep, plan in zip(experiment.sweeps, plans, strict=True):
+            output.text(f"{sweep.file.stem}:")
             show_plan(output, plan)
         output.json({"name": name, "left_out": experiment.left_out, "plans": plans})
         return
@@ -74,7 +75,8 @@ def reproduce(
         result = stage(
             experiment, run=run, device=where, workers=workers, cluster=cluster, note=output.note, notify=notify
         )
-    for each in result.sweeps:
+    for sweep, each in zip(experiment.sweeps, result.sweeps, strict=True):
+        output.text(f"{sweep.file.stem}:")
         show_result(output, each, run)
     output.text("", *result.paragraph.splitlines())
     if result.left_out:

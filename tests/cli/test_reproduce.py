@@ -50,6 +50,8 @@ def test_main_is_stopped_and_goes_on(parp: Any, tiny: list[str], tmp_path: Path)
     assert planned.code == 0, planned.err
     plans = json.loads(planned.out)["plans"]
     assert [len(plan["cells"]) for plan in plans] == [7, 7]
+    titles = parp(*command[:-1], "--dry-run").out.splitlines()
+    assert [line for line in titles if line.endswith(":")] == ["main:", "main-1h:"]
     with observing(Stop()):
         assert parp(*command).code == 130
     done = parp(*command)
