@@ -33,7 +33,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "data": GROUND,
     # Of data, only what labels are: `test_models_know_no_data`.
     "models": {"errors", "storage", "runtime", "data"},
-    "exporters": {"errors", "storage", "runtime", "data", "models"},
+    # Of pruning, what makes weights zero where their mask prunes.
+    "exporters": {"errors", "storage", "runtime", "data", "models", "pruning"},
     # What was recognised, however it was.
     "scoring": {"errors", "storage", "runtime", "data"},
     "decoding": {"errors", "storage", "runtime", "data", "models", "scoring"},

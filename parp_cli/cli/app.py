@@ -11,7 +11,7 @@ import typer
 import typer.core
 
 import parp_cli
-from parp_cli.cli import commands, compare, evaluate, lm, mask, predict, quickstart, reproduce, sweep, transcribe
+from parp_cli.cli import bench, commands, compare, evaluate, lm, mask, predict, quickstart, reproduce, sweep, transcribe
 from parp_cli.cli.options import option
 from parp_cli.console import Output, discard, open_streams, show_error
 from parp_cli.errors import Interrupted, ParpError, ResourceError, UsageError
@@ -96,6 +96,7 @@ app.add_typer(lm.app, name="lm")
 app.command()(commands.export)
 app.command()(commands.shrink)
 app.command()(commands.push)
+app.command()(bench.bench)
 app.command()(commands.inspect)
 app.command()(compare.compare)
 app.command()(sweep.sweep)

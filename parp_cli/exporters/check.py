@@ -6,6 +6,7 @@ S samples, T frames, V tokens.
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,7 +23,7 @@ TOLERANCE = 1e-4
 """Largest difference of a logit that float32's rounding explains."""
 
 _MOST_ROUNDS, _TIMED_SECONDS = 10, 1.0
-"""Rounds in which networks are timed: so many, or until this is over."""
+"""Rounds in which networks are timed: so many, or until so much time has passed."""
 
 Network = Callable[[Sequence[Tensor]], list[Tensor]]
 """From waveforms (S,), computed as one batch, to the logits (T, V) of each, or hidden states without a head."""
@@ -78,7 +79,8 @@ def compared(ours: Network, theirs: Network, speech: Sequence[Tensor], *, exact:
     """
     chosen = [speech[0], speech[len(speech) // 2], speech[-1]]
     expected, found = ([run([waveform])[0] for waveform in chosen] for run in (ours, theirs))
-    spent = _least_seconds((ours, theirs), chosen)
+    timed = [partial(_seconds, run, chosen) for run in (ours, theirs)]
+    spent = least_seconds(timed, rounds=_MOST_ROUNDS, most_seconds=_TIMED_SECONDS)
     if exact:
         expected, found = expected * 2, found + theirs(chosen)
     counts: dict[str, Any] = {}
@@ -97,17 +99,28 @@ def compared(ours: Network, theirs: Network, speech: Sequence[Tensor], *, exact:
     )
 
 
-def _least_seconds(networks: Sequence[Network], speech: Sequence[Tensor]) -> list[float]:
-    """Of work on the waveforms, one at a time, by each network: the least of several rounds that the networks take in
-    turn, so that what else the machine does slows no one of them. They have run before."""
-    least, began = [float("inf")] * len(networks), time.perf_counter()
-    for _ in range(_MOST_ROUNDS):
-        for index, run in enumerate(networks):
-            start = time.perf_counter()
-            for waveform in speech:
-                run([waveform])
-            least[index] = min(least[index], time.perf_counter() - start)
-        if time.perf_counter() - began > _TIMED_SECONDS:
+def _seconds(run: Network, speech: Sequence[Tensor]) -> float:
+    """Of work on the waveforms, one at a time."""
+    began = time.perf_counter()
+    for waveform in speech:
+        run([waveform])
+    return time.perf_counter() - began
+
+
+def least_seconds(
+    timed: Sequence[Callable[[], float]], *, rounds: int, most_seconds: float = float("inf")
+) -> list[float]:
+    """The least seconds that each took in several rounds, which they take in turn, so that what else the machine does
+    slows no one of them.
+
+    Args:
+        timed: does some work, which it has done before, and gives the seconds that it took.
+        rounds: so many, or until `most_seconds` are over.
+    """
+    least, began = [float("inf")] * len(timed), time.perf_counter()
+    for _ in range(rounds):
+        least = [min(pair) for pair in zip(least, (one() for one in timed), strict=True)]
+        if time.perf_counter() - began > most_seconds:
             break
     return least
 

@@ -1,0 +1,34 @@
+"""`parp bench`."""
+
+import json
+from pathlib import Path
+
+from tests.cli.conftest import Parp
+
+WORK = ("--seconds", "0.5", "--batch", "1", "--batch", "2", "--rounds", "1")
+
+
+def test_tables_and_json(parp: Parp, trained: Path) -> None:
+    shown = parp("bench", trained, *WORK, "--no-dense", "--split", "test")
+    assert shown.code == 0, shown.err
+    for part in (
+        "peak memory",
+        "first result",
+        "WER test",
+        "0.5 s × 2",
+        "Seconds of work per second of audio",
+        " 1.0×",
+    ):
+        assert part in shown.out
+    made = json.loads(parp("bench", trained, *WORK, "--no-dense", "--json").out)
+    (model,) = made["models"]
+    assert model["bytes"] == trained.stat().st_size
+    assert [speed["batch"] for speed in model["speeds"]] == [1, 2]
+    assert model["loaded"]["load_seconds"] > 0
+    assert made["dense"] is None
+
+
+def test_what_is_no_model(parp: Parp) -> None:
+    answer = parp("bench", "nothing.onnx")
+    assert answer.code == 4
+    assert "there is no model nothing.onnx" in answer.err
