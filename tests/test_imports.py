@@ -38,7 +38,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     # What was recognised, however it was.
     "scoring": {"errors", "storage", "runtime", "data"},
     "decoding": {"errors", "storage", "runtime", "data", "models", "scoring"},
-    "tasks": GROUND | {"data", "models", "decoding", "scoring"},
+    "tasks": GROUND | {"data", "models", "pruning", "decoding", "scoring"},
     # Of tasks, only what all of them have in common.
     "training": GROUND | {"", "models", "pruning", "tasks"},
     "stages": GROUND | PARTS,

@@ -1,6 +1,5 @@
 """`parp eval`: recognise, count, compare."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -11,8 +10,8 @@ from parp_cli.errors import UsageError
 
 if TYPE_CHECKING:
     from parp_cli.decoding.recognizer import Tuning
-    from parp_cli.stages.evaluate import EvaluateResult
-    from parp_cli.storage.checkpoint import Metadata
+    from parp_cli.tasks.ctc.evaluation import Evaluated
+    from parp_cli.tasks.evaluation import Evaluation
 
 _TRIALS_SHOWN = 10
 _WORST_SHOWN = 3
@@ -91,51 +90,24 @@ def evaluate(
     if tune and (lm_weight is not None or word_score is not None):
         raise UsageError("--tune finds the weights that were given", hint="leave out --tune, or the weights")
 
+    from parp_cli.cli.predict import show as show_texts
     from parp_cli.decoding.choose import Decoding
     from parp_cli.runtime.device import select_device
     from parp_cli.runtime.processes import current
-    from parp_cli.stages.evaluate import Options, recorded_recipe
+    from parp_cli.stages.evaluate import Options
     from parp_cli.stages.evaluate import evaluate as stage
     from parp_cli.storage.checkpoint import read_metadata
     from parp_cli.storage.run_folder import checkpoint_or_newest, require_head
+    from parp_cli.tasks.classification.evaluation import TextEvaluation
+    from parp_cli.tasks.task import task_class
 
     world = current()
     output = Output(as_json=as_json, quiet=quiet, mute=not world.is_main)
     source = checkpoint_or_newest(checkpoint, run)
     metadata = read_metadata(source)
-    require_head(source, metadata)
-    if metadata.task is not None and metadata.task["kind"] == "classification":
-        given = {
-            "--html": html,
-            "--trn": trn,
-            "--decoder": decoder,
-            "--lm": lm,
-            "--lexicon": lexicon,
-            "--beam-size": beam_size,
-            "--lm-weight": lm_weight,
-            "--word-score": word_score,
-            "--tune": tune or None,
-            "--workers": workers,
-        }
-        if wrong := [name for name, value in given.items() if value is not None]:
-            raise UsageError(f"{', '.join(wrong)} is for speech, {source} classifies texts", hint="leave it out")
-        _evaluate_texts(
-            output,
-            source,
-            metadata,
-            run,
-            out,
-            settings or (),
-            split or (),
-            mask or (),
-            against or (),
-            seed or 0,
-            precision,
-            device,
-        )
-        return
-    recipe = recorded_recipe(metadata, settings or ())
-    splits = tuple(dict.fromkeys(split or [recipe.data.test]))
+    task = require_head(source, metadata)
+    data = task_class(task["kind"]).recorded(metadata, settings or ()).data
+    splits = tuple(dict.fromkeys(split or [data.test]))
     decoding = Decoding(
         decoder=decoder or ("greedy" if lm is None and lexicon is None else "lexicon"),
         lm=lm,
@@ -162,60 +134,22 @@ def evaluate(
         result = stage(
             source,
             out=out or run / f"{'-'.join(['eval', '+'.join(splits), *searched])}.jsonl",
-            data=recipe.data,
+            data=data,
             options=asked,
             device=world.device(select_device(device)),
             world=world,
             notify=notify,
         )
-    _show(output, result, recipe.data.valid)
-    systems = [system.to_json() for system in result.systems]
-    output.json({"systems": systems, "left_out": result.left_out, "notes": result.notes})
+    if isinstance(result, TextEvaluation):
+        show_texts(output, result)
+    else:
+        _show(output, result, data.valid)
+    output.json(result)
     if (error := result.error()) is not None and world.is_main:
         raise error
 
 
-def _evaluate_texts(
-    output: Output,
-    source: Path,
-    metadata: "Metadata",
-    run: Path,
-    out: Path | None,
-    settings: Sequence[str],
-    split: Sequence[str],
-    mask: Sequence[Path],
-    against: Sequence[Path],
-    seed: int,
-    precision: str,
-    device: Literal["auto", "cpu", "cuda"],
-) -> None:
-    """`parp eval` of a checkpoint with a head for texts."""
-    from parp_cli.cli.predict import show
-    from parp_cli.runtime.device import select_device
-    from parp_cli.stages.classify import evaluate_texts, recorded_texts
-
-    data = recorded_texts(metadata, settings).data
-    splits = tuple(dict.fromkeys(split or [data.test]))
-    with output.progress() as notify:
-        result = evaluate_texts(
-            source,
-            out=out or run / f"eval-{'+'.join(splits)}.jsonl",
-            data=data,
-            splits=splits,
-            masks=mask,
-            against=against,
-            seed=seed,
-            precision=precision,
-            device=select_device(device),
-            notify=notify,
-        )
-    show(output, result)
-    output.json(result)
-    if (error := result.error()) is not None:
-        raise error
-
-
-def _show(output: Output, result: "EvaluateResult", valid: str) -> None:
+def _show(output: Output, result: "Evaluation[Evaluated]", valid: str) -> None:
     from parp_cli.scoring.tables import side_by_side, systems_table, terminal_tables
 
     first = result.as_it_is

@@ -12,7 +12,7 @@ from parp_cli.console import Output, duration, percent
 
 if TYPE_CHECKING:
     from parp_cli.scoring.classes import Measured, PairedTest
-    from parp_cli.stages.classify import Classified, ClassifiedSystem
+    from parp_cli.tasks.classification.evaluation import ClassifiedSystem, TextEvaluation
 
 _MOST_CLASSES = 10
 """In a confusion table on the terminal."""
@@ -38,19 +38,16 @@ def predict(
       parp predict pairs.tsv --format jsonl --out predictions.jsonl
     """
     from parp_cli.runtime.device import select_device
-    from parp_cli.stages.classify import predict as stage
-    from parp_cli.stages.classify import recorded_texts
+    from parp_cli.stages.predict import predict as stage
     from parp_cli.storage.atomic import require_writable, write_text
-    from parp_cli.storage.checkpoint import read_metadata
     from parp_cli.storage.run_folder import checkpoint_or_newest
 
     output = Output(as_json=as_json, quiet=quiet)
     source = checkpoint_or_newest(checkpoint, run)
     if out is not None:
         require_writable(out, "--out")
-    data = recorded_texts(read_metadata(source), settings or ()).data
     with output.progress() as notify:
-        predicted = stage(source, file, data=data, device=select_device(device), notify=notify)
+        predicted = stage(source, file, settings=settings or (), device=select_device(device), notify=notify)
     rows: list[dict[str, object]] = []
     for text, one in predicted:
         pair = {} if text.text_b is None else {"text_b": text.text_b}
@@ -71,7 +68,7 @@ def predict(
     output.json({"predictions": rows})
 
 
-def show(output: Output, result: "Classified") -> None:
+def show(output: Output, result: "TextEvaluation") -> None:
     """An evaluation of texts."""
     from parp_cli.scoring.classes import NAMES
 

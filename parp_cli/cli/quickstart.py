@@ -10,7 +10,7 @@ from parp_cli.cli.options import option
 from parp_cli.console import Output, duration, percent, size
 
 if TYPE_CHECKING:
-    from parp_cli.stages.evaluate import Evaluated
+    from parp_cli.tasks.ctc.evaluation import Evaluated
 
 _METHODS = {"dense": "dense", "MPI (fixed mask)": "mpi", "PARP": "parp"}
 _PATTERN = "tensor"

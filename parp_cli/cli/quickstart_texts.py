@@ -26,7 +26,7 @@ def quickstart_texts(
     from parp_cli.models.transformers.library import library
     from parp_cli.pruning.methods import spec_of
     from parp_cli.runtime.device import select_device
-    from parp_cli.stages.classify import evaluate_texts
+    from parp_cli.stages.evaluate import Options, evaluate
     from parp_cli.stages.finetune import finetune
     from parp_cli.stages.mask import mask
     from parp_cli.storage.run_folder import MASK
@@ -48,9 +48,9 @@ def quickstart_texts(
                 device=where,
                 notify=notify,
             )
-            against = tuple(row["predictions"] for row in rows)
+            options = Options(against=tuple(row["predictions"] for row in rows))
             out = folder / "eval-test.jsonl"
-            found = evaluate_texts(tuned.path, out=out, against=against, device=where, notify=notify).as_it_is
+            found = evaluate(tuned.path, out=out, options=options, device=where, notify=notify).as_it_is
             rows.append(
                 {
                     "method": name,

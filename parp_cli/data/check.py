@@ -1,7 +1,7 @@
 """Problems of utterances, found before anything is trained: in their audio, length and labels."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, get_args
@@ -87,13 +87,22 @@ def check_utterances(
         vocabulary: of the head to be trained.
         frames: of the model, by samples at 16 kHz.
     """
-    utterances = list(utterances)
-    count = Counter(utterance.id for utterance in utterances)
-    return [
-        Problem(utterance_id=utterance.id, split=split, kind=kind, what=what, audio=utterance.audio)
-        for utterance in utterances
-        for kind, what in _problems(utterance, infos[utterance.audio], vocabulary, frames, count[utterance.id])
-    ]
+
+    def of(utterance: Utterance, info: Inspected) -> _Found:
+        yield from _of_audio(utterance, info)
+        available = None
+        if isinstance(info, AudioInfo):
+            available = frames(info.resampled)
+            if not available:
+                yield "too short", f"{info.seconds:.3f} s make no frame"
+        yield from _of_labels(utterance, vocabulary, available)
+
+    return _checked(utterances, split, infos, of)
+
+
+def check_audio(utterances: Iterable[Utterance], split: str, infos: Mapping[Path, Inspected]) -> list[Problem]:
+    """Of these problems the ones of audio and ids, whatever the model."""
+    return _checked(utterances, split, infos, _of_audio)
 
 
 def notes_of(splits: Sequence[tuple[str, Sequence[Utterance]]], infos: Mapping[Path, Inspected]) -> list[str]:
@@ -198,33 +207,51 @@ def _remedy(problem: Problem, alphabet: str) -> str:
     return "no training transcript has them: correct these, or add utterances that have them to the training split"
 
 
-def _problems(
-    utterance: Utterance, info: Inspected, vocabulary: Vocabulary, frames: Callable[[int], int], count: int
-) -> Iterable[tuple[ProblemKind, str]]:
-    """Kinds and descriptions, for an utterance whose id `count` utterances have."""
-    available = 0
+_Found = Iterator[tuple[ProblemKind, str]]
+"""Kinds of problems, each with a description."""
+
+
+def _checked(
+    utterances: Iterable[Utterance],
+    split: str,
+    infos: Mapping[Path, Inspected],
+    problems: Callable[[Utterance, Inspected], _Found],
+) -> list[Problem]:
+    utterances = list(utterances)
+    count = Counter(utterance.id for utterance in utterances)
+    found = []
+    for each in utterances:
+        own = list(problems(each, infos[each.audio]))
+        if count[each.id] > 1:
+            own.append(("repeated id", f"{count[each.id]} utterances have this id"))
+        found += [
+            Problem(utterance_id=each.id, split=split, kind=kind, what=what, audio=each.audio) for kind, what in own
+        ]
+    return found
+
+
+def _of_audio(utterance: Utterance, info: Inspected) -> _Found:
     if isinstance(info, Unreadable):
         yield ("missing audio" if info.missing else "unreadable audio"), info.reason
-    else:
-        available = frames(info.resampled)
-        if info.silent:
-            yield "silence", "all of its samples are the same"
-        if info.rate < LOWEST_RATE:
-            yield "sampling rate", f"{info.rate:,} Hz: speech needs at least {LOWEST_RATE:,} Hz"
-        elif not can_resample(info.rate):
-            yield "sampling rate", f"{info.rate:,} Hz have no simple ratio to {SAMPLE_RATE:,} Hz: convert it"
-        given = utterance.seconds
-        if given and abs(info.seconds - given) > max(_LENGTH_SECONDS, _LENGTH_SHARE * info.seconds):
-            yield "wrong length", f"{info.seconds:.2f} s, but the corpus says {given:.2f} s"
-        if not available:
-            yield "too short", f"{info.seconds:.3f} s make no frame"
+        return
+    if info.silent:
+        yield "silence", "all of its samples are the same"
+    if info.rate < LOWEST_RATE:
+        yield "sampling rate", f"{info.rate:,} Hz: speech needs at least {LOWEST_RATE:,} Hz"
+    elif not can_resample(info.rate):
+        yield "sampling rate", f"{info.rate:,} Hz have no simple ratio to {SAMPLE_RATE:,} Hz: convert it"
+    given = utterance.seconds
+    if given and abs(info.seconds - given) > max(_LENGTH_SECONDS, _LENGTH_SHARE * info.seconds):
+        yield "wrong length", f"{info.seconds:.2f} s, but the corpus says {given:.2f} s"
+
+
+def _of_labels(utterance: Utterance, vocabulary: Vocabulary, frames: int | None) -> _Found:
+    """`frames` that there are for the labels; None where this is unknown."""
     if not vocabulary.reference(utterance):
         yield "no label", f"no {vocabulary.labels}"
     elif foreign := vocabulary.outside(utterance):
         yield "outside vocabulary", f"{vocabulary.labels} outside the vocabulary: {' '.join(map(visible, foreign))}"
-    elif available:
+    elif frames:
         ids = vocabulary.encode(utterance)
-        if (needed := frames_needed(ids)) > available:
-            yield "more labels than frames", f"{len(ids)} labels need {needed} frames, but it has {available}"
-    if count > 1:
-        yield "repeated id", f"{count} utterances have this id"
+        if (needed := frames_needed(ids)) > frames:
+            yield "more labels than frames", f"{len(ids)} labels need {needed} frames, but it has {frames}"

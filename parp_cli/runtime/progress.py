@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-Kind = Literal["training", "recognition", "other"]
+Kind = Literal["training", "recognition", "data", "other"]
 
 
 @dataclass(frozen=True)
@@ -15,7 +15,8 @@ class Progress:
         task: what is being done, for people.
         note: a short description of the current state, such as the loss.
         warning, news: if given, the report is this message alone, on a line that stays.
-        kind: what the steps are; of "training" they are updates of a training run.
+        kind: what the steps are; of "training" they are updates of a training run. A message of kind "data" is the same
+            for every run on the same data.
     """
 
     task: str

@@ -15,7 +15,7 @@ features/                  features of a frozen feature encoder, which the cells
 """
 
 import json
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -137,13 +137,14 @@ def checkpoint_or_newest(named: Path | None, run: Path) -> Path:
     return path
 
 
-def require_head(path: Path, metadata: Metadata) -> None:
-    """Raise a CheckpointError for a checkpoint without an output head, which cannot recognise anything yet."""
+def require_head(path: Path, metadata: Metadata) -> Mapping[str, Any]:
+    """What the output head of a checkpoint was trained for; raises a CheckpointError where it has none."""
     if metadata.task is None:
         raise CheckpointError(
             f"{path} has no output head (stage {metadata.stage})",
             hint="fine-tune it first: `parp finetune recipe.yaml`",
         )
+    return metadata.task
 
 
 def shortest_labels(paths: Sequence[Path]) -> list[str]:

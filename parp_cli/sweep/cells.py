@@ -20,7 +20,6 @@ from typing import Any
 
 import torch
 
-from parp_cli.config.classification import TextData
 from parp_cli.errors import CheckpointError, DataError, Interrupted, ParpError, ResourceError
 from parp_cli.runtime.device import is_out_of_memory
 from parp_cli.runtime.progress import Notify, Progress, silent
@@ -103,13 +102,7 @@ def run_cell(run: Path, cell: Cell, device: str, notify: Notify = silent) -> Non
 
 def _evaluate(folder: Path, cell: Cell, split: str, device: torch.device, notify: Notify) -> DataError | None:
     """Evaluate a cell's checkpoint on a split, and what to raise if some of it could not be."""
-    out, data = folder / f"eval-{split}.jsonl", cell.recipe.data
-    if isinstance(data, TextData):
-        from parp_cli.stages.classify import evaluate_texts
-
-        texts = evaluate_texts(folder / BEST, out=out, data=data, splits=(split,), device=device, notify=notify)
-        return texts.error()
-    options = Options(splits=(split,))
+    out, data, options = folder / f"eval-{split}.jsonl", cell.recipe.data, Options(splits=(split,))
     return evaluate(folder / BEST, out=out, data=data, options=options, device=device, notify=notify).error()
 
 

@@ -215,6 +215,7 @@ class _Meter:
         self._run, self._notify, self._stop = run, notify, stop
         self._lengths, self._done = _updates(run, cells)
         self._before, self._told = sum(self._done.values()), -1
+        self._noted: set[str] = set()
 
     def listen(self, cell: Cell, step: Progress) -> None:
         """Turn what a cell in this process reports into progress of the sweep.
@@ -223,7 +224,11 @@ class _Meter:
             Interrupted: a stop was asked for. At updates the training itself stops, with its state saved.
         """
         if step.is_line:
-            if step.warning:  # a line per validation would be many; each run's log has them
+            if step.warning and step.kind == "data":
+                if step.warning not in self._noted:
+                    self._noted.add(step.warning)
+                    self._notify(step)
+            elif step.warning:  # a line per validation would be many; each run's log has them
                 self._notify(replace(step, warning=f"{cell.name}: {step.warning}"))
         elif is_training(step):
             self._reach({running_round(self._run, cell): step.done}, f"{cell.name}: {step.note}")

@@ -15,10 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from parp_cli.config.finetune import AnyRecipe
+from parp_cli.config.load import recipe_from_dict
 from parp_cli.errors import CheckpointError
 from parp_cli.models.network import Architecture
 from parp_cli.runtime.processes import World
 from parp_cli.runtime.progress import Notify
+from parp_cli.storage.checkpoint import Metadata
+from parp_cli.tasks.evaluation import Evaluation, Options
 
 Item = TypeVar("Item")
 
@@ -307,6 +310,31 @@ class RecipeTask(Task[Item]):
     @abstractmethod
     def split_key(data: Any, split: str, notify: Notify) -> str:
         """The same for a split that is evaluated, in which items that cannot be read are errors."""
+
+    @classmethod
+    def recorded(cls, metadata: Metadata, overrides: Sequence[str] = ()) -> Any:
+        """The recipe of the run that made a checkpoint (the defaults, if none did), with `overrides` as `--set` takes
+        them.
+
+        Raises RecipeError: an override is no recipe key, or has a wrong value.
+        """
+        values = metadata.recipe if metadata.recipe is not None and "data" in metadata.recipe else {}
+        return recipe_from_dict({"task": cls.kind, **values}, overrides)
+
+    @classmethod
+    def evaluate(
+        cls,
+        source: Path,
+        *,
+        out: Path,
+        data: Any,
+        options: Options,
+        device: torch.device,
+        world: World,
+        notify: Notify,
+    ) -> Evaluation[Any]:
+        """Evaluate a checkpoint whose head is of this task; arguments and errors as of `stages.evaluate`."""
+        raise NotImplementedError(f"no checkpoint has a head of task {cls.kind}")
 
     def own_data_key(self, notify: Notify) -> str:
         """`data_key` of the data that this task has read."""

@@ -19,10 +19,11 @@ from parp_cli.pruning.masks import sparsity
 from parp_cli.runtime.progress import Progress
 from parp_cli.scoring.metrics import ErrorRate
 from parp_cli.scoring.results import read_results
-from parp_cli.stages.evaluate import Evaluated, Options, evaluate
+from parp_cli.stages.evaluate import Options, evaluate
 from parp_cli.stages.finetune import finetune
 from parp_cli.stages.mask import mask
 from parp_cli.storage import checkpoint
+from parp_cli.tasks.ctc.evaluation import Evaluated
 from tests.tiny import TEXTS, TINY, World, write_encoder, write_manifest, write_speech
 
 

@@ -14,11 +14,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import numpy
 import pytest
 import soundfile
 import torch
 
-from parp_cli.errors import Interrupted, UsageError
+from parp_cli.errors import DataError, Interrupted, UsageError
 from parp_cli.runtime.progress import Notify, Progress, silent
 from parp_cli.stages.finetune import finetune
 from parp_cli.storage import checkpoint
@@ -34,7 +35,7 @@ from parp_cli.training.observe import Observer, observing
 from parp_cli.training.run import TrainingRun
 from tests.stages.processes import wait_for
 from tests.sweep.conftest import without_times
-from tests.tiny import World
+from tests.tiny import World, write_manifest
 
 CPU = torch.device("cpu")
 METHODS = "grid: {pruning.method: [omp, dense, imp], pruning.sparsity: [0.2, 0.3]}\nsplits: [test, valid]\n"
@@ -355,6 +356,42 @@ def test_a_signal_while_nothing_trains_stops_the_sweep(
     with pytest.raises(Interrupted):
         run_sweep(sweep, run=run)
     assert plan_sweep(sweep, run).updates_left == 6
+
+
+def with_stereo(world: World, folder: Path) -> Path:
+    """The tiny corpus, in which the first utterance of each split has two channels."""
+    rows = [json.loads(line) for line in world.manifest.read_text().splitlines()]
+    for row in rows:
+        path = world.folder / row["audio"]
+        if row["id"].endswith("-0"):
+            samples, rate = soundfile.read(path)
+            path = folder / row["audio"]
+            soundfile.write(path, numpy.stack([samples, samples], axis=1), rate)
+        row["audio"] = str(path)
+    return write_manifest(folder / "stereo.jsonl", rows)
+
+
+def test_a_note_on_the_data_comes_once(write_sweep: Any, tmp_path: Path, world: World) -> None:
+    path = write_sweep(
+        "grid: {pruning.method: [dense, omp], seed: [0, 1]}", *SHORT, f"data.manifest={with_stereo(world, tmp_path)}"
+    )
+    seen: list[Progress] = []
+    assert run_sweep(load(path), run=tmp_path / "run", notify=seen.append).failed == ()
+    notes = [step.warning.partition(":")[0] for step in seen if "2 channels" in step.warning]
+    assert sorted(notes) == ["test", "train", "valid"]
+
+
+def test_all_that_is_wrong_with_a_split_is_said_before_anything_trains(
+    write_sweep: Any, tmp_path: Path, world: World
+) -> None:
+    rows = [json.loads(line) for line in world.manifest.read_text().splitlines()]
+    for row in rows:
+        row["audio"] = f"gone-{row['id']}" if row["id"] in ("test-0", "test-2") else str(world.folder / row["audio"])
+    path = write_sweep("grid: {seed: [0]}", *SHORT, f"data.manifest={write_manifest(tmp_path / 'bad.jsonl', rows)}")
+    with pytest.raises(DataError, match=r"2 problems with the utterances of test \(missing audio 2\)"):
+        load(path)
+    path.with_name("base.yaml").write_text(path.with_name("base.yaml").read_text().replace("refuse", "skip"))
+    assert run_sweep(load(path), run=tmp_path / "run").failed == ()
 
 
 def test_two_sweeps_at_one_folder(write_sweep: Any, tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from parp_cli.runtime.progress import Notify
 from parp_cli.scoring.classes import NAMES
 from parp_cli.storage.checkpoint import file_hash
 from parp_cli.tasks.classification.data import TextSet, load_texts, recorded_names
+from parp_cli.tasks.classification.evaluation import TextEvaluation, evaluate_texts
 from parp_cli.tasks.classification.objective import ClassificationObjective
 from parp_cli.tasks.distillation import Distillation
 from parp_cli.tasks.task import Validation
@@ -61,6 +62,10 @@ class ClassificationTask(TextTask):
         if problems:
             raise DataError(f"{len(problems):,} problems with split {split}", details=first_few(problems))
         return file_hash(path)
+
+    @classmethod
+    def evaluate(cls, source: Path, **asked: Any) -> TextEvaluation:
+        return evaluate_texts(source, **asked)
 
     @property
     def train(self) -> Sequence[TextItem]:

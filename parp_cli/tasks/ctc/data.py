@@ -75,7 +75,7 @@ def load_data(data: Data, architecture: Architecture, own: Vocabulary | None, no
     if skipped and data.unusable == "refuse":
         raise refusal(list(skipped), notes, alphabet=data.alphabet)
     for note in notes:
-        notify(Progress("checking audio", len(infos), len(infos), warning=note))
+        notify(Progress("checking audio", len(infos), len(infos), warning=note, kind="data"))
     train, valid = (_without(skipped, some, split) for split, some in splits)
     evened_out(train, data.temperature)  # which raises where it cannot be
     return CtcData(

@@ -11,8 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from parp_cli.config.finetune import AnyRecipe, Recipe
+from parp_cli.config.load import recipe_from_dict
 from parp_cli.data import corpora
 from parp_cli.data.batching import sorted_batches
+from parp_cli.data.check import check_audio, refusal
 from parp_cli.data.inspection import content_hash, inspect_files
 from parp_cli.data.labels import frames_needed, recorded_vocabulary
 from parp_cli.data.utterances import Utterance
@@ -22,10 +24,12 @@ from parp_cli.models.speech.config import Architecture, build, frames
 from parp_cli.models.speech.forward import compile_layers, recompute_layers
 from parp_cli.runtime.processes import World
 from parp_cli.runtime.progress import Notify
+from parp_cli.storage.checkpoint import Metadata
 from parp_cli.tasks.batches import UpdateBatches
 from parp_cli.tasks.ctc.advise import blank_diagnosis, validation_message
 from parp_cli.tasks.ctc.augmentation import Augmentation
 from parp_cli.tasks.ctc.data import CtcData, data_key, evened_out, load_data
+from parp_cli.tasks.ctc.evaluation import SpeechEvaluation, SpeechEvaluator
 from parp_cli.tasks.ctc.features import DISK_BYTES, MEMORY_BYTES, FrontEndFeatures, same_feature_encoder
 from parp_cli.tasks.ctc.objective import CtcObjective
 from parp_cli.tasks.distillation import Distillation
@@ -75,9 +79,31 @@ class CtcTask(RecipeTask[Utterance]):
 
     @staticmethod
     def split_key(data: Any, split: str, notify: Notify) -> str:
-        corpora.load(data, split, notify)  # which reports files that are missing or cannot be opened
         utterances = corpora.load(data, split, notify, lenient=True)
-        return content_hash(utterances, inspect_files((each.audio for each in utterances), notify=notify))
+        infos = inspect_files((each.audio for each in utterances), notify=notify)
+        if data.unusable == "refuse" and (problems := check_audio(utterances, split, infos)):
+            raise refusal(problems, ())
+        return content_hash(utterances, infos)
+
+    @classmethod
+    def recorded(cls, metadata: Metadata, overrides: Sequence[str] = ()) -> Recipe:
+        """As of every task; but raises UsageError where neither the run nor an override names a corpus."""
+        values = metadata.recipe if metadata.recipe is not None and "data" in metadata.recipe else {}
+        names_corpus = any(override.partition("=")[0].strip() == "data.corpus" for override in overrides)
+        if not values and not names_corpus:
+            raise UsageError(
+                "the checkpoint was not fine-tuned by parp, and records no corpus to be evaluated on",
+                hint="name one: --set data.corpus=manifest --set data.manifest=FILE --split SPLIT",
+            )
+        if names_corpus and values:
+            # The new corpus is not where the old one was.
+            elsewhere = {"root": None, "manifest": None, "lists": None, "language": None}
+            values = {**values, "data": {**values["data"], **elsewhere}}
+        return recipe_from_dict(values, overrides)
+
+    @classmethod
+    def evaluate(cls, source: Path, **asked: Any) -> SpeechEvaluation:
+        return SpeechEvaluator(source, **asked).result()
 
     @property
     def train(self) -> Sequence[Utterance]:
