@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from parp_cli.errors import DataError, UsageError
 
-UNKNOWN, BEGIN, END = SPECIAL_WORDS = ("<unk>", "<s>", "</s>")
+SPECIAL_WORDS = ("<unk>", "<s>", "</s>")
 
 MAX_ORDER = 6
 """As usually compiled, KenLM (flashlight-text's copy included) reads no higher order."""

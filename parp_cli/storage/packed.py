@@ -1,15 +1,13 @@
 """Packed weights: of a weight with a mask only the values that it keeps, in a number type of fewer bytes if wanted."""
 
 from collections.abc import Mapping
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 Values = Literal["float32", "float16", "bfloat16", "int8"]
 """Number types of kept values. With int8 each row of a matrix has a scale; a vector has one."""
-
-VALUES: tuple[Values, ...] = get_args(Values)
 
 KEPT, SCALE = "kept/", "scale/"
 """Before a weight's name: its kept values (K,) in row-major order, and bfloat16 scales of its rows."""

@@ -51,7 +51,6 @@ class Matrix:
     rows: tuple[str, ...]
     columns: tuple[str, ...]
     values: tuple[tuple[Value | None, ...], ...]
-    is_transfer: bool = False
 
     def lines(self) -> list[str]:
         """As a table in Markdown."""
@@ -188,7 +187,6 @@ def _transfers(run: Path, split: str, names: tuple[str, ...], outcomes: Sequence
                 rows=rows,
                 columns=names,
                 values=tuple(tuple(value(row, name) for name in names) for row in rows),
-                is_transfer=True,
             )
         )
     return matrices

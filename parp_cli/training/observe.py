@@ -9,7 +9,8 @@ if TYPE_CHECKING:
 
 
 class Observer:
-    """Override what is of interest. A run has a name, and its module, pruner, optimizer, update and journal.
+    """Override what is of interest. A run has a name, and its network, objective, module, pruner, optimizer,
+    update and journal.
 
     What a method raises ends the run like an error of its own.
     """

@@ -57,7 +57,7 @@ class TrainingRun:
         if not self._sharded:
             self.network.to(device)
         masks = setup.masks(self.network)
-        self._objective = objective = setup.task.objective(
+        self.objective = objective = setup.task.objective(
             self.network, masked=masks, sharded=self._sharded, device=device, world=world, scratch=files.scratch
         )
         if self._sharded:
@@ -97,7 +97,7 @@ class TrainingRun:
             states.check_not_lost(self.files, self._setup.identity)
             self._world.wait()  # all have looked
         items = self._setup.calibration
-        self.pruner.start(partial(self._objective.forward, self.module, items) if items else None)
+        self.pruner.start(partial(self.objective.forward, self.module, items) if items else None)
         if not self._world.is_main:
             return
         if keeps and (kept := states.keep_other_run(self.files)):
@@ -199,7 +199,7 @@ class TrainingRun:
                 self.journal.close()
             raise
         finally:
-            self._objective.close()
+            self.objective.close()
         self.journal.close()
 
     def _finish(self) -> None:
@@ -219,12 +219,12 @@ class TrainingRun:
         size = min(training.pass_size, training.update_size)
         # Where the system ends processes that take too much memory, this is all that people see.
         self._tell(news=f"trying whether {size:g} {task.size_unit} fit into memory")
-        freeze(self._objective, only_head=False)
+        freeze(self.objective, only_head=False)
         key = self._setup.micro_batch_key
         try_largest(self._passes, self.optimizer, batch_size=training.update_size, update=self.update, key=key)
         if self._world.world_size > 1 and not self._sharded:
-            self._passes = replace(self._passes, module=average(self._objective))
-            if self._objective.uses_all:
+            self._passes = replace(self._passes, module=average(self.objective))
+            if self.objective.uses_all:
                 # DDP fixes the order in which it sums after its first pass: here, not within a first update.
                 smallest = min(task.train, key=task.size)
                 self._passes.backward([smallest] * self._world.world_size, self.update)
@@ -238,7 +238,7 @@ class TrainingRun:
         only_head = self.update < training.freeze_encoder_updates
         if only_head != self._only_head:
             self._only_head = only_head
-            freeze(self._objective, only_head=only_head)
+            freeze(self.objective, only_head=only_head)
         items = self._batches.take()
         self._passes.prefetch(items)
         if self.update + 1 < training.updates:
@@ -257,7 +257,7 @@ class TrainingRun:
         size = sum(map(self._task.size, items))
         self.record.size += size
         self._latest = {"learning_rate": learning_rate, "gradient_norm": norm}
-        metrics = dict(zip(self._objective.metric_names, loss.metrics, strict=True))
+        metrics = dict(zip(self.objective.metric_names, loss.metrics, strict=True))
         self._log("update", {"loss": loss.mean, **metrics, **self._latest, self._task.size_name: round(size, 3)})
         if (repruning := self.pruner.after_step(self.update, self.optimizer)) is not None:
             self._check_masks()
@@ -322,11 +322,11 @@ class TrainingRun:
 
     def _validate(self) -> None:
         """Judge the network as it would be shipped, and keep it if it is the best so far."""
-        names = self._objective.metric_names
+        names = self.objective.metric_names
         train_loss, *train_metrics = self.record.train_means(len(names))
         with self.pruner.pruned_view() as (masks, changed):
             number = len(self.record.validations)
-            judged = self._objective.validate(self.module, dict(zip(names, train_metrics, strict=True)), number)
+            judged = self.objective.validate(self.module, dict(zip(names, train_metrics, strict=True)), number)
             since = self.record.validations[-1].update if self.record.validations else 0
             validation = Validation(
                 update=self.update, train_loss=train_loss, score=judged.score, metrics=judged.metrics
@@ -342,7 +342,7 @@ class TrainingRun:
             if judged.example is not None:
                 values["example"] = judged.example
             self._log("validation", values)
-            if number == 0 and (report := self._objective.report()):
+            if number == 0 and (report := self.objective.report()):
                 self._tell(warning=report)
             self._tell(news=self._task.message(values))
             if self.files.best is not None and self.record.best is validation:

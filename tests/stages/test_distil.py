@@ -1,8 +1,6 @@
 """Runs that learn from a teacher."""
 
 import json
-import os
-import signal
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from parp_cli.errors import CheckpointError, Interrupted
+from parp_cli.errors import CheckpointError
 from parp_cli.models.sources.names import MASK_EMBEDDING
 from parp_cli.models.speech.forward import pad
 from parp_cli.stages.export import export
@@ -19,7 +17,7 @@ from parp_cli.stages.mask import mask
 from parp_cli.storage import checkpoint
 from parp_cli.training.observe import Observer, observing
 from parp_cli.training.run import TrainingRun
-from tests.stages.processes import outcome
+from tests.stops import check_it_goes_on
 from tests.tasks.classification.world import Films, films
 from tests.tiny import TINY, World, write_encoder
 
@@ -32,7 +30,7 @@ class Spy(Observer):
     """The teacher's weights at the beginning and the end of the last run, and its objective."""
 
     def begins(self, run: TrainingRun) -> None:
-        self.objective: Any = run._objective
+        self.objective: Any = run.objective
         if self.objective.distillation is not None:
             self.before = {n: w.clone() for n, w in self.objective.distillation.teacher.state_dict().items()}
 
@@ -88,21 +86,7 @@ def test_what_is_learned_from_the_teacher_makes_a_difference(world: World, teach
 @pytest.mark.parametrize("settings", [SETTINGS, ("distil.teacher=dense", "pruning.method=omp")], ids=["parp", "omp"])
 @pytest.mark.parametrize("at", [5, 17])
 def test_it_goes_on_after_a_stop(world: World, tmp_path: Path, settings: tuple[str, ...], at: int) -> None:
-    recipe = world.recipe(*settings)
-    finetune(recipe, run=tmp_path / "whole")
-
-    class Stops(Observer):
-        done = 0
-
-        def update_ends(self, run: TrainingRun) -> None:
-            self.done += 1
-            if self.done == at:
-                os.kill(os.getpid(), signal.SIGTERM)
-
-    with observing(Stops()), pytest.raises(Interrupted):
-        finetune(recipe, run=tmp_path / "stopped")
-    finetune(recipe, run=tmp_path / "stopped", resume=True)
-    assert outcome(tmp_path / "stopped") == outcome(tmp_path / "whole")
+    check_it_goes_on(world.recipe(*settings), tmp_path, after=at)
 
 
 def test_a_feature_encoder_that_trains_is_not_the_teachers(world: World, teacher: Path, tmp_path: Path) -> None:

@@ -1,7 +1,5 @@
 """Wanda, movement pruning, first-order scores, and a method of a user's own, through whole runs."""
 
-import os
-import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,14 +7,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from parp_cli.errors import Interrupted, UsageError
+from parp_cli.errors import UsageError
 from parp_cli.pruning import methods
 from parp_cli.pruning.masks import Masks, count_pruned
 from parp_cli.pruning.methods import Method, MethodSpec, Snapshot, register
-from parp_cli.runtime.progress import Progress
 from parp_cli.stages.evaluate import evaluate
 from parp_cli.stages.finetune import finetune
 from parp_cli.storage import checkpoint
+from tests.stops import check_it_goes_on
 from tests.tiny import World
 
 N = 16832
@@ -72,18 +70,7 @@ def test_wanda_is_not_magnitude_pruning(world: World, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", NEW)
 def test_a_run_that_was_stopped_goes_on_to_the_same_bytes(world: World, tmp_path: Path, name: str) -> None:
-    recipe = world.recipe(*NEW[name])
-    whole = finetune(recipe, run=tmp_path / "whole")
-
-    def stopping(progress: Progress) -> None:
-        if progress.done == 5 and progress.note:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    with pytest.raises(Interrupted, match="after update 5 of 12"):
-        finetune(recipe, run=tmp_path / "stopped", notify=stopping)
-    resumed = finetune(recipe, run=tmp_path / "stopped", resume=True)
-    assert resumed.last.read_bytes() == whole.last.read_bytes()
-    assert resumed.path.read_bytes() == whole.path.read_bytes()
+    check_it_goes_on(world.recipe(*NEW[name]), tmp_path, after=5)
 
 
 @pytest.mark.parametrize("name", ["wanda", "taylor"])

@@ -1,6 +1,7 @@
 """What a run begins from and when it re-prunes, before anything is trained."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy
@@ -8,35 +9,19 @@ import pytest
 import soundfile
 
 from parp_cli.errors import CheckpointError, DataError, ParpError, UsageError
-from parp_cli.models.speech.config import Architecture
 from parp_cli.runtime.progress import Progress, silent
 from parp_cli.stages.finetune import Preparation, plan_of, prepare
 from parp_cli.stages.mask import mask
 from parp_cli.storage import checkpoint
 from parp_cli.training.plan import rounds_of
-from tests.tiny import World, write_encoder, write_manifest
+from tests.tiny import TINY, World, write_encoder, write_manifest
 
 
 @pytest.fixture(scope="module")
 def deep(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An encoder with as many layers as the large ones."""
     path = tmp_path_factory.mktemp("deep") / "deep.safetensors"
-    architecture = Architecture(
-        name="deep",
-        family="hubert",
-        normalize_waveform=True,
-        conv_layers=((8, 10, 5), (8, 8, 8), (8, 8, 8)),
-        conv_norm="layer",
-        conv_bias=False,
-        width=8,
-        layers=24,
-        heads=2,
-        feed_forward=8,
-        norm_first=True,
-        positional_kernel=8,
-        positional_groups=4,
-    )
-    write_encoder(path, architecture)
+    write_encoder(path, replace(TINY, name="deep", width=8, layers=24, feed_forward=8))
     return path
 
 

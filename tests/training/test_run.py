@@ -2,7 +2,6 @@
 
 import json
 import math
-import signal
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +19,7 @@ from parp_cli.stages.finetune import FinetuneResult, finetune
 from parp_cli.tasks.ctc.features import FrontEndFeatures
 from parp_cli.training.observe import Observer, observing
 from parp_cli.training.run import TrainingRun
+from tests.stops import StopsAfter
 from tests.tiny import World
 
 FILES = ("finetune.safetensors", "finetune-last.safetensors")
@@ -129,17 +129,6 @@ class Snapshots(Observer):
         moments = [value for state in run.optimizer.state_dict()["state"].values() for value in state.values()]
         tensors = [*run.network.state_dict().values(), *moments]
         return [tensor.detach().numpy().tobytes() for tensor in tensors]
-
-
-class StopsAfter(Observer):
-    """Interrupts training after an update."""
-
-    def __init__(self, update: int) -> None:
-        self._update = update
-
-    def update_ends(self, run: TrainingRun) -> None:
-        if run.update == self._update:
-            signal.raise_signal(signal.SIGINT)
 
 
 class TestNotFinite:

@@ -7,15 +7,14 @@ from typing import Any
 import pytest
 import torch
 
-from parp_cli.errors import CheckpointError, DataError, Interrupted, UsageError
+from parp_cli.errors import CheckpointError, DataError, UsageError
 from parp_cli.runtime.progress import Progress, silent
 from parp_cli.stages.finetune import finetune, plan, prepare
 from parp_cli.stages.mask import mask
 from parp_cli.storage import checkpoint
 from parp_cli.tasks.task import task_class
-from parp_cli.training.observe import Observer, observing
-from parp_cli.training.run import TrainingRun
 from tests.models.text import CONFIGS
+from tests.stops import check_it_goes_on
 from tests.tasks.classification.world import Films, lines, make_films
 
 
@@ -93,20 +92,7 @@ def test_every_method(method: str, films: Films, tmp_path: Path) -> None:
 
 
 def test_a_stopped_run_goes_on_to_the_same_bytes(films: Films, tmp_path: Path) -> None:
-    recipe = films.recipe()
-    whole = finetune(recipe, run=tmp_path / "whole")
-
-    class Stop(Observer):
-        def update_ends(self, run: TrainingRun) -> None:
-            if run.update == 5:
-                run._save_state()
-                raise Interrupted("stop")
-
-    with pytest.raises(Interrupted), observing(Stop()):
-        finetune(recipe, run=tmp_path / "stopped")
-    resumed = finetune(recipe, run=tmp_path / "stopped", resume=True)
-    assert resumed.path.read_bytes() == whole.path.read_bytes()
-    assert resumed.last.read_bytes() == whole.last.read_bytes()
+    check_it_goes_on(films.recipe(), tmp_path, after=5)
 
 
 def test_a_mask_then_fine_tuning(films: Films, tmp_path: Path) -> None:

@@ -9,16 +9,15 @@ from torch import nn
 
 from parp_cli.config.load import recipe_from_dict
 from parp_cli.config.masked_lm import MaskedLmRecipe
-from parp_cli.errors import DataError, Interrupted, RecipeError, UsageError
+from parp_cli.errors import DataError, RecipeError, UsageError
 from parp_cli.models.sources.load import load_encoder
 from parp_cli.runtime.progress import silent
 from parp_cli.stages.finetune import finetune, prepare
 from parp_cli.storage import checkpoint
 from parp_cli.tasks.masked_lm.objective import Hiding, hiding_of
 from parp_cli.tasks.texts.items import TextItem
-from parp_cli.training.observe import Observer, observing
-from parp_cli.training.run import TrainingRun
 from tests.models.text import CONFIGS
+from tests.stops import check_it_goes_on
 from tests.tasks.classification.world import Films, films, make_films
 
 __all__ = ["films"]
@@ -131,20 +130,7 @@ def test_every_family_learns_and_its_mask_is_carried_to_labels(family: str, tmp_
 
 
 def test_a_stopped_run_goes_on_to_the_same_bytes(films: Films, tmp_path: Path) -> None:
-    recipe = recipe_of(films, updates=8, validate_every=4)
-    whole = finetune(recipe, run=tmp_path / "whole")
-
-    class Stop(Observer):
-        def update_ends(self, run: TrainingRun) -> None:
-            if run.update == 5:
-                run._save_state()
-                raise Interrupted("stop")
-
-    with pytest.raises(Interrupted), observing(Stop()):
-        finetune(recipe, run=tmp_path / "stopped")
-    resumed = finetune(recipe, run=tmp_path / "stopped", resume=True)
-    assert resumed.path.read_bytes() == whole.path.read_bytes()
-    assert resumed.last.read_bytes() == whole.last.read_bytes()
+    check_it_goes_on(recipe_of(films, updates=8, validate_every=4), tmp_path, after=5)
 
 
 def test_lines_of_a_file_are_texts(films: Films) -> None:
