@@ -1,7 +1,7 @@
 """Packed checkpoints and masks alone, as every stage takes them."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -20,7 +20,7 @@ from parp_cli.stages.reprune import reprune
 from parp_cli.stages.transcribe import transcribe
 from parp_cli.storage import checkpoint
 from parp_cli.storage.checkpoint import Checkpoint, Metadata
-from parp_cli.storage.packed import VALUES, Values
+from parp_cli.storage.packed import Values
 from parp_cli.storage.run_folder import EXPORTS, newest_checkpoint
 from tests.tiny import TINY, World
 
@@ -38,7 +38,7 @@ def pruned(dense: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return reprune(dense, sparsity=0.3, out=tmp_path_factory.mktemp("pruned") / "reprune.safetensors").path
 
 
-@pytest.mark.parametrize("values", VALUES)
+@pytest.mark.parametrize("values", get_args(Values))
 def test_packed_ones_recognise_the_same(world: World, pruned: Path, values: Values, tmp_path: Path) -> None:
     result = export(pruned, to="packed", values=values, out=tmp_path / "packed.safetensors")
     assert result.check is not None

@@ -1,6 +1,7 @@
 """Files with only what masks keep."""
 
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from parp_cli.errors import CheckpointError, MaskError
 from parp_cli.storage import checkpoint
 from parp_cli.storage.bits import lengthened, pack, shortened
 from parp_cli.storage.checkpoint import Checkpoint, Metadata
-from parp_cli.storage.packed import VALUES, Values
+from parp_cli.storage.packed import Values
 
 BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "int8": 1}
 ERROR = {"float32": 0.0, "float16": 1e-3, "bfloat16": 8e-3, "int8": 8e-3}
@@ -39,7 +40,7 @@ def rows_of(weight: Tensor) -> Tensor:
     return weight.reshape(len(weight), -1) if weight.dim() > 1 else weight.reshape(1, -1)
 
 
-@pytest.mark.parametrize("values", VALUES)
+@pytest.mark.parametrize("values", get_args(Values))
 @pytest.mark.parametrize("sparsity", [0.1, 0.5, 0.9])
 def test_what_is_packed_is_read_as_any_checkpoint(tmp_path: Path, values: Values, sparsity: float) -> None:
     written = content(sparsity)
@@ -56,7 +57,7 @@ def test_what_is_packed_is_read_as_any_checkpoint(tmp_path: Path, values: Values
     assert torch.equal(read.weights["norm"].float(), written.weights["norm"])
 
 
-@pytest.mark.parametrize("values", VALUES)
+@pytest.mark.parametrize("values", get_args(Values))
 @pytest.mark.parametrize("sparsity", [0.1, 0.5, 0.9])
 @pytest.mark.parametrize("columns", [256, 768])
 def test_the_size_is_that_of_bits_and_kept_values(
