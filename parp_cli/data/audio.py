@@ -8,9 +8,10 @@ import zlib
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import chain
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import soundfile
@@ -21,6 +22,7 @@ from torch import Tensor
 
 from parp_cli.data.containers import ogg_is_cut, parts
 from parp_cli.errors import DataError
+from parp_cli.runtime.device import on_device
 from parp_cli.storage.conventions import SAMPLE_RATE as SAMPLE_RATE
 
 AUDIO_SUFFIXES = frozenset({".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3"})
@@ -175,9 +177,19 @@ def audio_seconds(path: Path) -> float:
     return inspect_audio(path).seconds
 
 
-def resample(samples: Tensor, rate: int) -> Tensor:
-    """Samples (S,) of `rate` Hz at `SAMPLE_RATE`, on the device they are on."""
-    return cast("Tensor", torchaudio.functional.resample(samples, rate, SAMPLE_RATE))
+def resample(samples: Tensor, rate: int, wanted: int = SAMPLE_RATE) -> Tensor:
+    """Samples (S,) of `rate` Hz at the `wanted` one, on the device they are on."""
+    return cast("Tensor", _filter(rate, wanted, samples.device)(samples))
+
+
+@lru_cache(maxsize=32)
+def _filter(rate: int, wanted: int, device: torch.device) -> Any:
+    """torchaudio's, which would be made anew each time, and its copy waited for."""
+    with torch.inference_mode(False):
+        made = torchaudio.transforms.Resample(rate, wanted, dtype=torch.float32)
+        if rate != wanted:
+            made.kernel = on_device(made.kernel, device)
+    return made
 
 
 def can_resample(rate: int) -> bool:

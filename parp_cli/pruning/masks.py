@@ -4,7 +4,7 @@ True = kept, False = pruned. A set of masks is read as the set of the weights it
 """
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
@@ -33,7 +33,7 @@ OPERATIONS: Final[Mapping[str, Callable[[Tensor, Tensor], Tensor]]] = {
 
 def count_pruned(masks: Masks) -> int:
     """How many weights the masks prune."""
-    return sum(mask.numel() - _count(mask) for mask in masks.values())
+    return count_all(masks) - _count(masks.values())
 
 
 def count_all(masks: Masks) -> int:
@@ -43,7 +43,7 @@ def count_all(masks: Masks) -> int:
 
 def count_zeros(weights: Mapping[str, Tensor], masks: Masks) -> int:
     """How many of the weights that the masks cover are zero, pruned or not."""
-    return count_all(masks) - sum(_count(weights[name]) for name in masks)
+    return count_all(masks) - _count(weights[name] for name in masks)
 
 
 def sparsity(masks: Masks) -> float:
@@ -150,9 +150,7 @@ def check_some_kept(pruned: int, total: int) -> None:
 
 def revived_and_dropped(before: Masks, after: Masks) -> tuple[int, int]:
     """How many weights `after` keeps that `before` pruned, and how many it prunes that `before` kept."""
-    revived = sum(_count(after[name] > before[name]) for name in after)
-    dropped = sum(_count(before[name] > after[name]) for name in after)
-    return revived, dropped
+    return _count(after[name] > before[name] for name in after), _count(before[name] > after[name] for name in after)
 
 
 def recorded_setting(recipe: Mapping[str, Any] | None, key: str, default: Any = None) -> Any:
@@ -180,6 +178,6 @@ def check_same_weights(a: Masks, b: Masks) -> None:
             )
 
 
-def _count(mask: Tensor) -> int:
-    """How many entries are True; several times faster than their sum."""
-    return int(torch.count_nonzero(mask))
+def _count(masks: Iterable[Tensor]) -> int:
+    """How many entries are True: several times faster than their sum, and read from the device once."""
+    return int(sum(map(torch.count_nonzero, masks)))

@@ -11,7 +11,7 @@ from torch import Tensor
 from parp_cli.errors import MaskError
 from parp_cli.pruning.masks import Masks, apply_, check_fit, count_all, count_pruned, revived_and_dropped
 from parp_cli.pruning.methods import Method, Snapshot
-from parp_cli.pruning.sharded import from_all_ranks, full_tensor_like, local_shard, shard_like
+from parp_cli.pruning.sharded import from_all_ranks, full_tensor_like, joined, local_shard, shard_like
 from parp_cli.pruning.structures import closed
 
 
@@ -100,21 +100,26 @@ class Pruner:
             self.masks = dict(self._method.begin(self._snapshot(), forward) or self.masks)
         self._zero_pruned()
 
-    def before_step(self, update: int, *, learning_rate: float = 0.0) -> bool:
+    def gradients_left(self) -> Iterator[tuple[str, Tensor]]:
+        """By the weights' names, what `before_step` will leave of their gradients; nothing where it changes none."""
+        if self.masks and not self._method.adjusts(self.update):
+            for name, weight in self.weights.items():
+                if weight.grad is not None:
+                    yield name, joined(local_shard(weight.grad) * self.masks[name], weight.grad)
+
+    def before_step(self, update: int, *, learning_rate: float = 0.0) -> None:
         """Between the backward pass and the optimizer's step of the update with this number, from 1.
 
-        Where pruned weights are to stay zero their gradients are zeroed, so that their moments stay zero too; returns
-        whether they were. The learning rate is that of the encoder's weights in this update.
+        Where pruned weights are to stay zero their gradients are zeroed, so that their moments stay zero too. The
+        learning rate is that of the encoder's weights in this update.
         """
         if not self.masks:
-            return False
+            return
         # Weights that are frozen for now have no gradient.
         gradients = {name: local_shard(w.grad) for name, w in self.weights.items() if w.grad is not None}
         self._method.observe(self._snapshot(update=update, gradients=gradients, learning_rate=learning_rate))
-        if self._method.adjusts(self.update):
-            return False
-        apply_({name: self.masks[name] for name in gradients}, gradients)
-        return True
+        if not self._method.adjusts(self.update):
+            apply_({name: self.masks[name] for name in gradients}, gradients)
 
     def after_step(self, update: int, optimizer: torch.optim.Optimizer | None = None) -> Repruning | None:
         """After the optimizer's step of the update with this number. Re-prunes when it is time, and says so.

@@ -26,10 +26,10 @@ def local_shard(tensor: Tensor) -> Tensor:
 
 
 def full_tensor(tensor: Tensor) -> Tensor:
-    """The full tensor on the CPU. Collective: all ranks must call it."""
+    """The full tensor, on its device. Collective: all ranks must call it."""
     detached: Any = tensor.detach()
     full: Tensor = detached.full_tensor() if is_sharded(tensor) else detached
-    return full.cpu()
+    return full
 
 
 def full_tensors(tensors: Mapping[str, Tensor], *, keep: bool) -> dict[str, Tensor]:
@@ -39,7 +39,7 @@ def full_tensors(tensors: Mapping[str, Tensor], *, keep: bool) -> dict[str, Tens
         if keep or is_sharded(tensor):
             full = full_tensor(tensor)
             if keep:
-                kept[name] = full
+                kept[name] = full.cpu()
     return kept
 
 
@@ -50,12 +50,12 @@ def shard_like(full: Tensor, example: Any) -> Tensor:
     rank, size = example.device_mesh.get_local_rank(), example.device_mesh.size()
     shards = full.chunk(size)  # as torch shards rows; there may be fewer shards than ranks
     shard = shards[rank] if rank < len(shards) else full[:0]
-    return _joined(shard.clone().to(example.device), example)  # a copy, which does not keep the full tensor alive
+    return joined(shard.clone().to(example.device), example)  # a copy, which does not keep the full tensor alive
 
 
 def full_tensor_like(shard: Tensor, example: Tensor) -> Tensor:
     """The full tensor on the CPU of which each rank holds the rows that it holds of `example`. Collective."""
-    return full_tensor(_joined(shard, example)) if is_sharded(example) else shard.cpu()
+    return full_tensor(joined(shard, example)).cpu()
 
 
 def from_all_ranks(value: T, group: ProcessGroup | None) -> tuple[list[T], int]:
@@ -67,8 +67,11 @@ def from_all_ranks(value: T, group: ProcessGroup | None) -> tuple[list[T], int]:
     return values, distributed.get_rank(group)
 
 
-def _joined(shard: Tensor, example: Any) -> Tensor:
-    """A sharded tensor with the rows of `example`, of which each rank gives those that it holds of that."""
+def joined(shard: Tensor, example: Any) -> Tensor:
+    """A sharded tensor with the rows of `example`, of which each rank gives those that it holds of that; the tensor
+    itself where that is not sharded."""
+    if not is_sharded(example):
+        return shard
     from torch.distributed.tensor import DTensor
 
     full = torch.empty((example.shape[0], *shard.shape[1:]), device="meta")

@@ -93,19 +93,24 @@ def group_sums(
     Tensors that are missing add nothing.
     """
     rows = _rows(tensors, group)
-    sums = []
-    for structure in structures:
-        total = torch.zeros(structure.count, dtype=torch.float64)
+    sums = [torch.zeros(structure.count, dtype=torch.float64) for structure in structures]
+    groups: list[tuple[Tensor, Tensor]] = []  # of a structure's sum, and the group of each line that is added to it
+    lines: list[Tensor] = []
+    for structure, total in zip(structures, sums, strict=True):
         for name, part in structure.parts.items():
             if name in tensors:
                 matrix = tensors[name].detach().unsqueeze(-1).flatten(1)
                 over = 1 - part[0]
                 if magnitudes:
-                    lines = torch.linalg.vector_norm(matrix, 1, dim=over, dtype=torch.float64)
+                    lines.append(torch.linalg.vector_norm(matrix, 1, dim=over, dtype=torch.float64))
                 else:
-                    lines = matrix.sum(over, dtype=torch.float64)
-                total.index_add_(0, _groups(matrix, part, structure.count, rows[name]), lines.cpu())
-        sums.append(total)
+                    lines.append(matrix.sum(over, dtype=torch.float64))
+                groups.append((total, _groups(matrix, part, structure.count, rows[name])))
+    on_cpu = (
+        torch.split(torch.cat(lines).cpu(), [len(line) for line in lines]) if lines else ()
+    )  # waits for a device once
+    for (total, group_of), line in zip(groups, on_cpu, strict=True):
+        total.index_add_(0, group_of, line)
     if group is not None and sums:
         joined = torch.cat(sums).to(next(iter(tensors.values())).device)
         distributed.all_reduce(joined, group=group)

@@ -36,6 +36,13 @@ def select_device(name: str) -> "torch.device":
     return torch.device(name)
 
 
+def on_device(tensor: "torch.Tensor", device: "torch.device") -> "torch.Tensor":
+    """A tensor of the CPU copied to a device, without waiting for what the device is doing."""
+    if device.type != "cuda":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
+
+
 def resolve_precision(name: Precision, device: "torch.device") -> ResolvedPrecision:
     """`auto` is bfloat16 where the device computes it natively, else float32; other names stay as they are."""
     import torch

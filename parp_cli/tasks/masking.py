@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from parp_cli.runtime.device import on_device
+
 _MIN_TIME_SPANS = 2
 
 
@@ -36,13 +38,6 @@ class LatentMasking:
             hidden = span_mask([channels] * batch, channels, self.channel_probability, self.channel_length, 0)
             features = features.masked_fill(on_device(hidden, features.device)[:, None, :], 0.0)
         return features
-
-
-def on_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """A tensor of the CPU copied to a device, without waiting for what the device is doing."""
-    if device.type != "cuda":
-        return tensor.to(device)
-    return tensor.pin_memory().to(device, non_blocking=True)
 
 
 def span_mask(sizes: Sequence[int], width: int, probability: float, length: int, minimum: int) -> Tensor:

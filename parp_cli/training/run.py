@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from parp_cli.errors import CheckpointError, DataError, Interrupted, ParpError, first_few
 from parp_cli.pruning.masks import Masks, masks_hash
 from parp_cli.pruning.pruner import Repruning
-from parp_cli.pruning.sharded import full_tensor, full_tensors, local_shard
+from parp_cli.pruning.sharded import full_tensor, full_tensors, is_sharded, local_shard
 from parp_cli.runtime.interrupts import Stop
 from parp_cli.runtime.processes import World
 from parp_cli.runtime.progress import Notify, Progress, silent
@@ -247,11 +247,13 @@ class TrainingRun:
         self.optimizer.zero_grad(set_to_none=True)
         pending = self._passes.backward(items, self.update)
         tell_observers(self, "gradients")
-        loss, (norm,) = pending.get(self._gradient_norm())
+        whole, given = self._gradient_norms()
+        loss, (norm, norm_given) = pending.get(whole, given)  # waits for the device, once an update
         self.record.update += 1
         if math.isfinite(loss.mean) and math.isfinite(norm):
             self.record.learned(loss)
-            norm = self._optimize(norm, learning_rate)
+            self._optimize(given, learning_rate)
+            norm = norm_given
         else:
             self._skip(loss, norm, items)
         size = sum(map(self._task.size, items))
@@ -265,19 +267,23 @@ class TrainingRun:
         brief = f", {self._task.brief(self.record.validations)}" if self.record.validations else ""
         self._tell(note=f"loss {loss.mean:.3f}{brief}")
 
-    def _optimize(self, norm: float, learning_rate: float) -> float:
-        """Prune gradients, clip them and let the optimizer step; the norm of what it was given, before clipping."""
-        if self.pruner.before_step(self.update, learning_rate=learning_rate):  # gradients of pruned weights are gone
-            norm = float(self._gradient_norm())
+    def _optimize(self, norm: Tensor, learning_rate: float) -> None:
+        """Prune gradients, which then have this norm, clip them and let the optimizer step."""
+        self.pruner.before_step(self.update, learning_rate=learning_rate)
         if (clip := self._training.gradient_clip) is not None:
-            nn.utils.clip_grads_with_norm_(self.network.parameters(), clip, torch.tensor(norm))
+            nn.utils.clip_grads_with_norm_(self.network.parameters(), clip, norm)
         self.optimizer.step()
-        return norm
 
-    def _gradient_norm(self) -> Tensor:
-        """Of the whole gradient; not finite where any part is not. Still on the device."""
-        gradients = [weight.grad for weight in self.network.parameters() if weight.grad is not None]
-        return full_tensor(nn.utils.get_total_norm(gradients))
+    def _gradient_norms(self) -> tuple[Tensor, Tensor]:
+        """Of the whole gradient, not finite where any part is not; and of what the optimizer is given, before clipping.
+
+        Both are still on the device."""
+        gradients = {name: weight.grad for name, weight in self.network.named_parameters() if weight.grad is not None}
+        whole = given = full_tensor(nn.utils.get_total_norm(gradients.values()))
+        left = {n: g if is_sharded(g) else torch.linalg.vector_norm(g) for n, g in self.pruner.gradients_left()}
+        if left:
+            given = full_tensor(nn.utils.get_total_norm({**gradients, **left}.values()))
+        return whole, given
 
     def _tell_if_smaller(self, items: Sequence[Any]) -> None:
         """Say once that an update is too small for so many processes."""

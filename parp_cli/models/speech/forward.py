@@ -21,6 +21,7 @@ from parp_cli.models.speech.convolutions import features_by_blocks
 from parp_cli.models.speech.dropout import on_cpu
 from parp_cli.models.speech.encoder import padding, recomputing
 from parp_cli.models.speech.waveform import normalize
+from parp_cli.runtime.device import on_device
 
 if TYPE_CHECKING:
     from parp_cli.models.speech.encoder import SpeechNetwork
@@ -83,7 +84,7 @@ def encode(
     padded = None
     valid: list[int] = lengths.tolist()
     if min(valid) < features.shape[1]:
-        padded = padding(lengths.to(features.device, non_blocking=True), features.shape[1])
+        padded = padding(on_device(lengths, features.device), features.shape[1])
     hidden = model.encoder.encode(projected, padded, skip=skip, lengths=valid, states=states)
     result: Tensor = hidden if model.aux is None else model.aux(hidden)
     return result

@@ -36,6 +36,8 @@ class RelativeAttention(nn.Module):
     this layer has, by their numbers; None for all.
     """
 
+    _bucket_of: Tensor
+
     def __init__(
         self,
         features: int,
@@ -55,7 +57,8 @@ class RelativeAttention(nn.Module):
         self.makes_position_bias = makes_position_bias
         if makes_position_bias:
             self.rel_attn_embed = nn.Embedding(buckets, heads)
-            self._bucket_of = bucket_of(buckets, max_distance)
+            # Where the weights are, so that no pass copies it there.
+            self.register_buffer("_bucket_of", bucket_of(buckets, max_distance), persistent=False)
         self.attention = PackedProjections(features, features // heads * count)
         self.gru_rel_pos_linear = nn.Linear(features // heads, 8)
         self.gru_rel_pos_const = nn.Parameter(torch.ones(1, count, 1, 1))
@@ -84,7 +87,7 @@ class RelativeAttention(nn.Module):
         """(1, H, T, T): the embedding of each pair's bucket."""
         places = torch.arange(frames, device=device)
         offsets = (places[None, :] - places[:, None]).clamp(-self.max_distance, self.max_distance)
-        pairs = self._bucket_of.to(device, non_blocking=True)[offsets + self.max_distance]
+        pairs = self._bucket_of[offsets + self.max_distance]
         result: Tensor = self.rel_attn_embed(pairs).permute(2, 0, 1)[None]
         return result
 

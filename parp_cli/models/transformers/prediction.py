@@ -47,16 +47,15 @@ class TokenPredictor(TextNetwork):
         return self.architecture.family == "xlnet"
 
     def forward(  # type: ignore[override]  # without the outputs of layers, which only teachers are asked for
-        self, inputs: Mapping[str, Tensor], places: Tensor | None = None
+        self, inputs: Mapping[str, Tensor], places: Tensor
     ) -> Tensor:
-        """Logits (P, V) of the tokens that are predicted, in the order of texts, and in each by their places.
+        """Logits (P, V) of the tokens that are predicted, in the order of `places` (P,).
 
-        `places` (B, T) is True at these; with a `target_mapping` (B, most of a text, T), which has zeros where a text
-        has fewer, the rows of its that are not zeros are.
+        These are numbers of tokens, counted through all texts with their padding; with a `target_mapping` (B, most of a
+        text, T), of its rows. On a device they are found by number, not by a mask, whose count the host would wait for.
         """
         hidden: Tensor = self.get_submodule(self.architecture.body)(**inputs).last_hidden_state
-        chosen = inputs["target_mapping"].any(-1) if places is None else places
-        return self.prediction(hidden[chosen], self._embeddings)  # type: ignore[no-any-return]
+        return self.prediction(hidden.flatten(0, 1).index_select(0, places), self._embeddings)  # type: ignore[no-any-return]
 
 
 def build_predictor(architecture: TextArchitecture, *, dropout: float | None = None) -> TokenPredictor:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from parp_cli.data.batching import sorted_batches
-from parp_cli.runtime.device import autocast, validation_precision
+from parp_cli.runtime.device import autocast, on_device, validation_precision
 from parp_cli.runtime.processes import SINGLE, World
 from parp_cli.scoring.classes import class_metrics, confusion, pearson, ranks
 from parp_cli.tasks.distillation import Distillation
@@ -78,7 +78,7 @@ class ClassificationObjective(Objective[TextItem]):
         return torch.stack([self._losses(outputs.float(), items) + added, added], 1)
 
     def _losses(self, outputs: Tensor, items: Sequence[TextItem]) -> Tensor:
-        labels = torch.tensor([item.label for item in items]).to(outputs.device, non_blocking=True)
+        labels = on_device(torch.tensor([item.label for item in items]), outputs.device)
         if self.names:
             return nn.functional.cross_entropy(outputs, labels.long(), reduction="none")
         return nn.functional.mse_loss(outputs[:, 0], labels, reduction="none")

@@ -5,9 +5,9 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import torchaudio
 from torch import Tensor
 
+from parp_cli.data.audio import resample
 from parp_cli.data.utterances import Utterance
 
 
@@ -32,8 +32,7 @@ class Augmentation:
     def __call__(self, utterance: Utterance, waveform: Tensor, update: int) -> Tensor:
         """The waveform (S,) of an utterance as the update with this number hears it."""
         percent = self.percent(utterance, len(waveform), update)
-        altered: Tensor = torchaudio.functional.resample(waveform, percent, 100)
-        return altered
+        return resample(waveform, percent, 100)
 
     def percent(self, utterance: Utterance, samples: int, update: int) -> int:
         """The speed of an utterance of so many samples in an update: 100 is as it was, and more is faster."""

@@ -14,12 +14,12 @@ from parp_cli.decoding.logits import logits_of
 from parp_cli.decoding.search import collapse
 from parp_cli.models.speech.encoder import padding
 from parp_cli.models.speech.forward import draw_skipped_layers, encode, pad
-from parp_cli.runtime.device import autocast, validation_precision
+from parp_cli.runtime.device import autocast, on_device, validation_precision
 from parp_cli.runtime.processes import SINGLE, World
 from parp_cli.scoring.metrics import character_errors, word_errors
 from parp_cli.tasks.ctc.features import FrontEndFeatures
 from parp_cli.tasks.distillation import Distillation
-from parp_cli.tasks.masking import LatentMasking, on_device
+from parp_cli.tasks.masking import LatentMasking
 from parp_cli.tasks.task import DISTILLED, Judgement, Objective
 
 _BATCH_SECONDS = 60.0

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from parp_cli.data.batching import sorted_batches
 from parp_cli.models.transformers.prediction import TokenPredictor
-from parp_cli.runtime.device import autocast, validation_precision
+from parp_cli.runtime.device import autocast, on_device, validation_precision
 from parp_cli.runtime.processes import SINGLE, World
 from parp_cli.tasks.task import Judgement, Objective
 from parp_cli.tasks.texts.items import Encoding, TextItem
@@ -25,10 +25,11 @@ _HIDDEN, _REPLACED = 0.8, 0.1
 
 
 class Hidden(NamedTuple):
-    """What a network reads, in which places (B, T; None for XLNet) it predicts, and what stood there (P)."""
+    """What a network reads, of which of its outputs it predicts, as `TokenPredictor` takes them (P), and what stood
+    there (P)."""
 
     inputs: dict[str, Tensor]
-    places: Tensor | None
+    places: Tensor
     labels: Tensor
 
 
@@ -65,7 +66,7 @@ class Hiding:
         shown = [self._corrupted(item, places, generator) for item, places in zip(items, chosen, strict=True)]
         inputs = self.encoding.batch(shown, device)
         places = self._placed(items, chosen, inputs["input_ids"].shape[1])
-        return Hidden(inputs, places.to(device), torch.cat(labels).to(device))
+        return Hidden(inputs, on_device(places, device), on_device(torch.cat(labels), device))
 
     def _corrupted(self, item: TextItem, places: Tensor, generator: torch.Generator | None) -> TextItem:
         tokens = item.tokens.tolist()
@@ -91,17 +92,22 @@ class Hiding:
             order[row, shifted] = torch.arange(len(places))
             mapping[row, torch.arange(len(places)), shifted.sort().values] = 1.0
         unseen = (order[:, :, None] <= order[:, None, :]) & (order >= 0)[:, None, :]
-        inputs |= {"perm_mask": unseen.float().to(device), "target_mapping": mapping.to(device)}
-        return Hidden(inputs, None, labels.to(device))
+        inputs |= {"perm_mask": on_device(unseen.float(), device), "target_mapping": on_device(mapping, device)}
+        return Hidden(inputs, on_device(_numbers(mapping.any(-1)), device), on_device(labels, device))
 
     def _placed(self, items: Sequence[TextItem], chosen: Sequence[Tensor], length: int) -> Tensor:
         placed = torch.zeros(len(items), length, dtype=torch.bool)
         for row, (item, places) in enumerate(zip(items, chosen, strict=True)):
             placed[row, places + self._padding_before(item, length)] = True
-        return placed
+        return _numbers(placed)
 
     def _padding_before(self, item: TextItem, length: int) -> int:
         return length - len(item.tokens) if self.encoding.tokenizer.padding_side == "left" else 0
+
+
+def _numbers(placed: Tensor) -> Tensor:
+    """(P,) of the entries of (B, T) that are True."""
+    return placed.flatten().nonzero().flatten()
 
 
 @dataclass(kw_only=True)
@@ -150,8 +156,10 @@ class MaskedLmObjective(Objective[TextItem]):
             logits = module(hidden.inputs, hidden.places)
         losses = nn.functional.cross_entropy(logits.float(), hidden.labels, reduction="none")
         right = (logits.detach().argmax(-1) == hidden.labels).float()
-        rows = torch.repeat_interleave(torch.tensor([self.hiding.count(item) for item in items])).to(device)
-        return torch.zeros(len(items), 2, device=device).index_add(0, rows, torch.stack([losses, right], 1))
+        rows = on_device(torch.repeat_interleave(torch.tensor(list(map(self.hiding.count, items)))), device)
+        return torch.zeros(len(items), 2, device=device).index_add(
+            0, on_device(rows, device), torch.stack([losses, right], 1)
+        )
 
     @torch.no_grad()
     def forward(self, module: nn.Module, items: Sequence[TextItem]) -> None:

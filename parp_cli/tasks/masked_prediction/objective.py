@@ -16,8 +16,8 @@ from parp_cli.data.streams import Crops
 from parp_cli.models.speech.config import Architecture
 from parp_cli.models.speech.forward import encode
 from parp_cli.models.speech.waveform import normalize
-from parp_cli.runtime.device import autocast
-from parp_cli.tasks.masking import on_device, span_mask
+from parp_cli.runtime.device import autocast, on_device
+from parp_cli.tasks.masking import span_mask
 from parp_cli.tasks.task import Judgement, Objective
 
 _TEMPERATURE = 0.1

@@ -15,6 +15,7 @@ from parp_cli.data.texts import Text
 from parp_cli.errors import DataError, UsageError, first_few
 from parp_cli.models.transformers.network import TextNetwork
 from parp_cli.models.transformers.tokenizer import tokenizer_of
+from parp_cli.runtime.device import on_device
 
 _MOST_UNKNOWN = 0.5
 """Share of unknown tokens beyond which a tokenizer cannot be the one for a text."""
@@ -114,7 +115,7 @@ class Encoding:
         if all(item.segments is not None for item in items):
             segments = [item.segments or array("b") for item in items]
             inputs["token_type_ids"] = self._padded(segments, longest, self.tokenizer.pad_token_type_id, left)
-        return {name: value.to(device, non_blocking=True) for name, value in inputs.items()}
+        return {name: on_device(value, device) for name, value in inputs.items()}
 
     @staticmethod
     def _padded(rows: Sequence[array[int]], longest: int, value: int, left: bool) -> Tensor:
