@@ -1,15 +1,17 @@
 """`parp quickstart`: every stage in one command, within minutes."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from parp_cli.cli import options
+from parp_cli.cli import options, render
 from parp_cli.cli.options import option
 from parp_cli.console import Output, duration, percent, size
+from parp_cli.runtime.progress import Notify
 
 if TYPE_CHECKING:
+    from parp_cli.stages.finetune import FinetuneResult
     from parp_cli.tasks.ctc.evaluation import Evaluated
 
 _METHODS = {"dense": "dense", "MPI (fixed mask)": "mpi", "PARP": "parp"}
@@ -55,17 +57,15 @@ def quickstart(
     if task == "classification":
         from parp_cli.cli.quickstart_texts import UPDATES, quickstart_texts
 
-        quickstart_texts(output, run, _METHODS, sparsity=sparsity, updates=updates or UPDATES, seed=seed, device=device)
+        quickstart_texts(output, run, sparsity=sparsity, updates=updates or UPDATES, seed=seed, device=device)
         return
 
     from parp_cli.cli.quickstart_small import quickstart_small
     from parp_cli.config.load import load_recipe
     from parp_cli.decoding.choose import Decoding
     from parp_cli.decoding.lm import flashlight
-    from parp_cli.pruning.methods import spec_of
     from parp_cli.runtime.device import select_device
     from parp_cli.stages.evaluate import Options, evaluate
-    from parp_cli.stages.finetune import finetune
     from parp_cli.stages.lm import build, transcripts
     from parp_cli.stages.mask import mask
     from parp_cli.storage.run_folder import MASK
@@ -83,29 +83,19 @@ def quickstart(
         data = load_recipe(None).data
         lm = build(transcripts(data, [data.train], notify), out=run / "lm.arpa", notify=notify)
         decodings = {"": Decoding(), "_lm": Decoding(decoder="lexicon", lm=str(lm.path))}
-        for number, (name, method) in enumerate(_METHODS.items(), start=1):
-            output.note(f"{number} of {len(_METHODS)}: {name}")
-            folder = run / method
-            tuned = finetune(
-                load_recipe(None, [f"pruning.method={method}", *settings]),
-                run=folder,
-                init=masked.path if spec_of(method).accepts("magnitude") else None,
-                resume=folder.exists(),  # what is finished is not trained again
-                device=where,
-                notify=notify,
-            )
+        for name, tuned in fine_tuned(output, run, settings, masked.path, where, notify):
             row: dict[str, Any] = {"method": name, "checkpoint": tuned.path, "seconds": tuned.cost.seconds}
             compared = {}
             for suffix, decoding in decodings.items():
                 # Each is compared with the ones before it, on the same utterances.
                 against = tuple(before["hypotheses" + suffix] for before in rows)
-                results = folder / f"eval-test-clean{suffix.replace('_', '-')}.jsonl"
+                results = tuned.path.with_name(f"eval-test-clean{suffix.replace('_', '-')}.jsonl")
                 options = Options(decoding=decoding, against=against)
                 evaluated = evaluate(tuned.path, out=results, options=options, device=where, notify=notify).as_it_is
                 row |= _measured(evaluated, suffix)
                 compared[f"word{suffix}"] = [comparison.words for comparison in evaluated.report.comparisons]
             rows.append({**row, "sparsity": evaluated.sparsity, "size": tuned.path.stat().st_size})
-    columns: dict[str, tuple[str, Callable[[Any], str]]] = {
+    columns: render.Columns = {
         "method": ("method", str),
         "word": ("WER", percent),
         "character": ("CER", percent),
@@ -114,11 +104,7 @@ def quickstart(
         "size": ("file", size),
         "seconds": ("time", duration),
     }
-    output.table(
-        "Ten minutes of generated English, test-clean",
-        [title for title, _ in columns.values()],
-        [[show(row[key]) for key, (_, show) in columns.items()] for row in rows],
-    )
+    render.rows(output, "Ten minutes of generated English, test-clean", columns, rows)
     output.text("The 4-gram and its lexicon are of the training sentences. Is PARP any different from the others?")
     output.text(*compared["word"], "and with the 4-gram:", *compared["word_lm"])
     kept = quickstart_small(output, run, rows[0], settings, updates=updates, device=where)
@@ -127,6 +113,31 @@ def quickstart(
     written = (masked.path, lm.path, *(row[key] for row in rows for key in files), *(kept["written"] if kept else ()))
     output.text(f"all in {duration(seconds)}; wrote", *(f"  {path}" for path in written))
     output.json({"rows": rows, "compared": compared, "mask": masked.path, "small": kept, "seconds": seconds})
+
+
+def fine_tuned(
+    output: Output, run: Path, settings: Sequence[str], masked: Path, device: Any, notify: Notify
+) -> Iterator[tuple[str, "FinetuneResult"]]:
+    """Fine-tune by one method after another, each in a folder of its own, from the masked model where it takes a mask;
+    with the method's name for people."""
+    from parp_cli.config.load import load_recipe
+    from parp_cli.pruning.methods import spec_of
+    from parp_cli.stages.finetune import finetune
+
+    for number, (name, method) in enumerate(_METHODS.items(), start=1):
+        output.note(f"{number} of {len(_METHODS)}: {name}")
+        folder = run / method
+        yield (
+            name,
+            finetune(
+                load_recipe(None, [*settings, f"pruning.method={method}"]),
+                run=folder,
+                init=masked if spec_of(method).accepts("magnitude") else None,
+                resume=folder.exists(),  # what is finished is not trained again
+                device=device,
+                notify=notify,
+            ),
+        )
 
 
 def _measured(evaluated: "Evaluated", suffix: str) -> dict[str, Any]:

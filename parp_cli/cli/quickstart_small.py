@@ -1,9 +1,9 @@
 """What `parp quickstart` ends in: a small and fast model to keep."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from parp_cli.cli import render
 from parp_cli.console import Output, percent, size
 from parp_cli.errors import UsageError
 
@@ -36,19 +36,15 @@ def quickstart_small(
         return None
     updates = max(1, updates // _SHARE)
     made = _made(output, run / "small", dense, settings, updates, device)
-    columns: dict[str, tuple[str, Callable[[Any], str]]] = {
+    rows: list[dict[str, Any]] = made["rows"]
+    columns: render.Columns = {
         "model": ("model", str),
         "parameters": ("parameters", lambda count: f"{count / 1e6:.1f} M"),
         "size": ("file", size),
         "real_time_factor": ("seconds per second of speech", lambda factor: f"{factor:.4f}"),
         "word": ("WER", lambda rate: "" if rate is None else percent(rate)),
     }
-    rows: list[dict[str, Any]] = made["rows"]
-    output.table(
-        "To keep",
-        [title for title, _ in columns.values()],
-        [[show(row[key]) for key, (_, show) in columns.items()] for row in rows],
-    )
+    render.rows(output, "To keep", columns, rows)
     smaller, faster = (rows[0][key] / rows[-1][key] for key in ("size", "real_time_factor"))
     output.text(
         f"{percent(_SPARSITY)} of the dense network's heads and units were pruned in {updates} updates, and removed.",

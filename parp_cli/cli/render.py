@@ -4,7 +4,7 @@ import math
 import shutil
 import textwrap
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -43,6 +43,16 @@ def recipe_keys(output: Output, kind: Any) -> None:
         lines = [key.expected, *textwrap.wrap(key.meaning, 100)]
         output.text(f"{key.name}: {key.default or ''}", *(f"    {line}" for line in lines))
     output.json({"keys": keys})
+
+
+Columns = Mapping[str, tuple[str, Callable[[Any], str]]]
+"""By a key of rows, the title of its column and how a value is shown."""
+
+
+def rows(output: Output, title: str, columns: Columns, rows: Sequence[Mapping[str, Any]]) -> None:
+    """A table of some keys of rows."""
+    shown = [[show(row[key]) for key, (_, show) in columns.items()] for row in rows]
+    output.table(title, [title for title, _ in columns.values()], shown)
 
 
 def amount(size: float, unit: str) -> str:

@@ -16,7 +16,7 @@ from parp_cli.models.recognizer import rebuild
 from parp_cli.pruning.methods import Settings
 from parp_cli.pruning.pruner import Repruning
 from parp_cli.runtime.device import deterministic_algorithms, tensor_cores, versions, with_resolved_precision
-from parp_cli.runtime.interrupts import stopping
+from parp_cli.runtime.interrupts import Stop, stopping
 from parp_cli.runtime.processes import SINGLE, World
 from parp_cli.runtime.progress import Notify, Progress, silent
 from parp_cli.storage import checkpoint
@@ -270,45 +270,20 @@ def finetune(
     if resume and not any(folder.exists() for folder in (*folders, state_path(run))) and finished(run, out) is None:
         notify(Progress("fine-tuning", 0, 1, warning=f"nothing to resume in {run}: beginning"))
 
-    def held(folder: Path) -> AbstractContextManager[None]:
-        return only_one(folder, "fine-tuning") if world.is_main else nullcontext()
-
     # Before any trains, so that what is wrong is said now.
     teachers = {each.name: _prepare_teacher(whole, each, notify) for each in rounds if each.teaches}
-    before: Path | None = None
-    teacher: Path | None = None
-    cost = own = Cost()
+    runs = _Runs(whole, teachers, device, tensorboard, world, notify)
     computing = tensor_cores(recipe.training.precision)
-    with computing, deterministic_algorithms(recipe.training.deterministic), held(run), stopping() as stop:
-        for each, folder in zip(rounds, (*folders, run), strict=True):
-            last = folder == run
-            found = None if last else finished_cost(folder, world=world)
-            if found is None:
-                with nullcontext() if last else held(folder):
-                    if world.is_main:
-                        tidy(folder, out if last else None)
-                    prepared = teachers.pop(each.name, None) or _prepare_round(whole, each, before, teacher, notify)
-                    files = _files(folder, out if last else None, tensorboard=tensorboard)
-                    training = TrainingRun(_setup(each, prepared), files, device=device, world=world, notify=notify)
-                    # Rounds are named by their content, so that a state there can only be of the same run.
-                    goes_on = world.from_main((resume or not last) and state_path(folder).exists())
-                    noted = world.from_main(finished(folder, out) if last and resume else None)
-                    if noted is not None:
-                        training.recall(noted)
-                    else:
-                        training.train(stop, resume=goes_on, keeps=last)
-                    found = finished_cost(folder, out if last else None, world) or training.record.cost
-                if not last:
-                    del training
-                    gc.collect()  # models are part of reference cycles, and the next run needs their memory
-            elif world.is_main:
-                tidy(folder)
-            if each.teaches:
-                teacher = folder / BEST
-            else:
-                before = folder / LAST
-            own = found
-            cost += own
+    with computing, deterministic_algorithms(recipe.training.deterministic), runs.held(run), stopping() as stop:
+        cost = sum((runs.find(each, folder, stop) for each, folder in zip(rounds, folders, strict=False)), Cost())
+        training = runs.begun(rounds[-1], run, out)
+        noted = world.from_main(finished(run, out) if resume else None)
+        if noted is not None:
+            training.recall(noted)
+        else:
+            goes_on = world.from_main(resume and state_path(run).exists())
+            training.train(stop, resume=goes_on, keeps=True)
+        own = finished_cost(run, out, world) or training.record.cost
     best = out or run / BEST
     return FinetuneResult(
         path=best,
@@ -322,9 +297,56 @@ def finetune(
         skipped=whole.task.left_out(),
         shown=whole.task.shown,
         skipped_updates=training.record.skipped,
-        cost=cost,
+        cost=cost + own,
         own_cost=own,
     )
+
+
+@dataclass
+class _Runs:
+    """The training runs of a method, one after another: `before` and `teacher` are what earlier ones left."""
+
+    whole: Preparation
+    teachers: dict[str, Preparation]
+    device: torch.device
+    tensorboard: bool
+    world: World
+    notify: Notify
+    before: Path | None = None
+    teacher: Path | None = None
+
+    def held(self, folder: Path) -> AbstractContextManager[None]:
+        """Keeps other processes from training in a folder."""
+        return only_one(folder, "fine-tuning") if self.world.is_main else nullcontext()
+
+    def begun(self, each: Round, folder: Path, out: Path | None = None) -> TrainingRun:
+        """A run that is ready to train; its best checkpoint goes to `out` if not into the folder."""
+        if self.world.is_main:
+            tidy(folder, out)
+        prepared = self.teachers.pop(each.name, None)
+        prepared = prepared or _prepare_round(self.whole, each, self.before, self.teacher, self.notify)
+        files = _files(folder, out, tensorboard=self.tensorboard)
+        return TrainingRun(_setup(each, prepared), files, device=self.device, world=self.world, notify=self.notify)
+
+    def find(self, each: Round, folder: Path, stop: Stop) -> Cost:
+        """Make a run before the last one, unless it is finished, and return its cost."""
+        cost = finished_cost(folder, world=self.world)
+        if cost is None:
+            with self.held(folder):
+                training = self.begun(each, folder)
+                # It is named by its content, so that a state there can only be of the same run.
+                goes_on = self.world.from_main(state_path(folder).exists())
+                training.train(stop, resume=goes_on, keeps=False)
+                cost = finished_cost(folder, world=self.world) or training.record.cost
+            del training
+            gc.collect()  # models are part of reference cycles, and the next run needs their memory
+        elif self.world.is_main:
+            tidy(folder)
+        if each.teaches:
+            self.teacher = folder / BEST
+        else:
+            self.before = folder / LAST
+        return cost
 
 
 def _files(folder: Path, out: Path | None, *, tensorboard: bool) -> RunFiles:

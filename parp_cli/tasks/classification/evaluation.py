@@ -96,16 +96,14 @@ def evaluate_texts(
             made = classifier.encoding.items([text for _, text in texts], labels)
             items, notes = made.items, made.notes("+".join(splits), classifier.encoding.max_length)
         predictions = classifier.predict(items, notify)
-        metrics, table = _measure(labels, predictions, head["names"], options.seed)
-        first = [name for name in head.get("metrics", ()) if name in metrics]
+        metrics, table = _measure(labels, predictions, head, options.seed)
         rows = {
             f"{split}/{text.id}": (text.label or "", one.label)
             for (split, text), one in zip(texts, predictions, strict=True)
         }
         tests = [
-            test
+            paired_test(rows, theirs, name=system.name, other=other, seed=options.seed)
             for other, theirs in (others.items() if head["names"] else ())
-            if (test := paired_test(rows, theirs, name=system.name, other=other, seed=options.seed)) is not None
         ]
         if not evaluated:
             others = {system.name: rows, **others}
@@ -117,18 +115,18 @@ def evaluate_texts(
                 splits=splits,
                 texts=len(texts),
                 sparsity=system.sparsity,
-                metrics={name: metrics[name] for name in dict.fromkeys((*first, *metrics))},
+                metrics=metrics,
                 names=tuple(head["names"]),
                 confusion=table,
-                comparisons=tuple(tests),
+                comparisons=tuple(filter(None, tests)),
                 seconds=time.monotonic() - began,
                 path=system.outputs.hypotheses,
                 figures=system.outputs.figures,
             )
         )
-        used = versions(classifier.network.architecture.libraries)
-        about = {"data": asdict(data), "left_out": left_out, "notes": notes, "versions": used}
         if world.is_main:
+            used = versions(classifier.network.architecture.libraries)
+            about = {"data": asdict(data), "left_out": left_out, "notes": notes, "versions": used}
             _write(evaluated[-1], system.outputs, texts, predictions, about)
     return TextEvaluation(
         systems=tuple(evaluated), left_out=tuple(left_out), notes=tuple(notes), unusable=data.unusable
@@ -148,14 +146,19 @@ def _labelled(data: TextData, splits: Sequence[str]) -> tuple[list[tuple[str, Te
 
 
 def _measure(
-    labels: Sequence[float | None], predictions: Sequence[Prediction], names: Sequence[str], seed: int
+    labels: Sequence[float | None], predictions: Sequence[Prediction], head: Mapping[str, Any], seed: int
 ) -> tuple[dict[str, Measured], tuple[tuple[int, ...], ...]]:
+    """Metrics, those that the head was chosen by first, and the confusion table, empty for numbers."""
     known = [0.0 if label is None else label for label in labels]
-    if not names:
-        return measure_numbers(known, [float(one.label) for one in predictions], seed=seed), ()
-    index = {name: number for number, name in enumerate(names)}
-    table = confusion([int(label) for label in known], [index[one.label] for one in predictions], len(names))
-    return measure_classes(table, seed=seed), tuple(map(tuple, table.tolist()))
+    index = {name: number for number, name in enumerate(head["names"])}
+    rows: tuple[tuple[int, ...], ...] = ()
+    if index:
+        table = confusion([int(label) for label in known], [index[one.label] for one in predictions], len(index))
+        metrics, rows = measure_classes(table, seed=seed), tuple(map(tuple, table.tolist()))
+    else:
+        metrics = measure_numbers(known, [float(one.label) for one in predictions], seed=seed)
+    first = [name for name in head.get("metrics", ()) if name in metrics]
+    return {name: metrics[name] for name in dict.fromkeys((*first, *metrics))}, rows
 
 
 def _write(
