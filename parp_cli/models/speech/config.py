@@ -366,7 +366,7 @@ def build(
     """
     from torch import nn
 
-    from parp_cli.models.speech import encoder, wavlm
+    from parp_cli.models.speech import encoder, linear, wavlm
 
     width = architecture.width
     counted = architecture.norm_channels
@@ -405,7 +405,7 @@ def build(
     transformer = encoder.Transformer(
         positions, layers, features=width, dropout=dropout, layer_drop=layer_drop, norm_first=architecture.norm_first
     )
-    aux = None if vocabulary_size is None else nn.Linear(width, vocabulary_size)
+    aux = None if vocabulary_size is None else linear.Linear(width, vocabulary_size)
     return encoder.SpeechNetwork(architecture, extractor, encoder.Encoder(projection, transformer), aux)
 
 

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import gelu, linear
+from torch.nn.functional import gelu
 
 from parp_cli.models.speech.config import Architecture, frames
+from parp_cli.models.speech.linear import linear
 from parp_cli.models.speech.moments import Moments, field_samples, frame_samples, moments_of
 from parp_cli.models.speech.waveform import EPSILON
 
@@ -55,10 +56,9 @@ class _Layer:
         """(T, C) of (frames before, channels before)."""
         windows = values.unfold(0, self.kernel, self.stride).transpose(1, 2)  # (T, K, channels before)
         rows = windows.reshape(len(windows), -1)
-        result = linear(rows, self.weight, self.bias)
-        if self.norm is not None:
-            result = self.norm.normalized(result)
-        return gelu(result)
+        if self.norm is None:
+            return linear(rows, self.weight, self.bias, then_gelu=True)
+        return gelu(self.norm.normalized(linear(rows, self.weight, self.bias)))
 
 
 class FrontEnd:

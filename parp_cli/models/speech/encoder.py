@@ -25,6 +25,7 @@ from parp_cli.models.speech.dropout import (
     on_cpu,
     recomputed,
 )
+from parp_cli.models.speech.linear import Linear
 from parp_cli.models.speech.positional import frequency_convolution, pays
 from parp_cli.models.speech.prunable import is_feature_encoder, is_head, prunable_parameters
 
@@ -122,7 +123,7 @@ class FeatureProjection(nn.Module):
     def __init__(self, channels: int, features: int, dropout: float, *, counted: int) -> None:
         super().__init__()
         self.layer_norm = CountingNorm(channels, counted)
-        self.projection = nn.Linear(channels, features)
+        self.projection = Linear(channels, features)
         self.dropout = Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -137,6 +138,8 @@ class PositionalConvolution(nn.Module):
     def __init__(self, features: int, kernel: int, groups: int) -> None:
         super().__init__()
         convolution = nn.Conv1d(features, features, kernel, padding=kernel // 2, groups=groups)
+        if convolution.weight.is_meta:  # where its norm imports torch's compiler, which takes seconds
+            convolution.weight = nn.Parameter(torch.empty(convolution.weight.shape, device="cpu"))
         self.conv = nn.utils.parametrizations.weight_norm(convolution, dim=2)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -188,10 +191,10 @@ class SelfAttention(nn.Module):
         super().__init__()
         self.heads = heads
         inner = heads * head_size
-        self.k_proj = nn.Linear(features, inner)
-        self.v_proj = nn.Linear(features, inner)
-        self.q_proj = nn.Linear(features, inner)
-        self.out_proj = nn.Linear(inner, features)
+        self.k_proj = Linear(features, inner)
+        self.v_proj = Linear(features, inner)
+        self.q_proj = Linear(features, inner)
+        self.out_proj = Linear(inner, features)
         self.dropout = Dropout(dropout)
 
     def forward(
@@ -219,9 +222,9 @@ class FeedForward(nn.Module):
 
     def __init__(self, features: int, inner: int, inner_dropout: float, dropout: float) -> None:
         super().__init__()
-        self.intermediate_dense = nn.Linear(features, inner)
+        self.intermediate_dense = Linear(features, inner)
         self.intermediate_dropout = Dropout(inner_dropout, inplace=True)
-        self.output_dense = nn.Linear(inner, features)
+        self.output_dense = Linear(inner, features)
         self.output_dropout = Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:

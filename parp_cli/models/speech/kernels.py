@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear
 
 from parp_cli.errors import CheckpointError
+from parp_cli.models.speech.linear import linear
 from parp_cli.models.speech.wavlm import PackedProjections
 
 if TYPE_CHECKING:

@@ -7,10 +7,10 @@ import math
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear
 
 from parp_cli.models.speech.attention import attend
 from parp_cli.models.speech.dropout import Dropout
+from parp_cli.models.speech.linear import Linear, linear
 
 
 class PackedProjections(nn.Module):
@@ -20,7 +20,7 @@ class PackedProjections(nn.Module):
         super().__init__()
         self.in_proj_weight = nn.Parameter(torch.empty(3 * inner, features))
         self.in_proj_bias = nn.Parameter(torch.zeros(3 * inner))
-        self.out_proj = nn.Linear(inner, features)
+        self.out_proj = Linear(inner, features)
         nn.init.xavier_uniform_(self.in_proj_weight)
         nn.init.zeros_(self.out_proj.bias)
 
@@ -60,7 +60,7 @@ class RelativeAttention(nn.Module):
             # Where the weights are, so that no pass copies it there.
             self.register_buffer("_bucket_of", bucket_of(buckets, max_distance), persistent=False)
         self.attention = PackedProjections(features, features // heads * count)
-        self.gru_rel_pos_linear = nn.Linear(features // heads, 8)
+        self.gru_rel_pos_linear = Linear(features // heads, 8)
         self.gru_rel_pos_const = nn.Parameter(torch.ones(1, count, 1, 1))
         self.dropout = Dropout(dropout)
 

@@ -1,3 +1,5 @@
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -136,3 +138,18 @@ def test_random_weights_of_a_text_encoder_keep_its_tokenizer() -> None:
 def test_random_weights_of_no_architecture() -> None:
     with pytest.raises(UsageError, match="there is no architecture minni"):
         load_encoder("random:minni")
+
+
+def test_shapes_of_weights_import_no_compiler() -> None:
+    """That takes seconds, and every command reads a model. (WavLM's embedding imports it.)"""
+    script = """
+import sys
+from parp_cli.models.sources.names import shapes
+from parp_cli.models.speech.config import ARCHITECTURES
+
+for name in ("mini", "wav2vec2-base"):
+    shapes(ARCHITECTURES[name])
+assert not {"torch._dynamo", "sympy"} & set(sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
