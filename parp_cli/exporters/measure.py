@@ -73,7 +73,7 @@ def runtime_of(path: Path) -> Runtime:
         require_onnx()
         return "onnxruntime"
     if path.is_file() and path.suffix == ".safetensors":
-        metadata = checkpoint.read_metadata(path)
+        metadata = checkpoint.read_metadata(path, with_weights=True)
         if metadata.architecture.get("kind", "speech") == "speech":
             return "parp"
     raise CheckpointError(

@@ -44,7 +44,7 @@ def evaluate(
         DataError: there is no such split, none of its items can be evaluated, or another system's results have none of
             its items, or other references.
     """
-    options, metadata = options or Options(), read_metadata(source)
+    options, metadata = options or Options(), read_metadata(source, with_weights=True)
     task = task_class(require_head(source, metadata)["kind"])
     data = data or task.recorded(metadata).data
     with tensor_cores(options.precision):

@@ -169,12 +169,7 @@ def read(path: Path) -> Checkpoint:
     """
     with _opened(path) as file:
         header = _header(path, file)
-        if "backbone_sha256" in header:
-            raise CheckpointError(
-                f"{path} holds masks alone",
-                hint=f"give it to --mask beside their checkpoint, or lay them over a model: `parp mask --from {path} "
-                "--apply MODEL`",
-            )
+        _require_weights(path, header)
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
     weights = {name: tensor for name, tensor in tensors.items() if not name.startswith(_MASK)}
     if content_hash(tensors if header["format"] == 1 else weights) != header["content_sha256"]:
@@ -187,10 +182,23 @@ def read(path: Path) -> Checkpoint:
     return Checkpoint(weights=weights, masks=masks, metadata=_metadata(path, header), kernels=kernels)
 
 
-def read_metadata(path: Path) -> Metadata:
-    """Everything but the tensors, without reading them. Raises as `read`."""
+def _require_weights(path: Path, header: Mapping[str, Any]) -> None:
+    if "backbone_sha256" in header:
+        raise CheckpointError(
+            f"{path} holds masks alone",
+            hint=f"give it to --mask beside their checkpoint, or lay them over a model: `parp mask --from {path} "
+            "--apply MODEL`",
+        )
+
+
+def read_metadata(path: Path, *, with_weights: bool = False) -> Metadata:
+    """Everything but the tensors, without reading them; of a file that must have weights, if so asked. Raises as
+    `read`."""
     with _opened(path) as file:
-        return _metadata(path, _header(path, file))
+        header = _header(path, file)
+        if with_weights:
+            _require_weights(path, header)
+        return _metadata(path, header)
 
 
 def backbone_of(path: Path) -> str | None:
