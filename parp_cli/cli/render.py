@@ -122,6 +122,8 @@ def finetune(output: Output, result: "FinetuneResult") -> None:
     output.text(f"{pruned}, {amount(cost.audio_seconds, result.plan.size_unit)} in {duration(cost.seconds)}")
     if cost.updates > result.own_cost.updates:
         output.text(f"{cost.updates:,} updates in all, {result.own_cost.updates:,} of them in the run proper")
+    if result.advice is not None:
+        output.text(f"it has not learnt yet: {result.advice}")
     output.wrote(result.path, result.last)
 
 

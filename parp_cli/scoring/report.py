@@ -35,6 +35,9 @@ _BANDS = [*(f"{low} to {high} s" for low, high in pairwise(BAND_EDGES)), f"{BAND
 WORST = 20
 """Worst utterances that are shown in full."""
 
+_NOTHING_LEARNT = 0.9
+"""Share of letters or phones that are left out from which on a system has not learnt to recognise anything."""
+
 _BINS = 10  # of the histogram, between no error and all wrong
 
 Scored = tuple[Recognition, ErrorRate]
@@ -119,6 +122,21 @@ class Report:
     matrix: Matrix
     worst: tuple[Aligned, ...]
     comparisons: tuple[Comparison, ...]
+
+    @property
+    def nothing_learnt(self) -> str | None:
+        """What to do where hypotheses are empty, or nearly so; None where they are not."""
+        finest = self.metrics[-1]
+        share = finest.errors.deletions / max(1, finest.errors.tokens)
+        if share < _NOTHING_LEARNT:
+            return None
+        finding = f"{share:.1%} of the {finest.unit} are left out"
+        if self.empty == self.utterances:
+            finding = "every hypothesis is empty"
+        return (
+            f"{finding}: the model has not learnt to spell yet; train it longer (training.updates), try another "
+            "training.learning_rate, or begin from a model that was pre-trained on speech like this"
+        )
 
 
 def build_report(

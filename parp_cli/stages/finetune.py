@@ -109,6 +109,7 @@ class FinetuneResult:
         skipped_updates: of the run proper, without a finite loss or gradient.
         cost: of the method in all, with the runs that found its mask, wherever they were made.
         own_cost: of the run proper alone.
+        advice: what to do where it has learnt nothing; None where it has.
     """
 
     path: Path
@@ -124,6 +125,7 @@ class FinetuneResult:
     skipped_updates: int
     cost: Cost
     own_cost: Cost
+    advice: str | None
 
 
 def plan(recipe: AnyRecipe, *, init: Path | None = None, notify: Notify = silent) -> Plan:
@@ -284,21 +286,23 @@ def finetune(
             goes_on = world.from_main(resume and state_path(run).exists())
             training.train(stop, resume=goes_on, keeps=True)
         own = finished_cost(run, out, world) or training.record.cost
-    best = out or run / BEST
+    best, validations = out or run / BEST, tuple(training.record.validations)
+    sparsity = checkpoint.read_metadata(best).sparsity
     return FinetuneResult(
         path=best,
         last=last_beside(best),
         sha256=checkpoint.file_hash(best),
         best=training.record.best,
-        validations=tuple(training.record.validations),
+        validations=validations,
         reprunings=tuple(training.pruner.history),
-        sparsity=checkpoint.read_metadata(best).sparsity,
+        sparsity=sparsity,
         plan=plan_of(rounds, whole),
         skipped=whole.task.left_out(),
         shown=whole.task.shown,
         skipped_updates=training.record.skipped,
         cost=cost + own,
         own_cost=own,
+        advice=whole.task.advise(validations, sparsity=0.0 if sparsity is None else sparsity.exact),
     )
 
 

@@ -6,8 +6,11 @@ from typing import Any
 
 from parp_cli.tasks.task import Validation
 
-_ALL_BLANK = 0.999
-"""Share of blank frames from which on transcripts are empty."""
+_NEARLY_BLANK = 0.95
+"""Share of blank frames from which on transcripts may be nearly empty: speech has 8 to 15 phones in 50 frames."""
+
+_NOTHING_RIGHT = 0.9
+"""Error rate from which on they are."""
 
 _FALLING = 0.98
 """The loss still falls where it is below this share of what it was at the validation before."""
@@ -47,19 +50,21 @@ def validation_message(values: Mapping[str, Any]) -> str:
 def blank_diagnosis(
     validations: Sequence[Validation], *, updates: int, only_head_updates: int = 0, sparsity: float = 0.0
 ) -> str | None:
-    """Why transcripts are empty, and what to do; None where they are not.
+    """Why transcripts are empty or nearly so, and what to do; None where they are not.
 
     CTC models pass through a phase in which all frames are blank: the loss goes on falling, and labels appear. Where
     they do not, the learning rate is too low or too high, too much is pruned, or there is nothing to learn from.
 
     Of `validations` so far, in a run of `updates`, the first `only_head_updates` of which train the head alone.
     """
-    blank_rate = validations[-1].metrics["blank_rate"] if validations else None
-    if blank_rate is None or blank_rate < _ALL_BLANK:
+    if not validations:
         return None
     *earlier, last = validations
-    all_of = "all frames are blank" if blank_rate == 1 else "nearly all frames are blank"
-    finding = f"{all_of} after update {last.update}, so that transcripts are empty: "
+    blank_rate, errors = last.metrics["blank_rate"], _errors(last)
+    if blank_rate is None or errors is None or blank_rate < _NEARLY_BLANK or errors < _NOTHING_RIGHT:
+        return None
+    all_of, nearly = ("all", "") if blank_rate == 1 else (f"{blank_rate:.1%} of", "nearly ")
+    finding = f"{all_of} frames are blank after update {last.update}, so that transcripts are {nearly}empty: "
     if last.update <= only_head_updates:
         return finding + "only the head trains until now (training.freeze_encoder_updates)"
     if last.update <= _USUAL_SHARE * updates:
@@ -88,6 +93,11 @@ def blank_diagnosis(
 
 def _recognised(validation: Validation) -> bool:
     """Whether something was right; the random output of an untrained head is not."""
-    word, character = validation.metrics["word"], validation.metrics["character"]
-    errors = word if character is None else character
+    errors = _errors(validation)
     return errors is not None and errors < _SOMETHING_RIGHT
+
+
+def _errors(validation: Validation) -> float | None:
+    """The rate of wrong characters or phones."""
+    word, character = validation.metrics["word"], validation.metrics["character"]
+    return word if character is None else character

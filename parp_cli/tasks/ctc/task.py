@@ -24,6 +24,7 @@ from parp_cli.models.speech.config import Architecture, build, frames
 from parp_cli.models.speech.forward import compile_layers, recompute_layers
 from parp_cli.runtime.processes import World
 from parp_cli.runtime.progress import Notify
+from parp_cli.scoring.intervals import counted
 from parp_cli.storage.checkpoint import Metadata
 from parp_cli.tasks.batches import UpdateBatches
 from parp_cli.tasks.ctc.advise import blank_diagnosis, validation_message
@@ -146,7 +147,8 @@ class CtcTask(RecipeTask[Utterance]):
             return None
         kinds = Counter(problem.kind for problem in self.data.skipped)
         counts = ", ".join(f"{kind} {count}" for kind, count in kinds.most_common())
-        return f"{len(self.data.skipped)} utterances are left out ({counts})"
+        number = len(self.data.skipped)
+        return f"{counted(number, 'utterance')} {'is' if number == 1 else 'are'} left out ({counts})"
 
     def name(self, item: Utterance) -> str:
         return item.id
