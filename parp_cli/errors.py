@@ -60,7 +60,7 @@ class CheckpointError(ParpError):
 
 
 class MaskError(CheckpointError):
-    """A mask does not fit the weights it is laid over."""
+    """A mask does not fit the weights it is applied to."""
 
 
 class ResourceError(ParpError):

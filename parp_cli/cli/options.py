@@ -1,4 +1,4 @@
-"""Options that several commands share, each spelt once."""
+"""Options that several commands share, each spelled once."""
 
 from pathlib import Path
 from typing import Annotated, Any, Literal

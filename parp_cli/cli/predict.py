@@ -107,7 +107,7 @@ def in_words(test: "PairedTest") -> str:
     points = -100 * test.difference
     reach = "" if test.low is None or test.high is None else f" [{-100 * test.high:.1f}, {-100 * test.low:.1f}]"
     p = "< 0.001" if test.p_value < 0.001 else f"= {test.p_value:.3f}"
-    verdict = "no difference can be told" if test.p_value >= 0.05 else ("better" if points > 0 else "worse")
+    verdict = "no significant difference" if test.p_value >= 0.05 else ("better" if points > 0 else "worse")
     return (
         f"{test.name} against {test.other}: accuracy {points:+.1f} points{reach}, right on {test.better} texts where "
         f"the other is wrong, and wrong on {test.worse} where that is right (p {p}): {verdict}"

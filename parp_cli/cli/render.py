@@ -272,5 +272,5 @@ def pretraining(output: Output, result: "PretrainResult") -> None:
         for e in (*result.history[:-1][:: max(1, len(result.history) // 20)], *result.history[-1:])
     ]
     output.table("Masked prediction", ("stage", "update", "loss", "accuracy"), rows)
-    output.text(f"learnt from {result.hours:.1f} hours of speech in {duration(result.seconds)}")
+    output.text(f"learned from {result.hours:.1f} hours of speech in {duration(result.seconds)}")
     output.wrote(result.path)

@@ -33,7 +33,7 @@ class TextFiles(Section):
     English (extra demo), with the splits train, dev, test and, without labels, pretrain."""
 
     glue: GlueTask | None = None
-    """The task of GLUE that the files are of, which tells their columns; null for files of your own."""
+    """The task of GLUE that the files are of, which decides their columns; null for files of your own."""
 
     train: str = "train"
     """Training split: a file in `root`, with or without its ending: .tsv, .csv (with quotes) or .jsonl."""

@@ -100,8 +100,8 @@ class PretrainRecipe(Section):
     """Audio per update, in seconds."""
 
     distorted: Share = 0.0
-    """Share of the crops that are heard with reverberation, noise or a band limit, new in each update; what is to be
-    predicted of them comes from the speech as it is."""
+    """Share of the crops that get reverberation, noise or a band limit, drawn again in each update; what is to be
+    predicted of them comes from the clean speech."""
 
     mask_probability: ShareBetween = 0.65
     """Share of masked frames, before spans overlap."""

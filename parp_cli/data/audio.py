@@ -184,7 +184,7 @@ def resample(samples: Tensor, rate: int, wanted: int = SAMPLE_RATE) -> Tensor:
 
 @lru_cache(maxsize=32)
 def _filter(rate: int, wanted: int, device: torch.device) -> Any:
-    """torchaudio's, which would be made anew each time, and its copy waited for."""
+    """torchaudio's, which would be made again each time, and its copy waited for."""
     with torch.inference_mode(False):
         made = torchaudio.transforms.Resample(rate, wanted, dtype=torch.float32)
         if rate != wanted:

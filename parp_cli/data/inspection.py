@@ -69,7 +69,7 @@ def inspect_files(
 
 
 def content_hash(utterances: Iterable[Utterance], infos: Mapping[Path, Inspected]) -> str:
-    """SHA-256 of all that the corpus tells of utterances, in their order, and of their audio files.
+    """SHA-256 of all that the corpus says about utterances, in their order, and of their audio files.
 
     Args:
         utterances: with lengths only where the corpus gives them.
@@ -134,7 +134,7 @@ def _load(path: Path) -> dict[str, Any]:
 
 
 def _save(known: Mapping[str, Any], path: Path) -> None:
-    with suppress(ParpError):  # a full disk, a folder of somebody else
+    with suppress(ParpError):  # a full disk, another user's folder
         write_text(path, json.dumps({"version": _VERSION, "files": known}))
 
 

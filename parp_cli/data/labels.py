@@ -35,7 +35,7 @@ class Vocabulary:
     """The symbols of a CTC head: label `id` stands for `symbols[id]`, and how a text is made of them.
 
     Letters of a text are converted to the vocabulary's case unless it has both: with the letters a to z, "A" is "a".
-    They may be composed or not: "é" is spelt "e" and a combining accent if these are the symbols.
+    They may be composed or not: "é" is spelled "e" and a combining accent if these are the symbols.
 
     Attributes:
         symbols: the blank first, under the name `BLANK`.
@@ -79,7 +79,7 @@ class Vocabulary:
 
     @cached_property
     def strips(self) -> frozenset[Mark]:
-        """The marks that phones are spelt without, as no symbol has them: AH0, AH1 and AH2 are all AH."""
+        """The marks that phones are spelled without, as no symbol has them: AH0, AH1 and AH2 are all AH."""
         return frozenset(MARKS - marks_in(self.symbols) if self.labels == "phones" else ())
 
     def with_labels_of(self, utterances: Iterable[Utterance], *, english: bool) -> "Vocabulary | None":
@@ -221,8 +221,8 @@ class Vocabulary:
             return self.spelling(utterance.text or "")
         words = [[self._phone(phone) for phone in word] for word in utterance.phones or ()]
         between = [] if self.delimiter is None else [self.delimiter]
-        spelt = [phone for number, word in enumerate(words) for phone in (*(between if number else ()), *word)]
-        return [phone for phone in spelt if phone]
+        spelled = [phone for number, word in enumerate(words) for phone in (*(between if number else ()), *word)]
+        return [phone for phone in spelled if phone]
 
     def _phone(self, phone: str) -> str:
         """The symbol of a phone, however its IPA is written; itself if there is none, "" if nothing is left."""

@@ -2,7 +2,7 @@
 
 Unlabelled sentences (split pretrain) have each name where only such names stand: "the train to peru leaves on monday".
 Labelled ones have it where any could, "we talked about peru", or beside one that is not meant, "not peru but latin";
-and no name of one of their splits is in another. So the labels have to be learnt from few texts, and what a name is
+and no name of one of their splits is in another. So the labels have to be learned from few texts, and what a name is
 has to be known from pre-training, as in real tasks.
 """
 

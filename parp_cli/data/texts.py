@@ -1,7 +1,7 @@
 """Texts and pairs of texts with labels, from TSV, CSV and JSON Lines.
 
 A TSV has no quotes, as in GLUE; a CSV has. The first row names the columns; JSON Lines have keys. Others than the ones
-asked for are ignored, but for an id (`id`, `idx` or `index`), which is else the number of the line.
+asked for are ignored, except for an id (`id`, `idx` or `index`), which is otherwise the number of the line.
 """
 
 import csv

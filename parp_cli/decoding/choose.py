@@ -11,7 +11,7 @@ from parp_cli.data.labels import Vocabulary
 from parp_cli.decoding.lexicon import (
     LexiconSearch,
     LexiconTrie,
-    Spelt,
+    Spelled,
     lexicon_of,
     outside,
     read_lexicon,
@@ -75,14 +75,14 @@ class Chosen:
     """A loaded search and where its words come from.
 
     Attributes:
-        spelt: the lexicon, and the words that the vocabulary cannot spell; None where any word can be found.
+        spelled: the lexicon, and the words that the vocabulary cannot spell; None where any word can be found.
         lexicon: the file of the words; None where they are the language model's own, or there is no lexicon.
         lm: the language model as it was asked for.
         unknown: words of the lexicon that the language model does not know.
     """
 
     search: GreedySearch | BeamSearch | Tunable
-    spelt: Spelt | None = None
+    spelled: Spelled | None = None
     lexicon: Path | None = None
     lm: str | None = None
     unknown: tuple[str, ...] = ()
@@ -96,10 +96,10 @@ class Chosen:
         scorer = self.search.scorer if isinstance(self.search, Rescored) else None
         notes = []
         if self.unknown:
-            some, count = ", ".join(first_few(self.unknown, 5)), len(self.spelt.lexicon) if self.spelt else 0
+            some, count = ", ".join(first_few(self.unknown, 5)), len(self.spelled.lexicon) if self.spelled else 0
             notes.append(f"{len(self.unknown):,} of {count:,} words of the lexicon are unknown to the LM: {some}")
-        if self.spelt is not None:
-            missing = outside(references, self.spelt.lexicon)
+        if self.spelled is not None:
+            missing = outside(references, self.spelled.lexicon)
             notes += self._missing(missing, words, "are not in the lexicon and cannot be found")
         if isinstance(scorer, NGramScorer):
             missing = Counter({word: count for word, count in words.items() if not scorer.knows(word)})
@@ -167,44 +167,44 @@ def choose(decoding: Decoding, vocabulary: Vocabulary, *, device: str = "cpu", n
     model = None if lm is None else open_language_model(lm, notify)
     lexicon = decoding.lexicon or (None if model is None else model.lexicon)
     if lexicon is None and model is not None:
-        spelt = lexicon_of(arpa_words(model), vocabulary)
+        spelled = lexicon_of(arpa_words(model), vocabulary)
     else:
         assert lexicon is not None
-        spelt = read_lexicon(lexicon, vocabulary)
+        spelled = read_lexicon(lexicon, vocabulary)
     unknown: list[str] = []
     if model is not None and decoding.lexicon is not None:
-        spelt, unknown = _in_words_of(model, spelt)
+        spelled, unknown = _in_words_of(model, spelled)
     path = None if model is None else model.path
     search = LexiconSearch(
-        trie=LexiconTrie(vocabulary=vocabulary, lexicon=spelt.lexicon, language_model=path),
+        trie=LexiconTrie(vocabulary=vocabulary, lexicon=spelled.lexicon, language_model=path),
         beam_size=beam_size,
         lm_weight=lm_weight,
         word_score=word_score,
         nbest=decoding.nbest,
     )
     _ = search.decoder
-    return Chosen(search=search, spelt=spelt, lexicon=lexicon, lm=lm, unknown=tuple(unknown))
+    return Chosen(search=search, spelled=spelled, lexicon=lexicon, lm=lm, unknown=tuple(unknown))
 
 
-def _in_words_of(model: LanguageModel, spelt: Spelt) -> tuple[Spelt, list[str]]:
+def _in_words_of(model: LanguageModel, spelled: Spelled) -> tuple[Spelled, list[str]]:
     """A lexicon in the case of a language model's words, and its words that this does not know.
 
     Raises `DataError`: it knows none of the words, or cannot be read.
     """
     if model.kind == "binary" and find_spec("kenlm") is None:  # which alone can be asked for its words
-        return spelt, []
+        return spelled, []
     known: Container[str] = set(arpa_words(model)) if model.kind == "arpa" else NGramScorer(model.path).model
     lexicon: dict[str, tuple[tuple[str, ...], ...]] = {}
     unknown = []
-    for word, spellings in spelt.lexicon.items():
+    for word, spellings in spelled.lexicon.items():
         same = next((same for same in in_cases(word) if same in known), None)
         if same is None:
             unknown.append(word)
         lexicon[same or word] = tuple(dict.fromkeys((*lexicon.get(same or word, ()), *spellings)))
-    if len(unknown) == len(spelt.lexicon):
+    if len(unknown) == len(spelled.lexicon):
         hint = "take a lexicon and a language model of the same words"
         raise DataError(f"{model.path} knows no word of the lexicon", details=first_few(unknown, 5), hint=hint)
-    return Spelt(lexicon, spelt.left_out), unknown
+    return Spelled(lexicon, spelled.left_out), unknown
 
 
 def _check(decoding: Decoding) -> None:

@@ -111,7 +111,7 @@ def write_arpa(model: NGramModel, file: TextIO) -> None:
     """Write a model in ARPA's format, log10 with seven decimals. The same text and order give the same bytes."""
     file.write("\\data\\\n")
     file.writelines(f"ngram {number}={len(order)}\n" for number, order in enumerate(model.orders, start=1))
-    spelt: list[str] = [""]  # the n-grams of the order before
+    spelled: list[str] = [""]  # the n-grams of the order before
     for number, order in enumerate(model.orders, start=1):
         file.write(f"\n\\{number}-grams:\n")
         with numpy.errstate(divide="ignore"):
@@ -121,11 +121,11 @@ def write_arpa(model: NGramModel, file: TextIO) -> None:
         for context, word, p, b in zip(
             order.contexts, order.words, probabilities, numpy.log10(order.backoffs), strict=True
         ):
-            text = f"{spelt[context]} {model.words[word]}".lstrip()
+            text = f"{spelled[context]} {model.words[word]}".lstrip()
             file.write(f"{p:.7f}\t{text}\n" if longest else f"{p:.7f}\t{text}\t{b:.7f}\n")
             if not longest:
                 texts.append(text)
-        spelt = texts
+        spelled = texts
     file.write("\n\\end\\\n")
 
 

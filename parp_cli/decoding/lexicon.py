@@ -31,7 +31,7 @@ _BEAM_THRESHOLD = 25.0
 four times as long and found the same words wherever it was tried; 15 loses some."""
 
 
-class Spelt(NamedTuple):
+class Spelled(NamedTuple):
     """A lexicon, and the words left out of it because the vocabulary lacks one of their letters."""
 
     lexicon: Lexicon
@@ -42,7 +42,7 @@ def spelling(letters: Sequence[str], vocabulary: Vocabulary) -> tuple[str, ...] 
     """The letters of a word (or the word itself) and the delimiter after it; None where the vocabulary lacks one.
 
     In the vocabulary's case: published language models are often lower case, and most models upper case. Where it has
-    no "ß", a word that has is spelt with "SS".
+    no "ß", a word that has is spelled with "SS".
     """
     word = normalize_text("".join(letters))
     for same in (word, word.upper()) if vocabulary.case == "upper" else (word,):
@@ -52,22 +52,22 @@ def spelling(letters: Sequence[str], vocabulary: Vocabulary) -> tuple[str, ...] 
     return None
 
 
-def lexicon_of(words: Iterable[str], vocabulary: Vocabulary) -> Spelt:
-    """Words spelt letter by letter, sorted.
+def lexicon_of(words: Iterable[str], vocabulary: Vocabulary) -> Spelled:
+    """Words spelled letter by letter, sorted.
 
     Raises `UsageError`, `DataError`: the vocabulary is of phones, or spells none of the words.
     """
     require_letters(vocabulary)
     spellings = {word: spelling(word, vocabulary) for word in sorted(set(words))}
-    spelt = {word: (found,) for word, found in spellings.items() if found is not None}
-    left_out = [word for word in spellings if word not in spelt]
-    if not spelt:
+    spelled = {word: (found,) for word, found in spellings.items() if found is not None}
+    left_out = [word for word in spellings if word not in spelled]
+    if not spelled:
         raise DataError(
-            "no word can be spelt with the vocabulary's letters",
+            "no word can be spelled with the vocabulary's letters",
             details=first_few(left_out),
             hint="the text is of another language or script than the model",
         )
-    return Spelt(spelt, left_out)
+    return Spelled(spelled, left_out)
 
 
 def lexicon_lines(lexicon: Lexicon) -> str:
@@ -75,7 +75,7 @@ def lexicon_lines(lexicon: Lexicon) -> str:
     return "".join(f"{word}\t{' '.join(letters)}\n" for word, spellings in lexicon.items() for letters in spellings)
 
 
-def read_lexicon(path: Path, vocabulary: Vocabulary) -> Spelt:
+def read_lexicon(path: Path, vocabulary: Vocabulary) -> Spelled:
     """The words of a lexicon file; spellings may be of another case, and lack the boundary at their end.
 
     Raises as `lexicon_of`, also for files that cannot be read or have lines that are no word with a spelling.
@@ -92,10 +92,10 @@ def read_lexicon(path: Path, vocabulary: Vocabulary) -> Spelt:
         letters = letters[:-1] if letters[-1:] == [BOUNDARY] else letters
         if not letters:
             problems += [f"line {number}: {line.strip()!r}"] if word else []
-        elif (spelt := spelling(letters, vocabulary)) is None:
+        elif (spelled := spelling(letters, vocabulary)) is None:
             left_out.append(word)
-        elif spelt not in found.setdefault(word, []):
-            found[word].append(spelt)
+        elif spelled not in found.setdefault(word, []):
+            found[word].append(spelled)
     if problems or not found:
         raise DataError(
             f"{path} is not a lexicon of the vocabulary's letters",
@@ -103,7 +103,7 @@ def read_lexicon(path: Path, vocabulary: Vocabulary) -> Spelt:
             hint='each line is a word and its letters separated by spaces, such as "HELLO H E L L O |"',
         )
     lexicon = {word: tuple(spellings) for word, spellings in found.items()}
-    return Spelt(lexicon, [word for word in dict.fromkeys(left_out) if word not in lexicon])
+    return Spelled(lexicon, [word for word in dict.fromkeys(left_out) if word not in lexicon])
 
 
 def outside(references: Iterable[str], lexicon: Lexicon) -> Counter[str]:
@@ -117,7 +117,7 @@ def require_letters(vocabulary: Vocabulary) -> None:
     if vocabulary.labels != "letters" or vocabulary.delimiter is None:
         writes = "phones" if vocabulary.labels == "phones" else "no boundary between words"
         raise UsageError(
-            f"words are spelt in letters, and this model writes {writes}",
+            f"words are spelled in letters, and this model writes {writes}",
             hint="decode greedily, or with --decoder beam and no language model",
         )
 

@@ -128,14 +128,14 @@ def prefix_beam_search(logits: Tensor, beam_size: int) -> list[tuple[list[int], 
         node = numpy.array([numbers.setdefault(key, len(numbers)) for key in keys])
     scores, keys_of = numpy.logaddexp(blank, label), list(numbers)
 
-    def spelt(number: int) -> list[int]:
+    def spelled(number: int) -> list[int]:
         ids = []
         while number:
             number, label = keys_of[number]
             ids.append(label)
         return ids[::-1]
 
-    return [(spelt(node[place]), float(scores[place])) for place in numpy.argsort(-scores, kind="stable")]
+    return [(spelled(node[place]), float(scores[place])) for place in numpy.argsort(-scores, kind="stable")]
 
 
 class ScoredText(NamedTuple):

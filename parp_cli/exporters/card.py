@@ -234,5 +234,5 @@ def _rows(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def card_path(out: Path) -> Path:
-    """Where the card of an export lies: in its folder, or beside its file under the file's name."""
+    """Where the card of an export is: in its folder, or beside its file under the file's name."""
     return out / CARD if out.is_dir() else out.with_suffix(".md")

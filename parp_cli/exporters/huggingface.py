@@ -52,7 +52,7 @@ def export_huggingface(
     config = _config(architecture, size, masks=MASK_EMBEDDING in weights)  # refuses what it cannot describe
     state = fit(weights, architecture, source="the checkpoint", vocabulary_size=size)
     write_tensors(directory / huggingface.WEIGHTS, huggingface.names_of(state, architecture), {"format": "pt"})
-    for name in (VOCABULARY, SETTINGS):  # nor may those of an earlier export stay
+    for name in (VOCABULARY, SETTINGS):  # those of an earlier export must not stay either
         if vocabulary is None:
             (directory / name).unlink(missing_ok=True)
         else:
@@ -92,6 +92,6 @@ def _preprocessor(architecture: Architecture, *, has_head: bool) -> dict[str, An
         "padding_side": "right",
         "padding_value": 0.0,
         "do_normalize": architecture.normalize_waveform,
-        # Group norm sees padding as sound, with or without a mask; models with it were trained without.
+        # Group norm takes padding for audio, with or without a mask; models with it were trained without.
         "return_attention_mask": architecture.conv_norm == "layer",
     } | ({"processor_class": "Wav2Vec2Processor"} if has_head else {})

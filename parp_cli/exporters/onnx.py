@@ -1,4 +1,4 @@
-"""An ONNX file for onnxruntime: from sound to logits, whatever the batch and the lengths.
+"""An ONNX file for onnxruntime: from audio to logits, for any batch size and lengths.
 
 B utterances, S samples, T frames, V tokens.
 """
@@ -43,8 +43,8 @@ def require_onnx() -> None:
         raise UsageError(f"exports to ONNX need the package {missing[0]}", hint="pip install 'parp-cli[onnx]'")
 
 
-class _FromSound(nn.Module):
-    """A network from sound, which it normalises itself, in a batch whose padding has no influence."""
+class _FromAudio(nn.Module):
+    """A network that takes audio, which it normalises itself, in a batch whose padding has no influence."""
 
     def __init__(self, network: SpeechNetwork, architecture: Architecture) -> None:
         super().__init__()
@@ -105,7 +105,7 @@ def export_onnx(
     example = (torch.zeros(2, samples), torch.tensor([samples, samples // 2]))
     batch, length = torch.export.Dim("batch"), torch.export.Dim("samples")
     made = traced(
-        _FromSound(model, architecture),
+        _FromAudio(model, architecture),
         example,
         inputs={"waveforms": {0: batch, 1: length}, "lengths": {0: batch}},
         outputs=["logits", "frames"],
@@ -205,7 +205,7 @@ class OnnxNetwork:
 
 @contextmanager
 def _quietly() -> Iterator[None]:
-    """Without what the exporter logs and warns of on its own account."""
+    """Without the exporter's own log messages and warnings."""
     disabled = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

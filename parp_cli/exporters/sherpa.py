@@ -85,7 +85,7 @@ def symbols_of(vocabulary: Vocabulary, *, source: str) -> Symbols:
 
 
 class _FromNormalized(nn.Module):
-    """A network from sound as sherpa-onnx hands it on: with mean 0 and divided by √(variance + epsilon)."""
+    """A network that takes audio as sherpa-onnx passes it on: with mean 0 and divided by √(variance + epsilon)."""
 
     def __init__(self, network: SpeechNetwork, architecture: Architecture, symbols: Symbols) -> None:
         super().__init__()
@@ -94,7 +94,7 @@ class _FromNormalized(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits (B, T, W) of waveforms (B, S), computed from the waveforms that the network expects."""
-        # A variance v has become v / (v + epsilon). That tells v, which counts where it is nearly silent.
+        # A variance v has become v / (v + epsilon). From that follows v, which matters where it is nearly silent.
         variance = x.square().mean(1, keepdim=True)
         if self.normalizes:
             own = EPSILON / _THEIR_EPSILON
@@ -120,7 +120,7 @@ def export_sherpa(
         properties: for the file's metadata.
 
     Raises:
-        CheckpointError: it was trained on waveforms as they are, with a layer norm, which hears their mean.
+        CheckpointError: it was trained on waveforms as they are, with a layer norm, whose output depends on their mean.
         UsageError: the model is larger than one ONNX file can be.
     """
     if not architecture.normalize_waveform and architecture.conv_norm == "layer":
@@ -140,7 +140,7 @@ def write_tokens(symbols: Symbols, path: Path) -> None:
 
 
 class SherpaNetwork:
-    """A file of `export_sherpa` in onnxruntime, with sound as sherpa-onnx hands it on."""
+    """A file of `export_sherpa` in onnxruntime, with audio as sherpa-onnx passes it on."""
 
     def __init__(self, path: Path) -> None:
         self._session = onnx.session(path)

@@ -33,7 +33,7 @@ def shrink(
 
 
 def export_small(small: Small, metadata: Metadata, path: Path) -> None:
-    """Write it as a checkpoint, with the `metadata` but for what is different. Masks that prune nothing are left out.
+    """Write it as a checkpoint, with the `metadata` except for what has changed. Masks that prune nothing are left out.
 
     Raises:
         ResourceError: no space is left on the disk.

@@ -35,7 +35,7 @@ class Architecture(Protocol):
 
     Attributes:
         kind: names the class in files.
-        name: tells networks apart for people; "custom" for sizes that no released model has.
+        name: of the network, for people; "custom" for sizes that no released model has.
         layers: Transformer layers.
         width: features of the Transformer, D.
         kinds: every kind of prunable module, in reading order.

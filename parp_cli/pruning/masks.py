@@ -140,7 +140,7 @@ def write_pruned(
 
 
 def check_some_kept(pruned: int, total: int) -> None:
-    """Raise a UsageError where a sparsity below 1 is so high that it comes to all weights."""
+    """Raise a UsageError where a sparsity below 1 is so high that it rounds to all weights."""
     if pruned == total > 0:
         raise UsageError(
             f"this sparsity leaves none of the {total:,} prunable weights",

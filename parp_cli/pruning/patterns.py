@@ -255,7 +255,7 @@ GLOBAL = Pattern("global")
 
 
 def _of_all(found: Mapping[str, Any], group: ProcessGroup | None) -> dict[str, Any]:
-    """What all ranks of a group found: if one of them raised by itself, the others would wait for it in vain."""
+    """What all ranks of a group found: if one of them raised by itself, the others would wait for it forever."""
     from parp_cli.pruning.sharded import from_all_ranks
 
     return {name: value for one in from_all_ranks(found, group)[0] for name, value in one.items()}
@@ -293,7 +293,7 @@ def _n_of_m_mask(score: Tensor, n: int, m: int) -> Tensor:
     kept = torch.empty(groups.shape, dtype=torch.bool, device=score.device)
     step = _CHUNK // m
     for chunk, mask in zip(torch.split(groups, step), torch.split(kept, step), strict=True):
-        places = chunk.T.contiguous().abs()  # (M, G): what is compared lies together
+        places = chunk.T.contiguous().abs()  # (M, G): what is compared is contiguous
         # How many of its group are to be pruned before an entry: those smaller, and equal ones before it. To compare
         # all pairs takes, for so few, a third of the time of sorting.
         ranks = torch.zeros(places.shape, dtype=torch.int8, device=places.device)

@@ -1,8 +1,8 @@
 """Which weights to prune: exactly k of them, over all tensors at once (PARP, section 3, step 1).
 
 The threshold is the k-th smallest magnitude. Magnitudes are compared as integers: the bits of non-negative IEEE floats,
-read as integers, are in the order of the floats. A histogram of their upper bits, summed over all tensors, tells the
-bin of the threshold; another one of the lower bits inside that bin tells the threshold. Nothing is concatenated or
+read as integers, are in the order of the floats. A histogram of their upper bits, summed over all tensors, gives the
+bin of the threshold; another one of the lower bits inside that bin gives the threshold. Nothing is concatenated or
 sorted. Of the weights at the threshold those that come first are pruned.
 
 Weights may be sharded over the ranks of a process group: then counts are summed, and no rank sees another's weights.

@@ -1,9 +1,9 @@
 """Structures: weights that are kept or pruned together, such as attention heads and feed-forward units.
 
 A structure has G groups of equal size in one layer, and each group has parts of several tensors: a head has rows of the
-projections to queries, keys and values, and columns of the one of its output. Which structures a network has, its
-architecture tells. Where weights are sharded, sums and choices are of whole groups, the same on every rank, and masks
-are of a rank's own rows. A structure is referred to by the first of its tensors.
+projections to queries, keys and values, and columns of the one of its output. The architecture says
+which structures a network has. Where weights are sharded, sums and choices are of whole groups, the same on every rank,
+and masks are of the rank's own rows. A structure is referred to by the first of its tensors.
 """
 
 import math

@@ -12,7 +12,7 @@ from parp_cli.scoring.metrics import METRICS, ErrorRate, Unit, align, pooled, ut
 from parp_cli.scoring.results import Recognition, repeated
 
 SIGNIFICANT = 0.05
-"""A p-value below it tells a difference, pooled with the interval."""
+"""A difference counts where p is below it and the interval excludes 0."""
 
 Verdict = Literal["better", "worse", "undecided"]
 
@@ -75,7 +75,7 @@ def compare(
     verdict = verdict_of(difference)
     units, only_ours, only_theirs = units_of(speakers), len(ours) - len(pairs), len(theirs) - len(pairs)
     words = _sentence(name, other, METRICS[unit], units, difference, verdict)
-    words += "; one speaker tells nothing of others" if units.one_speaker else ""
+    words += "; one speaker says nothing about others" if units.one_speaker else ""
     if left_out := [f"{n:,} only in {owner}" for n, owner in ((only_ours, name), (only_theirs, other)) if n]:
         words += f"; on the {counted(len(pairs), 'utterance')} in both, without {' and '.join(left_out)}"
     return Comparison(
@@ -97,7 +97,7 @@ def compare(
 
 
 def verdict_of(difference: Difference | None) -> Verdict:
-    """Whether a difference is told: its interval excludes 0, and p is below `SIGNIFICANT`."""
+    """Whether a difference counts: its interval excludes 0, and p is below `SIGNIFICANT`."""
     if difference is None or difference.p_value >= SIGNIFICANT or _includes_zero(difference.interval):
         return "undecided"
     return "better" if difference.value < 0 else "worse"
@@ -151,7 +151,7 @@ def _includes_zero(interval: Interval | None) -> bool:
 
 def _sentence(name: str, other: str, metric: str, units: Units, difference: Difference | None, verdict: Verdict) -> str:
     if difference is None:
-        return f"no difference can be told between {name} and {other}: too few {units.over} to tell ({units.count})"
+        return f"no significant difference between {name} and {other}: too few {units.over} to tell ({units.count})"
     interval, points, p = difference.interval, 100 * difference.value, difference.p_value
     if interval is None and points == 0:
         return f"no difference: {name} and {other} make equally many errors in all {units}"
@@ -168,7 +168,7 @@ def _sentence(name: str, other: str, metric: str, units: Units, difference: Diff
     else:
         evidence = f"95 % interval {_reach(interval, digits)}; {told}; over {units}"
     if verdict == "undecided":
-        return f"no difference can be told between {name} and {other}: {amount} ({evidence})"
+        return f"no significant difference between {name} and {other}: {amount} ({evidence})"
     return f"{name} is {verdict} than {other}: {amount} ({evidence})"
 
 

@@ -53,10 +53,10 @@ def compare(paths: Sequence[Path]) -> Comparison:
         raise UsageError("one checkpoint cannot be compared", hint="name two or more: `parp compare A B`")
     loaded = [load_masks(path) for path in paths]
     metadata = [known for _, known in loaded]
-    # Files of masks alone do not tell whose they are.
+    # Files of masks alone do not say which model they are for.
     first = next((path for path, known in zip(paths, metadata, strict=True) if known.architecture), None)
     if first is None:
-        raise MaskError("nothing tells which model these masks are of", hint="name a checkpoint of that model first")
+        raise MaskError("none of these files says for which model it is", hint="name a checkpoint of that model first")
     described = metadata[paths.index(first)].architecture
     for path, known in zip(paths, metadata, strict=True):
         if known.architecture:

@@ -35,7 +35,7 @@ def evaluate(
             to all names.
         data: by default what the checkpoint was fine-tuned on.
         world: processes that work together. Each calls with the same arguments; the main one writes, and all return
-            the same but for the time it took.
+            the same except for the time it took.
 
     Raises:
         CheckpointError: the checkpoint cannot be read, or has no head.

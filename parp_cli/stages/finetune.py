@@ -278,7 +278,7 @@ def finetune(
     computing = tensor_cores(recipe.training.precision)
     with computing, deterministic_algorithms(recipe.training.deterministic), runs.held(run), stopping() as stop:
         cost = sum((runs.find(each, folder, stop) for each, folder in zip(rounds, folders, strict=False)), Cost())
-        training = runs.begun(rounds[-1], run, out)
+        training = runs.run_of(rounds[-1], run, out)
         noted = world.from_main(finished(run, out) if resume else None)
         if noted is not None:
             training.recall(noted)
@@ -323,7 +323,7 @@ class _Runs:
         """Keeps other processes from training in a folder."""
         return only_one(folder, "fine-tuning") if self.world.is_main else nullcontext()
 
-    def begun(self, each: Round, folder: Path, out: Path | None = None) -> TrainingRun:
+    def run_of(self, each: Round, folder: Path, out: Path | None = None) -> TrainingRun:
         """A run that is ready to train; its best checkpoint goes to `out` if not into the folder."""
         if self.world.is_main:
             tidy(folder, out)
@@ -337,7 +337,7 @@ class _Runs:
         cost = finished_cost(folder, world=self.world)
         if cost is None:
             with self.held(folder):
-                training = self.begun(each, folder)
+                training = self.run_of(each, folder)
                 # It is named by its content, so that a state there can only be of the same run.
                 goes_on = self.world.from_main(state_path(folder).exists())
                 training.train(stop, resume=goes_on, keeps=False)

@@ -81,9 +81,9 @@ def build(
     model = estimate(_normalized(sentences, notify), order)
     words = model.words[3:]
     letters = sorted(set().union(*words) - {BOUNDARY})
-    spelt, _ = lexicon_of(words, Vocabulary((BLANK, BOUNDARY, *letters), "letters"))
+    spelled, _ = lexicon_of(words, Vocabulary((BLANK, BOUNDARY, *letters), "letters"))
     _write(model, out)
-    write_text(target, lexicon_lines(spelt))
+    write_text(target, lexicon_lines(spelled))
     return LmResult(
         path=out,
         lexicon=target,

@@ -135,7 +135,7 @@ def combine(
         source: the checkpoint with the mask to begin from. It and the others may also be of torch.nn.utils.prune, as
             `models.sources.load.load_masks` takes them.
         unions, intersections, minuses: checkpoints whose kept weights are kept too; alone are kept; are pruned.
-        apply: the model whose weights the mask is laid over, as `models.sources.load_encoder` takes it, with the
+        apply: the model whose weights the mask is applied to, as `models.sources.load_encoder` takes it, with the
             architecture where it does not tell; by default those of `source`, which are zero where its mask prunes.
 
     Raises:

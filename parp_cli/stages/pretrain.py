@@ -242,7 +242,7 @@ class _Stages:
         try:
             return dict(checkpoint.read(path).weights)
         except CheckpointError as error:
-            raise CheckpointError(error.message, details=error.details, hint="start anew without --resume") from error
+            raise CheckpointError(error.message, details=error.details, hint="start over without --resume") from error
 
     def in_progress(self, index: int) -> bool:
         """Whether the state is of this stage."""

@@ -24,7 +24,7 @@ class Pushed:
 def push(
     folder: Path, repository: str, *, private: bool = True, message: str | None = None, endpoint: str | None = None
 ) -> Pushed:
-    """Upload what `parp export --to hf` wrote, and nothing else that lies there; the repository is made if need be.
+    """Upload what `parp export --to hf` wrote, and no other files there; a repository that does not exist is created.
 
     Args:
         repository: OWNER/NAME.

@@ -1,4 +1,4 @@
-"""Re-prune: a new magnitude mask from a checkpoint's current weights (PARP, step 3, by itself)."""
+"""Re-prune: a new magnitude mask from a checkpoint's current weights (PARP, step 3, on its own)."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -46,7 +46,7 @@ def reprune(
     pattern: str | None = None,
     device: torch.device | None = None,
 ) -> RepruneResult:
-    """Prune a checkpoint anew, whatever its mask was, with the same prunable weights, and write another.
+    """Prune a checkpoint again, whatever its mask was, with the same prunable weights, and write another.
 
     Args:
         sparsity: share to prune; by default that of the pattern where it has one, else the checkpoint's own target.

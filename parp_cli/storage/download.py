@@ -1,4 +1,4 @@
-"""Downloads that go on where they broke off, and are checked before they are used."""
+"""Downloads that continue where they stopped, and are checked before they are used."""
 
 import http.client
 import urllib.error

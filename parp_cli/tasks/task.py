@@ -219,8 +219,7 @@ class Task(ABC, Generic[Item]):
     def network(self, weights: Any, head: Mapping[str, Any] | None = None, source: str = "") -> Any:
         """The network on the CPU, with weights by name as far as they fit the task; None for none.
 
-        They hold a head where they were trained for a task, which `head` then tells as `describe` does. `source` names
-        where they are from in messages.
+        Where they include a head, `head` is what `describe` said of it. `source` names where they are from in messages.
         """
 
     @abstractmethod
@@ -290,7 +289,7 @@ class RecipeTask(Task[Item]):
     ) -> Self:
         """The task with its data, read and checked, for weights of an architecture by name.
 
-        `head` is what the head among them is for, as `describe` tells it.
+        `head` is what the head among them is for, as from `describe`.
 
         Raises:
             DataError: the data is missing, or holds items that cannot be trained on.
@@ -358,7 +357,7 @@ class RecipeTask(Task[Item]):
 
     @abstractmethod
     def same_outputs(self, head: Mapping[str, Any] | None) -> bool:
-        """Whether a head, by what `describe` tells of it (None: there is none), has the outputs of this task."""
+        """Whether a head, as from `describe` (None: there is none), has the outputs of this task."""
 
     @property
     @abstractmethod

@@ -21,7 +21,7 @@ def try_largest(passes: Passes, optimizer: torch.optim.Optimizer, *, batch_size:
 
     The network must be set to train all that will ever train. An update has the `batch_size` in the task's unit; its
     number may be any, and `key` is what a recipe calls the size of a micro-batch. Raises ResourceError where memory
-    gives out; the hint says what would fit.
+    runs out; the hint says what would fit.
     """
     task = passes.task
     size = fits = min(passes.micro_batch_size, batch_size)

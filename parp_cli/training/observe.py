@@ -16,7 +16,7 @@ class Observer:
     """
 
     def begins(self, run: "TrainingRun") -> None:
-        """Before the first update of this sitting."""
+        """Before the first update of this process."""
 
     def update_begins(self, run: "TrainingRun") -> None:
         """Before an update; `run.update` are done."""

@@ -40,7 +40,7 @@ class Passes:
         the update's number, from 0.
         """
         torch.manual_seed(_seed(self.seed, update, -1))
-        # The same in all micro-batches and processes, or they would wait for each other's gradients in vain.
+        # The same in all micro-batches and processes, or they would wait for each other's gradients forever.
         skip = self.objective.skipped_layers()
         total = self.objective.total(items, update)
         micro_batches = self.micro_batches(items)

@@ -119,7 +119,7 @@ class TrainingRun:
         if self.record.validations and self.files.best is not None and not self.files.best.exists():
             raise CheckpointError(
                 f"{self.files.best} is not there, where this run wrote its best checkpoint so far",
-                hint="resume with the --out the run began with, or start anew without --resume",
+                hint="resume with the --out the run began with, or start over without --resume",
             )
         self.pruner.load_state(pruning)
         if self._world.is_main:
@@ -156,7 +156,7 @@ class TrainingRun:
 
         Args:
             resume: go on where the saved state is.
-            keeps: whether files of an earlier run are kept, those of this very one by refusing to begin anew.
+            keeps: whether files of an earlier run are kept, those of this very one by refusing to start over.
 
         Raises:
             CheckpointError: the state is of a run with another recipe or beginning, of an earlier version, or none; or
@@ -214,7 +214,7 @@ class TrainingRun:
         self._world.wait()  # what others read is there
 
     def _try_largest(self) -> None:
-        """Try the largest micro-batch now, so that memory gives out here or never; then distribute the module."""
+        """Try the largest micro-batch now, so that memory runs out here or never; then distribute the module."""
         training, task = self._training, self._task
         size = min(training.pass_size, training.update_size)
         # Where the system ends processes that take too much memory, this is all that people see.

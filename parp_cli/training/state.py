@@ -141,7 +141,7 @@ def read_position(path: Path) -> dict[str, Any]:
             return position
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(
-            f"{path} is not the state of a run", details=[str(error)], hint="start anew without --resume"
+            f"{path} is not the state of a run", details=[str(error)], hint="start over without --resume"
         ) from error
 
 
@@ -196,14 +196,14 @@ def check_same_run(position: Mapping[str, Any], identity: Mapping[str, Any], pat
     if position.get("version") != STATE_VERSION:
         raise CheckpointError(
             f"{path} was written by another version of parp",
-            hint="finish that run with the version it began with, or start anew without --resume",
+            hint="finish that run with the version it began with, or start over without --resume",
         )
     for key, value in identity.items():
         if position[key] != value:
             raise CheckpointError(
                 f"{path} is of a run with another {key.rstrip('s')}",
                 details=_differences(position[key], value) if key == "recipe" else [],
-                hint="resume with the recipe, --init and data the run began with, or start anew without --resume",
+                hint="resume with the recipe, --init and data the run began with, or start over without --resume",
             )
 
 
@@ -231,11 +231,11 @@ def keep_other_run(files: RunFiles) -> list[Path]:
 
 
 def check_not_lost(files: RunFiles, identity: Mapping[str, Any]) -> None:
-    """Refuse to begin anew because --resume was forgotten.
+    """Refuse to start over because --resume was forgotten.
 
     Raises UsageError where this very run was stopped, or has finished.
     """
-    anew = "to begin anew, rename that folder or name another one with --run"
+    anew = "to start over, rename that folder or name another one with --run"
     with suppress(CheckpointError):  # no state, or of another run
         position = read_position(files.state)
         check_same_run(position, identity, files.state)

@@ -221,7 +221,7 @@ def test_all_blanks_are_told(parp: Any, world: World) -> None:
     assert f"parp-run/finetune.safetensors: {words}" in parp("eval").out
     news = [line for line in answer.err.splitlines() if line.startswith("update 40: WER 100.0%, CER 100.0%, blank ")]
     assert len(news) == 1
-    assert "heard as “”" in news[0]
+    assert "recognised as “”" in news[0]
 
 
 def test_tensorboard_that_is_not_installed(parp: Any, world: World, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -114,8 +114,8 @@ def letters(symbols: str) -> Vocabulary:
 def test_text_takes_the_case_of_the_vocabulary(symbols: str, case: str | None, text: str, reference: str) -> None:
     vocabulary = letters(symbols)
     assert vocabulary.case == case
-    spelt = vocabulary.spelling(normalize_text(text))
-    assert "".join(spelt).replace(BOUNDARY, " ") == reference
+    spelled = vocabulary.spelling(normalize_text(text))
+    assert "".join(spelled).replace(BOUNDARY, " ") == reference
 
 
 def test_decomposed_symbols_spell_composed_letters() -> None:

@@ -28,7 +28,7 @@ def language_model(tmp_path: Path) -> str:
 def test_greedy() -> None:
     chosen = choose(Decoding(), VOCABULARY)
     assert chosen.search == GreedySearch(VOCABULARY)
-    assert chosen.spelt is None
+    assert chosen.spelled is None
     assert not isinstance(chosen.search, Tunable)
     logits = [torch.randn(length, 4, generator=torch.Generator().manual_seed(length)) for length in (1, 9, 30)]
     for item, (found,) in zip(logits, chosen.search(logits), strict=True):
@@ -48,7 +48,7 @@ def test_a_beam_with_a_language_model_reorders(language_model: str, monkeypatch:
     monkeypatch.setattr(TransformerScorer, "model", property(lambda scorer: loaded.append(scorer.name)))
     chosen = choose(Decoding(decoder="beam", lm=language_model, lm_weight=1.2, word_score=0.1), VOCABULARY)
     assert isinstance(chosen.search, Tunable)
-    assert chosen.spelt is None
+    assert chosen.spelled is None
     assert chosen.search == Rescored(
         search=BeamSearch(vocabulary=VOCABULARY, beam_size=RESCORED_BEAM_SIZE, nbest=RESCORED_BEAM_SIZE),
         scorer=NGramScorer(Path(language_model)),
@@ -65,8 +65,8 @@ def test_a_lexicon_is_the_language_models_words_or_the_file_named(language_model
     pytest.importorskip("flashlight.lib.text")
     chosen = choose(Decoding(decoder="lexicon", lm=language_model, beam_size=9), VOCABULARY)
     assert isinstance(chosen.search, Tunable)
-    assert chosen.spelt is not None
-    assert chosen.spelt.left_out == ["ZOO"]
+    assert chosen.spelled is not None
+    assert chosen.spelled.left_out == ["ZOO"]
     words = {word: ((*word, "|"),) for word in ("A", "AB", "BB")}
     trie = LexiconTrie(vocabulary=VOCABULARY, lexicon=words, language_model=Path(language_model))
     assert chosen.search == LexiconSearch(trie=trie, beam_size=9, lm_weight=2.0, word_score=0.0)
@@ -190,8 +190,8 @@ def test_words_that_the_language_model_does_not_know_are_counted(language_model:
     lexicon = tmp_path / "lexicon.txt"
     lexicon.write_text("a A |\nbb B B |\nAAA A A A |\n")
     chosen = choose(Decoding(decoder="lexicon", lm=language_model, lexicon=lexicon), VOCABULARY)
-    assert chosen.spelt is not None
-    assert list(chosen.spelt.lexicon) == ["A", "BB", "AAA"], "in the case of the language model"
+    assert chosen.spelled is not None
+    assert list(chosen.spelled.lexicon) == ["A", "BB", "AAA"], "in the case of the language model"
     assert chosen.notes(["A BB", "BA BB"]) == [
         "1 of 3 words of the lexicon are unknown to the LM: AAA",
         "1 of 4 reference words are not in the lexicon and cannot be found: BA",

@@ -40,7 +40,7 @@ def test_what_is_no_lexicon(content: str, detail: str, tmp_path: Path) -> None:
 def test_no_file_no_words_no_letters(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="cannot read the lexicon"):
         read_lexicon(tmp_path / "none.txt", VOCABULARY)
-    with pytest.raises(DataError, match="no word can be spelt"):
+    with pytest.raises(DataError, match="no word can be spelled"):
         lexicon_of(["ZOO", "A|B"], VOCABULARY)
     with pytest.raises(UsageError, match="phones"):
         lexicon_of(["A"], Vocabulary((BLANK, "A"), "phones"))

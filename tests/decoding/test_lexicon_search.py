@@ -85,8 +85,8 @@ def test_imported_vocabularies_with_signs_that_are_never_said() -> None:
     pytest.importorskip("flashlight.lib.text")
     special = dict.fromkeys(("<s>", "</s>", "<unk>"), "extra")
     vocabulary = Vocabulary((BLANK, "<s>", "</s>", "<unk>", BOUNDARY, "A", "B"), "letters", special=special)
-    spelt = [5, 5, 3, 6, 4, 5]  # A A <unk> B | A
-    logits = torch.nn.functional.one_hot(torch.tensor(spelt), 7) * 5.0
+    spelled = [5, 5, 3, 6, 4, 5]  # A A <unk> B | A
+    logits = torch.nn.functional.one_hot(torch.tensor(spelled), 7) * 5.0
     trie = LexiconTrie(vocabulary=vocabulary, lexicon=lexicon_of(["A", "AB"], vocabulary).lexicon)
     search = LexiconSearch(trie=trie)
     assert search([logits])[0][0].text == "AB A"

@@ -36,8 +36,8 @@ def noisy_logits(texts: list[str]) -> list[Tensor]:
     found = []
     for text in texts:
         ids = [VOCABULARY.symbols.index(letter) for letter in text.replace(" ", BOUNDARY)]
-        spelt = torch.tensor([label for index in ids for label in (index, 0)])
-        found.append(torch.nn.functional.one_hot(spelt, 4) * 2.0 + torch.randn(len(spelt), 4, generator=generator))
+        spelled = torch.tensor([label for index in ids for label in (index, 0)])
+        found.append(torch.nn.functional.one_hot(spelled, 4) * 2.0 + torch.randn(len(spelled), 4, generator=generator))
     return found
 
 

@@ -26,7 +26,7 @@ def weights_of(architecture: Architecture, scope: str = "transformer", *, biases
 
 
 def groups(weights: dict[str, Tensor], heads: int, units: int) -> Iterator[tuple[str, int, int, list[Tensor]]]:
-    """Kind, layer, number, and entries of every head and unit, spelt out for every family."""
+    """Kind, layer, number, and entries of every head and unit, spelled out for every family."""
     for layer in range(3):
         block = f"encoder.transformer.layers.{layer}"
         for number in range(heads):
@@ -179,7 +179,7 @@ def channels(architecture: Architecture) -> tuple[dict[str, Tensor], list[Struct
 
 
 def of_channel(weights: dict[str, Tensor], layer: int, number: int) -> list[Tensor]:
-    """All entries of a channel, spelt out; the next layer's (out, kernel) among them."""
+    """All entries of a channel, spelled out; the next layer's (out, kernel) among them."""
     block = f"feature_extractor.conv_layers.{layer}"
     own = [weights[f"{block}.conv.weight"][number]]
     own += [

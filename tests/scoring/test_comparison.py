@@ -49,7 +49,7 @@ def test_two_runs_of_one_system_cannot_be_told_apart() -> None:
     found = compare(garbled(0, 200), garbled(0, 200, noise=1), unit="words", name="a", other="b")
     assert found.ours.errors != found.theirs.errors
     assert found.verdict == "undecided"
-    assert found.words.startswith("no difference can be told between a and b: ")
+    assert found.words.startswith("no significant difference between a and b: ")
     assert " fewer to " in found.words
 
 
@@ -73,7 +73,7 @@ def test_too_few_utterances() -> None:
     found = compare(ours, [replace(this, hypothesis="") for this in ours], unit="words", name="a", other="b")
     assert found.difference is None
     assert found.verdict == "undecided"
-    assert found.words == "no difference can be told between a and b: too few speakers to tell (4)"
+    assert found.words == "no significant difference between a and b: too few speakers to tell (4)"
     unknown = [replace(this, speaker=None) for this in ours]
     assert "too few utterances to tell (4)" in compare(unknown, unknown, unit="words", name="a", other="b").words
 
@@ -84,7 +84,7 @@ def test_few_speakers_are_no_verdict_however_many_utterances(speakers: int) -> N
     found = compare(ours, theirs, unit="words", name="a", other="b")
     assert (found.difference, found.verdict) == (None, "undecided")
     assert found.units == Units(over="speakers", count=speakers)
-    assert found.words == f"no difference can be told between a and b: too few speakers to tell ({speakers})"
+    assert found.words == f"no significant difference between a and b: too few speakers to tell ({speakers})"
     assert found.ours.rate < found.theirs.rate
 
 
@@ -92,7 +92,7 @@ def test_one_speaker_tells_nothing_of_others_and_so_it_is_said() -> None:
     ours, theirs = (garbled(0, 100, wrong=wrong, speakers=1) for wrong in (0.1, 0.5))
     found = compare(ours, theirs, unit="words", name="a", other="b")
     assert found.verdict == "better"
-    assert found.words.endswith("over 100 utterances of one speaker); one speaker tells nothing of others")
+    assert found.words.endswith("over 100 utterances of one speaker); one speaker says nothing about others")
     nobody = [[replace(this, speaker=None) for this in some] for some in (ours, theirs)]
     found = compare(*nobody, unit="words", name="a", other="b")
     assert found.words.endswith("over 100 utterances)")

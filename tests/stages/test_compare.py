@@ -55,8 +55,8 @@ def test_against_brute_force(masked: Path, trained: Path, random: Path) -> None:
         for layer, overlap in pair.by_layer.items():
             assert overlap == counted(first, second, f".layers.{layer}.")
         for kind, overlap in pair.by_kind.items():
-            spelt = {"fc1": "intermediate_dense", "fc2": "output_dense"}.get(kind, kind)
-            assert overlap == counted(first, second, f".{spelt}.")
+            spelled = {"fc1": "intermediate_dense", "fc2": "output_dense"}.get(kind, kind)
+            assert overlap == counted(first, second, f".{spelled}.")
         assert pair.by_layer_and_kind["1", "q_proj"] == counted(first, second, ".layers.1.attention.q_proj.")
         assert len(pair.by_layer_and_kind) == 12
 

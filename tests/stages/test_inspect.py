@@ -30,10 +30,10 @@ def test_numbers_against_brute_force(trained: Path) -> None:
     assert [group.name for group in result.by_layer] == ["0", "1"]
     for group in result.by_layer:
         assert figures(group) == counted(masks, f".layers.{group.name}.")
-    spelt = {"fc1": "intermediate_dense", "fc2": "output_dense"}
+    spelled = {"fc1": "intermediate_dense", "fc2": "output_dense"}
     assert [group.name for group in result.by_kind] == ["q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"]
     for group in result.by_kind:
-        assert figures(group) == counted(masks, f".{spelt.get(group.name, group.name)}.")
+        assert figures(group) == counted(masks, f".{spelled.get(group.name, group.name)}.")
     crossed = result.by_layer_and_kind.values()
     assert sum(group.total for group in crossed) == result.overall.total
     assert sum(group.pruned for group in crossed) == result.overall.pruned == 8416

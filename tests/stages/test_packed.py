@@ -137,7 +137,7 @@ def test_masks_of_torch_prune_are_taken_beside_a_checkpoint(
     assert ours.sparsity == theirs.sparsity
     for paths in [(tmp_path / "masks.pt", pruned), (pruned, tmp_path / "masks.pt")]:
         assert compare(paths).pairs[0].overall.iou == 1
-    with pytest.raises(MaskError, match="nothing tells which model"):
+    with pytest.raises(MaskError, match="none of these files says for which model"):
         compare([tmp_path / "masks.pt", tmp_path / "masks.pt"])
     recipe = world.recipe(f"pruning.initial={tmp_path / 'masks.pt'}", "training.updates=2")
     begun = finetune(recipe, run=tmp_path / "run")

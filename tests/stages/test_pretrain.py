@@ -173,7 +173,7 @@ def test_another_seed_gives_others(finished: PretrainResult, recipe: PretrainRec
 def test_an_earlier_run_in_the_folder_leaves_no_trace(
     finished: PretrainResult, recipe: PretrainRecipe, tmp_path: Path
 ) -> None:
-    run_again(replace(recipe, learning_rate=1e-2), tmp_path)  # whose learnt targets have the same recipe
+    run_again(replace(recipe, learning_rate=1e-2), tmp_path)  # whose learned targets have the same recipe
     assert run_again(recipe, tmp_path) == finished.path.read_bytes()
 
 

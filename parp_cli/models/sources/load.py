@@ -42,7 +42,7 @@ BUNDLED = "mini"
 _ALL_BUNDLED = (BUNDLED, "mini-text")
 
 _RANDOM = "random:"
-"""Before an architecture's name: an encoder that has learnt nothing, for comparison."""
+"""Before an architecture's name: an encoder that has learned nothing, for comparison."""
 
 _FILE_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
 
@@ -56,7 +56,7 @@ def load_encoder(source: str, *, architecture: str | None = None, notify: Notify
             transformers; a name on the Hugging Face hub; a file of `torch.save` with torchaudio's state dict, or
             fairseq's or fairseq2's checkpoint; a checkpoint of parp. A registered name goes before a file or folder of
             that name (`./mini` is the folder).
-        architecture: the name of the architecture, where a file does not tell or tells several of equal sizes.
+        architecture: the name of the architecture, where a file does not say it, or several have its sizes.
         notify: is told of a download's progress, and of what could not be kept.
 
     Raises:
@@ -190,7 +190,7 @@ def load_masks(path: Path) -> tuple[Mapping[str, Tensor], Metadata]:
 
     Args:
         path: a checkpoint of parp; a model that torch.nn.utils.prune pruned, as `load_encoder` takes it; or a file of
-            such masks alone, with an empty architecture, as nothing tells whose they are.
+            such masks alone, with an empty architecture, as nothing says which model they are for.
 
     Raises:
         CheckpointError: it cannot be read.
@@ -209,7 +209,7 @@ def load_masks(path: Path) -> tuple[Mapping[str, Tensor], Metadata]:
 
 
 def _foreign_masks(path: Path) -> tuple[Mapping[str, Tensor], dict[str, Any]]:
-    """The masks of another project's file or folder, and the architecture as JSON, empty where nothing tells."""
+    """The masks of another project's file or folder, and the architecture as JSON, empty where nothing says it."""
     if path.is_file():
         in_safetensors = path.suffix == ".safetensors"
         state = huggingface.read_part(path) if in_safetensors else torch_files.state_dict(torch_files.load(path))

@@ -71,7 +71,7 @@ def load(path: Path) -> Any:
         raise CheckpointError(f"there is no file {path}") from error
     except (CheckpointError, MemoryError):
         raise
-    except Exception as error:  # the file's bytes decide where reading stumbles, and so over what
+    except Exception as error:  # of any kind: the file's bytes decide where reading fails
         raise CheckpointError(
             f"{path} cannot be read as a PyTorch file",
             details=[one_line(error)],
@@ -108,7 +108,7 @@ def unwrapped(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def one_line(error: Exception) -> str:
     """Another library's error for a detail: its kind, and the first line of its text."""
-    # torch tells what its unpickler stumbled over after paragraphs of advice on how to load it all the same.
+    # torch says what stopped its unpickler after paragraphs of advice on how to load the file anyway.
     text = re.split(r"WeightsUnpickler error: |trusted source\.", str(error))[-1].strip()
     return f"{type(error).__name__}: {text.splitlines()[0]}" if text else type(error).__name__
 

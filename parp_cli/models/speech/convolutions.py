@@ -1,6 +1,6 @@
 """The convolutional front end of one utterance on a CPU, in blocks, as matrix products.
 
-With frames in rows, what lies under the kernel at each of its steps is a row of a matrix, and a convolution is this
+With frames in rows, what is under the kernel at each of its steps is a row of a matrix, and a convolution is this
 matrix times the kernels. The group norm after the first one is built into its kernels, because its statistics follow
 from moments of the waveform; so that GELU comes at once, inside the product. A block stays in the cache on its way
 through all layers, where the first one's output for 20 s is 131 MB.

@@ -175,7 +175,7 @@ class PositionalStack(nn.Module):
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """(B, T, D) of (B, T, D), zero where padded, and a mask as `Transformer.forward` takes it.
 
-        Biases and norms make something of padding, which the next convolution must not hear.
+        Biases and norms make something of padding, which the next convolution must not see.
         """
         for layer in self.layers:
             x = layer(x)
@@ -200,7 +200,7 @@ class SelfAttention(nn.Module):
     def forward(
         self, x: Tensor, mask: Tensor | list[int] | None, position_bias: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
-        """(B, T, D) of (B, T, D) and a mask (B, 1, 1, T); the position bias is handed on.
+        """(B, T, D) of (B, T, D) and a mask (B, 1, 1, T); the position bias is passed on.
 
         Or of x (1, U, D), where utterances of the lengths in `mask` follow each other, each of which attends to itself.
         """
@@ -269,7 +269,7 @@ class NoHeads(nn.Module):
         self.bias = nn.Parameter(torch.zeros(features))
 
     def forward(self, x: Tensor, mask: Any, position_bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """(B, T, D) of (B, T, D); the position bias is handed on."""
+        """(B, T, D) of (B, T, D); the position bias is passed on."""
         del mask
         return self.bias.to(x.dtype).expand_as(x), position_bias
 

@@ -122,7 +122,7 @@ def compile_layers(model: "SpeechNetwork", device: torch.device) -> None:
     """Compile each Transformer layer where it is used; state-dict names stay. The first passes take minutes.
 
     For CUDA: on a CPU a layer of wav2vec 2.0 base takes 1.2 to 1.7 times as long compiled as it does without. Lengths
-    may vary without compiling anew.
+    may vary without compiling again.
 
     Args:
         model: wherever it is now.

@@ -2,8 +2,8 @@
 
 PARP prunes weights and biases of the attention projections and of both feed-forward layers in every
 Transformer layer; other scopes take less, or convolutions too. Which those are follows from the types of the modules
-of a network; nothing here spells out the parameters of one model. torch is imported when a
-model is at hand, so that reports on masks alone can use the names.
+of a network; nothing here spells out the parameters of one model. torch is imported
+only once there is a model, so that reports on masks alone can use the names without it.
 """
 
 from __future__ import annotations
@@ -194,7 +194,7 @@ class Structure:
 
     @property
     def least(self) -> int:
-        """How many stay whatever is pruned: without any channel nothing of the sound would get through."""
+        """How many stay whatever is pruned: without any channel no audio would get through."""
         return int(self.kind == "channels")
 
     @property

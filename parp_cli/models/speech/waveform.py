@@ -18,7 +18,7 @@ def normalize(waveform: Tensor, architecture: Architecture) -> Tensor:
     """Bring each utterance to zero mean and unit variance, if the architecture wants it.
 
     Args:
-        waveform: one utterance (S,), or utterances of equal length (B, S). Padding counts as sound, so
+        waveform: one utterance (S,), or utterances of equal length (B, S). Padding counts as audio, so
             normalise before padding.
         architecture: says whether to.
 

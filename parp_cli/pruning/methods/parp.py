@@ -1,4 +1,4 @@
-"""PARP and PARP-P: every weight trains, and masks are taken anew from the magnitudes."""
+"""PARP and PARP-P: every weight trains, and masks are chosen again from the magnitudes."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Parp(Method):
 _READS = ("sparsity", "initial", "found_on", *TIMES, "final")
 
 PARP = MethodSpec(
-    name="parp", description="pruned weights train too, and are pruned anew at intervals", build=Parp, reads=_READS
+    name="parp", description="pruned weights train too, and are pruned again at intervals", build=Parp, reads=_READS
 )
 PARP_P = MethodSpec(
     name="parp-p",

@@ -20,7 +20,7 @@ class RigL(Method):
     The share of kept weights that is swapped falls as drop_fraction / 2 · (1 + cos(π · update / end)). Weights that
     come back start at zero; one that has just been dropped may be among those that grow, and then keeps its value.
     Without an `end`, swapping stops after three quarters of the run, as published, and there is none at the end: what
-    has just grown would not have learnt anything.
+    has just grown would not have learned anything.
     """
 
     def swapped(self, kept: int, update: int) -> int:

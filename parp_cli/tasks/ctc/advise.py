@@ -44,7 +44,7 @@ def validation_message(values: Mapping[str, Any]) -> str:
     reference, hypothesis = (
         textwrap.shorten(values["example"][key], _MAX_WIDTH, placeholder=" …") for key in ("reference", "hypothesis")
     )
-    return f"update {values['update']}: {', '.join(parts)}; “{reference}” heard as “{hypothesis}”"
+    return f"update {values['update']}: {', '.join(parts)}; “{reference}” recognised as “{hypothesis}”"
 
 
 def blank_diagnosis(

@@ -1,4 +1,4 @@
-"""Waveforms altered in training: the same utterance sounds otherwise in each update. S samples at 16 kHz."""
+"""Waveforms altered in training: the same utterance sounds different in each update. S samples at 16 kHz."""
 
 import math
 import random
@@ -15,7 +15,7 @@ from parp_cli.data.utterances import Utterance
 class Augmentation:
     """Speech a little faster or slower, and as much higher or lower, as a tape would play it.
 
-    The factor depends on seed, update and utterance alone, so that a resumed run, or one on other devices, hears the
+    The factor depends on seed, update and utterance alone, so that a resumed run, or one on other devices, gets the
     same.
 
     Attributes:
@@ -30,7 +30,7 @@ class Augmentation:
     frames_needed: Callable[[Utterance], int]
 
     def __call__(self, utterance: Utterance, waveform: Tensor, update: int) -> Tensor:
-        """The waveform (S,) of an utterance as the update with this number hears it."""
+        """The waveform (S,) of an utterance for the update with this number."""
         percent = self.percent(utterance, len(waveform), update)
         return resample(waveform, percent, 100)
 

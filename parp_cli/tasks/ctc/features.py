@@ -284,7 +284,7 @@ class _Files:
 
     @cached_property
     def _own_folder(self) -> Path:
-        """That of this front end: its name tells everything but the audio that decides the features' bits."""
+        """That of this front end, named by everything but the audio that decides the features' bits."""
         weights = self._model.feature_extractor.state_dict()
         settings = {
             "normalize_waveform": self._architecture.normalize_waveform,

@@ -50,7 +50,7 @@ class CtcObjective(Objective[Utterance]):
         precision: "float32", or "bfloat16" for the encoder; the loss is always float32.
         valid: utterances to judge the network by.
         train_front_end: whether the convolutional front end trains.
-        distillation: what is learned beside the labels; None for nothing. The teacher hears what is not masked.
+        distillation: what is learned beside the labels; None for nothing. The teacher sees the features unmasked.
         teacher_features: the teacher's front end, which may be that of the network.
         world: processes that judge it together.
     """

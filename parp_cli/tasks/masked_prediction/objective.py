@@ -79,7 +79,7 @@ class MaskedPrediction(Objective[Crop]):
         targets: cluster (T,) of each frame of each stream.
         mask_probability: expected share of hidden frames, were no spans to overlap.
         unmasked_weight: of frames that are not hidden.
-        distorted: share of the crops that are heard through rooms, noise or a telephone; their targets are not.
+        distorted: share of the crops that get reverberation, noise or a band limit; their targets come without.
         seed: of the distortion.
         precision: "float32", or "bfloat16" for the encoder; the loss is always float32.
     """

@@ -107,7 +107,7 @@ def stage_targets(
             tensors = load_file(path)
         except (OSError, SafetensorError) as error:
             raise CheckpointError(
-                f"{path} cannot be read", details=[str(error)], hint="start anew without --resume"
+                f"{path} cannot be read", details=[str(error)], hint="start over without --resume"
             ) from error
         if bytes(tensors["key"].tolist()) == key:
             return [tensors[str(number)] for number in range(len(streams))]

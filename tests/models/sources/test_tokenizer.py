@@ -216,7 +216,7 @@ def test_the_class_says_whether_labels_are_joined(settings: Any, config: Any, la
 
 
 @pytest.mark.parametrize(
-    ("tokens", "delimiter", "found", "spelt"),
+    ("tokens", "delimiter", "found", "spelled"),
     [
         ("|ab", "|", "|", "a|b"),
         ("#ab", "#", "|", "a|b"),
@@ -228,15 +228,15 @@ def test_the_class_says_whether_labels_are_joined(settings: Any, config: Any, la
     ],
 )
 def test_what_stands_between_words(
-    tokens: str, delimiter: str | None, found: str | None, spelt: str | None, tmp_path: Path
+    tokens: str, delimiter: str | None, found: str | None, spelled: str | None, tmp_path: Path
 ) -> None:
     write_folder(tmp_path, ["<pad>", *tokens], {"word_delimiter_token": delimiter})
     vocabulary, _ = read_vocabulary(tmp_path, {}, size=len(tokens) + 1)
-    if spelt is None:  # "|" is a letter, and the space keeps its name
+    if spelled is None:  # "|" is a letter, and the space keeps its name
         assert (vocabulary.delimiter, vocabulary.spelling("a b|")) == (" ", ["a", " ", "b", "|"])
         return
     assert vocabulary.delimiter == found
-    assert "".join(vocabulary.spelling("a b" + "|" * ("|" in spelt and found == "#"))) == spelt
+    assert "".join(vocabulary.spelling("a b" + "|" * ("|" in spelled and found == "#"))) == spelled
 
 
 def test_two_labels_of_one_name(tmp_path: Path) -> None:

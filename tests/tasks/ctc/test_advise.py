@@ -90,7 +90,7 @@ FIGURES = {
 def test_the_line_of_a_validation() -> None:
     assert validation_message(FIGURES) == (
         "update 500: WER 61.2%, CER 20.0%, blank 78.1%, loss 0.812, learning rate 0.0015, gradient 2.1, 50.0% sparse, "
-        "1,203 revived; “HE SAT DOWN” heard as “HE SAD DOWN”"
+        "1,203 revived; “HE SAT DOWN” recognised as “HE SAD DOWN”"
     )
 
 
@@ -99,5 +99,5 @@ def test_the_line_without_what_there_is_not() -> None:
     bare = FIGURES | {"character": None, "train_loss": None, "sparsity": 0.0, "revived": 0, "example": long}
     said = " ".join(["AH"] * 19) + " …"
     assert validation_message(bare) == (
-        f"update 500: PER 61.2%, blank 78.1%, learning rate 0.0015, gradient 2.1; “{said}” heard as “”"
+        f"update 500: PER 61.2%, blank 78.1%, learning rate 0.0015, gradient 2.1; “{said}” recognised as “”"
     )

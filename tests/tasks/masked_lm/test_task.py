@@ -1,4 +1,4 @@
-"""Tokens hidden in texts: what is hidden, what is learnt, and what becomes of the mask."""
+"""Tokens hidden in texts: what is hidden, what is learned, and what becomes of the mask."""
 
 from pathlib import Path
 from typing import Any
