@@ -479,7 +479,7 @@ class SpeechNetwork(nn.Module):
 
         Args:
             waveforms: (B, S) at 16 kHz, normalised where the architecture wants it.
-            lengths: (B,) valid samples; None where nothing is padded. Group norm would hear padding in the statistics
+            lengths: (B,) valid samples; None where nothing is padded. Group norm would count padding in the statistics
                 of the feature encoder: `parp_cli.models.speech.forward` runs that on single utterances.
         """
         features, lengths = self.feature_extractor(waveforms, lengths)
