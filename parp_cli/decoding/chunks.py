@@ -1,4 +1,4 @@
-"""Logits of recordings of any length, in chunks that overlap; of each only the middle is kept, which has context.
+"""Logits of recordings of any length, in overlapping chunks: of each only the middle is kept, with context around it.
 
 Each chunk is computed like an utterance of its own, so a recording that fits into one chunk is computed as
 `logits.logits_of` does. Memory holds some batches' features, whatever the length.

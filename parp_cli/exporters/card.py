@@ -136,7 +136,7 @@ def card(
 
 
 def write_card(path: Path, text: str) -> bool:
-    """Write it, unless a card is there that is somebody's own; whether it was written."""
+    """Write it, unless there is a card that parp did not write; returns whether it was written."""
     if path.is_file() and _MARK not in path.read_text(encoding="utf-8", errors="replace"):
         return False
     write_text(path, text)

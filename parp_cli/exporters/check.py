@@ -110,8 +110,8 @@ def _seconds(run: Network, speech: Sequence[Tensor]) -> float:
 def least_seconds(
     timed: Sequence[Callable[[], float]], *, rounds: int, most_seconds: float = float("inf")
 ) -> list[float]:
-    """The least seconds that each took in several rounds, which they take in turn, so that what else the machine does
-    slows no one of them.
+    """The least seconds that each took in several rounds, in turn, so that other load on the machine slows none of them
+    alone.
 
     Args:
         timed: does some work, which it has done before, and gives the seconds that it took.

@@ -34,7 +34,7 @@ Runtime = Literal["parp", "transformers", "onnxruntime"]
 
 @dataclass(frozen=True, kw_only=True)
 class Loaded:
-    """How a model came up in a fresh process, in whose time no library's import is counted.
+    """How a model loads in a fresh process; imports of libraries are not counted.
 
     Attributes:
         load_seconds: from the file to a network that is ready.
@@ -122,7 +122,7 @@ class Worker:
         seconds: of noise in its first pass; what is said makes no difference to speed.
 
     Raises:
-        ResourceError: the process was killed, as for want of memory.
+        ResourceError: the process was killed, for example because memory ran out.
         CheckpointError: the model cannot be run.
     """
 

@@ -176,6 +176,6 @@ def transcribed(folder: Path, symbols: Symbols, speech: Sequence[Tensor]) -> tup
 
 
 def same_text(one: str, other: str) -> bool:
-    """Whether transcripts are the same but for spaces, of which sherpa-onnx prints all, and composed characters."""
+    """Whether transcripts are the same except for spaces, of which sherpa-onnx prints all, and composed characters."""
     first, second = (unicodedata.normalize("NFC", text).split() for text in (one, other))
     return first == second

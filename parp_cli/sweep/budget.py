@@ -46,7 +46,7 @@ def parse_time(text: str) -> float:
 
 
 def groups_of(cells: Sequence[Cell]) -> list[list[Cell]]:
-    """Cells in groups that are worth little in part, the most telling first.
+    """Cells in groups that are to be run as a whole, the most informative first.
 
     All of a seed comes before the next one. Of a seed PARP comes first, each time with the dense networks that it is to
     be compared with, then every other method. Where there are several languages, a network for all of them comes with

@@ -152,7 +152,7 @@ def _is_evaluated(run: Path, cell: Cell, split: str) -> bool:
 
 
 def evaluation_seconds(run: Path, cell: Cell) -> float | None:
-    """What an evaluation of a finished cell took on the average, by the times of its files; None if it is not done."""
+    """What an evaluation of a finished cell took on average, by the times of its files; None if it is not done."""
     if not is_done(run, cell):
         return None
     folder = round_folder(run, cell.key)

@@ -1,7 +1,7 @@
 """What the results of a sweep say of the paper's claims: findings with their numbers, a paragraph, and a figure.
 
 A claim that one error rate is at or below another agrees where a paired test finds it lower, does not where it finds it
-higher, and cannot be told otherwise. Differences are over utterances and seeds, as in the tables.
+higher, and "cannot be told" otherwise. Differences are over utterances and seeds, as in the tables.
 """
 
 import math

@@ -16,8 +16,8 @@ _MIN_TIME_SPANS = 2
 
 @dataclass(frozen=True, kw_only=True)
 class LatentMasking:
-    """How much is masked: the expected share of masked frames or channels, were no spans to overlap, and their number
-    per span."""
+    """How much is masked: the expected share of masked frames or channels if no spans overlapped, and their number per
+    span."""
 
     time_probability: float
     time_length: int
@@ -48,7 +48,7 @@ def span_mask(sizes: Sequence[int], width: int, probability: float, length: int,
 
     Args:
         sizes: valid entries of each row.
-        probability: expected share of entries covered, were no spans to overlap.
+        probability: expected share of entries covered if no spans overlapped.
         length: entries per span.
 
     Returns:

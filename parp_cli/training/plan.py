@@ -358,7 +358,7 @@ def sparsities_of(pruning: Pruning, start: Start) -> tuple[float, float]:
     if differs:
         raise UsageError(
             f"the recipe asks for sparsity {asked:g}, but {source} is pruned to {masked:g}",
-            hint=f"prune it anew (`parp reprune {source} --sparsity {asked:g}`), or --set pruning.sparsity={masked:g}",
+            hint=f"prune it again (`parp reprune {source} --sparsity {asked:g}`), or --set pruning.sparsity={masked:g}",
         )
     own = pattern_in(pruning).sparsity
     if spec.reprunes and own is not None and not same_sparsity(own, masked):

@@ -54,8 +54,8 @@ class Cost:
 
 
 class Record:
-    """What a run has come to, over all sittings: updates done and their items' size in the task's unit, updates skipped
-    without a finite loss and gradient, and validations."""
+    """What a run has come to, over all its starts: updates done and their items' size in the task's unit, updates
+    skipped without a finite loss and gradient, and validations."""
 
     def __init__(self) -> None:
         self.update, self.size = 0, 0.0
@@ -162,7 +162,7 @@ def load_state(
         for full_name in file.keys():  # noqa: SIM118 (no mapping)
             part, _, name = full_name.partition("/")
             value = file.get_tensor(full_name)
-            # Tensor by tensor: where processes divide them, none needs memory for all.
+            # Tensor by tensor: where they are sharded, no process needs memory for all.
             if part == "model":
                 weights[name] = _placed(value, there.get(name))
             elif part == "optimizer":

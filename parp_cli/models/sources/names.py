@@ -126,7 +126,7 @@ def fit(
     `MASK_EMBEDDING` is let through where it is there.
 
     Args:
-        weights: under our names, but for the positional convolution, which may have either naming; or another
+        weights: under our names, except for the positional convolution, which may have either naming; or another
             project's, for which `rules` are.
         architecture: what they must fit.
         source: where they come from, for the message.

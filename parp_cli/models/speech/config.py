@@ -5,7 +5,7 @@ Sizes follow the released checkpoints. Importing this module stays cheap: torch 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import MISSING, asdict, dataclass, replace
 from dataclasses import fields as dataclass_fields
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
@@ -125,28 +125,15 @@ class Architecture:
                 raise ValueError(f"{key}: {getattr(self, key)!r} is neither true nor false")
         object.__setattr__(self, "conv_layers", _conv_layers(self.conv_layers))
         self._check_channels()
+        for key, value in self._sizes():
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise ValueError(f"{key}: {value!r} is no positive number")
         for key in ("heads", "feed_forward"):
             values = getattr(self, key)
             if isinstance(values, tuple):
                 if len(values) != self.layers:
                     raise ValueError(f"{key}: {len(values)} sizes for {self.layers} layers")
                 object.__setattr__(self, key, values[0] if len(set(values)) == 1 else values)
-        sizes: dict[str, Any] = {key: getattr(self, key) for key in _SIZES}
-        for key, family in OF_FAMILY.items():
-            if self.family == family:
-                sizes[key] = getattr(self, key)
-            elif getattr(self, key) is not None:
-                raise ValueError(f"{key}: a {self.family} has none")
-        for key in ("heads", "feed_forward"):
-            values = getattr(self, key)
-            of_layers = values if isinstance(values, tuple) else [values]
-            sizes |= {f"{key}[{i}]": size for i, size in enumerate(of_layers) if size != 0 or size is False}
-        sizes |= {f"conv_layers[{i}]": size for i, layer in enumerate(self.conv_layers) for size in layer}
-        if self.head_size is not None:
-            sizes["head_size"] = self.head_size
-        for key, value in sizes.items():
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ValueError(f"{key}: {value!r} is no positive number")
         if self.width % self.positional_groups:
             raise ValueError(f"positional_groups: {self.positional_groups} does not divide the width, {self.width}")
         if self.head_size is None and (isinstance(self.heads, tuple) or not self.heads or self.width % self.heads):
@@ -154,6 +141,22 @@ class Architecture:
         if isinstance(self.heads, int) and self.heads * (self.head_size or 0) == self.width:
             object.__setattr__(self, "head_size", None)
         self._check_kept_heads()
+
+    def _sizes(self) -> Iterator[tuple[str, Any]]:
+        """All that has to be a positive number, by name: only a layer's heads and units may be none."""
+        yield from ((key, getattr(self, key)) for key in _SIZES)
+        for key, family in OF_FAMILY.items():
+            if self.family == family:
+                yield key, getattr(self, key)
+            elif getattr(self, key) is not None:
+                raise ValueError(f"{key}: a {self.family} has none")
+        for key in ("heads", "feed_forward"):
+            values = getattr(self, key)
+            of_layers = values if isinstance(values, tuple) else [values]
+            yield from ((f"{key}[{i}]", size) for i, size in enumerate(of_layers) if size != 0 or size is False)
+        yield from ((f"conv_layers[{i}]", size) for i, layer in enumerate(self.conv_layers) for size in layer)
+        if self.head_size is not None:
+            yield "head_size", self.head_size
 
     def _check_channels(self) -> None:
         """Refuse norms over fewer channels than there are."""

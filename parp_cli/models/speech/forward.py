@@ -34,7 +34,7 @@ _COMPILED_VARIANTS = 32
 def front_end(model: "SpeechNetwork", architecture: Architecture, waveform: Tensor) -> Tensor:
     """Front-end features (T, C) of one utterance's waveform (S,) at 16 kHz, on the model's device.
 
-    With gradients and without they are the same but for rounding.
+    With gradients and without they are the same except for rounding.
     """
     device = next(model.parameters()).device
     waveform = waveform.to(device)

@@ -57,7 +57,7 @@ def products(model: "SpeechNetwork") -> tuple[str, ...]:
 
 
 def fastest_of_rounds(call: Callable[[], object]) -> float:
-    """Seconds that the call takes on this machine, with torch's threads: the shortest of some, after one for warmth."""
+    """Seconds that the call takes here, with torch's threads: the shortest of several, after one to warm up."""
     call()
     seconds = []
     for _ in range(_ROUNDS):
@@ -100,7 +100,7 @@ def choose(
 def install(model: "SpeechNetwork", kernels: Mapping[str, str], *, source: str) -> None:
     """Make a network on the CPU, which will not be trained, compute with these kernels, by weight name.
 
-    Its own matrices are given up. What this machine has no kernel for stays dense, which is slower and never worse.
+    Its own matrices are freed. What this machine has no kernel for stays dense, which is slower and never worse.
 
     Raises:
         CheckpointError: there is no such matrix or kernel; the `source` is named.
@@ -146,7 +146,7 @@ def _dense(weight: Tensor, bias: Tensor) -> Product:
 
 
 def _compressed_rows(weight: Tensor, bias: Tensor) -> Product:
-    """Only what is not zero is multiplied; the outputs are equal but for rounding."""
+    """Only what is not zero is multiplied; the outputs are equal except for rounding."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta", UserWarning)
         rows = weight.to_sparse_csr()

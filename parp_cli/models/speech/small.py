@@ -1,10 +1,10 @@
 """Remove from an encoder what its masks have emptied: attention heads, feed-forward units, whole blocks of them, and
 channels of the feature encoder.
 
-Its outputs stay, but for rounding. A group is empty where the columns that lead out of it are pruned, whatever comes
-in; or where what leads into it is (a head's values, a unit's row): then it gives a constant, made of its biases, which
-goes to the bias of the output. A channel is empty where all of it is pruned, what leads into it and out of it and its
-entries of norms; it was zero then, and norms go on to count it as such.
+Its outputs stay the same except for rounding. A group is empty where the columns that lead out of it are pruned,
+whatever comes in; or where what leads into it is (a head's values, a unit's row): then it gives a constant, made of its
+biases, which is added to the bias of the output. A channel is empty where all of it is pruned, what leads into it and
+out of it and its entries of norms; it was zero then, and norms go on to count it as such.
 
 G groups (heads or units) in a layer, D features.
 """

@@ -55,8 +55,8 @@ _Key = tuple[str, str]  # split and id
 
 @dataclass(frozen=True, kw_only=True)
 class Kept:
-    """How many features of the utterances that were asked for so far are kept where, or computed anew each time because
-    no budget is left; and the problem why nothing more can be written to the disk."""
+    """How many features of the utterances that were asked for so far are kept where, or computed each time because no
+    budget is left; and the problem why nothing more can be written to the disk."""
 
     device: int = 0
     memory: int = 0
@@ -91,7 +91,7 @@ class FrontEndFeatures(AbstractContextManager["FrontEndFeatures"]):
         frozen: whether the front end never changes; otherwise features carry gradients and nothing is kept.
         device_bytes: memory of a GPU for what is kept; by default a share of what is free. None on the CPU.
         memory_bytes: memory for what is kept beyond that.
-        disk_bytes: disk that is filled in `folder` or `scratch`; beyond it features are computed anew each time.
+        disk_bytes: disk that is filled in `folder` or `scratch`; beyond it features are computed again each time.
         folder: where all features are kept for other runs too, in files named by content; None for nowhere.
         scratch: without `folder`, where those are kept that do not fit into memory; the caller deletes it.
         augment: alters waveforms of updates; features of those are never kept.
@@ -324,7 +324,7 @@ def _checksum(features: Tensor) -> int:
 
 
 def _pinned(tensor: Tensor, device: torch.device) -> Tensor:
-    """A tensor of the CPU in memory that a GPU can fetch from by itself; as it is where there is no GPU."""
+    """A tensor of the CPU in memory that a GPU can read directly; as it is where there is no GPU."""
     if device.type != "cuda" or tensor.is_pinned():
         return tensor
     with torch.cuda.device(device):

@@ -77,7 +77,7 @@ class MaskedPrediction(Objective[Crop]):
 
     Attributes:
         targets: cluster (T,) of each frame of each stream.
-        mask_probability: expected share of hidden frames, were no spans to overlap.
+        mask_probability: expected share of hidden frames if no spans overlapped.
         unmasked_weight: of frames that are not hidden.
         distorted: share of the crops that get reverberation, noise or a band limit; their targets come without.
         seed: of the distortion.
