@@ -107,7 +107,7 @@ def finetune(output: Output, result: "FinetuneResult") -> None:
         times = "once" if len(result.reprunings) == 1 else f"{len(result.reprunings)} times"
         output.text(f"re-pruned {times}, {revived:,} weights revived in all")
         if not revived:
-            interval = f"{result.plan.repruning_interval:,} updates"
+            interval = f"{min(result.plan.repruning_interval, result.plan.updates):,} updates"
             output.text(
                 f"the first mask decided: in {interval} no pruned weight outgrew a kept one; a longer pruning.interval "
                 "or a higher training.learning_rate may let some come back, or take a better first mask "

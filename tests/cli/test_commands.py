@@ -141,13 +141,15 @@ def test_a_method_of_several_runs(parp: Any, world: World, tmp_path: Path) -> No
     assert judged["checkpoint"] == "parp-run/finetune.safetensors"
 
 
-@pytest.mark.parametrize(("rate", "decided"), [(1e-12, True), (0.05, False)])
+@pytest.mark.parametrize(
+    ("rate", "interval", "within", "decided"), [(1e-12, 2, 2, True), (1e-12, 50, 4, True), (0.05, 2, 2, False)]
+)
 def test_a_run_says_when_its_first_mask_decided(
-    parp: Callable[..., Any], world: World, rate: float, decided: bool
+    parp: Callable[..., Any], world: World, rate: float, interval: int, within: int, decided: bool
 ) -> None:
-    settings = sets([*world.settings, "pruning.interval=2", "training.updates=4", f"training.learning_rate={rate}"])
-    said = " ".join(parp("finetune", *settings).out.split())
-    assert ("the first mask decided: in 2 updates no pruned weight outgrew a kept one" in said) == decided
+    keys = [f"pruning.interval={interval}", "training.updates=4", f"training.learning_rate={rate}"]
+    said = " ".join(parp("finetune", *sets([*world.settings, *keys])).out.split())
+    assert (f"the first mask decided: in {within} updates no pruned weight outgrew a kept one" in said) == decided
     assert (", 0 weights revived in all" in said) == decided
 
 
