@@ -9,6 +9,7 @@ import base64
 import ctypes
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -132,13 +133,18 @@ def phonemise(language: str, texts: Sequence[str]) -> list[tuple[tuple[str, ...]
 
 def voice_of(language: str) -> str:
     """espeak-ng's name of a language; a DataError where it does not speak it."""
-    names = {path.name.lower(): path.name for path in Path(_loader().get_data_path(), "lang").rglob("*")}
+    files = [path for path in Path(_loader().get_data_path(), "lang").rglob("*") if path.is_file()]
+    names = {path.name.lower(): path.name for path in files}
     code = language.lower().replace("_", "-")
     for name in (_VOICES.get(code), code, _VOICES.get(code.split("-")[0]), code.split("-")[0]):
         if name is not None and name.lower() in names:
             return names[name.lower()]
+    # Such as "English (America)", in the first line.
+    called = {path.name: path.read_text(encoding="utf-8").partition("\n")[0].removeprefix("name ") for path in files}
+    own = sorted((n for n, words in called.items() if re.match(rf"{re.escape(code)}\b", words.lower())), key=len)
     close = get_close_matches(code, names, n=5, cutoff=0.5)
     hint = f"did you mean {' or '.join(close)}?" if close else "give the phones in a column of the manifest"
+    hint = f"give its code: {' or '.join(own[:5])}" if own else hint
     raise DataError(f"espeak-ng makes no phones of language {language}", hint=hint)
 
 

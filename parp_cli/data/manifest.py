@@ -59,7 +59,10 @@ def read_manifest(path: Path, *, split: str | None = None, lenient: bool = False
         details = ["splits there: " + ", ".join(sorted(there))]
         hint = "name one of these: data.train, data.valid and data.test, or --split"
         if len(found) == 1 and found[0].split is not None:
-            hint = "without a column of splits a file or a folder is one split: name the folder that has one for each"
+            hint = (
+                "without a column of splits a file or a folder is one split: name the folder that has one for each, "
+                "such as train, dev and test"
+            )
         raise DataError(f"no split {split} in manifest {path}", details=details, hint=hint)
     return utterances
 

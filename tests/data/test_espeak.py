@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from parp_cli.data import espeak
-from parp_cli.data.espeak import Voice, synthesise, variants
+from parp_cli.data.espeak import Voice, synthesise, variants, voice_of
 from parp_cli.errors import DataError, UsageError
 
 TEXTS = ["HE LEARNED LATIN IN CHAD", "SHE SPEAKS GREEK AND DUTCH", "ON MONDAY THEY SOLD SIX TONS OF SUGAR"]
@@ -70,3 +70,19 @@ def test_without_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UsageError, match="espeakng-loader") as caught:
         synthesise(Voice(language="en-us", variant="", pitch=50, rate=175), TEXTS, seconds=1)
     assert "demo" in (caught.value.hint or "")
+
+
+@pytest.mark.parametrize(
+    ("language", "hint"),
+    [
+        ("italian", "give its code: it"),
+        ("Dutch", "give its code: nl"),
+        ("roa", "did you mean ro?"),  # a family of languages, a folder of espeak-ng's
+        ("qqqq", "give the phones in a column of the manifest"),
+    ],
+)
+def test_a_language_by_its_name_is_told_its_code(language: str, hint: str) -> None:
+    pytest.importorskip("espeakng_loader", reason="espeak-ng comes with the extra demo")
+    with pytest.raises(DataError, match=f"no phones of language {language}") as caught:
+        voice_of(language)
+    assert caught.value.hint == hint
