@@ -73,7 +73,7 @@ def show(output: Output, result: "TextEvaluation") -> None:
     from parp_cli.scoring.classes import NAMES
 
     first = result.as_it_is
-    output.text(f"{', '.join(first.splits)}: {first.texts:,} texts")
+    output.text(f"{', '.join(first.splits)}: {first.texts:,} texts", *result.notes)
     shown = list(first.metrics)
     rows = [
         [system.name, *(interval(system.metrics[name]) for name in shown), percent(system.sparsity)]
@@ -104,7 +104,7 @@ def interval(measured: "Measured") -> str:
 
 def in_words(test: "PairedTest") -> str:
     """The difference of two systems in words, in points of accuracy."""
-    points = -100 * test.difference
+    points = 0.0 - 100 * test.difference  # never -0.0
     reach = "" if test.low is None or test.high is None else f" [{-100 * test.high:.1f}, {-100 * test.low:.1f}]"
     p = "< 0.001" if test.p_value < 0.001 else f"= {test.p_value:.3f}"
     verdict = "no significant difference" if test.p_value >= 0.05 else ("better" if points > 0 else "worse")

@@ -26,6 +26,8 @@ _LINES = ".txt"
 
 _IDS = ("id", "idx", "index")
 
+_NAME_COLUMNS = "name its columns with data.text, data.text_b and data.label"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Text:
@@ -118,7 +120,7 @@ def read_texts(path: Path, columns: Columns) -> tuple[list[Text], list[str]]:
             raise DataError(
                 f"{path} has no column {' or '.join(missing)}",
                 details=[f"columns: {', '.join(row)}"],
-                hint="name its columns with data.text, data.text_b and data.label",
+                hint=_NAME_COLUMNS,
             )
         values = {what: _plain(row.get(str(column))) for what, column in wanted.items()}
         if empty := [what for what, value in values.items() if not value]:
@@ -127,7 +129,7 @@ def read_texts(path: Path, columns: Columns) -> tuple[list[Text], list[str]]:
         name = next((str(row[key]) for key in _IDS if row.get(key) not in (None, "")), str(number))
         texts.append(Text(id=name, **values))
     if not texts:
-        raise DataError(f"{path} holds no text that can be used", details=first_few(problems))
+        raise DataError(f"{path} holds no text that can be used", details=first_few(problems), hint=_NAME_COLUMNS)
     return texts, problems
 
 

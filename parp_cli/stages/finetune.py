@@ -275,10 +275,12 @@ def finetune(
     # Before any trains, so that what is wrong is said now.
     teachers = {each.name: _prepare_teacher(whole, each, notify) for each in rounds if each.teaches}
     runs = _Runs(whole, teachers, device, tensorboard, world, notify)
+    whole = replace(whole, start=whole.start.without_weights())
     computing = tensor_cores(recipe.training.precision)
     with computing, deterministic_algorithms(recipe.training.deterministic), runs.held(run), stopping() as stop:
         cost = sum((runs.find(each, folder, stop) for each, folder in zip(rounds, folders, strict=False)), Cost())
         training = runs.run_of(rounds[-1], run, out)
+        del runs  # the network has weights of its own now, and memory is for training
         noted = world.from_main(finished(run, out) if resume else None)
         if noted is not None:
             training.recall(noted)
@@ -371,6 +373,8 @@ def _setup(each: Round, preparation: Preparation) -> RunSetup:
     recipe, start, task, settings = each.recipe, preparation.start, preparation.task, preparation.settings
     training = recipe.training
     torch.manual_seed(recipe.seed)
+    network = task.network(start.weights, start.task, start.source)
+    start = start.without_weights()  # which the run would else keep
     return RunSetup(
         name=each.name,
         doing=f"fine-tuning ({each.name})",
@@ -379,7 +383,7 @@ def _setup(each: Round, preparation: Preparation) -> RunSetup:
         schedule=learning_rate_schedule(training),
         save_every=training.validate_every,
         task=task,
-        network=task.network(start.weights, start.task, start.source),
+        network=network,
         masks=lambda network: first_masks(recipe, start, settings, network),
         pruner=lambda network, masks, group: pruner(recipe, settings, network, masks, group),
         metadata=Metadata(

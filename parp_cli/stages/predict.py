@@ -39,7 +39,11 @@ def predict(
     if file.suffix in ENDINGS:
         texts, problems = read_texts(file, columns_of(data, file, labelled=False))
         if problems:
-            raise DataError(f"{len(problems):,} lines of {file} have no text", details=first_few(problems))
+            raise DataError(
+                f"lines of {file} without a text: {len(problems):,}",
+                details=first_few(problems),
+                hint="remove them, or name the column of texts: --set data.text=COLUMN",
+            )
     else:
         texts = read_lines(file)
     made = classifier.encoding.items(texts, [None] * len(texts))

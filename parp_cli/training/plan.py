@@ -14,7 +14,7 @@ from parp_cli.config.finetune import AnyRecipe, Distillation, Pruning
 from parp_cli.errors import CheckpointError, UsageError
 from parp_cli.models.network import SMALL, Architecture, read_architecture
 from parp_cli.models.sources.load import is_name, load_encoder, load_masks
-from parp_cli.pruning.masks import recorded_setting, sparsity
+from parp_cli.pruning.masks import check_fit, recorded_setting, sparsity
 from parp_cli.pruning.methods import Schedule, Settings, spec_of
 from parp_cli.pruning.methods.spec import FIRST_MASKS, FOUND_MASKS
 from parp_cli.pruning.patterns import DEFAULT_SCOPE, DEFAULT_SPARSITY, Pattern, same_sparsity
@@ -153,12 +153,17 @@ class Start:
     target: float | None = None
     chosen_by: str | None = None
 
+    def without_weights(self) -> Start:
+        """What is left to know once a network has copied the weights."""
+        return replace(self, weights={})
+
 
 def read_start(recipe: AnyRecipe, init: Path | None, notify: Notify) -> Start:
     """The model or the checkpoint, under the mask of another checkpoint where `pruning.initial` names one.
 
     Raises:
         CheckpointError: one of them cannot be read, or the checkpoint is not of the recipe's model.
+        MaskError: the mask is of another model.
         UsageError: there are two first masks, or `pruning.initial` names none.
     """
     initial = recipe.pruning.initial
@@ -200,6 +205,7 @@ def read_start(recipe: AnyRecipe, init: Path | None, notify: Notify) -> Start:
     if checkpoint.is_checkpoint(path) and checkpoint.read_metadata(path).sparsity is None:
         raise CheckpointError(f"{path} has no mask to start from", hint="make one with `parp mask`")
     masks, metadata = load_masks(path)
+    check_fit(masks, start.weights, what=start.source)
     start = _masked(start, masks, metadata)
     parents = (*start.parents, *(lineage(path, metadata) if path.is_file() else ()))
     return replace(start, source=f"{start.source} under the mask of {path}", parents=parents)

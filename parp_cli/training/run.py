@@ -244,7 +244,6 @@ class TrainingRun:
         if self.update + 1 < training.updates:
             self._passes.prefetch(self._batches.upcoming())
         self._tell_if_smaller(items)
-        self.optimizer.zero_grad(set_to_none=True)
         pending = self._passes.backward(items, self.update)
         tell_observers(self, "gradients")
         whole, given = self._gradient_norms()
@@ -264,6 +263,7 @@ class TrainingRun:
         if (repruning := self.pruner.after_step(self.update, self.optimizer)) is not None:
             self._check_masks()
             self._log("reprune", asdict(repruning))
+        self.optimizer.zero_grad(set_to_none=True)  # their memory is for validating and saving
         brief = f", {self._task.brief(self.record.validations)}" if self.record.validations else ""
         self._tell(note=f"loss {loss.mean:.3f}{brief}")
 

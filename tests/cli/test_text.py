@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.models.text import transformers
+from tests.models.text import config_of, make_tokenizer, save_model, transformers
 from tests.tasks.classification.world import Films, films, lines
 
 __all__ = ["films"]
@@ -168,3 +168,129 @@ def test_lines_that_cannot_be_judged_are_left_out(parp: Any, trained: Films) -> 
     assert answer.code == 3
     assert json.loads(answer.out)["left_out"] == [f"dev.tsv, line {len(lines()) + 2}: no text"]
     assert parp("eval", "--set", "data.unusable=skip").code == 0
+
+
+GOOD = "".join(f"{text}\t{label}\n" for text, label in lines())
+WRONG: dict[str, tuple[list[str], dict[str, str], int, list[str]]] = {
+    "labels that training has not": (
+        ["finetune"],
+        {"dev": "text\tlabel\na film\tfine\n"},
+        3,
+        ["no usable text in dev", "label 'fine' is none of bad, good (1 texts)", "hint: name other files or columns"],
+    ),
+    "labels that are no numbers": (
+        ["finetune", "--set", "data.target=number"],
+        {},
+        3,
+        ["label 'good' is no number (9 texts)", "data.target"],
+    ),
+    "a missing column": (
+        ["finetune"],
+        {"train": "review\tstars\na film\tgood\n"},
+        3,
+        ["train.tsv has no column text or label", "columns: review, stars", "hint: name its columns with data.text"],
+    ),
+    "empty texts": (
+        ["finetune"],
+        {"train": f"text\tlabel\n{GOOD}\tgood\n  \tbad\n"},
+        3,
+        ["2 problems with the texts", "train.tsv, line 20: no text", "hint: mend the files, or leave these lines out"],
+    ),
+    "more tokens than positions": (
+        ["finetune", "--set", "training.max_length=64"],
+        {},
+        2,
+        ["longer than the 24 positions of bert-2x16", "hint: --set training.max_length=24"],
+    ),
+    "a language that the tokenizer does not know": (
+        ["finetune"],
+        {"train": "text\tlabel\nein guter Film war es nicht\tgood\nsehr schlecht hier\tbad\n"},
+        3,
+        ["8 of 13 tokens are unknown to the tokenizer", "hint: it is of another language"],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_what_is_wrong_is_said_with_the_remedy_and_nothing_is_written(name: str, parp: Any, films: Films) -> None:
+    (command, *settings), files, code, words = WRONG[name]
+    for split, content in files.items():
+        (films.data / f"{split}.tsv").write_text(content)
+    answer = parp(command, write_recipe(films), *settings)
+    assert answer.code == code, answer.err
+    assert [each for each in words if each not in answer.err] == []
+    assert not Path("parp-run/finetune.safetensors").exists()
+
+
+def test_tokenizers_that_do_not_fit(parp: Any, films: Films) -> None:
+    recipe, file = write_recipe(films), films.model / "tokenizer.json"
+    tokenizer = transformers.AutoTokenizer.from_pretrained(films.model)
+    tokenizer.add_tokens([f"new{index}" for index in range(9)])
+    tokenizer.save_pretrained(films.model)
+    larger = parp("finetune", recipe)
+    assert (larger.code, "does not fit its model" in larger.err, "hint: copy" in larger.err) == (4, True, True)
+    file.write_text("{broken")
+    broken = parp("finetune", recipe)
+    assert (broken.code, "cannot be read" in broken.err, "hint: copy" in broken.err) == (4, True, True)
+    file.unlink()
+    missing = parp("finetune", recipe)
+    assert (missing.code, "has no tokenizer" in missing.err, "hint: copy" in missing.err) == (4, True, True)
+
+
+def test_what_cannot_be_predicted(parp: Any, trained: Films) -> None:
+    Path("a.tsv").write_text("review\na good film\n")
+    answer = parp("predict", "a.tsv")
+    assert (answer.code, "a.tsv has no column text" in answer.err, "data.text" in answer.err) == (3, True, True)
+    named = parp("predict", "a.tsv", "--set", "data.text=review")
+    assert (named.code, len(named.out.splitlines())) == (0, 2)
+    Path("a.jsonl").write_text('{"review": "a good film"}\n')
+    answer = parp("predict", "a.jsonl")
+    assert (answer.code, "hint: name its columns" in answer.err) == (3, True)
+    Path("long.txt").write_text("a good film " * 30 + "\n")
+    cut = parp("predict", "long.txt")
+    assert (cut.code, "1 of 1 texts are longer than 16 tokens: cut there" in cut.err) == (0, True)
+    (trained.data / "dev.tsv").write_text(f"text\tlabel\n{GOOD}{'a film ' * 30}\tgood\n")
+    judged = parp("eval")
+    assert (judged.code, "dev: 1 of 19 texts are longer than 16 tokens: cut there" in judged.out) == (0, True)
+
+
+def test_masks_and_other_heads(parp: Any, trained: Films, tmp_path: Path) -> None:
+    """A mask is of the body, whatever the head is for; one of another model is named as that, and encoders without a
+    head of texts do not classify."""
+    recipe = write_recipe(trained)
+    data = tmp_path / "three"
+    data.mkdir()
+    for split in ("train", "dev"):
+        (data / f"{split}.tsv").write_text(f"text\tlabel\n{GOOD}a film\tso-so\nthe film\tso-so\n")
+    initial = ("--set", "pruning.initial=./parp-run/finetune.safetensors", "--set", "pruning.method=fixed")
+    carried = parp("finetune", recipe, "--run", "three", "--set", f"data.root={data}", *initial)
+    assert carried.code == 0, carried.err
+    assert "9 bad, 9 good, 2 so-so" in carried.err
+    found = parp("compare", "parp-run/finetune.safetensors", "three/finetune.safetensors", "--json")
+    assert found.code == 0, found.err
+    assert {kind["iou"] for kind in json.loads(found.out)["pairs"][0]["by_kind"].values()} == {1.0}
+    under = parp("eval", "parp-run/finetune.safetensors", "--mask", "three/finetune.safetensors")
+    assert under.code == 0, under.err
+    other = save_model(tmp_path / "xlnet", "xlnet")
+    assert parp("mask", "--model", other, "--run", "xlnet-run").code == 0
+    answer = parp("finetune", recipe, "--run", "no", "--set", "pruning.initial=./xlnet-run/mask.safetensors")
+    assert (answer.code, "mask does not fit" in answer.err, "another model" in answer.err) == (4, True, True)
+    pages = ("--set", "task=masked-lm", "--set", "data.train=train", "--set", "data.valid=dev")
+    lm = parp("finetune", recipe, "--run", "lm", *pages, "--set", "pruning.method=dense")
+    assert lm.code == 0, lm.err
+    for command in (("predict", "x.txt"), ("eval",)):
+        answer = parp(*command, "--run", "lm")
+        assert (answer.code, "has no output head" in answer.err) == (4, True)
+
+
+def test_a_head_for_tokens_is_told(parp: Any, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    config = config_of("bert", num_labels=3)
+    transformers.AutoModelForTokenClassification.from_config(config).save_pretrained(tmp_path / "ner")
+    make_tokenizer().save_pretrained(tmp_path / "ner")
+    answer = parp("mask", "--model", "ner")
+    assert answer.code == 0, answer.err
+    assert "ner (BertForTokenClassification) is left out" in answer.err
+    transformers.AutoModelForMaskedLM.from_config(config).save_pretrained(tmp_path / "lm")
+    make_tokenizer().save_pretrained(tmp_path / "lm")
+    assert "left out" not in parp("mask", "--model", "lm", "--run", "lm-run").err

@@ -1,6 +1,7 @@
 """Memory gives out before the first update or never, and the message says what would fit."""
 
 import copy
+import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,8 +18,10 @@ from parp_cli.stages.finetune import finetune
 from parp_cli.tasks.ctc.features import FrontEndFeatures
 from parp_cli.tasks.ctc.objective import CtcObjective
 from parp_cli.tasks.masking import LatentMasking
+from parp_cli.training import plan
 from parp_cli.training import run as loop
 from parp_cli.training.memory import largest_batches, try_largest
+from parp_cli.training.observe import Observer, observing
 from parp_cli.training.passes import Passes
 from tests.tasks.ctc.conftest import ARCHITECTURE, VOCABULARY, passes_of, task_of
 from tests.tiny import World
@@ -193,3 +196,35 @@ def test_the_whole_encoder_is_tried_though_it_is_frozen_at_first(
     assert trains[:-12] == [trains[-1]] * len(trains[:-12])
     assert set(trains[-12:-3]) == {2}, "weight and bias of the head"
     assert trains[-1] > 20
+
+
+@pytest.mark.parametrize("method", ["parp", "omp"])
+def test_nothing_is_kept_that_a_run_no_longer_needs(
+    method: str, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The weights that it began from go once the network has its own; gradients before validations and saves."""
+    began: list[Any] = []
+    gradients: list[bool] = []
+    load = plan.load_encoder
+
+    def loading(*arguments: Any, **settings: Any) -> Any:
+        encoder = load(*arguments, **settings)
+        began.extend(weakref.ref(weight) for weight in encoder.weights.values())
+        return encoder
+
+    class Looks(Observer):
+        def begins(self, run: loop.TrainingRun) -> None:
+            left = sum(reference() is not None for reference in began)
+            assert (left == 0) == (run.name == method), "the run that finds a mask is followed by one that rewinds"
+
+        def gradients(self, run: loop.TrainingRun) -> None:
+            gradients.append(any(weight.grad is not None for weight in run.network.parameters()))
+
+        def update_ends(self, run: loop.TrainingRun) -> None:
+            assert all(weight.grad is None for weight in run.network.parameters())
+
+    monkeypatch.setattr(plan, "load_encoder", loading)
+    with observing(Looks()):
+        finetune(world.recipe(f"pruning.method={method}", "training.updates=2"), run=tmp_path / "run")
+    assert len(began) > 0
+    assert gradients == [True] * len(gradients) != []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,8 @@ _VOLATILE = (
 """Keys of a config that do not describe a network."""
 
 _HEAD = "ForSequenceClassification"
+_PRE_TRAINED = ("Model", "ForMaskedLM", "ForPreTraining", "LMHeadModel")
+"""Ends of the classes whose heads are those of pre-training, which no one misses."""
 
 
 def is_text_model(folder: Path) -> bool:
@@ -73,6 +76,9 @@ def read_folder(folder: Path, notify: Notify = silent) -> Encoder:
     new = [name for name in missing if "pooler." in name]  # which pre-training on masked tokens has no use for
     if len(missing) > len(new):
         raise CheckpointError(f"{folder} lacks weights of its model", details=[f"{name}: missing" for name in missing])
+    if (kind := _other_head(config, report["unexpected_keys"])) is not None:
+        what = f"the head of {folder} ({kind}) is left out, as parp has heads for whole texts alone"
+        notify(Progress("reading the model", 0, 1, warning=f"{what}: fine-tuning begins with a new one"))
     if new:
         warning = f"{folder} has no weights for {', '.join(new)}: they begin at random"
         notify(Progress("reading the model", 0, 1, warning=warning))
@@ -80,6 +86,7 @@ def read_folder(folder: Path, notify: Notify = silent) -> Encoder:
         raise CheckpointError(
             f"the tokenizer of {folder} does not fit its model",
             details=[f"{len(tokenizer):,} tokens, {config.vocab_size:,} embeddings"],
+            hint="copy the tokenizer there that the model was trained with, or give the model more embeddings",
         )
     architecture = architecture_of(config, source=str(folder))
     prefix = "" if has_head else f"{architecture.body}."
@@ -121,6 +128,13 @@ def architecture_of(config: Any, *, source: str) -> TextArchitecture:
         layers=config.num_hidden_layers,
         width=config.hidden_size,
     )
+
+
+def _other_head(config: Any, left_over: Collection[str]) -> str | None:
+    """The class of a model whose head was trained for a task that parp does not have, and has weights that are left
+    over; None for others."""
+    kinds = [name for name in config.architectures or () if not name.endswith((*_PRE_TRAINED, _HEAD))]
+    return kinds[0] if kinds and left_over else None
 
 
 def _task_of(config: Any) -> dict[str, Any]:

@@ -17,6 +17,8 @@ from parp_cli.models.transformers.library import library
 _FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", "sentencepiece.bpe.model", "spm.model")
 """One of these makes a tokenizer. Without any, transformers makes one that knows no word, and does not complain."""
 
+_COPY = "copy the files there that the model was trained with, such as tokenizer.json and tokenizer_config.json"
+
 
 def read_tokenizer(folder: Path) -> Any:
     """The tokenizer of a folder of transformers.
@@ -28,19 +30,19 @@ def read_tokenizer(folder: Path) -> Any:
         raise CheckpointError(
             f"{folder} has no tokenizer",
             details=[f"none of {', '.join(_FILES)}"],
-            hint="copy the files of the tokenizer there, such as tokenizer.json and tokenizer_config.json",
+            hint=_COPY,
         )
     try:
         tokenizer = library().AutoTokenizer.from_pretrained(folder)
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise CheckpointError(
-            f"the tokenizer of {folder} cannot be read", details=str(error).strip().splitlines()[:2]
+            f"the tokenizer of {folder} cannot be read", details=str(error).strip().splitlines()[:2], hint=_COPY
         ) from error
     if not tokenizer.is_fast or len(tokenizer) <= len(tokenizer.all_special_tokens):
         raise CheckpointError(
             f"the tokenizer of {folder} is of no use",
             details=[f"{type(tokenizer).__name__} with {len(tokenizer)} tokens"],
-            hint="its folder should hold the tokenizer.json that the model was trained with",
+            hint=_COPY,
         )
     return tokenizer
 

@@ -81,7 +81,11 @@ def load_texts(recipe: TextRecipe, encoding: Encoding, own: Sequence[str] | None
         problems += wrong
         usable = [(text, label) for text, label in zip(texts, labels, strict=True) if label is not None]
         if not usable:
-            raise DataError(f"no usable text in {split}", details=first_few(problems))
+            raise DataError(
+                f"no usable text in {split}",
+                details=first_few(problems),
+                hint="name other files or columns: data.train, data.valid, data.text, data.label; or data.target",
+            )
         made = encoding.items([text for text, _ in usable], [label for _, label in usable])
         items[split] = made.items
         notes += made.notes(split, encoding.max_length)

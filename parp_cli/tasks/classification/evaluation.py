@@ -58,7 +58,11 @@ class TextEvaluation(Evaluation[ClassifiedSystem]):
     left_out: tuple[str, ...]
 
     def refusal(self) -> DataError:
-        return DataError(f"{len(self.left_out):,} lines were left out", details=first_few(self.left_out))
+        return DataError(
+            f"lines without a text or a label were left out: {len(self.left_out):,}",
+            details=first_few(self.left_out),
+            hint="mend the files, or accept it: --set data.unusable=skip",
+        )
 
 
 def evaluate_texts(
