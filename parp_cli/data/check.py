@@ -137,6 +137,17 @@ def unwritable(problems: Iterable[Problem], labels: str, count: int) -> list[str
     ]
 
 
+def with_digits(utterances: Sequence[Utterance]) -> list[str]:
+    """A note on transcripts of one split with numbers in digits, which do not tell how they are spoken."""
+    ids = [utterance.id for utterance in utterances if any(map(str.isdecimal, utterance.text or ""))]
+    if not ids:
+        return []
+    return [
+        f"{utterances[0].split}: digits in {len(ids):,} of {len(utterances):,} transcripts ({_few(ids)}): each is a "
+        "letter of its own; write numbers as words, as they are spoken"
+    ]
+
+
 def _notes(infos: Sequence[tuple[str, AudioInfo]], usual_rate: int) -> Iterable[str]:
     """Notes on the audio of one split, by utterance."""
     if others := sorted({info.rate for _, info in infos} - {usual_rate}):

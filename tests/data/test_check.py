@@ -16,7 +16,7 @@ import soundfile
 
 from parp_cli.data import audio, inspection
 from parp_cli.data.audio import AudioInfo, inspect_audio, read_audio
-from parp_cli.data.check import ProblemKind, check_utterances, notes_of, refusal
+from parp_cli.data.check import ProblemKind, check_utterances, notes_of, refusal, with_digits
 from parp_cli.data.inspection import Unreadable, inspect_files
 from parp_cli.data.labels import letters_vocabulary
 from parp_cli.data.utterances import Utterance
@@ -390,3 +390,16 @@ def test_processes_that_are_killed_leave_a_whole_cache(
     opened.clear()
     assert inspect_files(paths, cache=folder) == found
     assert opened == []
+
+
+def test_digits_in_transcripts_are_told() -> None:
+    texts = ["NUMERO 42", "NUMERO QUARANTADUE", "٤٢", None]
+    some = [
+        Utterance(id=f"u{number}", audio=Path(), split="train", seconds=1.0, text=text)
+        for number, text in enumerate(texts)
+    ]
+    assert with_digits(some) == [
+        "train: digits in 2 of 4 transcripts (u0, u2): each is a letter of its own; "
+        "write numbers as words, as they are spoken"
+    ]
+    assert with_digits(some[1:2]) == with_digits([]) == []

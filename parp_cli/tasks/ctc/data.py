@@ -13,6 +13,7 @@ from parp_cli.data.check import (
     notes_of,
     refusal,
     unwritable,
+    with_digits,
     with_lengths,
 )
 from parp_cli.data.corpora import load
@@ -67,6 +68,8 @@ def load_data(data: Data, architecture: Architecture, own: Vocabulary | None, no
         for split, some in splits
     )
     notes = [*filter(None, [of_head]), *notes_of(splits, infos)]
+    if own is None and data.labels == "letters" and data.alphabet == "found":
+        notes += with_digits(train)
     if data.train != data.valid:  # else all of them are to be trained on
         odd = [problem for problem in of_valid if problem.kind in OF_TRAINING_ALONE]
         of_valid = [problem for problem in of_valid if problem not in odd]
