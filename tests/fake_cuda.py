@@ -179,7 +179,7 @@ def fake_cuda() -> Iterator[FakeCuda]:
     running: list[int] = []
 
     def backward(tensors: Any, grad_tensors: Any = None, *rest: Any, **options: Any) -> None:
-        if not isinstance(tensors, FakeTensor):
+        if not isinstance(tensors, Tensor) or grad_tensors is not None:
             return real_backward(tensors, grad_tensors, *rest, **options)
         running.append(next(numbers))
         try:

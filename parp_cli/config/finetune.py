@@ -275,7 +275,8 @@ class Optimization(Section):
 
     shard_weights: bool = False
     """Shard weights, gradients and moments over the processes that train together (FSDP2), for models that do not fit
-    on one device, such as xls-r-2b. Does not affect results."""
+    on one device, such as xls-r-2b. Changes results by rounding alone; in bfloat16 on GPUs by more of it, as there
+    the weights of norms and all biases are rounded too."""
 
     compile: bool = False
     """Compile the Transformer layers, which takes minutes at the start."""

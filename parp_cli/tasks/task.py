@@ -101,7 +101,7 @@ class Objective(ABC, Generic[Item]):
 
     Attributes:
         network: all weights that train: what a run saves.
-        uses_all: whether every parameter that trains has a part in every loss.
+        uses_all: whether every parameter that trains has a part in every loss, while all train that ever will.
         metric_names: what `losses` reports beside losses.
         unsharded: parameters that are used outside of `module.forward`, so that every process needs them whole.
     """
@@ -172,6 +172,16 @@ class Objective(ABC, Generic[Item]):
 
     def close(self) -> None:
         """End what works in the background."""
+
+
+def has_all_gradients(objective: Objective[Item], items: Sequence[Item]) -> bool:
+    """Whether every parameter that trains now gets a gradient from the loss of these items, which is computed.
+
+    BERT's pooler gets none from hidden tokens, and parts of XLNet none from single texts.
+    """
+    trained = [weight for weight in objective.network.parameters() if weight.requires_grad]
+    loss = objective.losses(objective.module, items, 0, frozenset())[:, 0].sum()
+    return all(gradient is not None for gradient in torch.autograd.grad(loss, trained, allow_unused=True))
 
 
 class Task(ABC, Generic[Item]):

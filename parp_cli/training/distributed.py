@@ -25,8 +25,9 @@ def shard(objective: "Objective[Any]", world: World, device: torch.device, *, pr
 
     Processes then have to call the module equally often and in the same order. Compile and recompute layers before.
     The module has the same weights in all processes, and is on the CPU, since a device may not hold it whole; shards go
-    to this process's `device`, and on CUDA weights are gathered in the `precision` that layers compute in: a CPU
-    validates in float32.
+    to this process's `device`, and stay float32. On CUDA all weights are gathered in the `precision` that layers
+    compute in: in bfloat16 those of norms and all biases are rounded too, which autocast alone leaves in float32. On a
+    CPU they are gathered in float32, since it validates so.
     """
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
@@ -44,16 +45,16 @@ def shard(objective: "Objective[Any]", world: World, device: torch.device, *, pr
     fully_shard(objective.module, mesh=mesh, reshard_after_forward=True, ignored_params=ignored, mp_policy=policy)
 
 
-def average(objective: "Objective[Any]") -> nn.Module:
+def average(objective: "Objective[Any]", *, uses_all: bool) -> nn.Module:
     """The module of an objective, whole and on its device, so that its gradients become means over the processes (DDP).
 
     It registers with the parameters that train, so it is to be made after backward passes that other processes do not
-    take part in.
+    take part in. Unless each pass `uses_all` of them, DDP looks in each for those that are not used.
     """
     return DistributedDataParallel(
         objective.module,
         broadcast_buffers=False,
-        find_unused_parameters=not objective.uses_all,
+        find_unused_parameters=not uses_all,
         gradient_as_bucket_view=True,
     )
 

@@ -223,8 +223,9 @@ class TrainingRun:
         key = self._setup.micro_batch_key
         try_largest(self._passes, self.optimizer, batch_size=training.update_size, update=self.update, key=key)
         if self._world.world_size > 1 and not self._sharded:
-            self._passes = replace(self._passes, module=average(self.objective))
-            if self.objective.uses_all:
+            uses_all = training.freeze_encoder_updates == 0 and self.objective.uses_all
+            self._passes = replace(self._passes, module=average(self.objective, uses_all=uses_all))
+            if uses_all:
                 # DDP fixes the order in which it sums after its first pass: here, not within a first update.
                 smallest = min(task.train, key=task.size)
                 self._passes.backward([smallest] * self._world.world_size, self.update)

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy
@@ -13,7 +14,7 @@ from parp_cli.runtime.device import autocast, on_device, validation_precision
 from parp_cli.runtime.processes import SINGLE, World
 from parp_cli.scoring.classes import class_metrics, confusion, pearson, ranks
 from parp_cli.tasks.distillation import Distillation
-from parp_cli.tasks.task import DISTILLED, Judgement, Objective
+from parp_cli.tasks.task import DISTILLED, Judgement, Objective, has_all_gradients
 from parp_cli.tasks.texts.items import Encoding, TextItem
 
 
@@ -38,13 +39,16 @@ class ClassificationObjective(Objective[TextItem]):
     precision: str
     valid: Sequence[TextItem] = ()
     pass_tokens: float = 8192
-    uses_all: bool = False  # XLNet has weights that texts alone do not use
     distillation: Distillation | None = None
     world: World = SINGLE
 
     @property
     def metric_names(self) -> tuple[str, ...]:  # type: ignore[override]
         return () if self.distillation is None else (DISTILLED,)
+
+    @cached_property
+    def uses_all(self) -> bool:  # type: ignore[override]
+        return has_all_gradients(self, self.valid[:1])
 
     @property
     def module(self) -> nn.Module:

@@ -242,8 +242,8 @@ class CtcTask(RecipeTask[Utterance]):
             channel_probability=training.channel_mask_probability,
             channel_length=training.channel_mask_length,
         )
-        # Layer drop, no masks (their embedding) or a frozen encoder leave parameters out.
-        uses_all = training.layer_drop == 0 and masking.time_probability > 0 and training.freeze_encoder_updates == 0
+        # Layer drop or no masks (their embedding) leave parameters out.
+        uses_all = training.layer_drop == 0 and masking.time_probability > 0
         return CtcObjective(
             network=network,
             features=features[0],

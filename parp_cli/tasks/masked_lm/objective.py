@@ -8,6 +8,7 @@ import math
 from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
@@ -17,7 +18,7 @@ from parp_cli.data.batching import sorted_batches
 from parp_cli.models.transformers.prediction import TokenPredictor
 from parp_cli.runtime.device import autocast, on_device, validation_precision
 from parp_cli.runtime.processes import SINGLE, World
-from parp_cli.tasks.task import Judgement, Objective
+from parp_cli.tasks.task import Judgement, Objective, has_all_gradients
 from parp_cli.tasks.texts.items import Encoding, TextItem
 
 _HIDDEN, _REPLACED = 0.8, 0.1
@@ -126,9 +127,12 @@ class MaskedLmObjective(Objective[TextItem]):
     valid: Sequence[TextItem] = ()
     pass_tokens: float = 8192
     seed: int = 0
-    uses_all: bool = False  # a pooler has no part in it
     metric_names: tuple[str, ...] = ("accuracy",)
     world: World = SINGLE
+
+    @cached_property
+    def uses_all(self) -> bool:  # type: ignore[override]
+        return has_all_gradients(self, self.valid[:1])
 
     @property
     def module(self) -> nn.Module:
