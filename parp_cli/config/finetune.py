@@ -400,7 +400,8 @@ class AnyRecipe(Section):
     """What the network learns, which decides the keys of `data` and `training`."""
 
     model: NameOrPath | None = None
-    """Encoder to start from: a name, a file or folder, or a hub name. A path starts with `./` (relative to the recipe),
+    """Encoder to start from: a name, a file or folder, or a hub name. With parp come mini (English), mini-x (eleven
+    languages) and mini-text. A path starts with `./` (relative to the recipe),
     `../` or `~/`, or is absolute. Null is the encoder of the checkpoint the run starts from, else mini, of
     texts mini-text."""
 

@@ -39,7 +39,7 @@ from parp_cli.storage.checkpoint import Metadata, Sparsity
 BUNDLED = "mini"
 """The speech encoder that comes with parp."""
 
-_ALL_BUNDLED = (BUNDLED, "mini-text")
+_ALL_BUNDLED = (BUNDLED, "mini-x", "mini-text")
 
 _RANDOM = "random:"
 """Before an architecture's name: an encoder that has learned nothing, for comparison."""
@@ -51,9 +51,9 @@ def load_encoder(source: str, *, architecture: str | None = None, notify: Notify
     """Read an encoder, with its CTC head if it comes with the labels for it.
 
     Args:
-        source: `mini` or `mini-text`; the name of another architecture, whose published weights torchaudio has;
-            `random:NAME`, an architecture, or that of any other source, with random weights; a folder of Hugging Face
-            transformers; a name on the Hugging Face hub; a file of `torch.save` with torchaudio's state dict, or
+        source: `mini`, `mini-x` or `mini-text`; the name of another architecture, whose published weights torchaudio
+            has; `random:NAME`, an architecture, or that of any other source, with random weights; a folder of Hugging
+            Face transformers; a name on the Hugging Face hub; a file of `torch.save` with torchaudio's state dict, or
             fairseq's or fairseq2's checkpoint; a checkpoint of parp. A registered name goes before a file or folder of
             that name (`./mini` is the folder).
         architecture: the name of the architecture, where a file does not say it, or several have its sizes.

@@ -111,13 +111,14 @@ def test_what_cannot_be_read_is_named(source: str, words: str, tmp_path: Path, m
     assert words in str(caught.value)
 
 
-def test_the_bundled_encoder() -> None:
-    bundled = Path(sources.__file__).parents[2] / "assets" / "mini.safetensors"
-    if not bundled.exists():
-        pytest.skip("the bundled encoder is not there yet")
-    architecture, weights, vocabulary, *_ = load_encoder("mini")
+@pytest.mark.parametrize("name", ["mini", "mini-x"])
+def test_the_bundled_encoders(name: str) -> None:
+    assets = Path(sources.__file__).parents[2] / "assets"
+    assert (assets / f"{name}.safetensors").stat().st_size <= 12e6
+    assert (assets / f"{name}.md").read_text(encoding="utf-8").startswith(f"# {name}\n")
+    architecture, weights, vocabulary, *_ = load_encoder(name)
     assert (architecture, vocabulary) == (ARCHITECTURES["mini"], None)
-    assert all(tensor.dtype == torch.float32 for tensor in weights.values())
+    assert all(tensor.dtype == torch.float32 and tensor.isfinite().all() for tensor in weights.values())
 
 
 def test_random_weights_by_name_are_always_the_same() -> None:
