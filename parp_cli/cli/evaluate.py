@@ -160,7 +160,7 @@ def _show(output: Output, result: "Evaluation[Evaluated]", valid: str) -> None:
     output.text(f"{', '.join(first.splits)}; decoding: {first.decoding}")
     for table in terminal_tables(reports[0]) if len(reports) == 1 else [systems_table(reports)]:
         output.table(table.title, table.columns, table.rows)
-    output.text(*(f"{report.name}: {report.nothing_learnt}" for report in reports if report.nothing_learnt))
+    output.text(*(f"{report.name}: {report.nothing_learned}" for report in reports if report.nothing_learned))
     if len(reports) == 1 and reports[0].worst:
         output.text("Worst utterances")
         output.text(*(line for worst in reports[0].worst[:_WORST_SHOWN] for line in side_by_side(worst, output.width)))

@@ -34,7 +34,7 @@ def mask(
         ),
     ] = None,
     architecture: Annotated[
-        str | None, option("--architecture", "What the model is, where its file does not tell.")
+        str | None, option("--architecture", "What the model is, where its file does not say.")
     ] = None,
     method: Annotated[
         FirstMask | None,
@@ -70,7 +70,7 @@ def mask(
     intersect: Annotated[list[Path] | None, _combined("--intersect B", "Keep only what this mask keeps too.")] = None,
     minus: Annotated[list[Path] | None, _combined("--minus B", "Prune what this mask keeps.")] = None,
     apply: Annotated[
-        str | None, _combined("--apply MODEL", "Lay the mask over this model's or checkpoint's weights, not A's.")
+        str | None, _combined("--apply MODEL", "Apply the mask to this model's or checkpoint's weights, not A's.")
     ] = None,
     run: options.Run = options.DEFAULT_RUN,
     out: options.Out = None,

@@ -123,7 +123,7 @@ def finetune(output: Output, result: "FinetuneResult") -> None:
     if cost.updates > result.own_cost.updates:
         output.text(f"{cost.updates:,} updates in all, {result.own_cost.updates:,} of them in the run proper")
     if result.advice is not None:
-        output.text(f"it has not learnt yet: {result.advice}")
+        output.text(f"it has not learned yet: {result.advice}")
     output.wrote(result.path, result.last)
 
 

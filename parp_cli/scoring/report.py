@@ -36,7 +36,7 @@ WORST = 20
 """Worst utterances that are shown in full."""
 
 _NOTHING_LEARNT = 0.9
-"""Share of letters or phones that are left out from which on a system has not learnt to recognise anything."""
+"""Share of letters or phones that are left out from which on a system has not learned to recognise anything."""
 
 _BINS = 10  # of the histogram, between no error and all wrong
 
@@ -124,7 +124,7 @@ class Report:
     comparisons: tuple[Comparison, ...]
 
     @property
-    def nothing_learnt(self) -> str | None:
+    def nothing_learned(self) -> str | None:
         """What to do where hypotheses are empty, or nearly so; None where they are not."""
         finest = self.metrics[-1]
         share = finest.errors.deletions / max(1, finest.errors.tokens)
@@ -134,7 +134,7 @@ class Report:
         if self.empty == self.utterances:
             finding = "every hypothesis is empty"
         return (
-            f"{finding}: the model has not learnt to spell yet; train it longer (training.updates), try another "
+            f"{finding}: the model has not learned to spell yet; train it longer (training.updates), try another "
             "training.learning_rate, or begin from a model that was pre-trained on speech like this"
         )
 

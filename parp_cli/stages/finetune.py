@@ -109,7 +109,7 @@ class FinetuneResult:
         skipped_updates: of the run proper, without a finite loss or gradient.
         cost: of the method in all, with the runs that found its mask, wherever they were made.
         own_cost: of the run proper alone.
-        advice: what to do where it has learnt nothing; None where it has.
+        advice: what to do where it has learned nothing; None where it has.
     """
 
     path: Path
@@ -374,7 +374,7 @@ def _setup(each: Round, preparation: Preparation) -> RunSetup:
     training = recipe.training
     torch.manual_seed(recipe.seed)
     network = task.network(start.weights, start.task, start.source)
-    start = start.without_weights()  # which the run would else keep
+    start = start.without_weights()  # which the run would otherwise keep
     return RunSetup(
         name=each.name,
         doing=f"fine-tuning ({each.name})",

@@ -74,7 +74,7 @@ def mask(
     """Prune `sparsity` of a model's prunable weights and write weights (zero where pruned) and mask.
 
     Args:
-        model: as `models.sources.load_encoder` takes it, with the architecture where it does not tell what it is.
+        model: as `models.sources.load_encoder` takes it, with the architecture where it does not say what it is.
         sparsity: share to prune; globally exactly round(sparsity · n) of n weights are. Without one, that of the
             pattern where it has one, else 0.5.
         biases, scope: what is prunable, as for `models.network.Network.prunable`.
@@ -136,7 +136,7 @@ def combine(
             `models.sources.load.load_masks` takes them.
         unions, intersections, minuses: checkpoints whose kept weights are kept too; alone are kept; are pruned.
         apply: the model whose weights the mask is applied to, as `models.sources.load_encoder` takes it, with the
-            architecture where it does not tell; by default those of `source`, which are zero where its mask prunes.
+            architecture where it does not say it; by default those of `source`, which are zero where its mask prunes.
 
     Raises:
         CheckpointError: a file cannot be read.

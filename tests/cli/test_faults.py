@@ -216,8 +216,8 @@ def test_all_blanks_are_told(parp: Any, world: World) -> None:
     assert len(said) == len(log("validation")) == 2
     assert said[-1].startswith("all frames are blank after update 40, so that transcripts are empty: ")
     assert f"warning: {said[-1]}" in answer.err.splitlines()
-    assert f"it has not learnt yet: {said[-1]}" in answer.out.splitlines()
-    words = "every hypothesis is empty: the model has not learnt to spell yet; train it longer"
+    assert f"it has not learned yet: {said[-1]}" in answer.out.splitlines()
+    words = "every hypothesis is empty: the model has not learned to spell yet; train it longer"
     assert f"parp-run/finetune.safetensors: {words}" in parp("eval").out
     news = [line for line in answer.err.splitlines() if line.startswith("update 40: WER 100.0%, CER 100.0%, blank ")]
     assert len(news) == 1

@@ -75,8 +75,8 @@ def test_nothing_is_fetched_and_nothing_is_run(report: Report) -> None:
     assert ("content", "default-src 'none'; style-src 'unsafe-inline'") in reader.attributes
 
 
-def test_a_system_that_has_learnt_nothing_is_told_so(report: Report) -> None:
-    words = "the model has not learnt to spell yet"
+def test_a_system_that_has_learned_nothing_is_told_so(report: Report) -> None:
+    words = "the model has not learned to spell yet"
     empty = report_of([replace(this, hypothesis="") for this in garbled(0, 8)])
     assert words in " ".join(read(page(empty)).texts)
     assert words not in " ".join(read(page(report)).texts)

@@ -103,18 +103,18 @@ def test_worst_utterances(report: Report) -> None:
     assert report_of([replace(this, hypothesis=this.reference) for this in RECOGNITIONS]).worst == ()
 
 
-def test_a_system_that_has_learnt_nothing_is_told_so(report: Report) -> None:
-    assert report.nothing_learnt is None
-    words = "the model has not learnt to spell yet; train it longer (training.updates)"
-    empty = report_of([replace(this, hypothesis="") for this in RECOGNITIONS]).nothing_learnt
+def test_a_system_that_has_learned_nothing_is_told_so(report: Report) -> None:
+    assert report.nothing_learned is None
+    words = "the model has not learned to spell yet; train it longer (training.updates)"
+    empty = report_of([replace(this, hypothesis="") for this in RECOGNITIONS]).nothing_learned
     assert empty is not None
     assert empty.startswith(f"every hypothesis is empty: {words}")
     few = [replace(this, reference="ABCDEFGHIJ", hypothesis="A") for this in RECOGNITIONS]
-    nearly = report_of(few).nothing_learnt
+    nearly = report_of(few).nothing_learned
     assert nearly is not None
     assert nearly.startswith(f"90.0% of the characters are left out: {words}")
     assert (
-        report_of([replace(this, reference="ABCDEFGHI", hypothesis="A") for this in RECOGNITIONS]).nothing_learnt
+        report_of([replace(this, reference="ABCDEFGHI", hypothesis="A") for this in RECOGNITIONS]).nothing_learned
         is None
     )
 

@@ -168,7 +168,7 @@ def test_every_method_says_what_it_reads() -> None:
     assert read == {field.name for field in fields(Pruning)}
 
 
-def test_splits_that_are_not_learnt_from_change_no_key() -> None:
+def test_splits_that_are_not_learned_from_change_no_key() -> None:
     assert keys(recipe("data.test=test-other", "data.download=true")) == keys(recipe())
     assert keys(recipe("data.valid=dev-other")) != keys(recipe())
 
