@@ -2,8 +2,8 @@
 
 The threshold is the k-th smallest magnitude. Magnitudes are compared as integers: the bits of non-negative IEEE floats,
 read as integers, are in the order of the floats. A histogram of their upper bits, summed over all tensors, gives the
-bin of the threshold; another one of the lower bits inside that bin gives the threshold. Nothing is concatenated or
-sorted. Of the weights at the threshold those that come first are pruned.
+bin of the threshold; another one of the lower bits inside that bin gives the threshold. Nothing is sorted. Of the
+weights at the threshold those that come first are pruned.
 
 Weights may be sharded over the ranks of a process group: then counts are summed, and no rank sees another's weights.
 """
@@ -88,7 +88,9 @@ def magnitude_masks(weights: Mapping[str, Tensor], k: int, *, group: ProcessGrou
     masks, ties = _above(tensors, unsigned, threshold)
     pruned = np.clip(k - below - ranks.before(ties), 0, ties)
     for mask, bits, tied, first in zip(masks, tensors, ties, pruned, strict=True):
-        if first < tied:
+        if first == 0 < tied:
+            mask |= (bits & unsigned) == threshold
+        elif first < tied:  # in one tensor at most, since a device is waited for
             mask[((bits & unsigned) == threshold).nonzero().flatten()[int(first) :]] = True
     return {name: mask.reshape(weights[name].shape) for name, mask in zip(weights, masks, strict=True)}
 
@@ -100,11 +102,26 @@ def _pieces(bits: Tensor, unsigned: int) -> Iterator[Tensor]:
         yield bits[start : start + length] & unsigned
 
 
+def _joined(tensors: Sequence[Tensor]) -> Iterator[Tensor]:
+    """The same entries in few tensors on a device other than the CPU, which would be waited for at each of them."""
+    if tensors and tensors[0].device.type == "cpu":
+        yield from tensors
+        return
+    some: list[Tensor] = []
+    for bits in tensors:
+        if some and sum(map(len, some)) + len(bits) > _DEVICE_PIECE:
+            yield torch.cat(some)
+            some = []
+        some.append(bits)
+    if some:
+        yield torch.cat(some)
+
+
 def _histogram(tensors: Sequence[Tensor], unsigned: int, within: int | None) -> NDArray[np.int64]:
     """How many magnitudes have each value of their upper bits; or each value of their lower bits, of those with the
     upper bits of `within`."""
     counts = torch.zeros(1 << 16, dtype=torch.int64, device=tensors[0].device if tensors else None)
-    for bits in tensors:
+    for bits in _joined(tensors):
         for magnitudes in _pieces(bits, unsigned):
             if within is None:
                 values = magnitudes >> _LOWER_BITS

@@ -33,7 +33,15 @@ def select_device(name: str) -> "torch.device":
         raise ResourceError("no CUDA device can be used", hint="use --device cpu, or --device auto")
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda":
+        _make_cublas_deterministic()  # or no later run of this process could be
     return torch.device(name)
+
+
+def _make_cublas_deterministic() -> None:
+    """Let cuBLAS have memory of its own for each stream, 32 MiB: torch looks once whether it has, at the first matrix
+    product of a process."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 
 def on_device(tensor: "torch.Tensor", device: "torch.device") -> "torch.Tensor":
@@ -108,7 +116,7 @@ def deterministic_algorithms(wanted: bool) -> Iterator[None]:
 
     before = torch.are_deterministic_algorithms_enabled()
     if wanted:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when it is first used
+        _make_cublas_deterministic()
         torch.use_deterministic_algorithms(True)
     try:
         yield

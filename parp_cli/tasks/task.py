@@ -129,8 +129,9 @@ class Objective(ABC, Generic[Item]):
     def losses(self, module: nn.Module, items: Sequence[Item], update: int, skip: frozenset[int]) -> Tensor:
         """Losses and metrics (B, 1 + metrics) of some of an update's items, before the division by `total`.
 
-        Nothing in it waits for the device. The given module is `module`, or what distributes it, here and below; the
-        items are those of one forward pass, updates are counted from 0, and `skip` is from `skipped_layers`.
+        Nothing in it waits for the device but torch's own CTC loss, which copies lengths there. The given module is
+        `module`, or what distributes it, here and below; the items are those of one forward pass, updates are counted
+        from 0, and `skip` is from `skipped_layers`.
         """
 
     @abstractmethod

@@ -18,6 +18,7 @@ from parp_cli.models.speech.prunable import prunable_parameters
 from parp_cli.pruning import select
 from parp_cli.pruning.masks import count_pruned
 from parp_cli.pruning.select import magnitude_masks, prune_count
+from tests.fake_cuda import CUDA, fake_cuda, value_of
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 SPECIAL = (0.0, -0.0, 1.0, -1.0, 1e-7, -1e-7, 1e-42, -1e-42, 65504.0, math.inf, -math.inf)
@@ -199,6 +200,20 @@ def test_the_device_does_not_matter(kind: str, dtype: torch.dtype) -> None:
         masks = magnitude_masks(on_device, k)
         assert all(mask.is_cuda for mask in masks.values())
         assert_equal({name: mask.cpu() for name, mask in masks.items()}, brute_force(weights, k))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("kind", HARD)
+def test_a_device_is_waited_for_a_few_times_however_many_tensors_there_are(kind: str, dtype: torch.dtype) -> None:
+    weights = hard(kind, dtype)
+    parts = {f"{name}/{place}": part for name, w in weights.items() for place, part in enumerate(w.flatten().split(50))}
+    assert len(parts) > 100
+    with fake_cuda() as device:
+        on_device = {name: part.to(CUDA) for name, part in parts.items()}
+        device.waits.clear()
+        masks = {name: value_of(mask) for name, mask in magnitude_masks(on_device, 1_500).items()}
+    assert_equal(masks, brute_force(parts, 1_500))
+    assert 0 < len(device.waits) <= 8
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,6 @@
 """Precision: what torch is set to, which shows without a GPU too; and versions."""
 
+import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,7 +9,14 @@ from types import ModuleType
 import pytest
 import torch
 
-from parp_cli.runtime.device import autocast, tensor_cores, validation_precision, versions, with_resolved_precision
+from parp_cli.runtime.device import (
+    autocast,
+    select_device,
+    tensor_cores,
+    validation_precision,
+    versions,
+    with_resolved_precision,
+)
 from parp_cli.runtime.progress import Progress
 from parp_cli.stages.evaluate import Options, evaluate
 from parp_cli.stages.finetune import finetune
@@ -84,3 +92,14 @@ def test_versions_do_not_depend_on_what_was_imported(monkeypatch: pytest.MonkeyP
     monkeypatch.setitem(sys.modules, "transformers", ModuleType("transformers"))
     assert versions() == before
     assert versions(["safetensors"]).keys() - before.keys() == {"safetensors"}
+
+
+@pytest.mark.parametrize(("name", "there", "expected"), [("auto", True, ":4096:8"), ("cpu", True, None)])
+def test_what_cublas_reads_once_is_there_before_anything_runs(
+    monkeypatch: pytest.MonkeyPatch, name: str, there: bool, expected: str | None
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: there)
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "")
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG")
+    select_device(name)
+    assert os.environ.get("CUBLAS_WORKSPACE_CONFIG") == expected

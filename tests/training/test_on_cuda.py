@@ -254,3 +254,23 @@ def test_an_update_of_a_run_waits_once(world: World, tmp_path: Path, settings: S
     assert all(1 <= sum(not allowed(wait) for wait in waits) <= most for waits in noted.updates.values())
     assert len(noted.updates) >= 2
     assert {place.split()[-1] for place in noted.products} <= {"ConvBlock.forward", "resample", "Passes.backward"}
+
+
+@pytest.mark.parametrize("settings", [("pruning.method=parp",), ("pruning.method=fixed", "training.gradient_clip=1")])
+@pytest.mark.parametrize("task", ["classification", "masked-lm"])
+def test_an_update_of_texts_waits_once(tmp_path: Path, task: str, settings: Sequence[str]) -> None:
+    pytest.importorskip("transformers")
+    from tests.tasks.classification.world import make_films
+    from tests.tasks.masked_lm.test_task import recipe_of
+
+    films = make_films(tmp_path)
+    values = (*RUNS, "training.batch_size=4", "training.micro_batch_tokens=16", *settings)
+    recipe = films.recipe(*values) if task == "classification" else recipe_of(films, *values)
+    with fake_cuda() as device:
+        noted = Waits(device)
+        with observing(noted):
+            finetune(recipe, run=tmp_path / "run", device=CUDA)
+    assert set(noted.passes) == {1, 2, 3, 4}
+    assert [wait for waits in noted.passes.values() for wait in waits] == []
+    assert {len(waits) for waits in noted.updates.values()} == {1}
+    assert noted.products == []
