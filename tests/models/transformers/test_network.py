@@ -14,7 +14,7 @@ from parp_cli.models.sources.load import load_encoder
 from parp_cli.models.transformers.architecture import TOKENIZER
 from parp_cli.models.transformers.tokenizer import tokenizer_of
 from parp_cli.pruning.select import magnitude_masks
-from tests.models.text import CONFIGS, save_model, transformers
+from tests.models.text import CONFIGS, make_tokenizer, save_model, transformers
 
 FAMILIES = pytest.mark.parametrize("family", CONFIGS)
 LABELS = ["no", "maybe", "yes"]
@@ -38,6 +38,30 @@ def test_logits_are_those_of_transformers(family: str, tmp_path: Path) -> None:
     assert expected.std() > 0.01
     torch.testing.assert_close(ours, expected, rtol=0, atol=1e-5)
     assert encoder.task == {"kind": "classification", "target": "class", "outputs": 3, "names": LABELS}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["bert", "xlnet"])
+def test_logits_of_a_base_model_are_those_of_transformers(family: str, tmp_path: Path) -> None:
+    """At full size, with random weights: what xlnet-base adds to the defaults of its config are its sizes."""
+    sizes = {"d_model": 768, "n_layer": 12, "n_head": 12, "d_inner": 3072} if family == "xlnet" else {}
+    torch.manual_seed(0)
+    config = transformers.AutoConfig.for_model(family, num_labels=3, pad_token_id=0, **sizes)
+    theirs = transformers.AutoModelForSequenceClassification.from_config(config).eval()
+    theirs.save_pretrained(tmp_path)
+    make_tokenizer().save_pretrained(tmp_path)
+    encoder = load_encoder(str(tmp_path))
+    assert (encoder.architecture.layers, encoder.architecture.width) == (12, 768)
+    network = encoder.architecture.build(outputs=3).eval()
+    network.load_state_dict(encoder.weights)
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randint(5, config.vocab_size, (2, 128), generator=generator)
+    inputs = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
+    inputs["attention_mask"][1, 100:] = 0
+    with torch.no_grad():
+        ours, expected = network(inputs), theirs(**inputs).logits
+    assert expected.std() > 0.01
+    torch.testing.assert_close(ours, expected, rtol=0, atol=1e-5)
 
 
 @FAMILIES
