@@ -125,13 +125,13 @@ def least_seconds(
     return least
 
 
-def refuse_different(check: Check, source: str, *, exact: bool) -> None:
-    """Raise CheckpointError where an export failed its check: other logits, or no numbers."""
-    if not check.largest_difference <= (TOLERANCE if exact else float("inf")):  # nor NaN
+def refuse_different(largest_difference: float, source: str, *, exact: bool) -> None:
+    """Raise CheckpointError where an export failed its check: its logits are others, or no numbers."""
+    if not largest_difference <= (TOLERANCE if exact else float("inf")):  # nor NaN
         expected = f"where rounding explains {TOLERANCE:g}" if exact else "which is no number"
         raise CheckpointError(
             f"what was made of {source} gives other logits, and is not written",
-            details=[f"the largest difference is {check.largest_difference:.2g}, {expected}"],
+            details=[f"the largest difference is {largest_difference:.2g}, {expected}"],
             hint="please report this, with the versions that `parp inspect` names",
         )
 

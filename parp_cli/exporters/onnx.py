@@ -114,13 +114,18 @@ def export_onnx(
     write(made, path, {**properties, **labels, "sample_rate": str(SAMPLE_RATE)})
 
 
-def folded(architecture: Architecture, weights: Mapping[str, Tensor]) -> SpeechNetwork:
-    """The network of these weights, its weight norm folded. Raises UsageError where it is larger than one file."""
+def require_one_file(name: str, weights: Mapping[str, Tensor]) -> None:
+    """Raises UsageError where the weights of a model of this name are more than one file holds."""
     if (size := sum(weight.numel() for weight in weights.values()) * 4) > _MOST_BYTES:
         raise UsageError(
-            f"{architecture.name} has {size / 1e9:.1f} GB of weights, and an ONNX file holds 2.1 GB",
+            f"{name} has {size / 1e9:.1f} GB of weights, and an ONNX file holds 2.1 GB",
             hint="remove structures first: pruning.pattern=structures and `parp export --to small`",
         )
+
+
+def folded(architecture: Architecture, weights: Mapping[str, Tensor]) -> SpeechNetwork:
+    """The network of these weights, its weight norm folded. Raises UsageError where it is larger than one file."""
+    require_one_file(architecture.name, weights)
     model = build(architecture, vocabulary_size=len(weights["aux.weight"]) if "aux.weight" in weights else None)
     model.load_state_dict(without(weights, [MASK_EMBEDDING]))
     for module in model.modules():

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy
 import pytest
 import torch
 
@@ -294,3 +295,27 @@ def test_a_head_for_tokens_is_told(parp: Any, tmp_path: Path) -> None:
     transformers.AutoModelForMaskedLM.from_config(config).save_pretrained(tmp_path / "lm")
     make_tokenizer().save_pretrained(tmp_path / "lm")
     assert "left out" not in parp("mask", "--model", "lm", "--run", "lm-run").err
+
+
+@pytest.mark.parametrize(("family", "head"), [("bert", True), ("xlnet", True), ("roberta", False)])
+def test_an_onnx_file_has_all_that_predicting_takes(family: str, head: bool, parp: Any, tmp_path: Path) -> None:
+    onnxruntime, tokenizers = pytest.importorskip("onnxruntime"), pytest.importorskip("tokenizers")
+    model = save_model(tmp_path / "model", family, labels=["bad", "good"] if head else None)
+    assert parp("mask", "--model", model).code == 0
+    answer = parp("export", "--to", "onnx", "--out", "model.onnx", "--json")
+    assert answer.code == 0, answer.err
+    assert json.loads(answer.out)["zeros"] > 0
+    opened = onnxruntime.InferenceSession("model.onnx")
+    about = opened.get_modelmeta().custom_metadata_map
+    tokenizer = tokenizers.Tokenizer.from_str(about["tokenizer"])
+    found = tokenizer.encode("this is a very good film")
+    inputs = {"input_ids": found.ids, "attention_mask": found.attention_mask, "token_type_ids": found.type_ids}
+    feed = {one.name: numpy.array([inputs[one.name]]) for one in opened.get_inputs()}
+    (logits,) = opened.run(None, feed)
+    if not head:
+        assert logits.shape == (1, len(found.ids), 16)
+        assert "labels" not in about
+        return
+    Path("new.txt").write_text("this is a very good film\n")
+    predicted = parp("predict", "new.txt", "--format", "jsonl")
+    assert json.loads(predicted.out)["label"] == json.loads(about["labels"])[int(logits[0].argmax())]
