@@ -187,7 +187,8 @@ def export(
     file. --to sparse measures each matrix dense and as compressed rows, which are faster from about 90 % sparsity on,
     and with --int8 in 8-bit integers. Every command takes small, packed and sparse checkpoints; eval and transcribe
     take exported masks (--mask). Small, packed, sparse, onnx and sherpa are compared with the checkpoint before they
-    are written. Of texts there are hf, onnx, packed and mask. sherpa-onnx (phones, browsers, a dozen languages) reads --to sherpa as omnilingual_asr_ctc.
+    are written. Of texts there are hf, onnx, packed and mask. sherpa-onnx (phones, browsers, a dozen languages) reads
+    --to sherpa as omnilingual_asr_ctc.
 
     [bold]Examples:[/]
       parp export --to hf
