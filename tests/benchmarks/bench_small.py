@@ -1,98 +1,109 @@
-"""What removing structures, and then 8-bit integers, save: one utterance through each network in turn, in one process.
+"""What removing structures, and then 8-bit integers, save beside transformers on the dense network: `parp bench` of a
+full-size encoder.
 
-    python -m tests.benchmarks.bench_small [--model wav2vec2-base] [--sparsity 0.5] [--seconds 10] [--rounds 5]
+    OMP_NUM_THREADS=1 taskset -c 1 python -m tests.benchmarks.bench_small --folder bench-small [--json results.json]
+        [--model wav2vec2-base] [--seconds 1 10 30] [--batch 1 8] [--rounds 3]
 
-prints parameters, megabytes and median seconds of the network with its weights masked, of the small one, of both in
-onnxruntime, and with 8-bit integers; and of transformers with the same weights, if it is installed. Weights are random
-(which says nothing of error rates, and nothing else matters to speed), and so is the choice of heads and units.
+makes of random weights one network without half of its heads and feed-forward units, and one without 80 % of heads,
+units and channels of the feature encoder; each as a checkpoint of parp and as ONNX files in float32 and with 8-bit
+integers, which stay in the folder. Which are removed is random, and so is what they compute: neither matters to speed.
 """
 
 import argparse
-import importlib.util
-import os
-import statistics
-import tempfile
-import time
-from collections.abc import Callable
+import json
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor
 
-from parp_cli.exporters.check import network
-from parp_cli.exporters.huggingface import export_huggingface
-from parp_cli.exporters.onnx import OnnxNetwork, export_onnx, quantize
-from parp_cli.exporters.small import shrink
+from parp_cli.console import jsonable, size
+from parp_cli.exporters.onnx import export_onnx, quantize
+from parp_cli.exporters.small import export_small, shrink
 from parp_cli.models.sources.load import random_encoder
 from parp_cli.models.speech.config import ARCHITECTURES
 from parp_cli.pruning.masks import apply_, count_all, count_pruned
 from parp_cli.pruning.patterns import Pattern
+from parp_cli.stages.bench import Benched, BenchResult, bench
+from parp_cli.storage.checkpoint import Metadata
 from parp_cli.training.masks import first_scores
 
-Run = Callable[[], Any]
+_SMALL = {"50": (0.5, ("heads", "units")), "80-channels": (0.8, ("heads", "units", "channels"))}
+"""By name: the share of weights in structures that is pruned, and the kinds of structures that compete."""
 
 
-def contenders(name: str, sparsity: float, sound: Tensor, folder: Path) -> dict[str, tuple[int, float, Run]]:
-    """By name: parameters, megabytes of float32 or of the file, and what to time."""
-    architecture = ARCHITECTURES[name]
-    weights = random_encoder(architecture).weights
-    structures, pattern = architecture.structures_of(weights), Pattern.parse("structures")
-    prunable = pattern.among(weights, where=name, structures=structures)
-    scores = first_scores("random", prunable, architecture, seed=0, pattern=pattern)
-    masks = pattern.masks(scores, sparsity, {}, structures=structures)
-    apply_(masks, weights)
-    print(f"pruned {count_pruned(masks):,} of {count_all(masks):,}")
-    small = shrink(architecture, weights, masks, source=name)
-    found: dict[str, tuple[int, float, Run]] = {}
-    if importlib.util.find_spec("transformers") is not None:
-        import transformers
+def files(name: str, folder: Path) -> Iterator[Path]:
+    """Those to measure, which are made if they are not there."""
+    architecture, pattern = ARCHITECTURES[name], Pattern.parse("structures")
+    for label, (sparsity, kinds) in _SMALL.items():
+        path, plain, int8 = (folder / f"{label}{end}" for end in (".safetensors", ".onnx", "-int8.onnx"))
+        if not int8.exists():
+            weights = random_encoder(architecture).weights
+            structures = [one for one in architecture.structures_of(weights) if one.kind in kinds]
+            prunable = {part: weights[part] for one in structures for part in one.parts}
+            scores = first_scores("random", weights, architecture, seed=0, pattern=pattern)
+            masks = pattern.masks({part: scores[part] for part in prunable}, sparsity, {}, structures=structures)
+            apply_(masks, weights)
+            small = shrink(architecture, weights, masks, source=name)
+            left = sum(weight.numel() for weight in small.weights.values())
+            print(f"{label}: pruned {count_pruned(masks):,} of {count_all(masks):,}; {left:,} parameters are left")
+            print(f"  channels {[one[0] for one in small.architecture.conv_layers]}, heads {small.architecture.heads}")
+            metadata = Metadata(stage="mask", architecture=architecture.to_json(), prunable=tuple(masks))
+            export_small(small, metadata, path)
+            export_onnx(small.architecture, small.weights, None, plain, properties={})
+            quantize(plain, int8)
+        yield from (path, plain, int8)
 
-        export_huggingface(architecture, weights, None, folder / "hf")
-        theirs = transformers.AutoModel.from_pretrained(folder / "hf").eval()
-        total = sum(parameter.numel() for parameter in theirs.parameters())
-        found["transformers"] = total, 4e-6 * total, lambda: theirs(sound[None])
-    for label, one, own in (("masked", architecture, weights), ("small", small.architecture, small.weights)):
-        run, total = network(one, own), sum(weight.numel() for weight in own.values())
-        found[f"parp, {label}"] = total, 4e-6 * total, lambda run=run: run([sound])
-        path = folder / f"{label}.onnx"
-        export_onnx(one, own, None, path, properties={})
-        for kind in ("float32", "int8"):
-            if kind == "int8":
-                plain, path = path, folder / f"{label}-int8.onnx"
-                quantize(plain, path)
-            session = OnnxNetwork(path)
-            found[f"onnxruntime {kind}, {label}"] = (
-                total,
-                path.stat().st_size / 1e6,
-                lambda session=session: session([sound]),
+
+def table(result: BenchResult) -> Iterator[str]:
+    """In Markdown; times as fast as transformers in brackets."""
+    first = result.all[0]
+    work = [f"{speed.seconds:g} s × {speed.batch}" for speed in first.speeds]
+    yield "| | MB | load | peak memory | " + " | ".join(work) + " |"
+    yield "| --- |" + " ---: |" * (3 + len(work))
+    for one in result.all:
+        yield (
+            f"| {named(one)} | {one.bytes / 1e6:.0f} | {one.loaded.load_seconds:.2f} s | "
+            + " | ".join(
+                [
+                    "" if one.peak_bytes is None else size(one.peak_bytes),
+                    *(
+                        f"{speed.real_time_factor:.4f} ({before.real_time_factor / speed.real_time_factor:.1f} ×)"
+                        for speed, before in zip(one.speeds, first.speeds, strict=True)
+                    ),
+                ]
             )
-    return found
+            + " |"
+        )
 
 
-@torch.inference_mode()
+def named(one: Benched) -> str:
+    """What it is, without its folder."""
+    return f"{one.runtime}: {one.model if one.runtime == 'transformers' else Path(one.model).name}"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--model", default="wav2vec2-base", choices=ARCHITECTURES)
-    parser.add_argument("--sparsity", type=float, default=0.5)
-    parser.add_argument("--seconds", type=float, default=10.0)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=float, nargs="+", default=[1.0, 10.0, 30.0])
+    parser.add_argument("--batch", type=int, nargs="+", default=[1, 8])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    sound = 0.1 * torch.randn(round(16_000 * options.seconds))
-    with tempfile.TemporaryDirectory() as folder:
-        found = contenders(options.model, options.sparsity, sound, Path(folder))
-        taken: dict[str, list[tuple[float, float]]] = {name: [] for name in found}
-        for number in range(options.rounds + 1):  # the first warms up
-            for name, (_, _, run) in found.items():
-                wall, processor = time.perf_counter(), time.process_time()
-                run()
-                if number:
-                    taken[name].append((time.perf_counter() - wall, time.process_time() - processor))
-    load = os.getloadavg()[0]
-    print(f"{options.model}, {options.seconds:g} s, {torch.get_num_threads()} threads, load {load:.1f}")
-    for name, (total, megabytes, _) in found.items():
-        wall, processor = (statistics.median(column) for column in zip(*taken[name], strict=True))
-        print(f"{name:28} {total:>11,} {megabytes:7.1f} MB  {wall:6.2f} s  {processor:6.2f} s of the processor")
+    options.folder.mkdir(parents=True, exist_ok=True)
+    models = list(files(options.model, options.folder))
+    result = bench(
+        models,
+        lengths=options.seconds,
+        batches=options.batch,
+        rounds=options.rounds,
+        dense=True,
+        notify=lambda step: print(f"{step.task}: {step.done}/{step.total} {step.note}", flush=True),
+    )
+    print(f"{result.processor}, {torch.get_num_threads()} threads, load {result.load_average}")
+    print("\n".join(table(result)))
+    if options.json is not None:
+        options.json.write_text(json.dumps(jsonable(result), indent=1))
 
 
 if __name__ == "__main__":
