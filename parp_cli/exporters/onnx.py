@@ -18,8 +18,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import gelu
 
-from parp_cli.errors import UsageError
+from parp_cli.errors import CheckpointError, UsageError
 from parp_cli.models.sources.names import MASK_EMBEDDING, without
+from parp_cli.models.sources.torch_files import one_line
 from parp_cli.models.speech.config import Architecture, build
 from parp_cli.models.speech.encoder import padding
 from parp_cli.models.speech.waveform import EPSILON
@@ -184,21 +185,36 @@ def write(model: Any, path: Path, properties: Mapping[str, str]) -> None:
     onnx.save_model(model, path)
 
 
-def session(path: Path) -> Any:
-    """An ONNX file in onnxruntime, on the CPU, with as many threads as torch has."""
+def session(path: Path, inputs: Sequence[str]) -> Any:
+    """An ONNX file in onnxruntime, on the CPU, with as many threads as torch has.
+
+    Raises CheckpointError: it cannot be read, or takes other inputs than these.
+    """
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     options.log_severity_level = 3  # errors
-    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    try:
+        made = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # the file's bytes decide which
+        raise CheckpointError(
+            f"{path} cannot be read by onnxruntime",
+            details=[one_line(error)],
+            hint="it may be damaged: export it again",
+        ) from error
+    if (taken := [one.name for one in made.get_inputs()]) != list(inputs):
+        raise CheckpointError(
+            f"{path} takes {', '.join(taken)}, not {' and '.join(inputs)}", hint="name a file that `parp export` wrote"
+        )
+    return made
 
 
 class OnnxNetwork:
     """A file of `export_onnx` in onnxruntime, on the CPU, with as many threads as torch has."""
 
     def __init__(self, path: Path) -> None:
-        self._session = session(path)
+        self._session = session(path, ("waveforms", "lengths"))
 
     def __call__(self, waveforms: Sequence[Tensor]) -> list[Tensor]:
         """Logits (T, V) of each of the waveforms (S,), which are padded together."""

@@ -143,7 +143,7 @@ class SherpaNetwork:
     """A file of `export_sherpa` in onnxruntime, with audio as sherpa-onnx passes it on."""
 
     def __init__(self, path: Path) -> None:
-        self._session = onnx.session(path)
+        self._session = onnx.session(path, ("x",))
 
     def __call__(self, waveforms: Sequence[Tensor]) -> list[Tensor]:
         """Logits (T, W) of each of the waveforms (S,), one at a time."""

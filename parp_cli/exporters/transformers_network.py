@@ -12,9 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from parp_cli.errors import UsageError
+from parp_cli.errors import CheckpointError, UsageError, first_few
 from parp_cli.models.sources import huggingface
+from parp_cli.models.sources.torch_files import one_line
 from parp_cli.storage.conventions import SAMPLE_RATE
+
+_MOST_DETAILS = 5
 
 
 def require_transformers() -> None:
@@ -32,12 +35,25 @@ def classes_of(folder: Path) -> tuple[Any, Any]:
 
 
 class TransformersNetwork:
-    """The model of a folder with its feature extractor, float32, on the CPU."""
+    """The model of a folder with its feature extractor, float32, on the CPU.
+
+    Raises CheckpointError: transformers cannot load it, or would make up some of its weights.
+    """
 
     def __init__(self, folder: Path) -> None:
         model, extractor = classes_of(folder)
-        self._model = model.from_pretrained(folder).eval()
-        self._extract = extractor.from_pretrained(folder)
+        try:
+            self._model, report = model.from_pretrained(folder, output_loading_info=True)
+            self._extract = extractor.from_pretrained(folder)
+        except Exception as error:  # the files' bytes decide which
+            raise CheckpointError(
+                f"{folder} cannot be loaded by transformers",
+                details=[one_line(error)],
+                hint="it may be damaged: export it again",
+            ) from error
+        if missing := sorted(report["missing_keys"]):
+            raise CheckpointError(f"{folder} lacks weights of its model", details=first_few(missing, _MOST_DETAILS))
+        self._model.eval()
 
     def __call__(self, waveforms: Sequence[Tensor]) -> list[Tensor]:
         """Logits (T, V), or hidden states without a head, of each of the waveforms (S,), which are padded together."""

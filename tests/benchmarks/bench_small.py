@@ -2,21 +2,24 @@
 full-size encoder.
 
     OMP_NUM_THREADS=1 taskset -c 1 python -m tests.benchmarks.bench_small --folder bench-small [--json results.json]
-        [--model wav2vec2-base] [--seconds 1 10 30] [--batch 1 8] [--rounds 3]
+        [--model wav2vec2-base] [--seconds 1 10 30] [--batch 1 8] [--rounds 3] [--processor]
 
 makes of random weights one network without half of its heads and feed-forward units, and one without 80 % of heads,
 units and channels of the feature encoder; each as a checkpoint of parp and as ONNX files in float32 and with 8-bit
 integers, which stay in the folder. Which are removed is random, and so is what they compute: neither matters to speed.
+With --processor seconds are of the processor, which other work on the machine makes no longer.
 """
 
 import argparse
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from parp_cli.console import jsonable, size
+from parp_cli.exporters.measure import Pass, Worker
 from parp_cli.exporters.onnx import export_onnx, quantize
 from parp_cli.exporters.small import export_small, shrink
 from parp_cli.models.sources.load import random_encoder
@@ -81,6 +84,14 @@ def named(one: Benched) -> str:
     return f"{one.runtime}: {one.model if one.runtime == 'transformers' else Path(one.model).name}"
 
 
+class ByProcessor(Worker):
+    """Tells the processor's seconds as its own."""
+
+    def run(self, seconds: float, batch: int) -> Pass:
+        one = super().run(seconds, batch)
+        return replace(one, seconds=one.processor_seconds)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, required=True)
@@ -89,6 +100,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 8])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--processor", action="store_true")
     options = parser.parse_args()
     options.folder.mkdir(parents=True, exist_ok=True)
     models = list(files(options.model, options.folder))
@@ -98,6 +110,7 @@ def main() -> None:
         batches=options.batch,
         rounds=options.rounds,
         dense=True,
+        start=ByProcessor if options.processor else Worker,
         notify=lambda step: print(f"{step.task}: {step.done}/{step.total} {step.note}", flush=True),
     )
     print(f"{result.processor}, {torch.get_num_threads()} threads, load {result.load_average}")

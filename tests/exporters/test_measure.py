@@ -6,10 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from parp_cli.errors import CheckpointError, ResourceError
 from parp_cli.exporters.check import least_seconds
 from parp_cli.exporters.measure import Worker, bytes_of, open_network, runtime_of
+from parp_cli.exporters.sherpa import MODEL
 from parp_cli.stages.export import Target, export
 
 
@@ -42,6 +44,7 @@ def test_a_process_of_its_own(worker: Worker) -> None:
     short, long = worker.run(0.5, 1), worker.run(4.0, 3)
     assert short.seconds > 0
     assert long.seconds > 0
+    assert long.processor_seconds > 0
     if short.peak_bytes is not None and long.peak_bytes is not None:
         assert 0 < short.peak_bytes <= long.peak_bytes
 
@@ -76,3 +79,27 @@ def test_what_is_no_model(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"model\.txt cannot be measured") as raised:
         Worker(tmp_path / "model.txt", 1.0)
     assert "no model whose speed can be measured" in " ".join(raised.value.details)
+
+
+@pytest.mark.parametrize("target", ["onnx", "sherpa", "hf"])
+@pytest.mark.parametrize("damage", ["truncated", "empty", "of another kind"])
+def test_damaged_exports_are_named(export_to: Callable[[Target], Path], target: Target, damage: str) -> None:
+    pytest.importorskip("transformers" if target == "hf" else "onnxruntime", reason="what it is for")
+    path = export_to(target)
+    if target == "onnx":
+        path = path.rename(path.with_suffix(".onnx"))
+    file = {"hf": path / "model.safetensors", "sherpa": path / "model.onnx", "onnx": path}[target]
+    if damage == "of another kind" and target == "hf":
+        tensors = load_file(file)
+        del tensors[next(name for name in tensors if name.endswith("feature_projection.projection.weight"))]
+        save_file(tensors, file, metadata={"format": "pt"})
+    elif damage == "of another kind":
+        other = export_to("sherpa") / MODEL if target == "onnx" else export_to("onnx")
+        file.write_bytes(other.read_bytes())
+    else:
+        content = file.read_bytes()
+        file.write_bytes(content[: len(content) // 2 if damage == "truncated" else 0])
+    words = {"hf": "lacks weights of its model"}.get(target, "takes ") if damage == "of another kind" else "cannot be"
+    with pytest.raises(CheckpointError, match=words) as raised:
+        open_network(path)
+    assert str(path) in raised.value.message

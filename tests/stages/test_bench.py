@@ -34,7 +34,7 @@ class Clockwork:
             call = (self.name, seconds, batch)
             spent = 0.1 * seconds * batch / 2 ** self.owner.calls.count(call)
             self.owner.calls.append(call)
-            return Pass(seconds=spent, peak_bytes=round(1000 * seconds * batch))
+            return Pass(seconds=spent, processor_seconds=spent, peak_bytes=round(1000 * seconds * batch))
 
         def close(self) -> None:
             self.owner.open.remove(self.name)

@@ -4,6 +4,7 @@ import pickle
 import subprocess
 from argparse import Namespace
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +96,22 @@ def test_truncated_files_are_named(part: float, save: Save, tmp_path: Path) -> N
     content = (tmp_path / "file.pt").read_bytes()
     (tmp_path / "file.pt").write_bytes(content[: int(part * len(content))])
     with pytest.raises(CheckpointError, match=r"file\.pt cannot be read"):
+        torch_files.load(tmp_path / "file.pt")
+
+
+@pytest.mark.parametrize("sums", [True, False])
+def test_a_flipped_bit_of_a_tensor_is_noticed(tmp_path: Path, sums: bool) -> None:
+    """By the checksums of zip files; torch does not verify them, and can save without."""
+    value = {"a": torch.arange(1000.0)}
+    before = torch.serialization.get_crc32_options()
+    torch.serialization.set_crc32_options(sums)
+    torch.save(value, tmp_path / "file.pt")
+    torch.serialization.set_crc32_options(before)
+    assert torch.equal(torch_files.load(tmp_path / "file.pt")["a"], value["a"])
+    content = bytearray((tmp_path / "file.pt").read_bytes())
+    content[bytes(content).index(value["a"][500:502].numpy().tobytes())] ^= 1
+    (tmp_path / "file.pt").write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"file\.pt cannot be read") if sums else nullcontext():
         torch_files.load(tmp_path / "file.pt")
 
 
