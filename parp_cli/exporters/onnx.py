@@ -185,10 +185,10 @@ def write(model: Any, path: Path, properties: Mapping[str, str]) -> None:
     onnx.save_model(model, path)
 
 
-def session(path: Path, inputs: Sequence[str]) -> Any:
+def session(path: Path, inputs: Sequence[str] | None = None) -> Any:
     """An ONNX file in onnxruntime, on the CPU, with as many threads as torch has.
 
-    Raises CheckpointError: it cannot be read, or takes other inputs than these.
+    Raises CheckpointError: it cannot be read, or takes other inputs than these, if they are given.
     """
     import onnxruntime
 
@@ -203,7 +203,7 @@ def session(path: Path, inputs: Sequence[str]) -> Any:
             details=[one_line(error)],
             hint="it may be damaged: export it again",
         ) from error
-    if (taken := [one.name for one in made.get_inputs()]) != list(inputs):
+    if inputs is not None and (taken := [one.name for one in made.get_inputs()]) != list(inputs):
         raise CheckpointError(
             f"{path} takes {', '.join(taken)}, not {' and '.join(inputs)}", hint="name a file that `parp export` wrote"
         )
