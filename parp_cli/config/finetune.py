@@ -1,7 +1,7 @@
 """Recipes of fine-tuning runs: frozen dataclasses, whose annotations hold the limits and whose docstrings are the help.
 
 A recipe is checked as a whole before any model is loaded; `load.py` reads it. The defaults of `Recipe` are those of
-recipes/mini/10min.yaml, except for `model`.
+recipes/mini/10min.yaml, except for `model`, `pruning.pattern` and `pruning.interval`.
 """
 
 from collections.abc import Iterator
@@ -229,7 +229,7 @@ class Optimization(Section):
     updates: Count = 2500
     """Length of the run, in updates."""
 
-    learning_rate: Positive = 2e-3
+    learning_rate: Positive = 4e-3
     """Peak learning rate of the encoder, and of the head unless it has its own."""
 
     head_learning_rate: Positive | None = None
@@ -331,13 +331,13 @@ class Training(Optimization):
     activation_dropout: ShareBelowOne = 0.1
     """Dropout probability inside the feed-forward layers."""
 
-    time_mask_probability: Share = 0.25
+    time_mask_probability: Share = 0.1
     """Share of frames masked at the encoder's input, before spans overlap."""
 
     time_mask_length: Count = 10
     """Length of a time mask, in frames of 20 ms."""
 
-    channel_mask_probability: Share = 0.1
+    channel_mask_probability: Share = 0.0
     """Share of feature channels masked at the encoder's input, before spans overlap."""
 
     channel_mask_length: Count = 16

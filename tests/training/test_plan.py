@@ -71,10 +71,10 @@ def test_imps_rounds_are_short() -> None:
     runs = rounds_of(recipe(*asked))
     assert [this.recipe.training.updates for this in runs] == [100, 100, 100, 600]
     assert [this.recipe.training.freeze_encoder_updates for this in runs] == [0, 0, 0, 500]
-    assert {this.recipe.training.learning_rate for this in runs} == {2e-3}
+    assert {this.recipe.training.learning_rate for this in runs} == {4e-3}
     other = rounds_of(recipe(*asked, "pruning.rounds.updates=17", "pruning.rounds.learning_rate=1e-5"))
     assert [this.recipe.training.updates for this in other] == [17, 17, 17, 600]
-    assert [this.recipe.training.learning_rate for this in other] == [1e-5, 1e-5, 1e-5, 2e-3]
+    assert [this.recipe.training.learning_rate for this in other] == [1e-5, 1e-5, 1e-5, 4e-3]
 
 
 def test_the_same_rounds_have_the_same_keys() -> None:
