@@ -112,13 +112,16 @@ def by_parp(path: Path, _: Architecture) -> Read:
 
 
 def by_onnxruntime(path: Path, _: Architecture) -> Read:
-    onnx = pytest.importorskip("onnx")
-    constants = onnx.load(path).graph.initializer
-    return OnnxNetwork(path), [torch.tensor(onnx.numpy_helper.to_array(one)) for one in constants]
+    return OnnxNetwork(path), constants_of(path)
 
 
 def by_sherpa(path: Path, _: Architecture) -> Read:
-    return SherpaNetwork(path / MODEL), by_onnxruntime(path / MODEL, _)[1]
+    return SherpaNetwork(path / MODEL), constants_of(path / MODEL)
+
+
+def constants_of(path: Path) -> list[Tensor]:
+    onnx = pytest.importorskip("onnx")
+    return [torch.tensor(onnx.numpy_helper.to_array(one)) for one in onnx.load(path).graph.initializer]
 
 
 TARGETS = {
