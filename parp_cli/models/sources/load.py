@@ -267,6 +267,7 @@ def _registered(name: str) -> Architecture:
 
 
 def _nearest(name: str) -> str:
-    near = difflib.get_close_matches(name, ARCHITECTURES, n=1)
-    known = f"known names are {', '.join(ARCHITECTURES)}"
+    names = dict.fromkeys((*_ALL_BUNDLED, *ARCHITECTURES))
+    near = difflib.get_close_matches(name, names, n=1)
+    known = f"known names are {', '.join(names)}"
     return f"did you mean {near[0]}?" if near else f"{known}; or give a file or folder"

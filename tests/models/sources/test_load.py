@@ -88,7 +88,8 @@ def test_a_checkpoint_of_another_architecture(tmp_path: Path) -> None:
     ("source", "words"),
     [
         ("wav2vec2-bse", "did you mean wav2vec2-base"),
-        ("nothing-like-it", "known names are"),
+        ("nothing-like-it", "known names are mini, mini-x, mini-text, wav2vec2-base"),
+        ("mini_x", "did you mean mini-x?"),
         ("folder/model.pt", "no model folder/model.pt"),
         ("model.safetensors", "no model model.safetensors"),
         (".", "no config.json"),
