@@ -220,7 +220,9 @@ def _value(leaf: Any) -> Any:
 
 
 def _pinned(tensor: Tensor) -> Tensor:
-    """A copy that the device could fetch by itself."""
+    """A copy that the device could fetch by itself. Raises as torch does for what is on the device already."""
+    if tensor.device.type != "cpu":
+        raise RuntimeError(f"cannot pin '{tensor.dtype}' on {tensor.device}: only dense CPU tensors can be pinned")
     copy = tensor.clone()
     copy.pinned = True  # type: ignore[attr-defined]
     return copy

@@ -28,6 +28,8 @@ class Faulty(nn.Module):
                 y = y + torch.ones(8)
             case "a value":
                 y = y * y.sum().item()
+            case "memory that is on the device, pinned":
+                y = y + y.detach().pin_memory().to(x.device)
             case "oneDNN":
                 y = torch.ops.mkldnn._linear_pointwise(x, self.linear.weight, self.linear.bias, "none", [], "")
             case "a float32 bias":
@@ -43,6 +45,7 @@ class Faulty(nn.Module):
 
 REFUSED = {
     "a tensor of the CPU": (RuntimeError, "same device"),
+    "memory that is on the device, pinned": (RuntimeError, "cannot pin"),
     "oneDNN": (NotImplementedError, "_linear_pointwise' with arguments from the 'CUDA' backend"),
     "a float32 bias": (RuntimeError, "dtype"),
     "a float32 bias of attention": (RuntimeError, "invalid dtype for bias"),

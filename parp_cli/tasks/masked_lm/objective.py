@@ -161,9 +161,7 @@ class MaskedLmObjective(Objective[TextItem]):
         losses = nn.functional.cross_entropy(logits.float(), hidden.labels, reduction="none")
         right = (logits.detach().argmax(-1) == hidden.labels).float()
         rows = on_device(torch.repeat_interleave(torch.tensor(list(map(self.hiding.count, items)))), device)
-        return torch.zeros(len(items), 2, device=device).index_add(
-            0, on_device(rows, device), torch.stack([losses, right], 1)
-        )
+        return torch.zeros(len(items), 2, device=device).index_add(0, rows, torch.stack([losses, right], 1))
 
     @torch.no_grad()
     def forward(self, module: nn.Module, items: Sequence[TextItem]) -> None:
