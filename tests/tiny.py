@@ -44,6 +44,19 @@ TRAINING = (
     "pruning.interval=3",
 )
 
+PRETRAIN = """
+architecture: tiny
+data:
+  - {{kind: manifest, path: {manifest}, split: train}}
+crop_seconds: 0.6
+batch_seconds: 1.8
+mask_length: 4
+stages:
+  - {{targets: mfcc, clusters: 8, updates: {updates}}}
+  - {{targets: layer-1, clusters: 6, updates: {updates}}}
+"""
+"""A recipe of pre-training for TINY, on a manifest."""
+
 _RATE = 16_000
 _TONES = {"A": 400.0, "B": 1100.0, "C": 2600.0}  # Hz
 _PHONES = {"A": "AH0", "B": "B", "C": "S"}

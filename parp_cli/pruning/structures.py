@@ -106,9 +106,8 @@ def group_sums(
                 else:
                     lines.append(matrix.sum(over, dtype=torch.float64))
                 groups.append((total, _groups(matrix, part, structure.count, rows[name])))
-    on_cpu = (
-        torch.split(torch.cat(lines).cpu(), [len(line) for line in lines]) if lines else ()
-    )  # waits for a device once
+    # All at once, since a device is waited for.
+    on_cpu = torch.split(torch.cat(lines).cpu(), list(map(len, lines))) if lines else ()
     for (total, group_of), line in zip(groups, on_cpu, strict=True):
         total.index_add_(0, group_of, line)
     if group is not None and sums:

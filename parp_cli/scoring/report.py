@@ -35,7 +35,7 @@ _BANDS = [*(f"{low} to {high} s" for low, high in pairwise(BAND_EDGES)), f"{BAND
 WORST = 20
 """Worst utterances that are shown in full."""
 
-_NOTHING_LEARNT = 0.9
+_NOTHING_LEARNED = 0.9
 """Share of letters or phones that are left out from which on a system has not learned to recognise anything."""
 
 _BINS = 10  # of the histogram, between no error and all wrong
@@ -128,7 +128,7 @@ class Report:
         """What to do where hypotheses are empty, or nearly so; None where they are not."""
         finest = self.metrics[-1]
         share = finest.errors.deletions / max(1, finest.errors.tokens)
-        if share < _NOTHING_LEARNT:
+        if share < _NOTHING_LEARNED:
             return None
         finding = f"{share:.1%} of the {finest.unit} are left out"
         if self.empty == self.utterances:

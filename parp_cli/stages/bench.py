@@ -18,9 +18,8 @@ from parp_cli.config.load import recipe_from_dict
 from parp_cli.data.audio import read_audio
 from parp_cli.data.corpora import load
 from parp_cli.data.labels import vocabulary_of
-from parp_cli.decoding.search import collapse
 from parp_cli.errors import CheckpointError, UsageError
-from parp_cli.exporters.check import least_seconds
+from parp_cli.exporters.check import labels, least_seconds
 from parp_cli.exporters.huggingface import export_huggingface
 from parp_cli.exporters.measure import (
     Loaded,
@@ -304,7 +303,7 @@ class _Judge:
                     f"{path} has {logits.shape[-1]} outputs, and the vocabulary of {self._source} is for {outputs}",
                     hint="name a checkpoint and what was exported from it",
                 )
-            texts.append(text(collapse(logits.argmax(-1))))
+            texts.append(text(labels(logits)))
             self._notify(Progress(f"recognising {self._split}", number + 1, len(self._test.utterances), note=str(path)))
         recognized = self._test.recognized(texts)
         return word_errors([one.reference for one in recognized], [one.hypothesis for one in recognized])

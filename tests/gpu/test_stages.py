@@ -11,25 +11,11 @@ from parp_cli.models.speech.config import ARCHITECTURES
 from parp_cli.storage import checkpoint
 from tests.cli.conftest import Parp
 from tests.tasks.classification.world import make_films
-from tests.tiny import TINY, World
+from tests.tiny import PRETRAIN, TINY, World
 
 pytestmark = pytest.mark.gpu
 
 PRECISIONS = ("float32", "tf32", "bfloat16")
-
-PRETRAIN = """
-architecture: tiny
-data:
-  - {{kind: manifest, path: {manifest}, split: train}}
-crop_seconds: 0.6
-batch_seconds: 1.8
-mask_length: 4
-stages:
-  - {{targets: mfcc, clusters: 8, updates: 4}}
-  - {{targets: layer-1, clusters: 6, updates: 4}}
-log_every: 2
-save_every: 2
-"""
 
 
 def sets(values: list[str]) -> list[str]:
@@ -83,9 +69,10 @@ def test_methods_and_ways_to_train(parp: Parp, device: torch.device, world: Worl
 
 def test_pretraining(parp: Parp, device: torch.device, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(ARCHITECTURES, "tiny", TINY)
-    Path("pretrain.yaml").write_text(PRETRAIN.format(manifest=world.manifest), encoding="utf-8")
+    Path("pretrain.yaml").write_text(PRETRAIN.format(manifest=world.manifest, updates=4), encoding="utf-8")
     for precision in PRECISIONS:
-        command = ("pretrain", "pretrain.yaml", "--set", f"precision={precision}", "--run", precision)
+        settings = sets([f"precision={precision}", "log_every=2", "save_every=2"])
+        command = ("pretrain", "pretrain.yaml", *settings, "--run", precision)
         assert parp(*command, "--device", device.type, "--quiet").code == 0
         weights = checkpoint.read(Path(precision) / "pretrain.safetensors").weights
         assert all(weight.isfinite().all() for weight in weights.values())

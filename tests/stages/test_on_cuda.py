@@ -17,20 +17,7 @@ from parp_cli.stages.transcribe import transcribe
 from parp_cli.storage import checkpoint
 from parp_cli.tasks.evaluation import Options
 from tests.fake_cuda import CUDA, fake_cuda
-from tests.tiny import TINY, World
-
-PRETRAIN = """
-architecture: tiny
-data:
-  - {{kind: manifest, path: {manifest}, split: train}}
-crop_seconds: 0.6
-batch_seconds: 1.8
-mask_length: 4
-stages:
-  - {{targets: mfcc, clusters: 8, updates: 2}}
-  - {{targets: layer-1, clusters: 6, updates: 2}}
-precision: bfloat16
-"""
+from tests.tiny import PRETRAIN, TINY, World
 
 
 @pytest.mark.parametrize("pattern", ["global", "layer", "2:4", "8x8", "structures"])
@@ -69,8 +56,8 @@ def test_transcription(world: World, trained: Path) -> None:
 def test_pretraining(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(ARCHITECTURES, "tiny", TINY)
     path = tmp_path / "pretrain.yaml"
-    path.write_text(PRETRAIN.format(manifest=world.manifest), encoding="utf-8")
-    recipe = load_recipe(path, kind=PretrainRecipe)
+    path.write_text(PRETRAIN.format(manifest=world.manifest, updates=2), encoding="utf-8")
+    recipe = load_recipe(path, ["precision=bfloat16"], kind=PretrainRecipe)
     with fake_cuda() as device:
         result = pretrain(recipe, run=tmp_path / "run", out=tmp_path / "encoder.safetensors", device=CUDA)
     assert device.operators > 1000
