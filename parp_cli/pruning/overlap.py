@@ -100,12 +100,14 @@ class Pair:
     by_layer_and_kind: Mapping[tuple[str, str], Overlap]
 
 
-def overlaps(first: Masks, second: Masks) -> dict[str, Overlap]:
-    """The overlap in each weight, by its name.
+def both_ways(pairs: Iterable[Pair]) -> dict[tuple[str, str], Overlap]:
+    """The overlap of every two masks by their names, in either order."""
+    found = {(pair.first, pair.second): pair.overall for pair in pairs}
+    return found | {(second, first): overlap for (first, second), overlap in found.items()}
 
-    Raises:
-        MaskError: the masks are not for the same weights.
-    """
+
+def overlaps(first: Masks, second: Masks) -> dict[str, Overlap]:
+    """The overlap in each weight, by its name. Raises MaskError where the masks are not for the same weights."""
     check_same_weights(first, second)
     return {name: _overlap(mask, second[name]) for name, mask in first.items()}
 

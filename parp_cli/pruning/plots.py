@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from parp_cli.errors import UsageError
-from parp_cli.pruning.overlap import Overlap, Pair
+from parp_cli.pruning.overlap import Overlap, Pair, both_ways
 from parp_cli.pruning.pruner import Repruning
 from parp_cli.storage.atomic import replacing
 
@@ -106,9 +106,7 @@ def overlap_heatmap(path: Path, pairs: Sequence[Pair]) -> None:
 
 def overlap_panel(ax: Axes, pairs: Sequence[Pair], labels: Sequence[str]) -> AxesImage:
     """Draw the overlap of every two masks, beside that by chance."""
-    all_pairs = {(pair.first, pair.second): pair.overall for pair in pairs}
-    all_pairs |= {(second, first): overlap for (first, second), overlap in all_pairs.items()}
-    return _matrix(ax, all_pairs, labels, labels, "{iou:.0f}\n({chance:.0f})")
+    return _matrix(ax, both_ways(pairs), labels, labels, "{iou:.0f}\n({chance:.0f})")
 
 
 def _matrix(
@@ -204,6 +202,14 @@ def _whole_numbers(axis: Axis) -> None:
 
     axis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
     axis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+
+
+def save_figures(figure: Figure, stem: Path) -> tuple[Path, ...]:
+    """Write `<stem>.png` and `<stem>.svg`; their paths."""
+    paths = tuple(stem.with_name(f"{stem.name}.{kind}") for kind in FORMATS)
+    for path in paths:
+        save_figure(figure, path)
+    return paths
 
 
 def save_figure(figure: Figure, path: Path) -> None:

@@ -4,6 +4,7 @@ A claim that one error rate is at or below another agrees where a paired test fi
 higher, and "cannot be told" otherwise. Differences are over utterances and seeds, as in the tables.
 """
 
+import itertools
 import math
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from parp_cli.pruning.methods import spec_of
-from parp_cli.pruning.plots import FORMATS, save_figure
+from parp_cli.pruning.plots import save_figures
 from parp_cli.scoring.comparison import verdict_of
 from parp_cli.scoring.intervals import Difference, counted
 from parp_cli.scoring.tables import difference_texts
@@ -37,22 +38,22 @@ _LISTED = 4
 """Numbers of a sentence per verdict; of the others their range is given."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Finding:
     """What the results say of a claim at one place.
 
     Attributes:
+        numbers: what the verdict is from.
         setting: of the sweep, such as "equal terms"; "" where there is one alone.
         place: such as "50%".
-        numbers: what the verdict is from.
         difference: that it is from, if it is one: of the first in the claim to the second.
     """
 
     claim: str
-    setting: str
-    place: str
     verdict: Verdict
     numbers: str
+    setting: str = ""
+    place: str = ""
     difference: Difference | None = None
 
 
@@ -67,9 +68,8 @@ def main(outcomes: Sequence[Outcome], run: Path) -> list[Finding]:
         pairs = _by_place(panel, run)
         found += _against(panel, setting, pairs, "dense", "PARP is at or below the dense network")
         for method in ("omp", "imp"):
-            found += _against(
-                panel, setting, pairs, method, f"PARP is at or below {method.upper()} at a fraction of its cost"
-            )
+            claim = f"PARP is at or below {method.upper()} at a fraction of its cost"
+            found += _against(panel, setting, pairs, method, claim)
         found += _degrade_first(setting, pairs)
     return found + _freeze(outcomes, run)
 
@@ -80,22 +80,14 @@ def cost(outcomes: Sequence[Outcome], run: Path) -> list[Finding]:
     tables = panels(outcomes)
     for panel, setting in zip(tables, _settings(tables), strict=True):
         pairs = _by_place(panel, run)
-        for method in ("omp", "imp"):
-            for sparsity in panel.sparsities:
-                ours, theirs = panel.means.get((PARP, sparsity)), panel.means.get((method, sparsity))
-                if ours is not None and theirs is not None:
-                    pair = pairs.get((method, sparsity, PARP))
-                    error = "" if pair is None else f"; PARP's error rate {_points(pair.flipped)}"
-                    found.append(
-                        Finding(
-                            claim=f"PARP costs a fraction of {method.upper()}",
-                            setting=setting,
-                            place=percent(sparsity),
-                            verdict="agrees" if ours.updates < theirs.updates else "does not agree",
-                            numbers=_costs(ours, theirs) + error,
-                            difference=None if pair is None else pair.flipped,
-                        )
-                    )
+        for method, sparsity in itertools.product(("omp", "imp"), panel.sparsities):
+            ours, theirs = panel.means.get((PARP, sparsity)), panel.means.get((method, sparsity))
+            if ours is not None and theirs is not None:
+                pair = pairs.get((method, sparsity, PARP))
+                difference = None if pair is None else pair.flipped
+                numbers = _costs(ours, theirs) + ("" if pair is None else f"; PARP's error rate {_points(difference)}")
+                claim, holds = f"PARP costs a fraction of {method.upper()}", ours.updates < theirs.updates
+                found.append(Finding(claim, _told(holds), numbers, setting, percent(sparsity), difference))
         found += _cheapest(panel, setting)
     return found
 
@@ -119,31 +111,22 @@ def overlap(outcomes: Sequence[Outcome], run: Path) -> list[Finding]:
     found = []
     for (sparsity, first, second), values in shares.items():
         iou, chance, above = (statistics.fmean(column) for column in zip(*values, strict=True))
-        is_random = "rp" in (first, second)
-        holds = abs(above) <= _BY_CHANCE if is_random else above >= _FAR_ABOVE
-        found.append(
-            Finding(
-                claim="A random mask overlaps with others by chance alone"
-                if is_random
-                else "Masks of different methods overlap far above chance, more than half of the way to equal masks",
-                setting="",
-                place=f"{first} and {second}, {percent(sparsity)}",
-                verdict="agrees" if holds else "does not agree",
-                numbers=f"IoU {100 * iou:.1f}%, by chance {100 * chance:.1f}%, {counted(len(values), 'seed')}",
-            )
-        )
+        claim = "Masks of different methods overlap far above chance, more than half of the way to equal masks"
+        holds = above >= _FAR_ABOVE
+        if "rp" in (first, second):
+            claim, holds = "A random mask overlaps with others by chance alone", abs(above) <= _BY_CHANCE
+        numbers = f"IoU {100 * iou:.1f}%, by chance {100 * chance:.1f}%, {counted(len(values), 'seed')}"
+        found.append(Finding(claim, _told(holds), numbers, place=f"{first} and {second}, {percent(sparsity)}"))
     return found
 
 
 def transfer(outcomes: Sequence[Outcome], run: Path) -> list[Finding]:
     """Masks of other languages against a language's own."""
-    found = languages(run, outcomes).transfers
-    return [
-        finding
-        for matrix in found
-        for claim in [f"A mask of another language costs nothing, trained by {matrix.title.split(', ')[2]}"]
-        for finding in _of_matrix(matrix, claim, "{row} to {column}")
-    ]
+    found: list[Finding] = []
+    for matrix in languages(run, outcomes).transfers:
+        claim = f"A mask of another language costs nothing, trained by {matrix.title.split(', ')[2]}"
+        found += _of_matrix(matrix, claim, "{row} to {column}")
+    return found
 
 
 def joint(outcomes: Sequence[Outcome], run: Path) -> list[Finding]:
@@ -222,15 +205,15 @@ def _finding(
     claim: str, setting: str, place: str, difference: Difference | None, seeds: int, more: str = ""
 ) -> Finding:
     """Of a claim that the first of a difference is at or below the second."""
-    verdicts: dict[str, Verdict] = {"better": "agrees", "worse": "does not agree", "undecided": "cannot be told"}
-    return Finding(
-        claim=claim,
-        setting=setting,
-        place=place,
-        verdict=verdicts[verdict_of(difference)],
-        numbers=f"{_points(difference)}, {counted(seeds, 'seed')}{more}",
-        difference=difference,
-    )
+    numbers = f"{_points(difference)}, {counted(seeds, 'seed')}{more}"
+    return Finding(claim, _OF[verdict_of(difference)], numbers, setting, place, difference)
+
+
+_OF: dict[str, Verdict] = {"better": "agrees", "worse": "does not agree", "undecided": "cannot be told"}
+
+
+def _told(holds: bool) -> Verdict:
+    return "agrees" if holds else "does not agree"
 
 
 def _points(difference: Difference | None) -> str:
@@ -271,12 +254,7 @@ def _degrade_first(setting: str, pairs: Mapping[tuple[str, float, str], Paired])
     elif min(late) < min(early):
         verdict = "does not agree"
     numbers = (f"{m} {'nowhere' if s == math.inf else f'from {percent(s)} on'}" for m, s in onsets.items())
-    claim = "MPI and RP degrade first"
-    return [
-        Finding(
-            claim=claim, setting=setting, place="", verdict=verdict, numbers=f"worse than dense: {', '.join(numbers)}"
-        )
-    ]
+    return [Finding("MPI and RP degrade first", verdict, f"worse than dense: {', '.join(numbers)}", setting)]
 
 
 def _freeze(outcomes: Sequence[Outcome], run: Path) -> list[Finding]:
@@ -308,32 +286,18 @@ def _cheapest(panel: Panel, setting: str) -> list[Finding]:
         return []
     fewest = min((mean.updates for mean in reached.values()), default=0.0)
     first = [place for place, mean in reached.items() if mean.updates == fewest]
-    numbers = [f"{method} at {percent(sparsity)} in {fewest:,.0f}" for method, sparsity in first]
-    return [
-        Finding(
-            claim="PARP is the cheapest way to the dense network's error rate",
-            setting=setting,
-            place="",
-            verdict="cannot be told" if not first else "agrees" if PARP in dict(first) else "does not agree",
-            numbers=f"fewest updates to {100 * dense.error:.1f}%: {', '.join(numbers) or 'no method reaches it'}",
-        )
-    ]
+    reaching = [f"{method} at {percent(sparsity)} in {fewest:,.0f}" for method, sparsity in first]
+    numbers = f"fewest updates to {100 * dense.error:.1f}%: {', '.join(reaching) or 'no method reaches it'}"
+    verdict = _told(PARP in dict(first)) if first else "cannot be told"
+    return [Finding("PARP is the cheapest way to the dense network's error rate", verdict, numbers, setting)]
 
 
 def _of_matrix(matrix: Matrix, claim: str, place: str) -> Iterable[Finding]:
     for row, values in zip(matrix.rows, matrix.values, strict=True):
         for column, value in zip(matrix.columns, values, strict=True):
             if value is not None and value.difference is not None:
-                found = value.difference
-                where = place.format(row=row, column=column)
-                yield Finding(
-                    claim=claim,
-                    setting="",
-                    place=where,
-                    verdict=_finding(claim, "", where, found, 1).verdict,
-                    numbers=_points(found),
-                    difference=found,
-                )
+                found, where = value.difference, place.format(row=row, column=column)
+                yield Finding(claim, _OF[verdict_of(found)], _points(found), place=where, difference=found)
 
 
 def paragraph(findings: Sequence[Finding]) -> str:
@@ -383,7 +347,4 @@ def draw_findings(findings: Sequence[Finding], stem: Path) -> tuple[Path, ...]:
     axes.set_xlabel("points, with 95 % intervals; below 0 agrees")
     handles = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
     axes.legend(handles.values(), handles.keys())
-    paths = tuple(stem.with_name(f"{stem.name}-claims.{kind}") for kind in FORMATS)
-    for path in paths:
-        save_figure(figure, path)
-    return paths
+    return save_figures(figure, stem.with_name(f"{stem.name}-claims"))

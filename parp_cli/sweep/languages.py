@@ -5,19 +5,19 @@ Differences are between networks that were evaluated on the same utterances, wit
 
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from parp_cli.pruning.methods import spec_of
 from parp_cli.pruning.methods.spec import FOUND_MASKS
-from parp_cli.pruning.overlap import Pair
+from parp_cli.pruning.overlap import Pair, both_ways
 from parp_cli.scoring.intervals import Difference
 from parp_cli.stages.compare import compare
 from parp_cli.sweep.cells import Outcome
 from parp_cli.sweep.differences import difference_over
 from parp_cli.sweep.grid import SEED, shown
-from parp_cli.sweep.report import table
+from parp_cli.sweep.report import metric_name, percent, table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -37,10 +37,8 @@ class Value:
         text = f"{100 * self.error:.1f}%"
         if self.difference is None:
             return text
-        points = [f"{100 * value:+.1f}" for value in (self.difference.value,)]
-        if (interval := self.difference.interval) is not None:
-            points.append(f"({100 * interval.low:+.1f} to {100 * interval.high:+.1f})")
-        return f"{text}, {' '.join(points)}"
+        value, *ends = (f"{point:+.1f}" for point in self.difference.points())
+        return f"{text}, {value}" + (f" ({' to '.join(ends)})" if ends else "")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,7 +137,7 @@ def _setting(outcome: Outcome) -> str:
     """How a network was pruned, and values of the grid's other keys."""
     words = [outcome.method]
     if outcome.sparsity_target:
-        words.append(f"{100 * outcome.sparsity_target:.4g}%")
+        words.append(percent(outcome.sparsity_target))
     words += [f"{k.split('.')[-1]} {shown(v)}" for k, v in outcome.values.items() if k not in _SHOWN_ELSEWHERE]
     return ", ".join(words)
 
@@ -164,7 +162,7 @@ def _rates(run: Path, split: str, names: tuple[str, ...], outcomes: Sequence[Out
         return _value(run, some, singles if len(some[0].languages) > 1 else ())
 
     values = tuple(tuple(value(row, name) for name in names) for row in rows)
-    return Matrix(title=f"{_metric(outcomes)}, {split}", rows=tuple(rows), columns=names, values=values)
+    return Matrix(title=f"{metric_name(outcomes)}, {split}", rows=tuple(rows), columns=names, values=values)
 
 
 def _transfers(run: Path, split: str, names: tuple[str, ...], outcomes: Sequence[Outcome]) -> list[Matrix]:
@@ -183,7 +181,7 @@ def _transfers(run: Path, split: str, names: tuple[str, ...], outcomes: Sequence
 
         matrices.append(
             Matrix(
-                title=f"{_metric(outcomes)}, {split}, {setting}, mask of",
+                title=f"{metric_name(outcomes)}, {split}, {setting}, mask of",
                 rows=rows,
                 columns=names,
                 values=tuple(tuple(value(row, name) for name in names) for row in rows),
@@ -192,18 +190,11 @@ def _transfers(run: Path, split: str, names: tuple[str, ...], outcomes: Sequence
     return matrices
 
 
-def _metric(outcomes: Sequence[Outcome]) -> str:
-    return "PER" if any(each.per is not None for each in outcomes) else "WER"
-
-
 def _value(run: Path, some: Sequence[Outcome], others: Sequence[Outcome]) -> Value:
     """The mean of some outcomes, and their difference to others of the same seeds."""
     by_seed = {each.seed: each for each in others}
     pairs = [(each, by_seed[each.seed]) for each in some if each.seed in by_seed]
-    return Value(
-        error=statistics.fmean(each.result or 0.0 for each in some),
-        difference=difference_over(pairs, run),
-    )
+    return Value(error=statistics.fmean(each.result or 0.0 for each in some), difference=difference_over(pairs, run))
 
 
 def _overlaps(run: Path, outcomes: Sequence[Outcome]) -> tuple[MaskOverlaps, ...]:
@@ -224,26 +215,14 @@ def _overlaps(run: Path, outcomes: Sequence[Outcome]) -> tuple[MaskOverlaps, ...
         paths = [run / (each.checkpoint or "") for each in by_language.values()]
         compared = compare(paths)
         label = {file.label: name for file, name in zip(compared.files, by_language, strict=True)}
-        pairs = tuple(
-            Pair(
-                first=label[pair.first],
-                second=label[pair.second],
-                overall=pair.overall,
-                by_layer=pair.by_layer,
-                by_kind=pair.by_kind,
-                by_layer_and_kind=pair.by_layer_and_kind,
-            )
-            for pair in compared.pairs
-        )
+        pairs = tuple(replace(pair, first=label[pair.first], second=label[pair.second]) for pair in compared.pairs)
         found.append(MaskOverlaps(title=setting, languages=tuple(by_language), pairs=pairs))
     return tuple(found)
 
 
 def _overlap_lines(overlaps: MaskOverlaps) -> list[str]:
     """Every two languages, and the mean over pairs of each layer."""
-    by_pair = {(pair.first, pair.second): pair.overall for pair in overlaps.pairs}
-    by_pair |= {(second, first): overlap for (first, second), overlap in by_pair.items()}
-    rows = []
+    by_pair, rows = both_ways(overlaps.pairs), []
     for first in overlaps.languages:
         cells = [by_pair.get((first, second)) for second in overlaps.languages]
         shown = ["–" if each is None else f"{100 * each.iou:.1f}% ({100 * each.iou_by_chance:.1f}%)" for each in cells]
@@ -255,14 +234,11 @@ def _overlap_lines(overlaps: MaskOverlaps) -> list[str]:
 
 
 def _layer_means(overlaps: MaskOverlaps) -> dict[str, tuple[float, float]]:
-    layers = overlaps.pairs[0].by_layer
-    return {
-        name: (
-            statistics.fmean(pair.by_layer[name].iou for pair in overlaps.pairs),
-            statistics.fmean(pair.by_layer[name].iou_by_chance for pair in overlaps.pairs),
-        )
-        for name in layers
-    }
+    means = {}
+    for name in overlaps.pairs[0].by_layer:
+        parts = [pair.by_layer[name] for pair in overlaps.pairs]
+        means[name] = statistics.fmean(p.iou for p in parts), statistics.fmean(p.iou_by_chance for p in parts)
+    return means
 
 
 def draw_languages(found: Languages, stem: Path) -> tuple[Path, ...]:
@@ -270,7 +246,7 @@ def draw_languages(found: Languages, stem: Path) -> tuple[Path, ...]:
     layer beside the level of chance. Raises as `parp_cli.sweep.report.draw`."""
     from matplotlib.figure import Figure
 
-    from parp_cli.pruning.plots import FORMATS, overlap_panel, save_figure
+    from parp_cli.pruning.plots import overlap_panel, save_figures
 
     count = len(found.transfers) + 2 * len(found.overlaps)
     if not count:
@@ -294,10 +270,7 @@ def draw_languages(found: Languages, stem: Path) -> tuple[Path, ...]:
         axes.set_ylim(0, 100)
         axes.set_title(each.title, fontsize=9)
         axes.legend()
-    paths = tuple(stem.with_name(f"{stem.name}-languages.{kind}") for kind in FORMATS)
-    for path in paths:
-        save_figure(figure, path)
-    return paths
+    return save_figures(figure, stem.with_name(f"{stem.name}-languages"))
 
 
 def _transfer_panel(axes: "Axes", matrix: Matrix) -> "AxesImage":

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from parp_cli.pruning.methods import spec_of
-from parp_cli.pruning.plots import FORMATS, save_figure
+from parp_cli.pruning.plots import save_figures
 from parp_cli.scoring.classes import NAMES
 from parp_cli.scoring.tables import difference_texts
 from parp_cli.storage.atomic import write_text
@@ -78,7 +78,7 @@ def _panel(title_parts: tuple[str, ...], rows: Sequence[Outcome]) -> Panel:
             groups.setdefault((row.method, row.sparsity_target), []).append(row)
     return Panel(
         title_parts=title_parts,
-        metric=_metric(rows),
+        metric=metric_name(rows),
         methods=tuple(dict.fromkeys(row.method for row in rows)),
         sparsities=tuple(sorted({row.sparsity_target for row in rows})),
         means={place: _mean(group) for place, group in groups.items()},
@@ -86,7 +86,7 @@ def _panel(title_parts: tuple[str, ...], rows: Sequence[Outcome]) -> Panel:
     )
 
 
-def _metric(rows: Sequence[Outcome]) -> str:
+def metric_name(rows: Sequence[Outcome]) -> str:
     """What results are, for people."""
     named = next((NAMES[row.metric] for row in rows if row.metric is not None), None)
     return named or ("PER" if any(row.per is not None for row in rows) else "WER")
@@ -198,10 +198,7 @@ def draw(panels: Sequence[Panel], stem: Path) -> tuple[Path, ...]:
         axes.set_title(textwrap.fill(title, _TITLE_CHARACTERS))
     for axes in grid[len(drawn) :]:
         axes.set_visible(False)
-    paths = tuple(stem.with_name(f"{stem.name}.{kind}") for kind in FORMATS)
-    for path in paths:
-        save_figure(figure, path)
-    return paths
+    return save_figures(figure, stem)
 
 
 def titles(panels: Sequence[Panel]) -> list[str]:

@@ -129,7 +129,7 @@ def test_figure(tmp_path: Path) -> None:
 def test_panels_can_be_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One error axis for all, one colour per method, the dense level in each, titles of what differs."""
     drawn: list[Any] = []
-    monkeypatch.setattr(report, "save_figure", lambda figure, path: drawn.append(figure))
+    monkeypatch.setattr(report, "save_figures", lambda figure, stem: drawn.append(figure))
     rate = {"training.learning_rate": 1e-3, "a.key": "x" * 30, "another.key": "y" * 30}
     rows = [outcome("dense", 0.0, 0, 0.1, **rate)]
     rows += [outcome("mpi", 0.5, 0, 0.2, **rate, **{"pruning.interval": 10})]
