@@ -59,6 +59,32 @@ _NOT_DETERMINISTIC = (
 )
 """What speech and texts might meet of the operators that `torch.use_deterministic_algorithms` lists as raising."""
 
+
+def _compress(weight: Tensor) -> Tensor:
+    """What cuSPARSELt makes of a 2:4 matrix (E, D): D / 2 entries of each row, and two bits for the place of each, in
+    D / 16 more."""
+    groups = weight.view(len(weight), -1, 4)
+    places = (groups == 0).to(torch.uint8).argsort(dim=-1, stable=True)[..., :2].sort(-1).values
+    kept = groups.gather(-1, places).flatten(1)
+    fours = places.reshape(len(weight), -1, 4)
+    bits = (fours << torch.tensor([0, 2, 4, 6])).sum(-1).to(torch.uint8)
+    return torch.cat([kept, bits.contiguous().view(weight.dtype)], 1)
+
+
+def _compressed_product(packed: Tensor, dense: Tensor, bias: Tensor | None = None, **_: Any) -> Tensor:
+    """(E, N) of what `_compress` made of (E, D), times (D, N), plus a bias (E,)."""
+    inputs = len(dense)
+    kept, bits = packed[:, : inputs // 2], packed[:, inputs // 2 :].contiguous().view(torch.uint8)
+    places = (bits[..., None] >> torch.tensor([0, 2, 4, 6], dtype=torch.uint8) & 3).view(len(packed), -1, 2).long()
+    groups = packed.new_zeros(len(packed), inputs // 4, 4)
+    weight = groups.scatter_(-1, places, kept.reshape(len(packed), -1, 2)).flatten(1)
+    made = weight.float() @ dense.float() + (0.0 if bias is None else bias.float()[:, None])
+    return made.to(dense.dtype)
+
+
+_ON_CPU = {_aten._cslt_compress.default: _compress, _aten._cslt_sparse_mm.default: _compressed_product}
+"""Values of operators that have no kernel for CPUs."""
+
 _NO_FAKE = (DataDependentOutputException, DynamicOutputShapeException, UnsupportedOperatorException)
 
 
@@ -83,6 +109,8 @@ class FakeCuda(FakeTensorMode):
         if self._inside or func.namespace == "prim":
             return super().__torch_dispatch__(func, types, args, kwargs)
         inputs = [leaf for leaf in tree_flatten((args, kwargs))[0] if isinstance(leaf, Tensor)]
+        if any(isinstance(leaf, torch.sparse.SparseSemiStructuredTensor) for leaf in inputs):
+            return NotImplemented  # it calls operators of what it consists of
         fakes = [leaf for leaf in inputs if isinstance(leaf, FakeTensor)]
         device = kwargs.get("device")
         if not fakes and (device is None or torch.device(device).type != "cuda"):
@@ -98,7 +126,9 @@ class FakeCuda(FakeTensorMode):
             self.waits.append(f"{func} ({why}) at {_place()}")
         if func.overloadpacket in _PRODUCTS and any(leaf.dtype == torch.float32 for leaf in fakes):
             self.float32_products.append(f"{func} at {_place()}")
-        values = func(*tree_map(_value, args), **tree_map(_value, {**kwargs, **({"device": "cpu"} if device else {})}))
+        values = _ON_CPU.get(func, func)(
+            *tree_map(_value, args), **tree_map(_value, {**kwargs, **({"device": "cpu"} if device else {})})
+        )
         if not _stays(func, args, device):
             return values if func is not _aten.copy_.default else args[0]
         return self._placed(values, self._faked(func, types, args, kwargs), fakes)

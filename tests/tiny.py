@@ -1,7 +1,7 @@
 """A tiny world: an encoder of 20 thousand weights, and a corpus in which every letter is a tone of its own."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy
@@ -30,6 +30,9 @@ TINY = Architecture(
     positional_kernel=8,
     positional_groups=4,
 )
+
+WIDE = replace(TINY, name="wide", width=64, feed_forward=128)
+"""So that sparse tensor cores take its matrices, but that of 16 channels."""
 
 TRAINING = (
     "training.updates=12",

@@ -145,7 +145,7 @@ def reprune(
 _KINDS = {
     "small": "without what its mask emptied",
     "packed": "without pruned weights",
-    "sparse": "with the fastest kernels on this CPU",
+    "sparse": "with the fastest kernels",
     "mask": "without weights",
 }
 _RUNTIMES = {"hf": "transformers", "torchaudio": "torchaudio", "onnx": "onnxruntime", "sherpa": "sherpa-onnx"}
@@ -158,7 +158,7 @@ def export(
             "--to",
             "A folder for transformers; a state dict; a checkpoint without what the mask emptied; a file for "
             "onnxruntime (extra `onnx`); a folder for sherpa-onnx (extra `sherpa`); a checkpoint with only the weights "
-            "that are kept; one that computes with each matrix as is fastest on this CPU; the mask alone.",
+            "that are kept; one that computes with each matrix as is fastest on this machine; the mask alone.",
         ),
     ],
     checkpoint: options.Checkpoint = None,
@@ -185,7 +185,8 @@ def export(
     Most runtimes compute with zeros as with other numbers. Whole heads and units can be removed: prune with
     pruning.pattern=structures, and --to small writes a checkpoint without them. --to packed leaves zeros out of the
     file. --to sparse measures each matrix dense and as compressed rows, which are faster from about 90 % sparsity on,
-    and with --int8 in 8-bit integers. Every command takes small, packed and sparse checkpoints; eval and transcribe
+    and with --int8 in 8-bit integers; on a GPU, 2:4 matrices on its sparse tensor cores, which `parp eval --precision
+    bfloat16` then uses. Every command takes small, packed and sparse checkpoints; eval and transcribe
     take exported masks (--mask). Small, packed, sparse, onnx and sherpa are compared with the checkpoint before they
     are written. Of texts there are hf, onnx, packed and mask. sherpa-onnx (phones, browsers, a dozen languages) reads
     --to sherpa as omnilingual_asr_ctc.
@@ -198,15 +199,18 @@ def export(
       parp export parp-run/small.safetensors --to onnx --int8
       parp export parp-run/small.safetensors --to sherpa --int8
     """
+    from parp_cli.runtime.device import select_device
     from parp_cli.stages.export import export as stage
     from parp_cli.storage.run_folder import EXPORTS, checkpoint_or_newest
 
-    del device, seed  # files are only rewritten; taken because every stage takes them
+    del seed  # nothing here is random; taken because every stage takes it
     output = Output(as_json=as_json, quiet=quiet)
     source = checkpoint_or_newest(checkpoint, run)
     with output.progress() as notify:
         name = EXPORTS[f"{to}-int8" if int8 else to]
-        result = stage(source, to=to, out=out or run / name, int8=int8, values=values, notify=notify)
+        # A sparse one of a model without 2:4 matrices is for the CPU; others are made there.
+        where = None if device == "auto" else select_device(device)
+        result = stage(source, to=to, out=out or run / name, int8=int8, values=values, device=where, notify=notify)
     tool = _KINDS.get(to) or f"for {_RUNTIMES[to]}"
     output.text(f"exported {source} {tool}, {size(result.size)}")
     render.export(output, result)

@@ -181,7 +181,7 @@ def export(output: Output, result: "ExportResult") -> None:
     if result.integer_products is not None:
         output.text(f"{result.integer_products} matrix products of 8-bit integers; all else stays float32")
     if result.kernels is not None:
-        _kernels(output, result.kernels)
+        _kernels(output, result.kernels, result.measured_on)
     lengths = ", ".join(f"{seconds:.1f}" for seconds in check.seconds)
     speed = (
         "a smaller file, as fast as before" if result.target == "packed" else f"{ours / theirs:.2f} times as fast there"
@@ -192,14 +192,21 @@ def export(output: Output, result: "ExportResult") -> None:
         output.text(f"transcripts changed: {check.transcripts_changed} of {check.transcripts}{by}")
 
 
-def _kernels(output: Output, kernels: Mapping[str, int]) -> None:
+def _kernels(output: Output, kernels: Mapping[str, int], device: str | None) -> None:
     """How the matrices of a sparse export are computed, and whether that gains anything."""
-    titles = {"dense": "dense", "csr": "as compressed rows", "int8": "in 8-bit integers"}
+    titles = {
+        "dense": "dense",
+        "csr": "as compressed rows",
+        "int8": "in 8-bit integers",
+        "2:4": "by sparse tensor cores, in bfloat16",
+    }
     output.text(
         "matrices: " + ", ".join(f"{kernels[kind]} {title}" for kind, title in titles.items() if kind in kernels)
     )
     if set(kernels) == {"dense"}:
-        output.text("no gain: on this processor none of them is faster otherwise; --int8 or --to small may be")
+        others = "--to small" if device == "cuda" else "--int8 or --to small"
+        where = "GPU" if device == "cuda" else "processor"
+        output.text(f"no gain: on this {where} none of them is faster otherwise; {others} may be")
 
 
 def _sparsities(output: Output, result: "Inspection") -> None:

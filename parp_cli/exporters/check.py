@@ -17,6 +17,7 @@ from parp_cli.models.sources.names import MASK_EMBEDDING, without
 from parp_cli.models.speech.config import Architecture, build
 from parp_cli.models.speech.forward import encode, front_end, pad
 from parp_cli.models.speech.kernels import install
+from parp_cli.runtime.device import autocast
 from parp_cli.storage.conventions import SAMPLE_RATE
 
 TOLERANCE = 1e-4
@@ -53,18 +54,26 @@ class Check:
 
 
 def network(
-    architecture: Architecture, weights: Mapping[str, Tensor], kernels: Mapping[str, str] | None = None
+    architecture: Architecture,
+    weights: Mapping[str, Tensor],
+    kernels: Mapping[str, str] | None = None,
+    device: torch.device | None = None,
 ) -> Network:
-    """The network of these weights, as parp runs it; with kernels for some of them, by weight name."""
+    """The network of these weights, as parp runs it; with kernels for some of them, by weight name.
+
+    In float32 on the CPU, by default, and in bfloat16 on CUDA, where kernels are for that; its logits are on the CPU.
+    """
+    device = device or torch.device("cpu")
     model = build(architecture, vocabulary_size=len(weights["aux.weight"]) if "aux.weight" in weights else None)
     model.load_state_dict(without(weights, [MASK_EMBEDDING]))
-    model.eval()
+    model.to(device).eval()
     install(model, kernels or {}, source="the export")
 
     def run(waveforms: Sequence[Tensor]) -> list[Tensor]:
         with torch.inference_mode():
             features = [front_end(model, architecture, waveform) for waveform in waveforms]
-            logits = encode(model, *pad(features))
+            with autocast("bfloat16" if device.type == "cuda" else "float32", device):
+                logits = encode(model, *pad(features)).float().cpu()
         return [row[: len(own)] for row, own in zip(logits, features, strict=True)]
 
     return run

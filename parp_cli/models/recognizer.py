@@ -28,7 +28,7 @@ def encoder_of(checkpoint: Checkpoint, *, source: str, parents: tuple[Parent, ..
 def rebuild(checkpoint: Checkpoint, device: "torch.device", *, source: str) -> tuple[Any, Any]:
     """The checkpoint's architecture, and its network in evaluation mode, float32, with its head if it has one.
 
-    On the CPU it computes with the checkpoint's kernels if there are any.
+    It computes with those of the checkpoint's kernels that the device has.
 
     Args:
         source: names the checkpoint in errors.
@@ -40,7 +40,7 @@ def rebuild(checkpoint: Checkpoint, device: "torch.device", *, source: str) -> t
     model = encoder.architecture.build(outputs=outputs_of(encoder.task))
     model.load_state_dict(without(encoder.weights, [MASK_EMBEDDING]))
     model = model.to(device).eval()
-    if checkpoint.kernels and device.type == "cpu":
+    if checkpoint.kernels:
         from parp_cli.models.speech.kernels import install
 
         install(model, checkpoint.kernels, source=source)

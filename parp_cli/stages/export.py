@@ -8,6 +8,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
+import torch
 from torch import Tensor
 
 from parp_cli.config.load import recipe_from_dict
@@ -36,11 +37,11 @@ from parp_cli.exporters.torchaudio import export_torchaudio
 from parp_cli.models.recognizer import encoder_of
 from parp_cli.models.sources.names import MASK_EMBEDDING, without
 from parp_cli.models.speech.config import Architecture, build
-from parp_cli.models.speech.kernels import INT8, choose
+from parp_cli.models.speech.kernels import INT8, SEMI_STRUCTURED, choose, is_semi_structured
 from parp_cli.models.transformers.architecture import TextArchitecture
 from parp_cli.pruning.masks import backbone_hash, check_fit, count_all, count_pruned, under
 from parp_cli.pruning.methods import all_specs
-from parp_cli.runtime.device import versions
+from parp_cli.runtime.device import select_device, versions
 from parp_cli.runtime.progress import Notify, Progress, silent
 from parp_cli.storage import checkpoint
 from parp_cli.storage.atomic import replacing, write_error
@@ -75,8 +76,9 @@ class ExportResult:
         check: how they compare.
         integer_products: matrix products of 8-bit integers, of a quantised export.
         card: the model card that was written; None for other targets, or where a card of one's own was kept.
-        kernels: how many matrix products are computed dense, from compressed rows (csr) and in 8-bit integers (int8),
-            of a sparse export.
+        kernels: how many matrix products are computed dense, from compressed rows (csr), in 8-bit integers (int8) and
+            as 2:4, of a sparse export.
+        measured_on: "cpu" or "cuda", of a sparse export.
     """
 
     path: Path
@@ -90,6 +92,7 @@ class ExportResult:
     integer_products: int | None = None
     card: Path | None = None
     kernels: Mapping[str, int] | None = None
+    measured_on: str | None = None
 
 
 def export(
@@ -99,6 +102,7 @@ def export(
     out: Path,
     int8: bool = False,
     values: Values | None = None,
+    device: torch.device | None = None,
     notify: Notify = silent,
 ) -> ExportResult:
     """Export a checkpoint; every weight that its mask prunes is zero in what is written, or not there.
@@ -108,17 +112,19 @@ def export(
             card, which lists what `parp eval` measured in the checkpoint's folder); "small", a checkpoint without the
             heads, units and channels that the mask has emptied; "onnx", a file for onnxruntime; "sherpa", a folder for
             sherpa-onnx; "packed", a checkpoint with only the weights that are kept; "sparse", such a one that also
-            names the fastest way to compute with each of its matrices on this CPU, which is measured; "mask", the mask
-            alone. Small, onnx, sherpa, packed and sparse ones of speech are compared with the checkpoint before they
-            are written, and onnx of texts.
+            names the fastest way to compute with each of its matrices, which is measured; "mask", the mask alone.
+            Small, onnx, sherpa, packed and sparse ones of speech are compared with the checkpoint before they are
+            written, and onnx of texts.
         out: the directory or file to write.
         int8: matrix products with 8-bit integers; for "onnx" and "sherpa", and for "sparse", where they are the
             fastest.
         values: number type of the kept weights, by default float32; for "packed" alone.
+        device: what a "sparse" one is for; by default the GPU if there is one and the mask has 2:4 matrices, else the
+            CPU.
 
     Raises:
         CheckpointError: the source cannot be read, the target has no such networks, or the comparison failed.
-        MaskError: the mask does not fit, or has emptied nothing.
+        MaskError: the mask does not fit, or has emptied nothing, or has nothing for sparse tensor cores.
         UsageError: an option does not go with the target, or the extra `onnx` is not installed.
         ResourceError: no space is left on the disk.
     """
@@ -144,14 +150,18 @@ def export(
         metadata = _descended(source, content.metadata)
         content = replace(content, weights=weights, metadata=metadata, kernels={})
         if to == "sparse":
-            content = replace(content, kernels=_fastest(architecture, content, int8, notify))
+            model = _model(architecture, content).to(_measured_on(source, content, int8, device))
+            where = next(model.parameters()).device
+            content = replace(content, kernels=_fastest(model, content, int8, notify))
+            del model
             return replace(
-                _packed(source, architecture, content, out, "float32", notify),
+                _packed(source, architecture, content, out, "float32", where, notify),
                 target="sparse",
                 kernels=dict(Counter(content.kernels.values())),
+                measured_on=where.type,
             )
         if to == "packed":
-            return _packed(source, architecture, content, out, values or "float32", notify)
+            return _packed(source, architecture, content, out, values or "float32", torch.device("cpu"), notify)
         checkpoint.write_masks(out, _without_head(content), backbone_hash(content.masks, weights))
         return ExportResult(path=out, target=to, source=source, size=out.stat().st_size, zeros=zeros)
     if to == "small":
@@ -230,9 +240,16 @@ def _without_head(content: Checkpoint) -> Checkpoint:
 
 
 def _packed(
-    source: Path, architecture: Architecture, content: Checkpoint, out: Path, values: Values, notify: Notify
+    source: Path,
+    architecture: Architecture,
+    content: Checkpoint,
+    out: Path,
+    values: Values,
+    device: torch.device,
+    notify: Notify,
 ) -> ExportResult:
-    exact, check = values == "float32" and INT8 not in content.kernels.values(), None
+    exact, check = values == "float32" and not {INT8, SEMI_STRUCTURED} & set(content.kernels.values()), None
+    device = torch.device("cpu") if exact else device
     with TemporaryDirectory() as folder:
         made = Path(folder) / "packed"
         try:
@@ -241,7 +258,10 @@ def _packed(
             read = encoder_of(written, source=str(out)).weights
             if architecture.kind != "text":
                 recognises = content.metadata.vocabulary is not None
-                networks = network(architecture, content.weights), network(architecture, read, written.kernels)
+                networks = (
+                    network(architecture, content.weights, device=device),
+                    network(architecture, read, written.kernels, device),
+                )
                 check = compared(*networks, _speech(content.metadata, notify), exact=exact, recognises=recognises)
                 refuse_different(check.largest_difference, str(source), exact=exact)
             with replacing(out) as temporary:
@@ -264,11 +284,33 @@ def _packed(
     )
 
 
-def _fastest(architecture: Architecture, content: Checkpoint, int8: bool, notify: Notify) -> dict[str, str]:
-    """The fastest kernel for each matrix of the checkpoint, by weight name."""
+def _model(architecture: Architecture, content: Checkpoint) -> Any:
     vocabulary = content.metadata.vocabulary
     model = build(architecture, vocabulary_size=None if vocabulary is None else len(vocabulary))
     model.load_state_dict(without(content.weights, [MASK_EMBEDDING]))
+    return model
+
+
+def _measured_on(source: Path, content: Checkpoint, int8: bool, device: torch.device | None) -> torch.device:
+    """The device that a sparse export is for."""
+    if int8:
+        if device is not None and device.type != "cpu":
+            raise UsageError("8-bit integers are for CPUs alone", hint="leave out --int8, or use --device cpu")
+        return torch.device("cpu")
+    if device is not None and device.type == "cpu":
+        return device
+    if any(is_semi_structured(content.weights[name]) for name, mask in content.masks.items() if mask.dim() == 2):
+        return device or select_device("auto")
+    if device is None:
+        return torch.device("cpu")
+    raise MaskError(
+        f"{source} has no matrix that sparse tensor cores take",
+        hint="they take 2:4 ones: prune with pruning.pattern=2:4; or measure what a CPU gains, with --device cpu",
+    )
+
+
+def _fastest(model: Any, content: Checkpoint, int8: bool, notify: Notify) -> dict[str, str]:
+    """The fastest kernel for each matrix of the checkpoint, by weight name, where the model is."""
     pruned = {name for name, mask in content.masks.items() if not bool(mask.all())}
     return choose(
         model, pruned, int8=int8, each=lambda done, total: notify(Progress("measuring matrices", done, total))

@@ -172,7 +172,7 @@ def _prepare_round(
     if each.recipe.distil.teacher is not None and (path := teacher_file(each.recipe) or teacher) is not None:
         check_teacher(path, task)
         content = checkpoint.read(path)
-        # Without kernels, which are for the CPU alone: it goes where the run goes.
+        # Without kernels, which are for one device: it goes where the run goes.
         _, network = rebuild(replace(content, kernels={}), torch.device("cpu"), source=str(path))
         parents = (*start.parents, *checkpoint.lineage(path, content.metadata))
         task, start = replace(task, teacher=network), replace(start, parents=tuple(dict.fromkeys(parents)))

@@ -18,7 +18,9 @@ from parp_cli.stages.inspect import inspect
 from parp_cli.stages.reprune import reprune
 from parp_cli.stages.transcribe import transcribe
 from parp_cli.storage import checkpoint
-from tests.tiny import World
+from parp_cli.tasks.evaluation import Options
+from tests.fake_cuda import CUDA, fake_cuda
+from tests.tiny import WIDE, World, write_encoder
 
 
 def always(kind: str) -> Any:
@@ -90,7 +92,7 @@ def test_damage_and_kernels_of_a_newer_parp_are_told(
     monkeypatch.setattr(exporting, "choose", always("csr"))
     sparse = export(trained, to="sparse", out=tmp_path / "sparse.safetensors").path
     content = sparse.read_bytes()
-    swapped = content.replace(b'\\"csr\\"', b'\\"2:4\\"')
+    swapped = content.replace(b'\\"csr\\"', b'\\"5:8\\"')
     assert swapped != content
     sparse.write_bytes(swapped)
     with pytest.raises(CheckpointError, match="was changed or damaged"):
@@ -98,10 +100,10 @@ def test_damage_and_kernels_of_a_newer_parp_are_told(
     sparse.write_bytes(content)
     read = checkpoint.read(sparse)
     newer = checkpoint.Checkpoint(
-        weights=read.weights, masks=read.masks, metadata=read.metadata, kernels=dict.fromkeys(read.kernels, "2:4")
+        weights=read.weights, masks=read.masks, metadata=read.metadata, kernels=dict.fromkeys(read.kernels, "5:8")
     )
     checkpoint.write_packed(sparse, newer, "float32")
-    with pytest.raises(CheckpointError, match="wants the kernel 2:4") as caught:
+    with pytest.raises(CheckpointError, match="wants the kernel 5:8") as caught:
         evaluate(sparse, out=tmp_path / "a.jsonl")
     assert "update parp" in (caught.value.hint or "")
 
@@ -114,11 +116,75 @@ def test_what_fails_leaves_nothing_behind(
     with pytest.raises(UsageError, match="--int8 goes with --to onnx, sherpa or sparse"):
         export(trained, to="packed", int8=True, out=tmp_path / "a")
 
-    def off(*given: Any) -> Any:
-        return lambda waveforms: [torch.full((3, 3), float(len(given))) for _ in waveforms]
+    def off(architecture: Any, weights: Any, kernels: Any = None, device: Any = None) -> Any:
+        return lambda waveforms: [torch.full((3, 3), float(kernels is None)) for _ in waveforms]
 
     monkeypatch.setattr(exporting, "choose", always("csr"))
     monkeypatch.setattr(exporting, "network", off)
     with pytest.raises(CheckpointError, match="gives other logits, and is not written"):
         export(trained, to="sparse", out=tmp_path / "a")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.fixture
+def two_of_four(world: World, tmp_path: Path) -> Path:
+    write_encoder(tmp_path / "wide.safetensors", WIDE)
+    settings = (f"model={tmp_path / 'wide.safetensors'}", "pruning.pattern=2:4", "training.updates=1")
+    return finetune(world.recipe(*settings), run=tmp_path / "wide").path
+
+
+@pytest.mark.parametrize("kind", ["dense", "2:4"])
+def test_sparse_tensor_cores(two_of_four: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    """Measured on CUDA, the export's products of bfloat16 are there by them; in float32, and on a CPU, it is exact."""
+    places: list[str] = []
+
+    def choose(model: Any, pruned: Any, *, int8: bool, each: Any) -> Mapping[str, str]:
+        places.append(next(model.parameters()).device.type)
+        return {name: kind for name in sorted(pruned & set(products(model))) if "feature_projection" not in name}
+
+    monkeypatch.setattr(exporting, "choose", choose)
+    with fake_cuda():
+        result = export(two_of_four, to="sparse", device=CUDA, out=tmp_path / "sparse.safetensors")
+        assert places == ["cuda"]
+        assert (result.kernels, result.measured_on) == ({kind: 12}, "cuda")
+        assert result.check is not None
+        assert result.check.transcripts == (3 if kind == "2:4" else None)
+        assert result.check.largest_difference < (0.1 if kind == "2:4" else 1e-6)
+        counted: list[Any] = []
+        real = torch._cslt_sparse_mm
+
+        def counting(*args: Any, **options: Any) -> Any:
+            counted.append(args)
+            return real(*args, **options)
+
+        monkeypatch.setattr(torch, "_cslt_sparse_mm", counting)
+        assert evaluated(two_of_four, CUDA) == evaluated(result.path, CUDA)
+        assert not counted
+        evaluated(result.path, CUDA, precision="bfloat16")
+        assert bool(counted) == (kind == "2:4")
+    assert evaluated(two_of_four) == evaluated(result.path)
+
+
+def evaluated(path: Path, device: torch.device | None = None, **options: Any) -> Any:
+    out = path.with_suffix(".jsonl")
+    return evaluate(path, out=out, options=Options(**options), device=device).as_it_is.report.metrics
+
+
+def test_which_device_a_sparse_export_is_for(
+    trained: Path, two_of_four: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(exporting, "choose", always("csr"))
+    out = tmp_path / "sparse.safetensors"
+    with fake_cuda():
+        monkeypatch.setattr(exporting, "select_device", lambda name: CUDA if name == "auto" else torch.device(name))
+        assert export(trained, to="sparse", out=out).measured_on == "cpu"
+        assert export(two_of_four, to="sparse", out=out).measured_on == "cuda"
+        assert export(two_of_four, to="sparse", int8=True, out=out).measured_on == "cpu"
+        assert export(two_of_four, to="sparse", device=torch.device("cpu"), out=out).measured_on == "cpu"
+        out.unlink()
+        with pytest.raises(MaskError, match="no matrix that sparse tensor cores take") as caught:
+            export(trained, to="sparse", device=CUDA, out=out)
+        assert "pruning.pattern=2:4" in (caught.value.hint or "")
+        with pytest.raises(UsageError, match="8-bit integers are for CPUs"):
+            export(two_of_four, to="sparse", int8=True, device=CUDA, out=out)
+    assert not out.exists()

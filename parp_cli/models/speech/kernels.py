@@ -1,4 +1,5 @@
-"""How the matrix products of a speech network are computed on a CPU: dense, from compressed rows, or in 8-bit integers.
+"""How the matrix products of a speech network are computed: dense; on a CPU from compressed rows or in 8-bit integers;
+on CUDA by the sparse tensor cores, which take 2:4 matrices.
 
 B utterances, T frames, D inputs, E outputs of a layer.
 """
@@ -7,6 +8,7 @@ import time
 import warnings
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,6 +17,7 @@ from torch import Tensor, nn
 from parp_cli.errors import CheckpointError
 from parp_cli.models.speech.linear import linear
 from parp_cli.models.speech.wavlm import PackedProjections
+from parp_cli.runtime.device import autocast
 
 if TYPE_CHECKING:
     from parp_cli.models.speech.encoder import SpeechNetwork
@@ -25,10 +28,18 @@ Product = Callable[[Tensor], Tensor]
 Timer = Callable[[Callable[[], object]], float]
 """Seconds that a call takes."""
 
-DENSE, CSR, INT8 = "dense", "csr", "int8"
+_CPU = torch.device("cpu")
 
-_FRAMES = 500
-"""Of the input that kernels are measured on: 10 s of speech."""
+DENSE, CSR, INT8, SEMI_STRUCTURED = "dense", "csr", "int8", "2:4"
+
+_FRAMES = {"cpu": 500, "cuda": 3000}
+"""Of the input that kernels are measured on: 10 s of speech, and on CUDA, which wants larger batches, a minute."""
+
+_CALLS = {"cpu": 1, "cuda": 20}
+"""Between two looks at the clock: a call on CUDA is too short for it."""
+
+_MULTIPLES = (32, 64)
+"""Of these are the outputs and inputs of a matrix that both of torch's ways to the sparse tensor cores take."""
 
 _GAIN = 0.9
 """A kernel is chosen where it takes at most this share of the dense one's time: less is within the noise."""
@@ -56,15 +67,18 @@ def products(model: "SpeechNetwork") -> tuple[str, ...]:
     return tuple(_places(model))
 
 
-def fastest_of_rounds(call: Callable[[], object]) -> float:
-    """Seconds that the call takes here, with torch's threads: the shortest of several, after one to warm up."""
-    call()
-    seconds = []
-    for _ in range(_ROUNDS):
+def fastest_of_rounds(call: Callable[[], object], device: torch.device = _CPU) -> float:
+    """Seconds that the call takes on the device, with torch's threads: the shortest of several, after one to warm
+    up."""
+    calls, seconds = _CALLS[device.type], []
+    for _ in range(1 + _ROUNDS):
         began = time.perf_counter()
-        call()
-        seconds.append(time.perf_counter() - began)
-    return min(seconds)
+        for _ in range(calls):
+            call()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        seconds.append((time.perf_counter() - began) / calls)
+    return min(seconds[1:])
 
 
 @torch.no_grad()
@@ -73,24 +87,30 @@ def choose(
     pruned: Collection[str],
     *,
     int8: bool,
-    timer: Timer = fastest_of_rounds,
+    timer: Timer | None = None,
     each: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, str]:
-    """The fastest kernel for each matrix of a network on the CPU, by weight name.
+    """The fastest kernel for each matrix of a network, on the device where it is, by weight name.
 
     Args:
-        pruned: names of weights with zeros, for which compressed rows are measured.
+        pruned: names of weights with zeros, for which compressed rows are measured, and 2:4 for those that are it.
         int8: whether 8-bit integers are measured, which change the outputs.
+        timer: by default `fastest_of_rounds`.
         each: is called after each matrix with the number of those measured, and of all.
     """
     chosen: dict[str, str] = {}
-    places = _places(model)
+    places, device = _places(model), next(model.parameters()).device
+    timer = timer or partial(fastest_of_rounds, device=device)
     generator = torch.Generator().manual_seed(0)
     for name, place in places.items():
         weight, bias = place.parameters()
-        x = torch.randn(1, _FRAMES, weight.shape[1], generator=generator)
+        x = torch.randn(1, _FRAMES[device.type], weight.shape[1], generator=generator).to(device)
         kinds = [DENSE, *([CSR] if name in pruned else []), *([INT8] if int8 else [])]
-        seconds = {kind: timer(_call(_BUILD[kind](weight, bias), x)) for kind in kinds if kind in available()}
+        if name in pruned and is_semi_structured(weight):
+            kinds.append(SEMI_STRUCTURED)
+        with autocast("bfloat16" if device.type == "cuda" else "float32", device):
+            products = {kind: _BUILD[kind](weight, bias) for kind in kinds if kind in available(device)}
+            seconds = {kind: timer(_call(product, x)) for kind, product in products.items()}
         fastest = min(seconds, key=lambda kind: seconds[kind])
         chosen[name] = fastest if seconds[fastest] <= _GAIN * seconds[DENSE] else DENSE
         each(len(chosen), len(places))
@@ -98,29 +118,53 @@ def choose(
 
 
 def install(model: "SpeechNetwork", kernels: Mapping[str, str], *, source: str) -> None:
-    """Make a network on the CPU, which will not be trained, compute with these kernels, by weight name.
+    """Make a network, which will not be trained, compute with these kernels, by weight name, on the device where it is.
 
-    Its own matrices are freed. What this machine has no kernel for stays dense, which is slower and never worse.
+    Its own matrices are freed. What this device has no kernel for stays dense, which is slower and never worse.
 
     Raises:
         CheckpointError: there is no such matrix or kernel; the `source` is named.
     """
-    places = _places(model)
+    places, device = _places(model), next(model.parameters()).device
     for name, kind in kernels.items():
         if name not in places or kind not in _BUILD:
             what = f"the kernel {kind}" if name in places else f"a matrix {name}"
             raise CheckpointError(f"{source} wants {what}, which this parp does not have", hint="update parp to use it")
-        if kind != DENSE and kind in available():
+        if kind != DENSE and kind in available(device):
             place = places[name]
             module: Any = place.module
             module.forward = _BUILD[kind](*place.parameters())
             setattr(module, place.weight, None)
 
 
-def available() -> tuple[str, ...]:
-    """The kernels that torch has on this machine."""
+def available(device: torch.device = _CPU) -> tuple[str, ...]:
+    """The kernels that torch has for this device."""
+    if device.type == "cuda":
+        return (DENSE, *([SEMI_STRUCTURED] if _has_sparse_tensor_cores(device) else []))
     rows = torch.backends.mkl.is_available()  # type: ignore[no-untyped-call]
     return (DENSE, *([CSR] if rows else []), *([INT8] if torch.backends.quantized.engine != "none" else []))
+
+
+def is_semi_structured(weight: Tensor) -> bool:
+    """Whether sparse tensor cores take a matrix (E, D): at most 2 of each 4 consecutive entries of a row are not zero,
+    and its sizes are suitable."""
+    if any(size == 0 or size % multiple for size, multiple in zip(weight.shape, _MULTIPLES, strict=True)):
+        return False
+    return bool(((weight != 0).view(len(weight), -1, 4).sum(-1) <= 2).all())
+
+
+@lru_cache
+def _has_sparse_tensor_cores(device: torch.device) -> bool:
+    """By trying them: it takes a GPU that has some, and a torch that was built with a library for them."""
+    outputs, inputs = _MULTIPLES
+    weight = torch.eye(inputs, device=device)[:outputs]
+    bias, x = torch.ones(outputs, device=device), torch.arange(inputs, device=device)[None].float()
+    with torch.no_grad(), torch.autocast("cuda", torch.bfloat16):
+        try:
+            made = _semi_structured(weight, bias)(x)
+        except RuntimeError:
+            return False
+    return bool(torch.equal(made.float(), x[:, :outputs] + 1))
 
 
 def _places(model: "SpeechNetwork") -> dict[str, _Place]:
@@ -173,6 +217,25 @@ def _integers(weight: Tensor, bias: Tensor) -> Product:
     return _in_float32(product)
 
 
+def _semi_structured(weight: Tensor, bias: Tensor) -> Product:
+    """Of a 2:4 matrix, in bfloat16 and so under its autocast alone; elsewhere dense, in the precision of the inputs."""
+    assert is_semi_structured(weight), "what is more would be lost"
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The PyTorch API of SparseSemiStructuredTensor", UserWarning)
+        compressed = torch.sparse.to_sparse_semi_structured(weight.bfloat16().contiguous())
+    half_bias = bias.bfloat16()
+
+    def product(x: Tensor) -> Tensor:
+        if not torch.is_autocast_enabled("cuda") or torch.get_autocast_dtype("cuda") != torch.bfloat16:
+            return linear(x, weight.to(x.dtype), bias.to(x.dtype))
+        with torch.autocast("cuda", enabled=False):
+            made = nn.functional.linear(x.reshape(-1, x.shape[-1]).bfloat16(), compressed, half_bias)
+        # They come as columns; what follows wants rows.
+        return made.contiguous().view(*x.shape[:-1], len(bias))
+
+    return product
+
+
 def _in_float32(product: Product) -> Product:
     """Whatever type the input has, and under autocast."""
 
@@ -183,4 +246,9 @@ def _in_float32(product: Product) -> Product:
     return run
 
 
-_BUILD: Mapping[str, Callable[[Tensor, Tensor], Product]] = {DENSE: _dense, CSR: _compressed_rows, INT8: _integers}
+_BUILD: Mapping[str, Callable[[Tensor, Tensor], Product]] = {
+    DENSE: _dense,
+    CSR: _compressed_rows,
+    INT8: _integers,
+    SEMI_STRUCTURED: _semi_structured,
+}

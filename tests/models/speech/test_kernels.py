@@ -1,4 +1,4 @@
-"""Kernels for matrix products: what they compute, and that the fastest are chosen."""
+"""Kernels for matrix products: what they compute, and that the fastest are chosen; those for CUDA on a fake device."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -12,7 +12,17 @@ from parp_cli.errors import CheckpointError
 from parp_cli.exporters.check import network
 from parp_cli.models.speech import kernels
 from parp_cli.models.speech.config import Architecture, build
-from parp_cli.models.speech.kernels import available, choose, fastest_of_rounds, install, products
+from parp_cli.models.speech.forward import encode, front_end, pad
+from parp_cli.models.speech.kernels import (
+    available,
+    choose,
+    fastest_of_rounds,
+    install,
+    is_semi_structured,
+    products,
+)
+from parp_cli.pruning.patterns import Pattern
+from tests.fake_cuda import CUDA, fake_cuda, value_of
 from tests.models.small import SMALL, randomise, waveform
 
 UNEVEN = {"heads": (0, 2, 3), "head_size": 8, "feed_forward": (48, 0, 7)}
@@ -115,11 +125,91 @@ def test_what_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
     architecture = SMALL["hubert-base"]
     weights = sparse_weights(architecture)
     name = products(build(architecture))[0]
-    for wrong in ({name: "2:4"}, {"aux.weight": "csr"}):
+    for wrong in ({name: "5:8"}, {"aux.weight": "csr"}):
         with pytest.raises(CheckpointError, match=r"this\.file wants .* which this parp does not have"):
             install(build(architecture, vocabulary_size=6), wrong, source="this.file")
     # Another processor: as if there were no kernels.
     monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: False)
     assert "csr" not in available()
-    plain, other = network(architecture, weights), network(architecture, weights, {name: "csr"})
-    assert torch.equal(plain(SPEECH[:1])[0], other(SPEECH[:1])[0])
+    for kind in ("csr", "2:4"):
+        plain, other = network(architecture, weights), network(architecture, weights, {name: kind})
+        assert torch.equal(plain(SPEECH[:1])[0], other(SPEECH[:1])[0])
+
+
+def two_of_four(*shape: int, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    weight = torch.randn(*shape, generator=generator)
+    return weight * Pattern.parse("2:4").masks({"weight": weight}, 0.5, {})["weight"]
+
+
+def test_what_sparse_tensor_cores_take() -> None:
+    weight = two_of_four(64, 128)
+    assert is_semi_structured(weight)
+    assert is_semi_structured(torch.zeros(32, 64))
+    assert not is_semi_structured(weight[:48])
+    assert not is_semi_structured(weight[:, :96])
+    assert not is_semi_structured(weight[:0])
+    weight[63, 124:] = 1
+    assert not is_semi_structured(weight)
+
+
+@pytest.mark.parametrize("frames", [1, 7, 8, 40])
+def test_products_by_sparse_tensor_cores(frames: int) -> None:
+    """In bfloat16 under its autocast, and else in the inputs' float32; under whatever torch does about gradients."""
+    weight = two_of_four(96, 64)
+    generator = torch.Generator().manual_seed(1)
+    bias, x = torch.randn(96, generator=generator), torch.randn(2, frames, 64, generator=generator)
+    expected = torch.nn.functional.linear(x.bfloat16().float(), weight.bfloat16().float(), bias.bfloat16().float())
+    with fake_cuda() as device:
+        assert available(CUDA) == ("dense", "2:4")
+        product, on_device = kernels._BUILD["2:4"](weight.to(CUDA), bias.to(CUDA)), x.to(CUDA)
+        device.waits.clear()
+        for mode in (torch.inference_mode, torch.no_grad):
+            with mode(), torch.autocast("cuda", torch.bfloat16):
+                for found in (product(on_device), product(on_device.bfloat16())):
+                    assert found.dtype == torch.bfloat16
+                    assert found.is_contiguous()
+                    assert torch.equal(value_of(found), expected.bfloat16())
+        assert torch.equal(value_of(product(on_device)), torch.nn.functional.linear(x, weight, bias))
+        assert device.waits == []
+        with pytest.raises(AssertionError, match="would be lost"):
+            kernels._BUILD["2:4"](torch.ones(32, 64, device=CUDA), bias)
+
+
+def test_no_sparse_tensor_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An older GPU, or a torch without the library."""
+
+    def refused(weight: Tensor) -> Tensor:
+        raise RuntimeError("cuSPARSELt not supported on your machine.")
+
+    kernels._has_sparse_tensor_cores.cache_clear()
+    monkeypatch.setattr(torch.sparse, "to_sparse_semi_structured", refused)
+    with fake_cuda():
+        assert available(CUDA) == ("dense",)
+    kernels._has_sparse_tensor_cores.cache_clear()
+
+
+@pytest.mark.parametrize(("seconds", "expected"), [((3.0, 2.0), "2:4"), ((1.0, 0.95), "dense"), ((1.0, 2.0), "dense")])
+@pytest.mark.parametrize("family", ["hubert-base", "wavlm-large"])
+def test_the_choice_on_cuda_follows_the_clock(family: str, seconds: tuple[float, ...], expected: str) -> None:
+    """Of those matrices that it takes; the network computes by them in bfloat16, and in float32 without them."""
+    architecture = replace(SMALL[family], width=64, feed_forward=128)
+    weights = dict(randomise(build(architecture, vocabulary_size=6)).state_dict())
+    names = products(build(architecture, vocabulary_size=6))
+    weights |= {name: two_of_four(*weights[name].shape) for name in names}
+    taken = {name for name in names if is_semi_structured(weights[name])}
+    assert len(taken) == len(names) - (1 if family == "hubert-base" else 4)  # of 16 channels, and of WavLM's gates
+    model = build(architecture, vocabulary_size=6)
+    model.load_state_dict(weights)
+    with fake_cuda():
+        ways = dict.fromkeys(names, "dense") | dict.fromkeys(taken, expected)
+        clock = Clock(*(second for name in names for second in (seconds if name in taken else seconds[:1])))
+        assert choose(model.to(CUDA), names, int8=False, timer=clock) == ways
+        plain, other = (network(architecture, weights, kernels, CUDA) for kernels in (None, ways))
+        found = [(plain([one])[0], other([one])[0]) for one in SPEECH]
+        assert all((one - another).abs().max() < 0.2 for one, another in found)
+        model.eval()
+        batch = pad([front_end(model, architecture, one) for one in SPEECH])
+        exact = value_of(encode(model, *batch))
+        install(model, ways, source="a test")
+        assert torch.equal(value_of(encode(model, *batch)), exact)
