@@ -143,9 +143,9 @@ def write_results(stem: Path, outcomes: Sequence[Outcome], *more: str) -> tuple[
 
 
 def markdown(outcomes: Sequence[Outcome], run: Path) -> str:
-    """All tables, and the cells that failed."""
+    """All tables that have a result, and the cells that failed."""
     text = ["# Results", "", "Results as mean ± sample standard deviation (seeds), – where there is none.", ""]
-    for panel in panels(outcomes):
+    for panel in [each for each in panels(outcomes) if each.means]:
         tables = [error_rows(panel), difference_rows(panel, run), cost_rows(panel)]
         for columns, rows in [each for each in tables if each[1]]:
             text += [*table(columns, rows), ""]

@@ -1,5 +1,6 @@
 import json
 import statistics
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +101,15 @@ def test_phones() -> None:
     one = outcome("parp", 0.5, 0, None)
     (panel,) = panels([Outcome(**{**vars(one), "per": 0.25})])
     assert (panel.metric, panel.means["parp", 0.5].error) == ("PER", 0.25)
+
+
+def test_a_table_comes_with_its_first_result(tmp_path: Path) -> None:
+    """What is still to run does not tell yet whether words or phones are counted."""
+    spanish = outcome("dense", 0.0, 0, None, **{"data.language": ["es"]})
+    dutch = outcome("dense", 0.0, 0, None, **{"data.language": ["nl"]})
+    assert "|" not in markdown([spanish, dutch], tmp_path)
+    lines = markdown([replace(spanish, per=0.2), dutch], tmp_path).splitlines()
+    assert [line for line in lines if "data.language" in line] == ['| PER, test, data.language ["es"] | 0% |']
 
 
 def test_files(tmp_path: Path) -> None:
