@@ -318,7 +318,7 @@ def test_two_at_once(tmp_path: Path) -> None:
 
     def meet(done: int, total: int) -> None:
         if done == total:
-            both.wait(timeout=60)
+            both.wait(timeout=300)
 
     def run() -> None:
         try:

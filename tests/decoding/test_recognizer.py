@@ -123,7 +123,7 @@ class Exchange:
         class Threads(World):
             def gather(self, value: Any) -> list[Any]:
                 exchange.values[self.rank] = value
-                exchange.barrier.wait(timeout=60)
+                exchange.barrier.wait(timeout=300)
                 return [exchange.values[number] for number in range(self.world_size)]
 
         return Threads(rank=rank, world_size=self.barrier.parties)

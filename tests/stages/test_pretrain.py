@@ -245,7 +245,7 @@ def test_signals(
         assert process.stdout.readline() == "saved\n"
         process.send_signal(number)
         time.sleep(0.1)
-        _, errors = process.communicate("\n" * 20, timeout=60)
+        _, errors = process.communicate("\n" * 20, timeout=300)
     if number == signal.SIGINT:
         assert process.returncode == 130
         assert "stopped in stage 1" in errors

@@ -45,7 +45,7 @@ def test_interrupted(
     process = start(world, masked, tmp_path)
     wait_for_state(tmp_path, process)
     process.send_signal(number)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=300)
     assert (process.returncode, out) == (130, "")
     lines = err.splitlines()
     assert lines[0].startswith("parp: error: stopped after update ")

@@ -435,7 +435,7 @@ def test_killed_and_stopped(write_sweep: Any, tmp_path: Path) -> None:
     process = start(path, run, "--quiet")
     wait_for(lambda: plan_sweep(load(path), run).updates_left < before.updates_left, process, seconds=60)
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=300)
     assert (process.returncode, out) == (130, "")
     assert err.splitlines()[0] == "parp: error: the sweep was stopped; what is done is kept"
     run_sweep(load(path), run=run)
@@ -512,7 +512,7 @@ def test_workers_save_when_the_sweep_is_ended(write_sweep: Any, tmp_path: Path) 
     process = start(path, run, "--workers", "2", "--quiet")
     wait_for(lambda: sum("loss" in log.read_text() for log in run.glob("rounds/*/*.jsonl")) == 2, process, seconds=60)
     process.terminate()
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=300)
     assert process.returncode == 130
     assert err.splitlines()[0] == "parp: error: the sweep was stopped; what is done is kept"
     assert len(saved(run)) == 2

@@ -218,7 +218,7 @@ def compiled(folder: Path) -> None:
         finetune(recipe_of(world, COMPILED), run=folder / "two" / "compiled", world=processes)
 
 
-def torchrun(*command: str, count: int = 2, timeout: float = 240) -> Any:
+def torchrun(*command: str, count: int = 2, timeout: float = 900) -> Any:
     """Several processes by torchrun; `--` in the command keeps it from reading what follows as its own options."""
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]
     return subprocess.run(
