@@ -4,6 +4,7 @@ modules."""
 import ast
 import importlib
 import importlib.util
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -72,6 +73,15 @@ def imports(path: Path) -> Iterator[tuple[str, int]]:
 
 def named(path: Path) -> str:
     return str(path.relative_to(ROOT.parent))
+
+
+def test_what_prunes_and_trains_knows_no_family_of_networks() -> None:
+    """Not even speech's own: what differs between families is said in `models` and `tasks`."""
+    families = re.compile("bert|xlnet|electra|wavlm|data2vec", re.IGNORECASE)
+    for path in MODULES:
+        if unit_of(path) in ("pruning", "stages", "training", "storage"):
+            found = families.search(path.read_text(encoding="utf-8"))
+            assert found is None, f"{named(path)}: {found}"
 
 
 def test_every_unit_has_its_rule() -> None:

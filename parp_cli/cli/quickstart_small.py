@@ -60,6 +60,7 @@ def _made(
     output: Output, folder: Path, dense: dict[str, Any], settings: tuple[str, ...], updates: int, device: Any
 ) -> dict[str, Any]:
     from parp_cli.config.load import load_recipe
+    from parp_cli.exporters.check import Check
     from parp_cli.stages.evaluate import Options, evaluate
     from parp_cli.stages.export import export
     from parp_cli.stages.finetune import finetune
@@ -85,8 +86,8 @@ def _made(
     words = evaluated.errors("words")
     assert small.before is not None
     assert small.after is not None
-    assert small.check is not None
-    assert onnx.check is not None
+    assert isinstance(small.check, Check)
+    assert isinstance(onnx.check, Check)
     assert words is not None
     seconds = small.check.real_time_factors
     # Each export was timed in turn with what it is made from: of two such pairs only ratios go together.

@@ -161,6 +161,8 @@ def inspection(output: Output, result: "Inspection") -> None:
 
 def export(output: Output, result: "ExportResult") -> None:
     """Sizes and speed before and after, of an export that was compared with its checkpoint."""
+    from parp_cli.exporters.text_check import TextCheck
+
     before, after, check = result.before, result.after, result.check
     if before is None or after is None or check is None:
         return
@@ -174,22 +176,30 @@ def export(output: Output, result: "ExportResult") -> None:
     counts = [[title, *(getattr(each, key) for each in (before, after))] for key, title in names.items()]
     rows = [[title, f"{old:,}", f"{new:,}"] for title, old, new in counts if old != new or result.target == "small"]
     rows.append(["file", size(before.bytes), size(after.bytes)])
-    ours, theirs = check.real_time_factors
+    changed: tuple[str, int | None, int | None, str]
+    if isinstance(check, TextCheck):
+        unit, (ours, theirs) = "text", check.seconds_per_text
+        where = f"{check.texts} texts of {check.tokens[0]} to {check.tokens[1]} tokens"
+        changed = ("predictions", check.predictions_changed, check.texts, "")
+    else:
+        unit, (ours, theirs) = "second of speech", check.real_time_factors
+        where = f"speech of {', '.join(f'{seconds:.1f}' for seconds in check.seconds)} s"
+        by = "" if check.transcribed_by is None else f", by {check.transcribed_by}"
+        changed = ("transcripts", check.transcripts_changed, check.transcripts, by)
     if result.target != "packed":  # which computes with the same whole matrices
-        rows.append(["seconds per second of speech", f"{ours:.4f}", f"{theirs:.4f}"])
+        rows.append([f"seconds per {unit}", f"{ours:.4f}", f"{theirs:.4f}"])
     output.table("Before and after", ("", "checkpoint", result.target), rows)
     if result.integer_products is not None:
         output.text(f"{result.integer_products} matrix products of 8-bit integers; all else stays float32")
     if result.kernels is not None:
         _kernels(output, result.kernels, result.measured_on)
-    lengths = ", ".join(f"{seconds:.1f}" for seconds in check.seconds)
     speed = (
         "a smaller file, as fast as before" if result.target == "packed" else f"{ours / theirs:.2f} times as fast there"
     )
-    output.text(f"largest difference of a logit: {check.largest_difference:.1e}, on speech of {lengths} s; {speed}")
-    if check.transcripts is not None:
-        by = "" if check.transcribed_by is None else f", by {check.transcribed_by}"
-        output.text(f"transcripts changed: {check.transcripts_changed} of {check.transcripts}{by}")
+    output.text(f"largest difference of a logit: {check.largest_difference:.1e}, on {where}; {speed}")
+    what, count, among, by = changed
+    if count is not None:
+        output.text(f"{what} changed: {count} of {among}{by}")
 
 
 def _kernels(output: Output, kernels: Mapping[str, int], device: str | None) -> None:

@@ -23,7 +23,7 @@ from parp_cli.storage.conventions import SAMPLE_RATE
 TOLERANCE = 1e-4
 """Largest difference of a logit that float32's rounding explains."""
 
-_MOST_ROUNDS, _TIMED_SECONDS = 10, 1.0
+MOST_ROUNDS, TIMED_SECONDS = 10, 1.0
 """Rounds in which networks are timed: so many, or until so much time has passed."""
 
 Network = Callable[[Sequence[Tensor]], list[Tensor]]
@@ -89,7 +89,7 @@ def compared(ours: Network, theirs: Network, speech: Sequence[Tensor], *, exact:
     chosen = [speech[0], speech[len(speech) // 2], speech[-1]]
     expected, found = ([run([waveform])[0] for waveform in chosen] for run in (ours, theirs))
     timed = [partial(_seconds, run, chosen) for run in (ours, theirs)]
-    spent = least_seconds(timed, rounds=_MOST_ROUNDS, most_seconds=_TIMED_SECONDS)
+    spent = least_seconds(timed, rounds=MOST_ROUNDS, most_seconds=TIMED_SECONDS)
     if exact:
         expected, found = expected * 2, found + theirs(chosen)
     counts: dict[str, Any] = {}

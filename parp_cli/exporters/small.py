@@ -7,8 +7,8 @@ from pathlib import Path
 from torch import Tensor
 
 from parp_cli.errors import MaskError
-from parp_cli.models.speech.config import Architecture
-from parp_cli.models.speech.small import Small, without_empty_groups
+from parp_cli.models.network import Architecture
+from parp_cli.models.small import Small
 from parp_cli.storage import checkpoint
 from parp_cli.storage.checkpoint import Checkpoint, Metadata, Sparsity
 
@@ -16,12 +16,12 @@ from parp_cli.storage.checkpoint import Checkpoint, Metadata, Sparsity
 def shrink(
     architecture: Architecture, weights: Mapping[str, Tensor], masks: Mapping[str, Tensor], *, source: str
 ) -> Small:
-    """The encoder without what is empty, as `without_empty_groups`.
+    """The encoder without what is empty, as `Architecture.without_empty_groups`.
 
     Raises:
         MaskError: nothing is; the `source` is named.
     """
-    small = without_empty_groups(architecture, weights, masks)
+    small = architecture.without_empty_groups(weights, masks)
     if not small.removed:
         zeros = sum(mask.numel() - int(mask.count_nonzero()) for mask in masks.values())
         what = f"its {zeros:,} pruned weights are spread over all of them" if zeros else "nothing in it is pruned"

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from parp_cli.models.network import outputs_of
+from parp_cli.models.small import uneven_layers
 from parp_cli.models.sources import huggingface
 from parp_cli.models.transformers.architecture import TOKENIZER, TextArchitecture
 from parp_cli.models.transformers.tokenizer import files_of
@@ -24,8 +25,11 @@ def export_text(
     """Write a model for `AutoModelForSequenceClassification` with the names of its classes, or for `AutoModel`.
 
     Its logits are ours. Files of the same names are replaced, config.json last, so that what is half written does not
-    load. Raises ResourceError where no space is left, UsageError where the folder cannot be written to.
+    load. Raises CheckpointError where heads or units were removed, ResourceError where no space is left, UsageError
+    where the folder cannot be written to.
     """
+    if architecture.is_uneven:
+        raise uneven_layers(architecture.name, {"heads": architecture.heads, "feed_forward": architecture.feed_forward})
     outputs = outputs_of(task)
     network = architecture.build(outputs=outputs)
     own = network if task is not None else network.get_submodule(architecture.body)

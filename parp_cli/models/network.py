@@ -15,6 +15,8 @@ from parp_cli.errors import CheckpointError, first_few
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from parp_cli.models.small import Small
+
 _KINDS = {
     "speech": ("parp_cli.models.speech.config", "Architecture"),
     "text": ("parp_cli.models.transformers.architecture", "TextArchitecture"),
@@ -84,6 +86,16 @@ class Architecture(Protocol):
     def structures_of(self, names: Iterable[str]) -> Sequence[Any]:
         """What can be removed for good of the parameters with these names: a `pruning.structures.Structure` for the
         attention heads of each layer, for its feed-forward units, and for the channels of convolutions."""
+
+    def without_empty_groups(self, weights: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> Small:
+        """The network of these weights, zero where the masks prune, without the structures that they have emptied."""
+
+    def sizes_of_layer(self, index: int) -> tuple[int, int, int]:
+        """Heads, features of a head, and feed-forward units of a Transformer layer."""
+
+    @property
+    def channels(self) -> int:
+        """Of all convolutions before the layers that can be removed."""
 
     def is_head(self, name: str) -> bool:
         """Whether a parameter belongs to the head, by its name."""

@@ -4,9 +4,10 @@ import shutil
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -32,13 +33,13 @@ from parp_cli.exporters.sherpa import (
 )
 from parp_cli.exporters.small import export_small, shrink
 from parp_cli.exporters.text import export_text
-from parp_cli.exporters.text_onnx import export_text_onnx, largest_difference
+from parp_cli.exporters.text_check import TextCheck, compared_texts, text_network
+from parp_cli.exporters.text_onnx import TextOnnxNetwork, export_text_onnx
 from parp_cli.exporters.torchaudio import export_torchaudio
 from parp_cli.models.recognizer import encoder_of
-from parp_cli.models.sources.names import MASK_EMBEDDING, without
+from parp_cli.models.sources.names import MASK_EMBEDDING, Encoder, without
 from parp_cli.models.speech.config import Architecture, build
 from parp_cli.models.speech.kernels import INT8, SEMI_STRUCTURED, choose, is_semi_structured
-from parp_cli.models.transformers.architecture import TextArchitecture
 from parp_cli.pruning.masks import backbone_hash, check_fit, count_all, count_pruned, under
 from parp_cli.pruning.methods import all_specs
 from parp_cli.runtime.device import select_device, versions
@@ -48,8 +49,11 @@ from parp_cli.storage.atomic import replacing, write_error
 from parp_cli.storage.checkpoint import Checkpoint, Metadata
 from parp_cli.storage.packed import Values
 from parp_cli.storage.run_folder import require_head
+from parp_cli.tasks.texts.probe import some_texts
 
 Target = Literal["hf", "torchaudio", "small", "onnx", "sherpa", "packed", "sparse", "mask"]
+
+AnyCheck = TypeVar("AnyCheck", bound=Check | TextCheck)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +92,7 @@ class ExportResult:
     zeros: int
     before: Size | None = None
     after: Size | None = None
-    check: Check | None = None
+    check: Check | TextCheck | None = None
     integer_products: int | None = None
     card: Path | None = None
     kernels: Mapping[str, int] | None = None
@@ -113,8 +117,7 @@ def export(
             heads, units and channels that the mask has emptied; "onnx", a file for onnxruntime; "sherpa", a folder for
             sherpa-onnx; "packed", a checkpoint with only the weights that are kept; "sparse", such a one that also
             names the fastest way to compute with each of its matrices, which is measured; "mask", the mask alone.
-            Small, onnx, sherpa, packed and sparse ones of speech are compared with the checkpoint before they are
-            written, and onnx of texts.
+            Small, onnx, sherpa, packed and sparse ones are compared with the checkpoint before they are written.
         out: the directory or file to write.
         int8: matrix products with 8-bit integers; for "onnx" and "sherpa", and for "sparse", where they are the
             fastest.
@@ -135,15 +138,17 @@ def export(
     if to in ("onnx", "sherpa"):
         require_onnx()
     content = checkpoint.read(source)
-    architecture, weights, task, *_ = encoder_of(content, source=str(source))
+    encoder = encoder_of(content, source=str(source))
+    architecture, weights, task, *_ = encoder
     check_fit(content.masks, weights, what=str(source))
     weights = under(content.masks, weights)
     zeros = sum(int((weights[name] == 0).sum()) for name in content.masks)
-    if architecture.kind == "text" and to not in ("hf", "onnx", "packed", "mask"):
+    if architecture.kind == "text" and to not in ("hf", "small", "onnx", "packed", "mask"):
         raise CheckpointError(
             f"{architecture.name} has no form for {to}",
-            hint="text encoders are written with --to hf, onnx, packed or mask",
+            hint="text encoders are written with --to hf, small, onnx, packed or mask",
         )
+    encoder = encoder._replace(weights=weights)
     if to in ("packed", "sparse", "mask"):
         if not content.masks and not int8:
             raise MaskError(f"{source} has no mask", hint="make one with `parp mask` or `parp finetune`")
@@ -155,23 +160,21 @@ def export(
             content = replace(content, kernels=_fastest(model, content, int8, notify))
             del model
             return replace(
-                _packed(source, architecture, content, out, "float32", where, notify),
+                _packed(source, encoder, content, out, "float32", where, notify),
                 target="sparse",
                 kernels=dict(Counter(content.kernels.values())),
                 measured_on=where.type,
             )
         if to == "packed":
-            return _packed(source, architecture, content, out, values or "float32", torch.device("cpu"), notify)
+            return _packed(source, encoder, content, out, values or "float32", torch.device("cpu"), notify)
         checkpoint.write_masks(out, _without_head(content), backbone_hash(content.masks, weights))
         return ExportResult(path=out, target=to, source=source, size=out.stat().st_size, zeros=zeros)
     if to == "small":
-        return _small(source, architecture, weights, content.masks, content.metadata, out, notify)
+        return _small(source, encoder, content.metadata, out, notify)
     if to == "sherpa":
-        return _sherpa(source, architecture, weights, content.metadata, out, zeros, int8, notify)
-    if to == "onnx" and architecture.kind == "text":
-        return _text_onnx(source, architecture, weights, task, out, zeros, int8)
+        return _sherpa(source, encoder, content.metadata, out, zeros, int8, notify)
     if to == "onnx":
-        return _onnx(source, architecture, weights, content.metadata, out, zeros, int8, notify)
+        return _onnx(source, encoder, content.metadata, out, zeros, int8, notify)
     if architecture.kind == "text":
         export_text(architecture, weights, task, out)
     elif to == "hf":
@@ -183,6 +186,33 @@ def export(
     files = [out] if out.is_file() else [path for path in out.rglob("*") if path.is_file()]
     size = sum(path.stat().st_size for path in files)
     return ExportResult(path=out, target=to, source=source, size=size, zeros=zeros, card=written)
+
+
+@dataclass(frozen=True)
+class _Trial:
+    """How exports of one kind of network are run, and compared on the same inputs.
+
+    Attributes:
+        network: from architecture and weights (and kernels, of speech), as parp runs it.
+        onnx: from a file, as onnxruntime does.
+        compared: two of them; `exact` where their outputs are to be equal.
+    """
+
+    network: Callable[..., Any]
+    onnx: Callable[[Path], Any]
+    compared: Callable[..., Check | TextCheck]
+
+
+def _trial(source: Path, encoder: Encoder, metadata: Metadata, notify: Notify) -> _Trial:
+    """Of a checkpoint, on data of the corpus that it was fine-tuned on, if it can be read."""
+    data = _data(metadata)
+    if encoder.architecture.kind == "text":
+        length = (metadata.task or {}).get("max_length")
+        texts = some_texts(data, encoder.architecture, encoder.weights, max_length=length, source=str(source))
+        on_texts = partial(compared_texts, alone=texts.alone, together=texts.together)
+        return _Trial(partial(text_network, task=encoder.task), TextOnnxNetwork, on_texts)
+    recognises = metadata.vocabulary is not None
+    return _Trial(network, OnnxNetwork, partial(compared, speech=some_speech(data, notify), recognises=recognises))
 
 
 def _card(source: Path, content: Checkpoint, to: Target, out: Path) -> Path | None:
@@ -202,18 +232,12 @@ def _card(source: Path, content: Checkpoint, to: Target, out: Path) -> Path | No
     return path if write_card(path, text) else None
 
 
-def _small(
-    source: Path,
-    architecture: Architecture,
-    weights: Mapping[str, Tensor],
-    masks: Mapping[str, Tensor],
-    metadata: Metadata,
-    out: Path,
-    notify: Notify,
-) -> ExportResult:
-    small = shrink(architecture, weights, masks, source=str(source))
-    masked, made = network(architecture, weights), network(small.architecture, small.weights)
-    check = compared(masked, made, _speech(metadata, notify), exact=True, recognises=False)
+def _small(source: Path, encoder: Encoder, metadata: Metadata, out: Path, notify: Notify) -> ExportResult:
+    architecture, weights = encoder.architecture, encoder.weights
+    small = shrink(architecture, weights, encoder.masks, source=str(source))
+    trial = _trial(source, encoder, metadata, notify)
+    masked, made = trial.network(architecture, weights), trial.network(small.architecture, small.weights)
+    check = trial.compared(masked, made, exact=True)
     refuse_different(check.largest_difference, str(source), exact=True)
     export_small(small, _descended(source, metadata), out)
     after = _size(small.architecture, small.weights, out)
@@ -241,14 +265,15 @@ def _without_head(content: Checkpoint) -> Checkpoint:
 
 def _packed(
     source: Path,
-    architecture: Architecture,
+    encoder: Encoder,
     content: Checkpoint,
     out: Path,
     values: Values,
     device: torch.device,
     notify: Notify,
 ) -> ExportResult:
-    exact, check = values == "float32" and not {INT8, SEMI_STRUCTURED} & set(content.kernels.values()), None
+    architecture = encoder.architecture
+    exact = values == "float32" and not {INT8, SEMI_STRUCTURED} & set(content.kernels.values())
     device = torch.device("cpu") if exact else device
     with TemporaryDirectory() as folder:
         made = Path(folder) / "packed"
@@ -256,28 +281,26 @@ def _packed(
             checkpoint.write_packed(made, content, values)
             written = checkpoint.read(made)
             read = encoder_of(written, source=str(out)).weights
-            if architecture.kind != "text":
-                recognises = content.metadata.vocabulary is not None
-                networks = (
-                    network(architecture, content.weights, device=device),
-                    network(architecture, read, written.kernels, device),
-                )
-                check = compared(*networks, _speech(content.metadata, notify), exact=exact, recognises=recognises)
-                refuse_different(check.largest_difference, str(source), exact=exact)
+            trial = _trial(source, encoder, content.metadata, notify)
+            where: dict[str, Any] = {"device": device} if written.kernels else {}
+            computed = {**where, "kernels": written.kernels} if written.kernels else {}
+            networks = (
+                trial.network(architecture, content.weights, **where),
+                trial.network(architecture, read, **computed),
+            )
+            check = trial.compared(*networks, exact=exact)
+            refuse_different(check.largest_difference, str(source), exact=exact)
             with replacing(out) as temporary:
                 shutil.copyfile(made, temporary)
         except OSError as error:
             raise write_error(out, error) from error
-    zeros = sum(int((read[name] == 0).sum()) for name in content.masks)
-    before = after = None
-    if check is not None:
-        before, after = (_size(architecture, content.weights, path) for path in (source, out))
+    before, after = (_size(architecture, content.weights, path) for path in (source, out))
     return ExportResult(
         path=out,
         target="packed",
         source=source,
-        size=out.stat().st_size,
-        zeros=zeros,
+        size=after.bytes,
+        zeros=sum(int((read[name] == 0).sum()) for name in content.masks),
         before=before,
         after=after,
         check=check,
@@ -318,22 +341,19 @@ def _fastest(model: Any, content: Checkpoint, int8: bool, notify: Notify) -> dic
 
 
 def _onnx(
-    source: Path,
-    architecture: Architecture,
-    weights: Mapping[str, Tensor],
-    metadata: Metadata,
-    out: Path,
-    zeros: int,
-    int8: bool,
-    notify: Notify,
+    source: Path, encoder: Encoder, metadata: Metadata, out: Path, zeros: int, int8: bool, notify: Notify
 ) -> ExportResult:
-    ours, speech = network(architecture, weights), _speech(metadata, notify)
-    recognises = metadata.vocabulary is not None
+    architecture, weights = encoder.architecture, encoder.weights
+    trial = _trial(source, encoder, metadata, notify)
+    ours = trial.network(architecture, weights)
     with TemporaryDirectory() as folder:
         made = Path(folder) / "model.onnx"
         try:
-            export_onnx(architecture, weights, metadata.vocabulary, made, properties=_properties(source))
-            check, nodes = _checked(made, int8, ours, OnnxNetwork, speech, source, recognises=recognises)
+            if architecture.kind == "text":
+                export_text_onnx(architecture, weights, encoder.task, made, properties=_properties(source))
+            else:
+                export_onnx(architecture, weights, metadata.vocabulary, made, properties=_properties(source))
+            check, nodes = _checked(made, int8, ours, trial.onnx, trial.compared, source)
         except OSError as error:
             raise write_error(made, error) from error
         with replacing(out) as temporary:
@@ -353,47 +373,13 @@ def _onnx(
     )
 
 
-def _text_onnx(
-    source: Path,
-    architecture: TextArchitecture,
-    weights: Mapping[str, Tensor],
-    task: Mapping[str, Any] | None,
-    out: Path,
-    zeros: int,
-    int8: bool,
-) -> ExportResult:
-    """A text encoder for onnxruntime, which is compared on made-up texts of three lengths, alone and padded."""
-    with TemporaryDirectory() as folder:
-        made, nodes = Path(folder) / "model.onnx", None
-        try:
-            network = export_text_onnx(architecture, weights, task, made, properties=_properties(source))
-            refuse_different(largest_difference(network, made), str(source), exact=True)
-            if int8:
-                nodes = quantize(plain := made.rename(made.with_suffix(".float32")), made)
-                refuse_different(largest_difference(network, made), str(source), exact=False)
-                plain.unlink()
-            with replacing(out) as temporary:
-                shutil.copyfile(made, temporary)
-        except OSError as error:
-            raise write_error(out, error) from error
-    return ExportResult(
-        path=out, target="onnx", source=source, size=out.stat().st_size, zeros=zeros, integer_products=nodes
-    )
-
-
 def _sherpa(
-    source: Path,
-    architecture: Architecture,
-    weights: Mapping[str, Tensor],
-    metadata: Metadata,
-    out: Path,
-    zeros: int,
-    int8: bool,
-    notify: Notify,
+    source: Path, encoder: Encoder, metadata: Metadata, out: Path, zeros: int, int8: bool, notify: Notify
 ) -> ExportResult:
     require_head(source, metadata)
+    architecture, weights = encoder.architecture, encoder.weights
     vocabulary = vocabulary_of(source, metadata.task)
-    symbols, speech = symbols_of(vocabulary, source=str(source)), _speech(metadata, notify)
+    symbols, speech = symbols_of(vocabulary, source=str(source)), some_speech(_data(metadata), notify)
     ours = network(architecture, weights)
     with TemporaryDirectory() as folder:
         made = Path(folder) / MODEL
@@ -405,9 +391,8 @@ def _sherpa(
                 int8,
                 lambda waveforms: [symbols.logits(row) for row in ours(waveforms)],
                 SherpaNetwork,
-                speech,
+                partial(compared, speech=speech, recognises=False),
                 source,
-                recognises=False,
             )
             check = _transcribed(check, Path(folder), symbols, ours, vocabulary, speech)
         except OSError as error:
@@ -447,23 +432,16 @@ def _transcribed(
 
 
 def _checked(
-    made: Path,
-    int8: bool,
-    ours: Network,
-    opened: Callable[[Path], Network],
-    speech: Sequence[Tensor],
-    source: Path,
-    *,
-    recognises: bool,
-) -> tuple[Check, int | None]:
+    made: Path, int8: bool, ours: Any, opened: Callable[[Path], Any], compared: Callable[..., AnyCheck], source: Path
+) -> tuple[AnyCheck, int | None]:
     """How an ONNX file compares with the checkpoint; and with `int8` how the one compares that takes its place, and of
     how many products it is. Raises CheckpointError where either failed."""
-    check, nodes = compared(ours, opened(made), speech, exact=True, recognises=recognises), None
+    check, nodes = compared(ours, opened(made), exact=True), None
     refuse_different(check.largest_difference, str(source), exact=True)
     if int8:
         plain = made.rename(made.with_suffix(".float32"))
         nodes = quantize(plain, made)
-        check = compared(ours, opened(made), speech, exact=False, recognises=recognises)
+        check = compared(ours, opened(made), exact=False)
         refuse_different(check.largest_difference, str(source), exact=False)
     return check, nodes
 
@@ -473,19 +451,19 @@ def _properties(source: Path) -> dict[str, str]:
     return {**versions(), "source_sha256": checkpoint.file_hash(source)}
 
 
-def _size(architecture: Architecture, weights: Mapping[str, Tensor], path: Path) -> Size:
+def _size(architecture: Any, weights: Mapping[str, Tensor], path: Path) -> Size:
     sizes = [architecture.sizes_of_layer(index) for index in range(architecture.layers)]
     return Size(
         bytes=path.stat().st_size,
-        parameters=sum(weight.numel() for weight in weights.values()),
+        parameters=sum(weight.numel() for weight in weights.values() if weight.is_floating_point()),
         heads=sum(heads for heads, _, _ in sizes),
         units=sum(units for _, _, units in sizes),
         blocks=sum(bool(count) for heads, _, units in sizes for count in (heads, units)),
-        channels=sum(channels for channels, _, _ in architecture.conv_layers),
+        channels=architecture.channels,
     )
 
 
-def _speech(metadata: Metadata, notify: Notify) -> Sequence[Tensor]:
-    """Of the corpus that a checkpoint was fine-tuned on, if it can be read."""
+def _data(metadata: Metadata) -> Any:
+    """Of the recipe that a checkpoint was made by; None where there is none."""
     recipe = metadata.recipe
-    return some_speech(recipe_from_dict(recipe).data if recipe is not None and "data" in recipe else None, notify)
+    return recipe_from_dict(recipe).data if recipe is not None and "data" in recipe else None

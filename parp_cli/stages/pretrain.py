@@ -1,4 +1,4 @@
-"""Pre-train an encoder on unlabelled speech by masked prediction of clusters (HuBERT).
+"""Pre-train an encoder on unlabelled speech by masked prediction of clusters.
 
 The recipe's stages are training runs one after another: each has its own targets, head and learning-rate schedule, and
 the encoder goes on. T frames, D features.
@@ -39,7 +39,7 @@ from parp_cli.storage.atomic import require_writable
 from parp_cli.storage.checkpoint import Checkpoint, Metadata, Parent
 from parp_cli.storage.lock import only_one
 from parp_cli.storage.run_folder import PRETRAINED, STATE, set_run_aside
-from parp_cli.tasks.masked_prediction.objective import Predictor
+from parp_cli.tasks.masked_prediction.objective import Predictor, check_can_learn
 from parp_cli.tasks.masked_prediction.targets import stage_targets
 from parp_cli.tasks.masked_prediction.task import MaskedPredictionTask
 from parp_cli.training.optimizer import linear
@@ -299,8 +299,7 @@ def _architecture(recipe: PretrainRecipe, start: Encoder | None) -> Architecture
     architecture = ARCHITECTURES[recipe.architecture] if start is None else start.architecture
     if not isinstance(architecture, Architecture):
         raise RecipeError(f"{recipe.model} is no encoder of speech", hint="parp finetune has task: masked-lm for texts")
-    if architecture.family == "wavlm":
-        raise RecipeError(f"{architecture.name} cannot be pre-trained", hint="HuBERT's and wav2vec 2.0's networks can")
+    check_can_learn(architecture)
     layers = architecture.layers
     details = [
         f"stages[{index}].targets: {stage.targets}, but it has {layers} layers"

@@ -63,7 +63,7 @@ def tri_stage(update: int, updates: int, *, warmup: float, hold: float, decay: f
 
 
 def linear(update: int, updates: int, *, warmup: float) -> float:
-    """Share of the peak learning rate at `update`, counted from 0: the schedule of HuBERT's pre-training.
+    """Share of the peak learning rate at `update`, counted from 0: the schedule of masked prediction.
 
     Linear up over `warmup` of the updates, then linear down to 0.
     """

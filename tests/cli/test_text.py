@@ -319,3 +319,109 @@ def test_an_onnx_file_has_all_that_predicting_takes(family: str, head: bool, par
     Path("new.txt").write_text("this is a very good film\n")
     predicted = parp("predict", "new.txt", "--format", "jsonl")
     assert json.loads(predicted.out)["label"] == json.loads(about["labels"])[int(logits[0].argmax())]
+
+
+@pytest.fixture
+def small(parp: Any, films: Films) -> Films:
+    """A run whose heads and units are half pruned, and its checkpoint without them."""
+    recipe = write_recipe(films)
+    tuned = parp("finetune", recipe, "--set", "pruning.pattern=structures")
+    assert tuned.code == 0, tuned.err
+    shrunk = parp("shrink", "--json")
+    assert shrunk.code == 0, shrunk.err
+    said = json.loads(shrunk.out)
+    assert said["check"]["largest_difference"] < 1e-5
+    assert said["check"]["texts"] == len(lines())
+    assert said["after"]["heads"] + said["after"]["units"] < said["before"]["heads"] + said["before"]["units"]
+    assert said["after"]["parameters"] < said["before"]["parameters"]
+    assert Path("parp-run/small.safetensors").stat().st_size == said["after"]["bytes"]
+    return films
+
+
+def test_every_stage_takes_a_small_classifier(parp: Any, small: Films) -> None:
+    path = "parp-run/small.safetensors"
+    answers = []
+    for checkpoint in ("parp-run/finetune.safetensors", path):
+        assert parp("eval", checkpoint, "--out", "judged.jsonl").code == 0
+        answers.append([json.loads(line) for line in Path("judged.jsonl").read_text().splitlines()])
+    for ours, theirs in zip(*answers, strict=True):
+        assert ours["hypothesis"] == theirs["hypothesis"]
+        assert ours["probability"] == pytest.approx(theirs["probability"], abs=1e-5)
+    recipe = small.data / "recipe.yaml"
+    pages = ["--set", "task=masked-lm", "--set", "data.train=train", "--set", "data.valid=dev"]
+    for command in (
+        ["predict", small.data / "dev.tsv", "-c", path],
+        ["inspect", path],
+        ["mask", "--model", path, "--sparsity", "0.3", "--run", "again"],
+        ["mask", "--model", path, "--pattern", "units", "--run", "units"],
+        ["compare", "again/mask.safetensors", "units/mask.safetensors"],
+        ["finetune", recipe, "--run", "further", "--set", f"model=./{path}"],
+        ["reprune", "--run", "further", "--sparsity", "0.7"],
+        ["finetune", recipe, "--run", "taught", "--set", f"model=./{path}", "--set", "distil.teacher=./" + path],
+        ["finetune", recipe, "--run", "lm", "--set", f"model=./{path}", *pages],
+        ["export", path, "--to", "onnx", "--out", "small.onnx"],
+        ["export", "further/finetune.safetensors", "--to", "packed", "--out", "packed.safetensors"],
+        ["predict", small.data / "dev.tsv", "-c", "packed.safetensors"],
+    ):
+        answer = parp(*command)
+        assert answer.code == 0, (command, answer.err)
+    refused = parp("export", path, "--to", "hf")
+    assert (refused.code, "other projects' models cannot have" in refused.err) == (4, True)
+    whole = parp("mask", "--from", "again/mask.safetensors", "--apply", small.model, "--run", "no")
+    assert (whole.code, "another model" in whole.err) == (4, True)
+    nothing = parp("shrink", "--checkpoint", path)
+    assert nothing.code != 0
+
+
+def test_what_the_mask_has_not_emptied_stays(parp: Any, trained: Films) -> None:
+    answer = parp("shrink")
+    assert (answer.code, "spread over all of them" in answer.err) == (4, True)
+    assert not Path("parp-run/small.safetensors").exists()
+
+
+def test_packed_files_and_masks_go_round(parp: Any, trained: Films) -> None:
+    """What is read again classifies the same, and the mask is the mask."""
+    whole = "parp-run/finetune.safetensors"
+    packed = parp("export", whole, "--to", "packed", "--json")
+    assert packed.code == 0, packed.err
+    said = json.loads(packed.out)
+    assert said["check"]["largest_difference"] < 1e-6
+    assert said["size"] < Path(whole).stat().st_size
+    for values in ("float16", "int8"):
+        answer = parp("export", whole, "--to", "packed", "--values", values, "--out", f"{values}.safetensors", "--json")
+        assert answer.code == 0, answer.err
+        assert 0 <= json.loads(answer.out)["check"]["predictions_changed"] <= len(lines())
+    assert parp("export", whole, "--to", "mask", "--out", "mask.safetensors").code == 0
+    compared = parp("compare", whole, said["path"], "mask.safetensors", "--json")
+    assert compared.code == 0, compared.err
+    for pair in json.loads(compared.out)["pairs"]:
+        assert pair["overall"]["iou"] == 1
+    made = [parp("predict", trained.data / "dev.tsv", "-c", each).out for each in (whole, said["path"])]
+    assert made[0] == made[1]
+    carried = parp("mask", "--from", "mask.safetensors", "--apply", trained.model, "--run", "carried")
+    assert carried.code == 0, carried.err
+
+
+@pytest.mark.parametrize("family", ["bert", "xlnet"])
+def test_integers_in_onnx(family: str, parp: Any, tmp_path: Path) -> None:
+    """A file of 8-bit integers runs, is smaller, and is compared on texts."""
+    onnxruntime = pytest.importorskip("onnxruntime")
+    model = save_model(tmp_path / "model", family, labels=["bad", "good"])
+    assert parp("mask", "--model", model).code == 0
+    said = []
+    for option in ([], ["--int8"]):
+        answer = parp("export", "--to", "onnx", "--out", f"model{len(said)}.onnx", "--json", *option)
+        assert answer.code == 0, answer.err
+        said.append(json.loads(answer.out))
+    assert said[0]["check"]["largest_difference"] < 1e-5 <= said[1]["check"]["largest_difference"]
+    assert said[0]["integer_products"] is None
+    assert said[1]["integer_products"] > 0
+    assert 0 <= said[1]["check"]["predictions_changed"] <= said[1]["check"]["texts"]
+    logits = []
+    for number in range(2):
+        opened = onnxruntime.InferenceSession(f"model{number}.onnx")
+        feed = {one.name: numpy.array([[2, 5, 7, 3]]) for one in opened.get_inputs()}
+        feed["attention_mask"][:] = 1
+        feed |= {name: numpy.zeros((1, 4), dtype=numpy.int64) for name in feed if name == "token_type_ids"}
+        logits.append(opened.run(None, feed)[0])
+    assert 0 < abs(logits[0] - logits[1]).max() < 1

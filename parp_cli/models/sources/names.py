@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
-from parp_cli.errors import CheckpointError, MaskError, first_few
+from parp_cli.errors import MaskError, first_few
 from parp_cli.models.network import check_weights, read_architecture
+from parp_cli.models.small import uneven_layers
 from parp_cli.models.sources.torch_prune import with_whole_attention
 from parp_cli.models.speech.config import Architecture, build
 from parp_cli.storage.checkpoint import Parent
@@ -191,12 +192,7 @@ def check_equal_layers(architecture: Architecture) -> None:
     sizes = {key: value for key in keys if (value := getattr(architecture, key)) is not None}
     uneven = isinstance(architecture.feed_forward, tuple) or architecture.head_size is not None
     if uneven or not architecture.feed_forward or architecture.conv_norm_channels is not None:
-        raise CheckpointError(
-            f"{architecture.name} has layers of sizes that other projects' models cannot have",
-            details=[f"{key}: {size}" for key, size in sizes.items()],
-            hint="export what it was made from, which `parp inspect` names: what was removed is zero there; or export "
-            "this one with --to onnx",
-        )
+        raise uneven_layers(architecture.name, sizes)
 
 
 _SEPARATE = re.compile(r"(.*(?<!\.attention)\.attention)\.(q_proj|k_proj|v_proj|out_proj)\.(weight|bias)")

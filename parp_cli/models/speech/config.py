@@ -16,6 +16,7 @@ from parp_cli.models.speech import prunable
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from parp_cli.models.small import Small
     from parp_cli.models.speech.encoder import SpeechNetwork
 
 Family = Literal["wav2vec2", "hubert", "wavlm", "data2vec-audio"]
@@ -200,6 +201,17 @@ class Architecture:
         norms = [self.conv_norm == "layer" or layer == 0 for layer in range(len(counts))]
         channels = prunable.channels_of(names, counts, bias=self.conv_bias, norms=norms)
         return [*channels, *prunable.structures_of(names, self.sizes_of_layer)]
+
+    def without_empty_groups(self, weights: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> Small:
+        """As `small.without_empty_groups`."""
+        from parp_cli.models.speech.small import without_empty_groups
+
+        return without_empty_groups(self, weights, masks)
+
+    @property
+    def channels(self) -> int:
+        """Of all convolutions of the feature encoder."""
+        return sum(channels for channels, _, _ in self.conv_layers)
 
     def same_network(self, other: object) -> bool:
         """Whether the other's weights are these: of a network of the same family and sizes, whatever its name."""

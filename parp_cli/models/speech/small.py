@@ -1,22 +1,22 @@
 """Remove from an encoder what its masks have emptied: attention heads, feed-forward units, whole blocks of them, and
 channels of the feature encoder.
 
-Its outputs stay the same except for rounding. A group is empty where the columns that lead out of it are pruned,
-whatever comes in; or where what leads into it is (a head's values, a unit's row): then it gives a constant, made of its
-biases, which is added to the bias of the output. A channel is empty where all of it is pruned, what leads into it and
-out of it and its entries of norms; it was zero then, and norms go on to count it as such.
+Its outputs stay the same except for rounding. What is constant of empty groups is added to the bias of the output. A
+channel is empty where all of it is pruned, what leads into it and out of it and its entries of norms; it was zero then,
+and norms go on to count it as such.
 
 G groups (heads or units) in a layer, D features.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 from torch.nn.functional import gelu
 
 from parp_cli.models.network import SMALL
+from parp_cli.models.small import Small, constants, kept_parts, selected, split
 from parp_cli.models.speech.config import Architecture, ConvLayer
 from parp_cli.models.speech.prunable import Structure, kind_of
 
@@ -25,30 +25,6 @@ _SOURCES = ("v_proj", "qkv", "fc1")
 """Kinds of module without whose rows a group has no input."""
 
 _POSITIONS = "rel_attn_embed.weight"
-
-
-@dataclass(frozen=True)
-class Small:
-    """An encoder without what was empty.
-
-    Attributes:
-        masks: of the weights that are left; empty where they prune nothing.
-        heads, units, channels, blocks: how many there were and are; of blocks (attention, feed-forward) those with any
-            of the first two.
-    """
-
-    architecture: Architecture
-    weights: dict[str, Tensor]
-    masks: dict[str, Tensor]
-    heads: tuple[int, int]
-    units: tuple[int, int]
-    channels: tuple[int, int]
-    blocks: tuple[int, int]
-
-    @property
-    def removed(self) -> bool:
-        """Whether anything was."""
-        return any(before > after for before, after in (self.heads, self.units, self.channels))
 
 
 def without_empty_groups(
@@ -106,7 +82,7 @@ def _cut_channels(
         kept = torch.zeros(structure.count, dtype=torch.bool)
         for name, (dimension, repeats) in structure.parts.items():
             mask = masks.get(name, torch.ones_like(weights[name], dtype=torch.bool))
-            groups = _split(mask, dimension, repeats, structure.count, -1).movedim(dimension + 1, 0)
+            groups = split(mask, dimension, repeats, structure.count, -1).movedim(dimension + 1, 0)
             kept |= groups.flatten(1).any(1)
         kept[0] |= not kept.any()
         left[structure.layer] = kept.nonzero().flatten()
@@ -115,7 +91,7 @@ def _cut_channels(
         for tensors in (weights, masks):
             for name, part in structure.parts.items():
                 if name in tensors:
-                    tensors[name] = _selected(tensors[name], part, structure.count, left[structure.layer])
+                    tensors[name] = selected(tensors[name], part, structure.count, left[structure.layer])
     return tuple(layers)
 
 
@@ -134,7 +110,7 @@ def _cut(structure: Structure, weights: dict[str, Tensor], masks: dict[str, Tens
         if len(left):
             for name, part in {**structure.parts, **gates}.items():
                 if name in tensors:
-                    tensors[name] = _selected(tensors[name], part, structure.count, left)
+                    tensors[name] = selected(tensors[name], part, structure.count, left)
         else:
             rest = [name for name in tensors if name.startswith(block) and not name.endswith(_POSITIONS)]
             removed = {name: tensors.pop(name) for name in rest}
@@ -148,30 +124,12 @@ def _empty(
 ) -> tuple[Tensor, Tensor]:
     """Which groups (G,) are empty, and what those of them that give a constant add to the output (D,), in float64."""
     source = next(name for name in structure.parts if kind_of(name) in _SOURCES and name.endswith("weight"))
-    repeats = structure.parts[source][1]
-
-    def last(tensor: Tensor) -> Tensor:  # of packed projections, the values'
-        return _split(tensor, 0, repeats, structure.count, -1)[-1]
-
-    everything = {name: torch.ones_like(weights[name], dtype=torch.bool) for name in (out, source)}
-    leads_out = _split(masks.get(out, everything[out]), 1, structure.count, -1).any(2).any(0)
-    leads_in = last(masks.get(source, everything[source])).flatten(1).any(1)
-    given = last(weights[source.removesuffix("weight") + "bias"]).double()
-    given = gelu(given) if structure.kind == "units" else given  # the weights of a softmax sum to one
-    given = torch.where(leads_in[:, None], 0.0, given).flatten()
-    return ~(leads_out & leads_in), weights[out].double() @ given
-
-
-def _selected(tensor: Tensor, part: tuple[int, int], count: int, left: Tensor) -> Tensor:
-    """The groups with these numbers."""
-    dimension, repeats = part
-    groups = _split(tensor, dimension, repeats, count, -1).index_select(dimension + 1, left)
-    return groups.flatten(dimension, dimension + 2).contiguous()
-
-
-def _split(tensor: Tensor, dimension: int, *sizes: int) -> Tensor:
-    """One dimension as several, of which one may be -1."""
-    return tensor.reshape(*tensor.shape[:dimension], *sizes, *tensor.shape[dimension + 1 :])
+    part = structure.parts[source]
+    leads_out = kept_parts(out, structure.parts[out], structure.count, weights, masks)
+    leads_in = kept_parts(source, part, structure.count, weights, masks)
+    bias = source.removesuffix("weight") + "bias"
+    activation = gelu if structure.kind == "units" else None
+    return ~(leads_out & leads_in), constants(out, (bias, part), ~leads_in, weights, activation)
 
 
 def _move_positions(weights: dict[str, Tensor], heads: tuple[int, ...]) -> None:

@@ -14,11 +14,13 @@ from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from parp_cli.errors import CheckpointError, UsageError
-from parp_cli.models.network import check_weights
+from parp_cli.models.network import SMALL, check_weights
+from parp_cli.models.transformers.structures import Structure, structures_of
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from parp_cli.models.small import Small
     from parp_cli.models.transformers.network import TextNetwork
 
 TOKENIZER = "tokenizer"
@@ -30,6 +32,13 @@ _SCOPES = {
     "feed-forward": ("feed-forward",),
     "everything": ("attention", "feed-forward", "outside"),
 }
+
+_HEADS = ("num_attention_heads", "n_heads", "n_head")
+_UNITS = ("intermediate_size", "hidden_dim", "d_inner")
+_ACTIVATIONS = ("hidden_act", "activation", "ff_activation")
+"""What configs call the number of heads, that of feed-forward units, and the function between the two maps of these."""
+
+_BY_LAYER = ("heads", "feed_forward")
 
 _NO_DIFFERENCE = ("dropout", "dropatt", "_prob", "drop_rate")
 """What keys of a config are called that change how a network trains, not what it is."""
@@ -44,16 +53,21 @@ class TextArchitecture:
         stack: the module that holds the Transformer layers, such as "bert.encoder.layer".
         layers: Transformer layers.
         width: features of the Transformer, D.
+        heads, feed_forward: attention heads and feed-forward units of each layer, where some were removed; None for
+            those of the config.
     """
 
     kind: ClassVar[str] = "text"
     kinds: ClassVar[tuple[str, ...]] = ()
     libraries: ClassVar[tuple[str, ...]] = ("transformers",)
+    channels: ClassVar[int] = 0
 
     config: Mapping[str, Any]
     stack: str
     layers: int
     width: int
+    heads: tuple[int, ...] | None = None
+    feed_forward: tuple[int, ...] | None = None
 
     @property
     def family(self) -> str:
@@ -62,7 +76,28 @@ class TextArchitecture:
 
     @property
     def name(self) -> str:
-        return f"{self.family}-{self.layers}x{self.width}"
+        return f"{self.family}-{self.layers}x{self.width}" + (SMALL if self.is_uneven else "")
+
+    @property
+    def is_uneven(self) -> bool:
+        """Whether heads or units were removed, so that its config does not describe all of it."""
+        return self.heads is not None or self.feed_forward is not None
+
+    @property
+    def activation(self) -> str:
+        """What transformers calls the function between the two maps of feed-forward blocks."""
+        return str(self._of_config(_ACTIVATIONS, "gelu"))
+
+    def sizes_of_layer(self, index: int) -> tuple[int, int, int]:
+        """Heads, features of a head, and feed-forward units of a Transformer layer, 0 where the config has none."""
+        heads, units = (int(self._of_config(keys, 0)) for keys in (_HEADS, _UNITS))
+        size = int(self.config.get("d_head") or (self.width // heads if heads else 0))
+        kept = self.heads[index] if self.heads is not None else heads
+        return kept, size, self.feed_forward[index] if self.feed_forward is not None else units
+
+    def _of_config(self, keys: Iterable[str], default: Any) -> Any:
+        """The value of the first of these keys."""
+        return next((self.config[key] for key in keys if self.config.get(key) is not None), default)
 
     @property
     def body(self) -> str:
@@ -74,7 +109,8 @@ class TextArchitecture:
         return isinstance(other, TextArchitecture) and self._sizes() == other._sizes()
 
     def _sizes(self) -> dict[str, Any]:
-        return {key: value for key, value in self.config.items() if not any(part in key for part in _NO_DIFFERENCE)}
+        sizes = {key: value for key, value in self.config.items() if not any(part in key for part in _NO_DIFFERENCE)}
+        return {**sizes, "layers": [self.sizes_of_layer(index) for index in range(self.layers)]}
 
     def build(self, *, outputs: int | None = None, **regularisers: Any) -> TextNetwork:
         """A freshly initialised network; `dropout` is that of everything that drops, None for what its config says."""
@@ -116,9 +152,16 @@ class TextArchitecture:
         found = {name: self.layer_of(name) for name in names}
         return {name: "other" if layer is None else str(layer) for name, layer in found.items()}
 
-    def structures_of(self, names: Iterable[str]) -> tuple[Any, ...]:
-        """Nothing can be removed for good yet."""
-        return ()
+    def structures_of(self, names: Iterable[str]) -> list[Structure]:
+        """The heads and units whose weights are all among the names, as `structures.structures_of`."""
+        own: dict[str, Any] = {"layer_of": self.layer_of, "kind_of": self.kind_of}
+        return structures_of(names, **own, sizes_of_layer=self.sizes_of_layer)
+
+    def without_empty_groups(self, weights: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> Small:
+        """As `small.without_empty_groups`."""
+        from parp_cli.models.transformers.small import without_empty_groups
+
+        return without_empty_groups(self, weights, masks)
 
     def is_head(self, name: str) -> bool:
         """Whether a parameter is outside of the body."""
@@ -127,15 +170,17 @@ class TextArchitecture:
     def to_json(self) -> dict[str, Any]:
         """Plain values; `from_json` reads them back to an equal architecture."""
         fields = {"config": dict(self.config), "stack": self.stack, "layers": self.layers, "width": self.width}
-        return {"kind": self.kind, "name": self.name, **fields}
+        sizes = {key: list(value) for key in _BY_LAYER if (value := getattr(self, key)) is not None}
+        return {"kind": self.kind, "name": self.name, **fields, **sizes}
 
     @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> TextArchitecture:
         """Read what `to_json` wrote. Raises CheckpointError where fields are missing."""
-        names = [field.name for field in dataclass_fields(cls)]
+        names = [field.name for field in dataclass_fields(cls) if field.name not in _BY_LAYER]
         if missing := [f"{name}: missing" for name in names if name not in fields]:
             raise CheckpointError("an architecture cannot be read", details=missing)
-        return cls(**{name: fields[name] for name in names})
+        sizes: dict[str, Any] = {key: tuple(fields[key]) for key in _BY_LAYER if key in fields}
+        return cls(**{name: fields[name] for name in names}, **sizes)
 
 
 def prunable_parameters(

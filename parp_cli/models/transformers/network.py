@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from parp_cli.errors import CheckpointError
 from parp_cli.models.transformers.architecture import TOKENIZER, TextArchitecture, prunable_parameters
 from parp_cli.models.transformers.library import library
+from parp_cli.models.transformers.small import resize
 
 _DROPOUTS = (
     "hidden_dropout_prob",
@@ -125,10 +126,13 @@ def sequence_model(architecture: TextArchitecture, *, outputs: int | None, dropo
     transformers = library()
     try:
         settings = transformers.AutoConfig.for_model(**config, num_labels=outputs or 2)
-        return transformers.AutoModelForSequenceClassification.from_config(settings)
+        model = transformers.AutoModelForSequenceClassification.from_config(settings)
     except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(
             f"transformers cannot build a {architecture.family}",
             details=str(error).splitlines()[:2],
             hint="install the version of transformers that it was made with (parp inspect), or a newer one",
         ) from error
+    if architecture.is_uneven:
+        resize(model, architecture)
+    return model

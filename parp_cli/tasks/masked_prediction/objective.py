@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from parp_cli.data.distortion import distorted
 from parp_cli.data.streams import Crops
+from parp_cli.errors import RecipeError
 from parp_cli.models.speech.config import Architecture
 from parp_cli.models.speech.forward import encode
 from parp_cli.models.speech.waveform import normalize
@@ -25,6 +26,12 @@ _TEMPERATURE = 0.1
 
 _PROJECTION = 64
 """P: dimensions in which frames and clusters are compared."""
+
+
+def check_can_learn(architecture: Architecture) -> None:
+    """Refuse encoders with another pre-training than this (RecipeError)."""
+    if architecture.family == "wavlm":
+        raise RecipeError(f"{architecture.name} cannot be pre-trained", hint="HuBERT's and wav2vec 2.0's networks can")
 
 
 class Crop(NamedTuple):
