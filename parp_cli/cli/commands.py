@@ -148,17 +148,24 @@ _KINDS = {
     "sparse": "with the fastest kernels",
     "mask": "without weights",
 }
-_RUNTIMES = {"hf": "transformers", "torchaudio": "torchaudio", "onnx": "onnxruntime", "sherpa": "sherpa-onnx"}
+_RUNTIMES = {
+    "hf": "transformers",
+    "torchaudio": "torchaudio",
+    "onnx": "onnxruntime",
+    "sherpa": "sherpa-onnx",
+    "gguf": "crispasr",
+}
 
 
 def export(
     to: Annotated[
-        Literal["hf", "torchaudio", "small", "onnx", "sherpa", "packed", "sparse", "mask"],
+        Literal["hf", "torchaudio", "small", "onnx", "sherpa", "gguf", "packed", "sparse", "mask"],
         option(
             "--to",
             "A folder for transformers; a state dict; a checkpoint without what the mask emptied; a file for "
-            "onnxruntime (extra `onnx`); a folder for sherpa-onnx (extra `sherpa`); a checkpoint with only the weights "
-            "that are kept; one that computes with each matrix as is fastest on this machine; the mask alone.",
+            "onnxruntime (extra `onnx`); a folder for sherpa-onnx (extra `sherpa`); a file for crispasr (extra "
+            "`gguf`); a checkpoint with only the weights that are kept; one that computes with each matrix as is "
+            "fastest on this machine; the mask alone.",
         ),
     ],
     checkpoint: options.Checkpoint = None,
@@ -166,7 +173,8 @@ def export(
         bool,
         option(
             "--int8",
-            "With onnx, sherpa and sparse: matrix products of 8-bit integers, which most processors compute faster.",
+            "With onnx, sherpa, gguf and sparse: matrix products of 8-bit integers, which most processors compute "
+            "faster.",
         ),
     ] = False,
     values: Annotated[
@@ -186,10 +194,11 @@ def export(
     pruning.pattern=structures, and --to small writes a checkpoint without them. --to packed leaves zeros out of the
     file. --to sparse measures each matrix dense and as compressed rows, which are faster from about 90 % sparsity on,
     and with --int8 in 8-bit integers; on a GPU, 2:4 matrices on its sparse tensor cores, which `parp eval --precision
-    bfloat16` then uses. Every command takes small, packed and sparse checkpoints; eval and transcribe
-    take exported masks (--mask). Small, packed, sparse, onnx and sherpa are compared with the checkpoint before they
-    are written. Of texts there are hf, onnx, packed and mask. sherpa-onnx (phones, browsers, a dozen languages) reads
-    --to sherpa as omnilingual_asr_ctc.
+    bfloat16` then uses. Every command takes small, packed and sparse checkpoints; eval and transcribe take exported
+    masks (--mask). Small, packed, sparse, onnx, sherpa and gguf are compared with the checkpoint before they are
+    written. Of texts there are hf, small, onnx, packed and mask. sherpa-onnx (phones, browsers, a dozen languages)
+    reads --to sherpa as omnilingual_asr_ctc. crispasr (ggml) reads --to gguf, of networks whose norms are layer norms
+    that come first: mini, and the large ones of wav2vec 2.0, XLS-R and HuBERT.
 
     [bold]Examples:[/]
       parp export --to hf

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import gelu
+from torch.nn.functional import conv1d, gelu
 
 from parp_cli.errors import CheckpointError, UsageError
 from parp_cli.models.sources.names import MASK_EMBEDDING, without
@@ -60,12 +60,12 @@ class _FromAudio(nn.Module):
         x = torch.where(valid, x, 0.0)
         for block in self.network.feature_extractor.conv_layers:
             norm: Any = block.layer_norm
-            x, lengths = block.conv(x), block.frames(lengths)  # type: ignore[operator]
+            lengths = block.frames(lengths)  # type: ignore[operator]
             if isinstance(norm, nn.GroupNorm):
-                x = _standardized(x, ~padding(lengths, x.shape[2])[:, None], norm.eps)
-                x = x * norm.weight[:, None] + norm.bias[:, None]
-            elif norm is not None:
-                x = norm(x)
+                x = _convolved_and_normed(x, lengths, block.conv, norm)
+            else:
+                x = block.conv(x)  # type: ignore[operator]
+                x = x if norm is None else norm(x)
             x = gelu(x)
         features, encoder = x.transpose(1, 2), self.network.encoder
         hidden = encoder.encode(encoder.feature_projection(features), padding(lengths, features.shape[1]))
@@ -78,6 +78,29 @@ def _standardized(x: Tensor, valid: Tensor, epsilon: float) -> Tensor:
     centred = x - torch.where(valid, x, 0.0).sum(2, keepdim=True) / count
     variance = torch.where(valid, centred, 0.0).square().sum(2, keepdim=True) / count
     return centred / (variance + epsilon).sqrt()
+
+
+def _convolved_and_normed(x: Tensor, lengths: Tensor, conv: Any, norm: nn.GroupNorm) -> Tensor:
+    """The first convolution of waveforms (B, 1, S) and its group norm, one group per channel, over `lengths` (B,) valid
+    frames: (B, C, T).
+
+    As in `speech.convolutions`, the statistics are those of the K samples under the kernel, times the kernel, and the
+    norm is built into it: C channels are written once, where a norm by itself would pass over them eight times.
+    """
+    kernels = conv.weight[:, 0].double()  # (C, K)
+    # A convolution that takes each sample under the kernel as it is.
+    windows = conv1d(x, torch.eye(kernels.shape[1])[:, None], stride=conv.stride)  # (B, K, T)
+    valid = ~padding(lengths, windows.shape[2])[:, None]
+    count = valid.sum(2, keepdim=True)
+    mean = torch.where(valid, windows, 0.0).double().sum(2, keepdim=True) / count
+    centred = torch.where(valid, windows - mean, 0.0)
+    covariance = centred @ centred.transpose(1, 2) / count  # (B, K, K)
+    variance = ((kernels @ covariance) * kernels).sum(2, keepdim=True).clamp(min=0.0)  # (B, C, 1)
+    own = kernels * (norm.weight.double()[:, None] / (variance + norm.eps).sqrt())
+    # The convolution's own bias is in its mean too, so that it has no effect.
+    bias = norm.bias.double()[:, None] - own @ mean
+    ones = torch.ones_like(windows[:, :1])
+    return torch.cat([own, bias], 2).float() @ torch.cat([windows, ones], 1)
 
 
 def export_onnx(

@@ -18,6 +18,7 @@ from parp_cli.data.probe import some_speech
 from parp_cli.errors import CheckpointError, MaskError, UsageError
 from parp_cli.exporters.card import card, card_path, results_of, write_card
 from parp_cli.exporters.check import Check, Network, compared, labels, network, refuse_different
+from parp_cli.exporters.gguf import CrispNetwork, check_readable, crispasr_version, export_gguf, require_gguf
 from parp_cli.exporters.huggingface import export_huggingface
 from parp_cli.exporters.onnx import OnnxNetwork, export_onnx, quantize, require_onnx
 from parp_cli.exporters.sherpa import (
@@ -51,7 +52,7 @@ from parp_cli.storage.packed import Values
 from parp_cli.storage.run_folder import require_head
 from parp_cli.tasks.texts.probe import some_texts
 
-Target = Literal["hf", "torchaudio", "small", "onnx", "sherpa", "packed", "sparse", "mask"]
+Target = Literal["hf", "torchaudio", "small", "onnx", "sherpa", "gguf", "packed", "sparse", "mask"]
 
 AnyCheck = TypeVar("AnyCheck", bound=Check | TextCheck)
 
@@ -115,12 +116,13 @@ def export(
         to: "hf", a directory that transformers loads; "torchaudio", a state dict for its builders (both with a model
             card, which lists what `parp eval` measured in the checkpoint's folder); "small", a checkpoint without the
             heads, units and channels that the mask has emptied; "onnx", a file for onnxruntime; "sherpa", a folder for
-            sherpa-onnx; "packed", a checkpoint with only the weights that are kept; "sparse", such a one that also
-            names the fastest way to compute with each of its matrices, which is measured; "mask", the mask alone.
-            Small, onnx, sherpa, packed and sparse ones are compared with the checkpoint before they are written.
+            sherpa-onnx; "gguf", a file for crispasr; "packed", a checkpoint with only the weights that are kept;
+            "sparse", such a one that also names the fastest way to compute with each of its matrices, which is
+            measured; "mask", the mask alone. Small, onnx, sherpa, gguf, packed and sparse ones are compared with the
+            checkpoint before they are written.
         out: the directory or file to write.
-        int8: matrix products with 8-bit integers; for "onnx" and "sherpa", and for "sparse", where they are the
-            fastest.
+        int8: matrix products with 8-bit integers; for "onnx", "sherpa" and "gguf", and for "sparse", where they are
+            the fastest.
         values: number type of the kept weights, by default float32; for "packed" alone.
         device: what a "sparse" one is for; by default the GPU if there is one and the mask has 2:4 matrices, else the
             CPU.
@@ -131,12 +133,14 @@ def export(
         UsageError: an option does not go with the target, or the extra `onnx` is not installed.
         ResourceError: no space is left on the disk.
     """
-    if int8 and to not in ("onnx", "sherpa", "sparse"):
-        raise UsageError(f"--int8 goes with --to onnx, sherpa or sparse, not with --to {to}")
+    if int8 and to not in ("onnx", "sherpa", "gguf", "sparse"):
+        raise UsageError(f"--int8 goes with --to onnx, sherpa, gguf or sparse, not with --to {to}")
     if values is not None and to != "packed":
         raise UsageError(f"--values goes with --to packed, not with --to {to}")
     if to in ("onnx", "sherpa"):
         require_onnx()
+    if to == "gguf":
+        require_gguf()
     content = checkpoint.read(source)
     encoder = encoder_of(content, source=str(source))
     architecture, weights, task, *_ = encoder
@@ -173,6 +177,8 @@ def export(
         return _small(source, encoder, content.metadata, out, notify)
     if to == "sherpa":
         return _sherpa(source, encoder, content.metadata, out, zeros, int8, notify)
+    if to == "gguf":
+        return _gguf(source, encoder, content.metadata, out, zeros, int8, notify)
     if to == "onnx":
         return _onnx(source, encoder, content.metadata, out, zeros, int8, notify)
     if architecture.kind == "text":
@@ -418,6 +424,50 @@ def _sherpa(
         after=replace(before, bytes=size),
         check=check,
         integer_products=nodes,
+    )
+
+
+def _gguf(
+    source: Path, encoder: Encoder, metadata: Metadata, out: Path, zeros: int, int8: bool, notify: Notify
+) -> ExportResult:
+    require_head(source, metadata)
+    architecture, weights = encoder.architecture, encoder.weights
+    check_readable(architecture, source=str(source))
+    vocabulary, speech = vocabulary_of(source, metadata.task), some_speech(_data(metadata), notify)
+    ours = network(architecture, weights)
+    with TemporaryDirectory() as folder:
+        made = Path(folder) / "model.gguf"
+        try:
+            matrices = export_gguf(architecture, weights, vocabulary, made, int8=int8, properties=_properties(source))
+        except OSError as error:
+            raise write_error(made, error) from error
+        theirs = CrispNetwork(made)
+        check = compared(ours, theirs, speech, exact=False, recognises=False)
+        refuse_different(check.largest_difference, str(source), exact=False)
+        pairs = [(ours([waveform])[0], theirs.recognized(waveform)[0]) for waveform in speech]
+        changed = sum(not same_text(vocabulary.decode(labels(logits)), text) for logits, text in pairs)
+        by = crispasr_version()
+        if changed and not int8:
+            raise CheckpointError(
+                f"{by} makes other transcripts of {changed} of {len(speech)} utterances than {source}: "
+                "nothing is written",
+                details=[f"the largest difference of a logit is {check.largest_difference:.2g}"],
+                hint="export it with --to onnx or sherpa",
+            )
+        with replacing(out) as temporary:
+            shutil.copyfile(made, temporary)
+    before = _size(architecture, weights, source)
+    size = out.stat().st_size
+    return ExportResult(
+        path=out,
+        target="gguf",
+        source=source,
+        size=size,
+        zeros=zeros,
+        before=before,
+        after=replace(before, bytes=size),
+        check=replace(check, transcripts=len(speech), transcripts_changed=changed, transcribed_by=by),
+        integer_products=matrices if int8 else None,
     )
 
 

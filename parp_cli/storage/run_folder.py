@@ -46,6 +46,8 @@ EXPORTS = {
     "onnx-int8": "model-int8.onnx",
     "sherpa": "export-sherpa",
     "sherpa-int8": "export-sherpa-int8",
+    "gguf": "model.gguf",
+    "gguf-int8": "model-int8.gguf",
 }
 """What `parp export` writes, by target."""
 

@@ -2,12 +2,14 @@
 full-size encoder.
 
     OMP_NUM_THREADS=1 taskset -c 1 python -m tests.benchmarks.bench_small --folder bench-small [--json results.json]
-        [--model wav2vec2-base] [--seconds 1 10 30] [--batch 1 8] [--rounds 3] [--processor]
+        [--model wav2vec2-base] [--seconds 1 10 30] [--batch 1 8] [--rounds 3] [--processor] [--only 50-int8.onnx]
 
 makes of random weights one network without half of its heads and feed-forward units, and one without 80 % of heads,
 units and channels of the feature encoder; each as a checkpoint of parp and as ONNX files in float32 and with 8-bit
 integers, which stay in the folder. Which are removed is random, and so is what they compute: neither matters to speed.
-With --processor seconds are of the processor, which other work on the machine makes no longer.
+With --processor seconds are of the processor, which other work on the machine makes no longer. All models are in memory
+together; where it is too small for that, --only measures some of them at a time, beside transformers if a checkpoint is
+among them.
 """
 
 import argparse
@@ -99,11 +101,16 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, nargs="+", default=[1.0, 10.0, 30.0])
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 8])
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--only", nargs="+", metavar="FILE", help="names in the folder, such as 50-int8.onnx")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--processor", action="store_true")
     options = parser.parse_args()
     options.folder.mkdir(parents=True, exist_ok=True)
     models = list(files(options.model, options.folder))
+    if options.only is not None:
+        if unknown := set(options.only) - {path.name for path in models}:
+            parser.error(f"no {', '.join(sorted(unknown))} among {', '.join(path.name for path in models)}")
+        models = [path for path in models if path.name in options.only]
     result = bench(
         models,
         lengths=options.seconds,

@@ -113,7 +113,7 @@ def test_what_fails_leaves_nothing_behind(
 ) -> None:
     with pytest.raises(MaskError, match="has no mask"):
         export(world.encoder, to="sparse", out=tmp_path / "a")
-    with pytest.raises(UsageError, match="--int8 goes with --to onnx, sherpa or sparse"):
+    with pytest.raises(UsageError, match="--int8 goes with --to onnx, sherpa, gguf or sparse"):
         export(trained, to="packed", int8=True, out=tmp_path / "a")
 
     def off(architecture: Any, weights: Any, kernels: Any = None, device: Any = None) -> Any:
