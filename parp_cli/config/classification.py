@@ -1,10 +1,12 @@
 """Recipes of task classification: classes or numbers for texts and pairs of texts."""
 
+import os
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import ClassVar, Final, Literal
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar, Final, Literal, Self, get_args
 
-from parp_cli.config.finetune import AnyRecipe, Optimization, Task
+from parp_cli.config.finetune import AnyRecipe, Optimization, Pruning, Task
 from parp_cli.config.values import (
     Count,
     FilePath,
@@ -19,6 +21,12 @@ from parp_cli.config.values import (
 GlueTask = Literal["cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte", "wnli"]
 DEFAULT_TEXT_MODEL: Final = "mini-text"
 """The encoder of a run that names none."""
+
+GENERATED: Final = "generated"
+"""What the texts are called that no folder is named for."""
+
+_OF_TASK = ("text", "text_b", "label", "target", "metric")
+"""Keys of texts that each task of GLUE has its own values for."""
 
 Metric = Literal["accuracy", "f1", "matthews", "pearson", "spearman"]
 
@@ -54,6 +62,28 @@ class TextFiles(Section):
 
     unusable: Literal["refuse", "skip"] = "refuse"
     """What to do with lines without text or label: stop before training, or leave them out."""
+
+    @property
+    def domain(self) -> tuple[str, ...]:
+        """The task of GLUE, or the folder's name."""
+        return (self.glue or (GENERATED if self.root is None else Path(self.root).name),)
+
+    def on(self, domain: tuple[str, ...]) -> Self:
+        """The texts of another task of GLUE, whose columns are its own, or of a folder of files like these."""
+        (name,) = domain
+        if name not in get_args(GlueTask):
+            return replace(self, root=name)
+        own: dict[str, Any] = {key: None for key in _OF_TASK if hasattr(self, key)}
+        return replace(self, **own | {"glue": name})
+
+    def cannot_be_on(self, domain: tuple[str, ...]) -> str | None:
+        """Why there are no such texts."""
+        if len(domain) > 1:
+            return "texts are of one task, not of several"
+        tasks = get_args(GlueTask)
+        if self.glue is not None:
+            return None if domain[0] in tasks else f"{domain[0]} is none of {', '.join(tasks)}"
+        return None if os.path.isabs(domain[0]) else f"{domain[0]} is no folder, whose name begins with ./"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,6 +146,14 @@ class TextTraining(Optimization):
         return max(self.micro_batch_tokens, self.max_length)
 
 
+def text_conflicts(pruning: Pruning, data: TextFiles) -> Iterator[tuple[str, str]]:
+    """What of pruning does not go with texts: intervals in seconds are of audio, and masks are found on other texts."""
+    if pruning.interval_unit == "seconds":
+        yield "pruning", "interval_unit seconds is of audio; texts have updates and epochs"
+    if pruning.found_on is not None and (why := data.cannot_be_on(pruning.found_on)) is not None:
+        yield "pruning", f"found_on: {why}"
+
+
 @dataclass(frozen=True, kw_only=True)
 class TextRecipe(AnyRecipe):
     """A fine-tuning run of task classification."""
@@ -130,6 +168,4 @@ class TextRecipe(AnyRecipe):
     training: TextTraining = TextTraining()
 
     def conflicts(self) -> Iterator[tuple[str, str]]:
-        """Intervals in seconds are of audio."""
-        if self.pruning.interval_unit == "seconds":
-            yield "pruning", "interval_unit seconds is of audio; texts have updates and epochs"
+        yield from text_conflicts(self.pruning, self.data)

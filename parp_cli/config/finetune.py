@@ -5,8 +5,8 @@ recipes/mini/10min.yaml, except for `model`, `pruning.pattern` and `pruning.inte
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import ClassVar, Final, Literal, Protocol
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Final, Literal, Protocol
 
 from parp_cli.config.values import (
     Count,
@@ -15,6 +15,7 @@ from parp_cli.config.values import (
     MethodName,
     NameOrPath,
     Names,
+    NamesOrPaths,
     Positive,
     PositiveOrZero,
     Precision,
@@ -36,7 +37,7 @@ DEFAULT_MODEL: Final = "mini"
 
 
 class AnyData(Protocol):
-    """The data of any task: the names of its three splits."""
+    """The data of any task: the names of its three splits, and what it is of."""
 
     @property
     def train(self) -> str: ...
@@ -46,6 +47,13 @@ class AnyData(Protocol):
 
     @property
     def test(self) -> str: ...
+
+    @property
+    def domain(self) -> tuple[str, ...]:
+        """The language or languages of speech, the task of texts; () where none is named."""
+
+    def on(self, domain: tuple[str, ...]) -> Any:
+        """The same of another domain, as `pruning.found_on` names it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,6 +124,15 @@ class Data(Section):
     max_valid_utterances: Count | None = None
     """Number of utterances to validate on; null is all of them."""
 
+    @property
+    def domain(self) -> tuple[str, ...]:
+        """The languages; () where none is named."""
+        return self.language or ()
+
+    def on(self, domain: tuple[str, ...]) -> "Data":
+        """The same data in other languages."""
+        return replace(self, language=domain)
+
     def conflicts(self) -> Iterator[tuple[str, str]]:
         if self.corpus == "manifest" and self.manifest is None:
             yield "manifest", "corpus manifest needs the path of a manifest"
@@ -156,9 +173,10 @@ class Pruning(Section):
     magnitudes after a dense fine-tuning) or parp (the last mask of parp), for which the run that finds it comes first.
     Null is random for rp, else magnitude."""
 
-    found_on: Names | None = None
-    """The language, or a list of them, in which an `initial` of omp or parp is found, where it is not that of `data`:
-    so a mask is carried from one language to another. Null is the data of the run itself."""
+    found_on: NamesOrPaths | None = None
+    """The language, or a list of them, in which an `initial` of omp or parp is found, where it is not that of `data`;
+    of texts the task of GLUE, or the folder (starting with `./`) of other files with the same columns. So a mask is
+    carried from one language or task to another. Null is the data of the run itself."""
 
     scope: str | None = None
     """Prunable layers: transformer (attention and feed-forward, as in the paper), attention, feed-forward, front-end

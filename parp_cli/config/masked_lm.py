@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
-from parp_cli.config.classification import DEFAULT_TEXT_MODEL, TextFiles, TextTraining
+from parp_cli.config.classification import DEFAULT_TEXT_MODEL, TextFiles, TextTraining, text_conflicts
 from parp_cli.config.finetune import AnyRecipe, Task
 from parp_cli.config.values import Count, Positive, ShareAboveZero
 
@@ -45,8 +45,7 @@ class MaskedLmRecipe(AnyRecipe):
     training: MaskedLmTraining = MaskedLmTraining()
 
     def conflicts(self) -> Iterator[tuple[str, str]]:
-        """Intervals in seconds are of audio, and teachers are of labels."""
-        if self.pruning.interval_unit == "seconds":
-            yield "pruning", "interval_unit seconds is of audio; texts have updates and epochs"
+        """Those of texts, and teachers are of labels."""
+        yield from text_conflicts(self.pruning, self.data)
         if self.distil.teacher is not None:
             yield "distil", "task masked-lm has no teacher"

@@ -107,3 +107,9 @@ FilePath = Annotated[str, _from_text(_path)]
 
 NameOrPath = Annotated[str, _from_text(lambda text: _path(text) if text.startswith((".", "~")) else text)]
 """A path only where it begins with `.` or `~`, else a name."""
+
+NamesOrPaths = Annotated[
+    tuple[NameOrPath, ...],
+    BeforeValidator(lambda value: (value,) if isinstance(value, str) else value),
+    Field(min_length=1, json_schema_extra={"expected": "a name or a path, or a list of them"}),
+]

@@ -5,11 +5,12 @@ N items, K classes, R resamples.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy
 from numpy.typing import NDArray
 
-from parp_cli.scoring.intervals import LEVEL, MIN_UNITS, paired_difference
+from parp_cli.scoring.intervals import LEVEL, MIN_UNITS, Difference, Interval, paired_difference, units_of
 
 CLASS_METRICS, NUMBER_METRICS = ("accuracy", "f1", "matthews"), ("pearson", "spearman")
 NAMES = {
@@ -22,6 +23,9 @@ NAMES = {
 """Metrics for people."""
 
 _RESAMPLES = 2000
+
+_ROUNDING = 1e-12
+"""Differences that differ by less are equal."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,3 +143,72 @@ def paired_test(
         better=sum(a < b for a, b in zip(wrong, other_wrong, strict=True)),
         worse=sum(a > b for a, b in zip(wrong, other_wrong, strict=True)),
     )
+
+
+def score_difference(
+    references: Sequence[str],
+    ours: Sequence[Sequence[str]],
+    others: Sequence[Sequence[str]],
+    metric: str,
+    names: Sequence[str],
+    *,
+    seed: int = 0,
+) -> Difference | None:
+    """The mean of a metric over systems (of several seeds) minus that of as many others; above 0 the first are better.
+
+    Of accuracy the interval and p are those of error rates. Of other metrics the interval is a percentile bootstrap
+    over items, and p the share of random exchanges of the two sides' predictions of items that make as much of a
+    difference.
+
+    Args:
+        references: of the items (N,), classes or numbers as text.
+        ours, others: predictions (N,) of each system, side by side.
+        names: the classes in their order; empty for numbers.
+
+    Returns None for too few items.
+    """
+    if metric == "accuracy":
+        wrong = [
+            [sum(one[item] != reference for one in side) for item, reference in enumerate(references)]
+            for side in (ours, others)
+        ]
+        counts = [len(ours)] * len(references)
+        found = paired_difference(wrong[0], wrong[1], counts, [None] * len(references), seed=seed)
+        return None if found is None else found.flipped
+    units = units_of([None] * len(references))
+    if not units.enough:
+        return None
+    index = {name: number for number, name in enumerate(names)}
+    known, mine, yours = (
+        numpy.array([[index[value] if names else float(value) for value in row] for row in rows])
+        for rows in ([references], ours, others)
+    )
+    generator, count = numpy.random.default_rng(seed), len(references)
+
+    def score(predictions: NDArray[Any], items: NDArray[Any] | slice = slice(None)) -> float:
+        return float(numpy.mean([_score(metric, known[0][items], row[items], len(names)) for row in predictions]))
+
+    value = score(mine) - score(yours)
+    drawn = [generator.integers(count, size=count) for _ in range(_RESAMPLES)]
+    low, high = numpy.quantile(
+        [score(mine, items) - score(yours, items) for items in drawn], [(1 - LEVEL) / 2, (1 + LEVEL) / 2]
+    ).tolist()
+    extreme = 0
+    for _ in range(_RESAMPLES):
+        swapped = generator.random(count) < 0.5
+        exchanged = numpy.where(swapped, yours, mine), numpy.where(swapped, mine, yours)
+        extreme += abs(score(exchanged[0]) - score(exchanged[1])) >= abs(value) - _ROUNDING
+    return Difference(
+        value=value,
+        interval=Interval(low=low, high=high, units=units),
+        p_value=(extreme + 1) / (_RESAMPLES + 1),
+        units=units,
+    )
+
+
+def _score(metric: str, references: NDArray[Any], predictions: NDArray[Any], classes: int) -> float:
+    """A metric of classes by their number, or of numbers."""
+    if classes:
+        return float(class_metrics(confusion(references, predictions, classes))[metric])  # type: ignore[arg-type]
+    pair = (references, predictions) if metric == "pearson" else (ranks(references), ranks(predictions))
+    return float(pearson(*pair))

@@ -95,9 +95,9 @@ class Difference:
     @property
     def flipped(self) -> "Difference":
         """That of the other system to this one."""
-        ends = None if self.interval is None else (-self.interval.high, -self.interval.low)
+        ends = None if self.interval is None else (0.0 - self.interval.high, 0.0 - self.interval.low)  # never -0.0
         interval = None if ends is None else Interval(low=ends[0], high=ends[1], units=self.units)
-        return Difference(value=-self.value, interval=interval, p_value=self.p_value, units=self.units)
+        return Difference(value=0.0 - self.value, interval=interval, p_value=self.p_value, units=self.units)
 
     def points(self) -> list[float]:
         """The value and the ends of the interval, in hundredths of the error rate."""

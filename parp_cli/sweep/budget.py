@@ -73,9 +73,9 @@ def groups_of(cells: Sequence[Cell]) -> list[list[Cell]]:
 
 
 def _languages(cell: Cell) -> tuple[str, ...]:
-    """Those that a cell is of, with that of its mask; none of a network for several."""
-    own = getattr(cell.recipe.data, "language", None) or ()
-    return (*own, *(cell.recipe.pruning.found_on or ())) if len(own) == 1 else ()
+    """Those (of texts their task) that a cell is of, with that of its mask; none of a network for several."""
+    own, found_on = cell.recipe.data.domain, cell.recipe.pruning.found_on
+    return (*own, *(() if found_on is None else cell.recipe.data.on(found_on).domain)) if len(own) == 1 else ()
 
 
 def _are_comparable(parp: Cell, dense: Cell) -> bool:

@@ -196,9 +196,9 @@ class Outcome:
         values: by grid key, None where the recipe has null; without keys that make no difference to the cell.
         sparsity_target, sparsity: requested, and exact; 0 for dense.
         wer, cer, per: error rates; None for labels of the other kind, and for texts.
-        languages: of the speech that it was trained on; () where it has none.
+        languages: of the speech that it was trained on, () where none is named; of texts their task.
         part: the language of those utterances of the split that this is of; None for all of them.
-        found_on: the languages that the first mask was found on, where these are not its own; ().
+        found_on: those that the first mask was found on, as the recipe names them; ().
         initial: the first mask, as in the recipe.
         metric, score: of texts, the one that decides, such as accuracy.
         updates, audio_seconds, wall_seconds: of training, with all runs that found the mask.
@@ -238,6 +238,7 @@ class Outcome:
 def outcomes(run: Path, cell: Cell) -> list[Outcome]:
     """The results of a cell on each of its splits, and on the utterances of each language where there are several."""
     folder = round_folder(run, cell.key)
+    found_on = cell.recipe.pruning.found_on
     known: dict[str, Any] = {
         "cell": cell.name,
         "key": cell.key,
@@ -245,8 +246,8 @@ def outcomes(run: Path, cell: Cell) -> list[Outcome]:
         "sparsity_target": target_sparsity(cell.recipe.pruning),
         "seed": cell.recipe.seed,
         "values": cell.values,
-        "languages": getattr(cell.recipe.data, "language", None) or (),
-        "found_on": cell.recipe.pruning.found_on or (),
+        "languages": cell.recipe.data.domain,
+        "found_on": () if found_on is None else cell.recipe.data.on(found_on).domain,
         "initial": cell.recipe.pruning.initial,
     }
     if (training := trained(run, cell)) is not None:

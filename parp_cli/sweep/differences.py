@@ -1,11 +1,13 @@
 """Whether the methods of a sweep differ: on the same utterances, with the same seeds."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
 from parp_cli.pruning.methods import spec_of
+from parp_cli.scoring.classes import score_difference
 from parp_cli.scoring.intervals import Difference, paired_difference
 from parp_cli.scoring.metrics import Unit, align, utterance_errors
 from parp_cli.scoring.results import read_results
@@ -23,7 +25,8 @@ class Paired:
 
     Attributes:
         seeds: how many both have; the errors of an utterance are summed over them.
-        difference: of the error rates, below 0 if the method makes fewer errors; None for too few speakers.
+        difference: of the error rates, below 0 if the method makes fewer errors; of texts of the score, above 0 if it
+            is better; None for too few speakers or texts.
     """
 
     method: str
@@ -39,13 +42,10 @@ class Paired:
 
 
 def differences(outcomes: Sequence[Outcome], run: Path) -> list[Paired]:
-    """Every method against the dense network, and every other one against PARP, of the outcomes of one table.
-
-    Of texts there are none: their results have no error rate.
-    """
+    """Every method against the dense network, and every other one against PARP, of the outcomes of one table."""
     by_place: dict[tuple[str, float], dict[int, Outcome]] = {}
     for outcome in outcomes:
-        if outcome.wer is not None or outcome.per is not None:
+        if outcome.result is not None:
             by_place.setdefault((outcome.method, outcome.sparsity_target), {})[outcome.seed] = outcome
     dense = next((place for place in by_place if not spec_of(place[0]).prunes), None)
     pairs = []
@@ -68,10 +68,14 @@ def _paired(
 
 
 def difference_over(pairs: Sequence[tuple[Outcome, Outcome]], run: Path) -> Difference | None:
-    """The difference of the first results of pairs to the second, whose errors on an utterance are summed over pairs.
+    """The difference of the first results of pairs to the second, whose errors on an utterance are summed over pairs;
+    of texts that of the mean score.
 
-    None for too few speakers, or without an utterance that is in both.
+    None for too few speakers or texts, or without an utterance or text that is in both.
     """
+    if pairs and (metric := pairs[0][0].metric) is not None:
+        ours, theirs = (tuple(_results(pair[side], run) for pair in pairs) for side in range(2))
+        return _score_difference(metric, ours, theirs, tuple(path.stat().st_mtime_ns for path in (*ours, *theirs)))
     return _difference(tuple((_file(one, run), _file(other, run)) for one, other in pairs))
 
 
@@ -88,6 +92,20 @@ def _difference(pairs: tuple[tuple[_File, _File], ...]) -> Difference | None:
     ids = sorted(sums)
     errors, others, counts = ([sums[id_][column] for id_ in ids] for column in range(3))
     return paired_difference(errors, others, counts, [speakers[id_] for id_ in ids]) if ids else None
+
+
+@lru_cache(maxsize=10_000)
+def _score_difference(
+    metric: str, ours: tuple[Path, ...], theirs: tuple[Path, ...], _changed: tuple[int, ...]
+) -> Difference | None:
+    read = [{f"{one.split}/{one.id}": one for one in read_results(path)} for path in (*ours, *theirs)]
+    shared = [key for key in read[0] if all(key in results for results in read)]
+    if not shared:
+        return None
+    predictions = [[results[key].hypothesis for key in shared] for results in read]
+    names = json.loads(ours[0].with_suffix(".json").read_text(encoding="utf-8"))["names"]
+    references = [read[0][key].reference for key in shared]
+    return score_difference(references, predictions[: len(ours)], predictions[len(ours) :], metric, names)
 
 
 def _unit(outcome: Outcome) -> Unit:

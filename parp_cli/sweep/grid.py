@@ -171,7 +171,10 @@ def load_sweep(
     """
     root = tree.read_file(path)
     file = read(root, path, kind=SweepFile, hint=_HINT)
-    base = load_recipe(recipe or (None if file.recipe is None else Path(file.recipe)))
+    named = recipe or (None if file.recipe is None else Path(file.recipe))
+    # Defaults are those of a task.
+    task = (file.set or {}).get("task") if named is None and recipe is None else None
+    base = load_recipe(named, () if task is None else [f"task={task}"])
     splits = file.splits if recipe is None else None
     grid, vary = _flat(root["grid"]), _flat(root.get("vary") or {})
     exceptions = [_flat(entry) for entry in root.get(_EXCEPT) or ()]

@@ -1,6 +1,8 @@
-"""What a sweep over languages shows: error rates by language, masks carried from one language to another, and overlaps.
+"""What a sweep over languages shows: error rates by language, masks carried from one language to another, and overlaps;
+of texts the same over tasks.
 
-Differences are between networks that were evaluated on the same utterances, with the same seeds: paired, over speakers.
+Differences are between networks that were evaluated on the same utterances, with the same seeds: paired, over speakers;
+or on the same texts, over these.
 """
 
 import statistics
@@ -12,6 +14,7 @@ from typing import TYPE_CHECKING
 from parp_cli.pruning.methods import spec_of
 from parp_cli.pruning.methods.spec import FOUND_MASKS
 from parp_cli.pruning.overlap import Pair, both_ways
+from parp_cli.scoring.classes import NAMES
 from parp_cli.scoring.intervals import Difference
 from parp_cli.stages.compare import compare
 from parp_cli.sweep.cells import Outcome
@@ -23,12 +26,20 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.image import AxesImage
 
-_SHOWN_ELSEWHERE = (SEED, "pruning.method", "pruning.sparsity", "data.language", "pruning.found_on")
+_SHOWN_ELSEWHERE = (
+    SEED,
+    "pruning.method",
+    "pruning.sparsity",
+    "data.language",
+    "data.glue",
+    "data.root",
+    "pruning.found_on",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Value:
-    """An error rate, mean over seeds; and its difference to what it is compared with, None without such."""
+    """An error rate or a score, mean over seeds; and its difference to what it is compared with, None without such."""
 
     error: float
     difference: Difference | None = None
@@ -70,8 +81,9 @@ class MaskOverlaps:
 
 @dataclass(frozen=True, kw_only=True)
 class Languages:
-    """All that a sweep shows of languages; empty where it has fewer than two."""
+    """All that a sweep shows of languages, or tasks of texts (`noun`); empty where it has fewer than two."""
 
+    noun: str = "language"
     rates: tuple[Matrix, ...]
     transfers: tuple[Matrix, ...]
     overlaps: tuple[MaskOverlaps, ...]
@@ -79,26 +91,34 @@ class Languages:
     def markdown(self) -> str:
         """All tables; "" where there is nothing to show."""
         text: list[str] = []
-        for head, matrices in (("By language", self.rates), ("Masks of one language for another", self.transfers)):
+        transfer = f"Masks of one {self.noun} for another"
+        for head, about, matrices in (
+            (f"By {self.noun}", _BY, self.rates),
+            (transfer, _TRANSFER, self.transfers),
+        ):
             if matrices:
-                text += [f"## {head}", "", _NOTES[head], ""]
+                text += [f"## {head}", "", about.replace("language", self.noun), ""]
             for matrix in matrices:
                 text += [*matrix.lines(), ""]
         if self.overlaps:
-            text += ["## Overlap of masks", "", _NOTES["overlap"], ""]
+            text += ["## Overlap of masks", "", _OVERLAP, ""]
         for each in self.overlaps:
             text += [*_overlap_lines(each), ""]
         return "\n".join(text)
 
 
-_NOTES = {
-    "By language": "Means over seeds. One network for several languages is beside its difference to each language's "
-    "own, in points, with a 95 % interval.",
-    "Masks of one language for another": "Rows: where the mask was found. Columns: the language that was trained under "
-    "it, and the difference to the language's own mask, in points, with a 95 % interval.",
-    "overlap": "Intersection over union of the kept weights; in brackets that of masks that are random within each "
-    "tensor. Of the first seed.",
-}
+_BY = (
+    "Means over seeds. One network for several languages is beside its difference to each language's own, in points, "
+    "with a 95 % interval."
+)
+_TRANSFER = (
+    "Rows: where the mask was found. Columns: the language that was trained under it, and the difference to the "
+    "language's own mask, in points, with a 95 % interval."
+)
+_OVERLAP = (
+    "Intersection over union of the kept weights; in brackets that of masks that are random within each tensor. Of the "
+    "first seed."
+)
 
 
 def languages(run: Path, outcomes: Sequence[Outcome]) -> Languages:
@@ -113,6 +133,7 @@ def languages(run: Path, outcomes: Sequence[Outcome]) -> Languages:
     carried = [each for each in own if each.found_on]
     plain = [each for each in own if not each.found_on]
     return Languages(
+        noun="language" if own[0].metric is None else "task",
         rates=tuple(_rates(run, split, names, some) for split, some in _by_split(plain)),
         transfers=tuple(matrix for split, some in _by_split(carried) for matrix in _transfers(run, split, names, some)),
         overlaps=_overlaps(run, own),
@@ -162,7 +183,8 @@ def _rates(run: Path, split: str, names: tuple[str, ...], outcomes: Sequence[Out
         return _value(run, some, singles if len(some[0].languages) > 1 else ())
 
     values = tuple(tuple(value(row, name) for name in names) for row in rows)
-    return Matrix(title=f"{metric_name(outcomes)}, {split}", rows=tuple(rows), columns=names, values=values)
+    columns = _columns(names, outcomes)
+    return Matrix(title=f"{metric_name(outcomes)}, {split}", rows=tuple(rows), columns=columns, values=values)
 
 
 def _transfers(run: Path, split: str, names: tuple[str, ...], outcomes: Sequence[Outcome]) -> list[Matrix]:
@@ -183,11 +205,19 @@ def _transfers(run: Path, split: str, names: tuple[str, ...], outcomes: Sequence
             Matrix(
                 title=f"{metric_name(outcomes)}, {split}, {setting}, mask of",
                 rows=rows,
-                columns=names,
+                columns=_columns(names, outcomes),
                 values=tuple(tuple(value(row, name) for name in names) for row in rows),
             )
         )
     return matrices
+
+
+def _columns(names: tuple[str, ...], outcomes: Sequence[Outcome]) -> tuple[str, ...]:
+    """The names, with the metric of each task where not all have the same."""
+    metrics = {_language(each): each.metric for each in outcomes if each.metric is not None}
+    if len(set(metrics.values())) < 2:
+        return names
+    return tuple(f"{name} ({NAMES[metric]})" if (metric := metrics.get(name)) else name for name in names)
 
 
 def _value(run: Path, some: Sequence[Outcome], others: Sequence[Outcome]) -> Value:
@@ -256,7 +286,8 @@ def draw_languages(found: Languages, stem: Path) -> tuple[Path, ...]:
     grid = iter(figure.subplots(1, count, squeeze=False).flatten())
     for matrix in found.transfers:
         axes = next(grid)
-        figure.colorbar(_transfer_panel(axes, matrix), ax=axes, label="points more than with the own mask")
+        label = "points more than with the own mask"
+        figure.colorbar(_transfer_panel(axes, matrix, found.noun), ax=axes, label=label)
     for each in found.overlaps:
         axes = next(grid)
         image = overlap_panel(axes, each.pairs, each.languages)
@@ -273,17 +304,19 @@ def draw_languages(found: Languages, stem: Path) -> tuple[Path, ...]:
     return save_figures(figure, stem.with_name(f"{stem.name}-languages"))
 
 
-def _transfer_panel(axes: "Axes", matrix: Matrix) -> "AxesImage":
-    """Error rates as text, differences to the diagonal as colours."""
+def _transfer_panel(axes: "Axes", matrix: Matrix, noun: str) -> "AxesImage":
+    """Error rates or scores as text, differences to the diagonal as colours, what is worse in red."""
     differences = [
         [0.0 if value is None or value.difference is None else 100 * value.difference.value for value in row]
         for row in matrix.values
     ]
     limit = max([1.0, *(abs(each) for row in differences for each in row)])
-    image = axes.imshow(differences, cmap="RdBu_r", vmin=-limit, vmax=limit, aspect="auto")
+    image = axes.imshow(
+        differences, cmap="RdBu" if noun == "task" else "RdBu_r", vmin=-limit, vmax=limit, aspect="auto"
+    )
     axes.set_xticks(range(len(matrix.columns)), matrix.columns)
     axes.set_yticks(range(len(matrix.rows)), matrix.rows)
-    axes.set_xlabel("language")
+    axes.set_xlabel(noun)
     axes.set_ylabel("mask found on")
     axes.set_title(matrix.title.removesuffix(", mask of"), fontsize=9)
     for y, row in enumerate(matrix.values):

@@ -87,9 +87,9 @@ def _panel(title_parts: tuple[str, ...], rows: Sequence[Outcome]) -> Panel:
 
 
 def metric_name(rows: Sequence[Outcome]) -> str:
-    """What results are, for people."""
-    named = next((NAMES[row.metric] for row in rows if row.metric is not None), None)
-    return named or ("PER" if any(row.per is not None for row in rows) else "WER")
+    """What results are, for people; several where tasks have their own."""
+    named = dict.fromkeys(NAMES[row.metric] for row in rows if row.metric is not None)
+    return " or ".join(named) or ("PER" if any(row.per is not None for row in rows) else "WER")
 
 
 def _mean(rows: Sequence[Outcome]) -> Mean:
@@ -113,7 +113,7 @@ def error_rows(panel: Panel) -> tuple[list[str], list[list[str]]]:
 
 def cost_rows(panel: Panel) -> tuple[list[str], list[list[str]]]:
     """Columns and rows of a table of what training cost, means over seeds."""
-    texts = panel.metric in NAMES.values()
+    texts = any(outcome.metric is not None for outcome in panel.outcomes)
     size, unit = ("thousand tokens", 1000) if texts else ("hours of audio", 3600)
     columns = ["cost, searching the mask included", "sparsity", "seeds", "updates", size, "minutes"]
     rows = []
@@ -124,7 +124,7 @@ def cost_rows(panel: Panel) -> tuple[list[str], list[list[str]]]:
 
 
 def difference_rows(panel: Panel, run: Path) -> tuple[list[str], list[list[str]]]:
-    """Columns and rows of a table of paired differences, by the results in a sweep's folder; no rows for texts."""
+    """Columns and rows of a table of paired differences, by the results in a sweep's folder."""
     columns = [f"{panel.metric}, paired", "sparsity", "against", "seeds", "points", "95 % interval", "p"]
     rows = [
         [pair.method, percent(pair.sparsity), pair.other, str(pair.seeds), *difference_texts(pair.difference)]

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from torch import Tensor
 
@@ -115,18 +115,15 @@ def rounds_of(recipe: AnyRecipe, init: Path | None = None) -> tuple[Round, ...]:
 
 def _finding(recipe: AnyRecipe) -> Round:
     """The training run that finds the first mask of a settled recipe whose `initial` is in `FOUND_MASKS`."""
-    pruning, data = recipe.pruning, cast(Any, recipe.data)
+    pruning, data = recipe.pruning, recipe.data
+    where = ""
     if pruning.found_on is not None:
-        if not any(each.name == "language" for each in fields(data)):
-            raise UsageError(
-                f"the data of task {recipe.task} has no languages to find a mask on", hint="remove pruning.found_on"
-            )
-        data = replace(data, language=pruning.found_on)
+        data = data.on(pruning.found_on)
+        where = f" on {', '.join(data.domain)}"
     method = "dense" if pruning.initial == "omp" else "parp"
     own = replace(
         pruning, method=method, initial=None, found_on=None, sparsity=sparsity_at_start(pruning), start_sparsity=None
     )
-    where = "" if pruning.found_on is None else f" on {', '.join(pruning.found_on)}"
     return Round(name=method + where, recipe=settle(replace(recipe, data=data, pruning=own)))
 
 

@@ -425,3 +425,54 @@ def test_integers_in_onnx(family: str, parp: Any, tmp_path: Path) -> None:
         feed |= {name: numpy.zeros((1, 4), dtype=numpy.int64) for name in feed if name == "token_type_ids"}
         logits.append(opened.run(None, feed)[0])
     assert 0 < abs(logits[0] - logits[1]).max() < 1
+
+
+def test_a_mask_is_carried_from_task_to_task(parp: Any, films: Films, tmp_path: Path) -> None:
+    """Found by training on one folder, kept or adjusted on another; the table has it beside the task's own."""
+    recipe = write_recipe(films)
+    other = tmp_path / "moods"
+    other.mkdir()
+    for split in ("train", "dev"):
+        rows = "".join(f"{text}\t{'not' in text}\n" for text, _ in lines())
+        (other / f"{split}.tsv").write_text(f"text\tlabel\n{rows}")
+    folders = f"[{films.data}, {other}]"
+    sweep = films.data / "sweep.yaml"
+    sweep.write_text(
+        f"recipe: {recipe}\nset: {{training.updates: 4, training.validate_every: 4}}\n"
+        f"grid:\n  pruning.initial: [omp]\n  pruning.found_on: {folders}\n  data.root: {folders}\n"
+        "  pruning.method: [fixed, parp]\n"
+    )
+    answer = parp("sweep", sweep, "--run", "sweep")
+    assert answer.code == 0, answer.err
+    rows = [json.loads(line) for line in Path("sweep/sweep.jsonl").read_text().splitlines()]
+    scores = {(row["method"], *row["found_on"], *row["languages"]): row["score"] for row in rows}
+    assert len(scores) == 8
+    masks = {key: Path("sweep") / row["checkpoint"] for key, row in zip(scores, rows, strict=True)}
+    for source in ("data", "moods"):  # the mask of a task is the same wherever it is kept
+        pair = [str(masks["fixed", source, target]) for target in ("data", "moods")]
+        compared = parp("compare", *pair, "--json")
+        assert json.loads(compared.out)["pairs"][0]["overall"]["iou"] == 1
+    text = Path("sweep/sweep.md").read_text()
+    assert "## Masks of one task for another" in text
+    (header,) = [line for line in text.splitlines() if line.startswith("| accuracy, dev, fixed") and "mask of" in line]
+    assert header.endswith("mask of | data | moods |")
+    row = text.splitlines()[text.splitlines().index(header) + 2]
+    _, name, own, carried, _ = (cell.strip() for cell in row.split("|"))
+    assert (name, own) == ("data", f"{100 * scores['fixed', 'data', 'data']:.1f}%")
+    change = 100 * (scores["fixed", "data", "moods"] - scores["fixed", "moods", "moods"])
+    assert carried.startswith(f"{100 * scores['fixed', 'data', 'moods']:.1f}%, {change:+.1f}")
+    assert "## Overlap of masks" in text
+
+
+def test_tasks_that_masks_cannot_be_found_on(parp: Any, films: Films) -> None:
+    recipe = write_recipe(films)
+    for value, words in {
+        "rte": "found_on: rte is no folder",
+        "[./a, ./b]": "of one task, not of several",
+    }.items():
+        asked = ("--set", "pruning.initial=omp", "--set", f"pruning.found_on={value}")
+        answer = parp("finetune", recipe, "--set", "pruning.method=fixed", *asked)
+        assert (answer.code, words in answer.err) == (2, True), answer.err
+    glue = ("--set", "data.glue=sst2", "--set", "pruning.initial=omp", "--set", "pruning.found_on=./a")
+    answer = parp("finetune", recipe, "--set", "pruning.method=fixed", *glue)
+    assert (answer.code, "is none of cola, sst2" in answer.err) == (2, True)

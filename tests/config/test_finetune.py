@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from parp_cli.cli.quickstart import _SETTINGS, _UPDATES
-from parp_cli.config.classification import TextRecipe
+from parp_cli.config.classification import TextData, TextRecipe
 from parp_cli.config.finetune import Recipe
 from parp_cli.config.load import dump_yaml, load_recipe, recipe_from_dict, recipe_to_dict
 from parp_cli.config.masked_lm import MaskedLmRecipe
@@ -88,3 +88,14 @@ def test_one_language_or_a_list() -> None:
 def test_lists_are_of_manifests() -> None:
     with pytest.raises(RecipeError, match=r"data\.lists|problem"):
         load_recipe(None, ["data.lists=lists"])
+
+
+def test_texts_of_another_task() -> None:
+    data = TextData(root="/glue", glue="sst2", label="mine", metric="f1")
+    assert data.domain == ("sst2",)
+    assert data.on(("rte",)) == TextData(root="/glue", glue="rte")
+    own = TextData(root="/texts/films", label="stars")
+    assert own.domain == ("films",)
+    assert own.on(("/texts/books",)) == TextData(root="/texts/books", label="stars")
+    assert TextData().domain == ("generated",)
+    assert Recipe().data.domain == ()

@@ -17,6 +17,7 @@ from parp_cli.scoring.classes import (
     paired_test,
     pearson,
     ranks,
+    score_difference,
 )
 
 PAIRS = st.lists(st.tuples(st.integers(0, 2), st.integers(0, 2)), min_size=1, max_size=30)
@@ -92,3 +93,62 @@ def test_every_table_of_two_classes_is_within_bounds() -> None:
         assert 0 <= found["accuracy"] <= 1
         assert 0 <= found["f1"] <= 1
         assert -1 - 1e-9 <= found["matthews"] <= 1 + 1e-9
+
+
+def systems(seed: int, right: float, count: int = 200) -> tuple[list[str], list[list[str]]]:
+    """References, and two systems that are right on about such a share."""
+    rng = random.Random(seed)
+    references = [random.Random(item).choice("ab") for item in range(count)]
+    flipped = {"a": "b", "b": "a"}
+    return references, [[label if rng.random() < right else flipped[label] for label in references] for _ in range(2)]
+
+
+@pytest.mark.parametrize("metric", ["accuracy", "f1", "matthews"])
+def test_differences_of_scores(metric: str) -> None:
+    references, ours = systems(1, 0.9)
+    _, theirs = systems(2, 0.7)
+    found = score_difference(references, ours, theirs, metric, ["a", "b"])
+    assert found is not None
+
+    def mean(side: list[list[str]]) -> float:
+        tables = [confusion(["ab".index(x) for x in references], ["ab".index(x) for x in one], 2) for one in side]
+        return float(numpy.mean([class_metrics(table)[metric] for table in tables]))
+
+    assert found.value == pytest.approx(mean(ours) - mean(theirs))
+    assert found.value > 0.1
+    assert found.interval is not None
+    assert 0 < found.interval.low < found.value < found.interval.high
+    assert found.p_value < 0.01
+    back = score_difference(references, theirs, ours, metric, ["a", "b"])
+    assert back is not None
+    assert back.value == pytest.approx(-found.value)
+    _, alike = systems(3, 0.9)
+    close = score_difference(references, ours, alike, metric, ["a", "b"])
+    assert close is not None
+    assert close.interval is not None
+    assert close.interval.low < 0 < close.interval.high
+    assert close.p_value > 0.05
+    same = score_difference(references, ours, ours, metric, ["a", "b"])
+    assert same is not None
+    assert (same.value, same.p_value) == (0, 1)
+
+
+@pytest.mark.parametrize("metric", ["pearson", "spearman"])
+def test_differences_of_correlations(metric: str) -> None:
+    rng = random.Random(0)
+    references = [f"{rng.gauss(0, 1):.6f}" for _ in range(60)]
+    near, far = ([[f"{float(x) + rng.gauss(0, noise):.6f}" for x in references]] for noise in (0.2, 3.0))
+    found = score_difference(references, near, far, metric, [])
+    assert found is not None
+    known, mine, yours = (numpy.array([float(x) for x in row]) for row in (references, near[0], far[0]))
+    if metric == "spearman":
+        known, mine, yours = map(ranks, (known, mine, yours))
+    assert found.value == pytest.approx(float(pearson(known, mine) - pearson(known, yours)))
+    assert found.interval is not None
+    assert 0 < found.interval.low < found.value < found.interval.high
+    assert found.p_value < 0.01
+
+
+def test_too_few_items_tell_no_difference() -> None:
+    for metric in ("accuracy", "f1"):
+        assert score_difference(["a", "b"], [["a", "b"]], [["b", "b"]], metric, ["a", "b"]) is None

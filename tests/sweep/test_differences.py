@@ -70,8 +70,29 @@ def test_errors_are_summed_over_seeds_and_paired_by_speaker(tmp_path: Path) -> N
     assert float(rows[0][4]) == pytest.approx(100 * expected.value, abs=0.01)
 
 
-def test_texts_and_what_has_no_result_are_left_out(tmp_path: Path) -> None:
-    outcomes = [cell(tmp_path, "dense", 0.0, 0, [1] * 8, wer=None, score=0.8, metric="accuracy")]
-    outcomes += [cell(tmp_path, "parp", 0.5, 0, [1] * 8, wer=None, score=0.9, metric="accuracy")]
-    assert not differences(outcomes, tmp_path)
+def test_scores_of_texts_are_paired_over_texts_and_seeds(tmp_path: Path) -> None:
+    def judged(method: str, sparsity: float, seed: int, wrong: set[int]) -> Outcome:
+        found = cell(tmp_path, method, sparsity, seed, [0] * 8, wer=None, score=1 - len(wrong) / 40, metric="accuracy")
+        names = ["a", "b"]
+        lines = [
+            {"id": str(i), "split": "test", "reference": names[i % 2], "hypothesis": names[(i + (i in wrong)) % 2]}
+            for i in range(40)
+        ]
+        folder = tmp_path / found.cell
+        (folder / "eval-test.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        (folder / "eval-test.json").write_text(json.dumps({"names": names}))
+        return found
+
+    outcomes = [judged("dense", 0.0, seed, set(range(12))) for seed in range(2)]
+    outcomes += [judged("parp", 0.5, seed, set(range(2 + seed))) for seed in range(2)]
+    (pair,) = differences(outcomes, tmp_path)
+    assert (pair.method, pair.other, pair.seeds) == ("parp", "dense", 2)
+    assert pair.difference is not None
+    assert pair.difference.value == pytest.approx((24 - 5) / 80), "above 0: better"
+    assert pair.difference.interval is not None
+    assert pair.difference.interval.low > 0
+    assert pair.difference.p_value < 0.01
+
+
+def test_what_has_no_result_is_left_out(tmp_path: Path) -> None:
     assert not differences([cell(tmp_path, "mpi", 0.5, 0, [1] * 8, wer=None)], tmp_path)

@@ -270,6 +270,13 @@ def test_shipped_sweep_is_read_and_says_how_to_run_it(path: Path) -> None:
     assert "# Cost: " in path.read_text()
 
 
+def test_defaults_are_those_of_the_task(tmp_path: Path) -> None:
+    (tmp_path / "own.yaml").write_text(
+        f"recipe: null\nset: {{task: classification, data.root: {tmp_path}}}\ngrid: {{training.max_length: [8, 16]}}\n"
+    )
+    assert [cell.recipe.training.max_length for cell in load(tmp_path / "own.yaml").cells] == [8, 16]  # type: ignore[attr-defined]
+
+
 def test_the_cells_of_mini_are_runs_of_its_recipe() -> None:
     base = load_recipe(RECIPES / "mini" / "10min.yaml")
     for cell in load(RECIPES / "sweeps" / "mini.yaml").cells:
