@@ -224,6 +224,7 @@ def fake_cuda() -> Iterator[FakeCuda]:
         patch.setattr(torch._C, "_current_graph_task_id", lambda: running[-1] if running else real_id())
         patch.setattr(Tensor, "pin_memory", _pinned)
         patch.setattr("parp_cli.tasks.ctc.features._pinned", lambda tensor, _: _pinned(tensor))
+        patch.setattr(torch.cuda, "synchronize", lambda *_: None)
         patch.setattr(torch.cuda, "mem_get_info", lambda *_: (1 << 36, 1 << 36))
         patch.setattr(torch.cuda, "get_device_name", lambda *_: "none")
         patch.setattr(torch.cuda, "is_bf16_supported", lambda *_, **__: True)
@@ -329,7 +330,8 @@ def _backward(loss: Tensor) -> None:
         own = gradients.pop(node, None)
         if own is None:
             continue
-        made = node(*[own.get(place) for place in range(len(node._input_metadata))])
+        derive = node if callable(node) else node.apply  # of functions written in Python
+        made = derive(*[own.get(place) for place in range(len(node._input_metadata))])
         for gradient, (following, place) in zip(
             made if isinstance(made, tuple) else (made,), node.next_functions, strict=False
         ):

@@ -13,6 +13,28 @@ from parp_cli.models.speech.dropout import on_cpu
 from tests.fake_cuda import CUDA, fake_cuda, value_of
 
 
+class BackwardByOneDnn(torch.autograd.Function):
+    """A linear layer whose derivative alone is of the CPU."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(weight)
+        return x @ weight.T
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        (weight,) = ctx.saved_tensors
+        return torch.ops.mkldnn._linear_pointwise(gradient, weight.T, None, "none", [], ""), None
+
+
+def test_a_derivative_that_is_not_of_cuda_is_refused() -> None:
+    with fake_cuda():
+        x = torch.ones(4, 8, device=CUDA, requires_grad=True)
+        loss = BackwardByOneDnn.apply(x, torch.ones(3, 8, device=CUDA)).sum()
+        with pytest.raises(NotImplementedError, match="_linear_pointwise' with arguments from the 'CUDA' backend"):
+            loss.backward()
+
+
 class Faulty(nn.Module):
     """A linear layer with a fault of one kind, or none."""
 

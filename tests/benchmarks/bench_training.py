@@ -1,13 +1,15 @@
 """An update of CTC fine-tuning beside transformers + torch.nn.utils.prune: the same weights, masks and mathematics.
 
     python tests/benchmarks/bench_training.py [--model tiny|base|large|1b] [--precision float32 tf32 bfloat16]
-                                              [--dropout peer|paper] [--rounds 5] [--device auto]
+                                              [--dropout peer|paper] [--utterances 4] [--compile] [--rounds 5]
+                                              [--device auto]
 
 The peer is transformers' Wav2Vec2ForCTC with its front end frozen, its prunable weights under torch.nn.utils.prune and
 a fused AdamW; ours is what `parp finetune` does: front-end features kept, masks by the pruner's method "fixed", the
-same AdamW. Each hears four utterances of 10 s of noise. First both must find the same loss and the same gradients, in
-float32 and without dropout; then they take turns. The dropouts are transformers' defaults, 0.1 everywhere ("peer"), or
-those of the wav2vec 2.0 paper's fine-tuning, 0.1 inside the feed-forward blocks alone ("paper").
+same AdamW, with --compile its layers compiled. Each hears some utterances of 10 s of noise. First both must find the
+same loss and the same gradients, in float32 and without dropout; then they take turns. The dropouts are transformers'
+defaults, 0.1 everywhere ("peer"), or those of the wav2vec 2.0 paper's fine-tuning, 0.1 inside the feed-forward blocks
+alone ("paper").
 
 It prints for each precision the updates and the seconds of audio per second (medians of the rounds; processor seconds
 are of all threads, and say more where the machine is busy with something else), the peak memory of weights, masks,
@@ -15,8 +17,9 @@ optimizer and two updates (each side in a process of its own), the share of the 
 goes. The limit is the time that the products of the encoder would take at the rate at which this machine multiplies
 matrices of the feed-forward layer's shape, measured between the rounds; the products are counted by
 torch.utils.flop_counter on the peer's encoder. On a CUDA device whose peak is known it also prints the model-FLOP
-utilisation; memory is then the device's, and every measured update waits for it. The model "tiny", of two layers, is to
-try the script.
+utilisation, and how much of our update the device computes, how much it waits between kernels, and when the host had
+submitted all; memory is then the device's, and every measured update waits for it. The model "tiny", of two layers, is
+to try the script.
 """
 
 import argparse
@@ -26,9 +29,9 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,8 +43,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from parp_cli.models.sources.huggingface import config_of, names_of
 from parp_cli.models.speech.config import ARCHITECTURES as PUBLISHED
-from parp_cli.models.speech.config import build, frames
-from parp_cli.models.speech.forward import encode, front_end, pad
+from parp_cli.models.speech.config import Architecture, build, frames
+from parp_cli.models.speech.forward import compile_layers, encode, front_end, pad
 from parp_cli.models.speech.prunable import prunable_parameters
 from parp_cli.models.speech.waveform import normalize
 from parp_cli.pruning.methods import Method, Schedule, Settings
@@ -51,7 +54,7 @@ from parp_cli.runtime.device import tensor_cores
 
 ARCHITECTURES = PUBLISHED | {"tiny": replace(PUBLISHED["wav2vec2-base"], name="tiny", layers=2)}
 MODELS = {"tiny": "tiny", "base": "wav2vec2-base", "large": "wav2vec2-large-lv60k", "1b": "xls-r-1b"}
-UTTERANCES, SECONDS, SAMPLES, LABELS, VOCABULARY = 4, 10, 160_000, 120, 32
+SECONDS, SAMPLES, LABELS, VOCABULARY = 10, 160_000, 120, 32
 SPARSITY, RATE = 0.5, 1e-6
 DROPOUTS = {"none": (0.0, 0.0), "peer": (0.1, 0.1), "paper": (0.0, 0.1)}
 """Of hidden states and attention weights, and inside the feed-forward blocks."""
@@ -61,17 +64,34 @@ PEAKS = {"H100": _HOPPER, "H200": _HOPPER, "A100": {"float32": 19.5e12, "tf32": 
 """Dense operations per second by the name of a CUDA device and by precision, as makers state them (of SXM cards)."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """What is trained: a model by its name, on a device, in a precision, with one of the `DROPOUTS`, on so many
+    utterances an update; and whether our layers are compiled."""
+
+    name: str
+    device: str
+    utterances: int
+    precision: str = "float32"
+    dropout: str = "none"
+    compiled: bool = False
+
+    @property
+    def architecture(self) -> Architecture:
+        return ARCHITECTURES[self.name]
+
+
 class Side:
     """One of the two: `loss` of the batch, and a whole `update`."""
 
     model: Any
     optimizer: torch.optim.Optimizer
 
-    def __init__(self, device: str, precision: str) -> None:
-        self.device, self.precision = device, precision
+    def __init__(self, case: Case) -> None:
+        self.case, self.device, self.precision = case, case.device, case.precision
         generator = torch.Generator().manual_seed(0)
-        self.waveforms = torch.randn(UTTERANCES, SAMPLES, generator=generator).to(device)
-        self.labels = torch.randint(1, VOCABULARY, (UTTERANCES, LABELS), generator=generator).to(device)
+        self.waveforms = torch.randn(case.utterances, SAMPLES, generator=generator).to(case.device)
+        self.labels = torch.randint(1, VOCABULARY, (case.utterances, LABELS), generator=generator).to(case.device)
 
     def optimize(self) -> None:
         trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
@@ -84,7 +104,8 @@ class Side:
         with torch.autocast(self.device, torch.bfloat16, enabled=self.precision == "bfloat16"):
             logits = self.logits()
         likely = nn.functional.log_softmax(logits.float(), -1).transpose(0, 1)
-        lengths = torch.full((UTTERANCES,), logits.shape[1]), torch.full((UTTERANCES,), LABELS)
+        count = self.case.utterances
+        lengths = torch.full((count,), logits.shape[1]), torch.full((count,), LABELS)
         return nn.functional.ctc_loss(likely, self.labels, *lengths, reduction="sum") / self.labels.numel()
 
     def update(self) -> None:
@@ -104,14 +125,16 @@ class Side:
 class Ours(Side):
     """parp's update."""
 
-    def __init__(self, name: str, device: str, precision: str, dropout: str) -> None:
-        super().__init__(device, precision)
+    def __init__(self, case: Case) -> None:
+        super().__init__(case)
         torch.manual_seed(0)
-        hidden, activation = DROPOUTS[dropout]
-        architecture = ARCHITECTURES[name]
+        hidden, activation = DROPOUTS[case.dropout]
+        architecture = case.architecture
         options = {"dropout": hidden, "attention_dropout": hidden, "activation_dropout": activation}
-        self.model = build(architecture, vocabulary_size=VOCABULARY, **options).to(device).train()
+        self.model = build(architecture, vocabulary_size=VOCABULARY, **options).to(case.device).train()
         self.model.feature_extractor.requires_grad_(False)
+        if case.compiled:
+            compile_layers(self.model, torch.device(case.device))
         weights: dict[str, Tensor] = dict(prunable_parameters(self.model))
         method = Method(Settings(sparsity=SPARSITY, schedule=Schedule(interval=1, updates=1, final=False)))
         self.pruner = Pruner(weights, GLOBAL.masks(weights, SPARSITY, {}), method=method)
@@ -138,15 +161,13 @@ class Ours(Side):
 class Peer(Side):
     """transformers' and torch.nn.utils.prune's, with our weights and masks."""
 
-    def __init__(
-        self, name: str, device: str, precision: str, dropout: str, weights: dict[str, Tensor], masks: dict[str, Tensor]
-    ) -> None:
-        super().__init__(device, precision)
-        architecture = ARCHITECTURES[name]
-        self.model = peer_model(name, dropout)
+    def __init__(self, case: Case, weights: dict[str, Tensor], masks: dict[str, Tensor]) -> None:
+        super().__init__(case)
+        architecture = case.architecture
+        self.model = peer_model(architecture, case.dropout)
         self.model.load_state_dict(names_of(weights, architecture), strict=False)
         self.model.freeze_feature_encoder()
-        self.model.to(device).train()
+        self.model.to(case.device).train()
         head = {"aux.weight": weights["aux.weight"]}  # by which `names_of` knows that these are of a model with a head
         for mask_name, mask in names_of(masks | head, architecture).items():
             path, _, parameter = mask_name.rpartition(".")
@@ -160,11 +181,11 @@ class Peer(Side):
         return logits
 
 
-def peer_model(name: str, dropout: str) -> Any:
+def peer_model(architecture: Architecture, dropout: str) -> Any:
     from transformers import Wav2Vec2Config, Wav2Vec2ForCTC
 
     hidden, activation = DROPOUTS[dropout]
-    config = config_of(ARCHITECTURES[name]) | {
+    config = config_of(architecture) | {
         "vocab_size": VOCABULARY,
         "hidden_dropout": hidden,
         "attention_dropout": hidden,
@@ -180,23 +201,24 @@ def peer_model(name: str, dropout: str) -> Any:
     return Wav2Vec2ForCTC(Wav2Vec2Config(**config))
 
 
-def make(side: str, name: str, device: str, precision: str, dropout: str) -> Side:
+def make(side: str, case: Case) -> Side:
     """One side; for the peer, ours is built first and let go, for its weights and masks."""
-    ours = Ours(name, device, precision, dropout)
+    ours = Ours(case)
     if side == "ours":
         return ours
-    return Peer(name, device, precision, dropout, ours.model.state_dict(), ours.pruner.masks)
+    return Peer(case, ours.model.state_dict(), ours.pruner.masks)
 
 
-def check_same(name: str, device: str) -> None:
+def check_same(case: Case) -> None:
     """Both sides find the same loss and gradients.
 
     Raises:
         AssertionError: they do not.
     """
-    ours = Ours(name, device, "float32", "none")
+    case = replace(case, utterances=min(case.utterances, 4), precision="float32", dropout="none", compiled=False)
+    ours = Ours(case)
     masks = ours.pruner.masks
-    peer = Peer(name, device, "float32", "none", ours.model.state_dict(), masks)
+    peer = Peer(case, ours.model.state_dict(), masks)
     losses = []
     for side in (ours, peer):
         side.optimizer.zero_grad()
@@ -207,7 +229,7 @@ def check_same(name: str, device: str) -> None:
     gradients = {weight: parameter.grad for weight, parameter in ours.model.named_parameters() if weight in masks}
     head = {"aux.weight": ours.model.aux.weight}
     error = total = 0.0
-    for weight, gradient in names_of(gradients | head, ARCHITECTURES[name]).items():
+    for weight, gradient in names_of(gradients | head, case.architecture).items():
         if not weight.startswith("lm_head"):
             other = peer.model.get_parameter(f"{weight}_orig").grad
             error += float((gradient - other).square().sum())
@@ -218,13 +240,13 @@ def check_same(name: str, device: str) -> None:
     assert difference < 1e-3, difference
 
 
-def operations(name: str) -> int:
+def operations(case: Case) -> int:
     """Operations of an update's matrix products and convolutions, the frozen front end aside."""
-    architecture = ARCHITECTURES[name]
+    architecture = case.architecture
     length = frames(architecture, SAMPLES)
     with torch.device("meta"):
-        model = peer_model(name, "none")
-        features = torch.empty(UTTERANCES, length, architecture.conv_layers[-1][0])
+        model = peer_model(architecture, "none")
+        features = torch.empty(case.utterances, length, architecture.conv_layers[-1][0])
         with FlopCounterMode(display=False) as counter:
             hidden, _ = model.wav2vec2.feature_projection(features)
             model.lm_head(model.wav2vec2.encoder(hidden).last_hidden_state).sum().backward()
@@ -232,53 +254,53 @@ def operations(name: str) -> int:
     products = sum(count for operator, count in counts.items() if "convolution" not in operator)
     # The counter takes the backward pass of a convolution for one without groups.
     weight = model.wav2vec2.encoder.pos_conv_embed.conv.weight
-    return products + 3 * 2 * UTTERANCES * length * weight.numel()
+    return products + 3 * 2 * case.utterances * length * weight.numel()
 
 
-def feed_forward_sizes(name: str) -> tuple[int, int]:
-    """Features of the Transformer, and inside its feed-forward blocks."""
-    architecture = ARCHITECTURES[name]
-    return architecture.width, architecture.sizes_of_layer(0)[2]
-
-
-def matrix_rate(name: str, device: str, precision: str) -> float:
+def matrix_rate(case: Case) -> float:
     """Operations per second of the feed-forward layer's product."""
-    rows, width, inner = UTTERANCES * 499, *feed_forward_sizes(name)
-    dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
-    values = torch.randn(rows, width, dtype=dtype, device=device)
-    weight = torch.randn(inner, width, dtype=dtype, device=device)
-    best = float("inf")
+    rows, width, inner = case.utterances * 499, case.architecture.width, case.architecture.sizes_of_layer(0)[2]
+    dtype = torch.bfloat16 if case.precision == "bfloat16" else torch.float32
+    values = torch.randn(rows, width, dtype=dtype, device=case.device)
+    weight = torch.randn(inner, width, dtype=dtype, device=case.device)
+    best, calls = float("inf"), 20 if case.device == "cuda" else 1  # there one is too short for the clock
     for _ in range(6):
-        if device == "cuda":
-            torch.cuda.synchronize()
+        synchronize(case.device)
         began = time.perf_counter()
-        values @ weight.t()
-        if device == "cuda":
-            torch.cuda.synchronize()
-        best = min(best, time.perf_counter() - began)
+        for _ in range(calls):
+            values @ weight.t()
+        synchronize(case.device)
+        best = min(best, (time.perf_counter() - began) / calls)
     return 2 * rows * width * inner / best
 
 
-def compare(name: str, device: str, precision: str, dropout: str, rounds: int) -> Ours:
+def synchronize(device: str) -> None:
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+def compare(case: Case, rounds: int) -> Ours:
     """Print one precision's lines; our side, to look into."""
-    ours = Ours(name, device, precision, dropout)
-    peer = Peer(name, device, precision, dropout, ours.model.state_dict(), ours.pruner.masks)
+    ours = Ours(case)
+    peer = Peer(case, ours.model.state_dict(), ours.pruner.masks)
     times: dict[str, list[tuple[float, float]]] = {"peer": [], "ours": []}
     rates = []
     for number in range(rounds + 1):
-        rates.append(matrix_rate(name, device, precision))
+        rates.append(matrix_rate(case))
         found = {"peer": peer.seconds(), "ours": ours.seconds()}
         if number > 0:  # the first is to warm up
             for side, seconds in found.items():
                 times[side].append(seconds)
     median = {side: statistics.median(wall for wall, _ in values) for side, values in times.items()}
-    memory = {side: measured_apart(side, name, device, precision, dropout) for side in times}
-    for side, label in (("peer", "transformers + prune"), ("ours", "parp")):
+    memory = {side: measured_apart(side, case) for side in times}
+    precision, device = case.precision, case.device
+    for side, label in (("peer", "transformers + prune"), ("ours", "parp, compiled" if case.compiled else "parp")):
         walls, processor = zip(*times[side], strict=True)
         print(
-            f"| {precision}, {label} | {median[side]:.2f} | {min(walls):.2f} to {max(walls):.2f} |"
-            f" {statistics.median(processor):.2f} | {1 / median[side]:.2f} |"
-            f" {UTTERANCES * SECONDS / median[side]:.2f} | {memory[side] / 1e9:.2f} |"
+            f"| {precision}, {label} | {median[side]:.3g} | {min(walls):.3g} to {max(walls):.3g} |"
+            f" {statistics.median(processor):.3g} | {1 / median[side]:.3g} |"
+            f" {case.utterances * SECONDS / median[side]:.4g} | {memory[side] / 1e9:.2f} |",
+            flush=True,
         )
     pairs = list(zip(times["peer"], times["ours"], strict=True))
     ratios = [theirs / mine for (theirs, _), (mine, _) in pairs]
@@ -287,10 +309,10 @@ def compare(name: str, device: str, precision: str, dropout: str, rounds: int) -
         f"| {precision}, ratio | {statistics.median(ratios):.2f} | {min(ratios):.2f} to {max(ratios):.2f} |"
         f" {of_processor:.2f} | | | {memory['ours'] / memory['peer']:.2f} |"
     )
-    counted, rate = operations(name), statistics.median(rates)
+    counted, rate = operations(case), statistics.median(rates)
     limit = counted / rate
     print(
-        f"  {counted / 1e9:,.0f} billion operations at {rate / 1e9:,.0f} billion a second: {limit:.2f} s;"
+        f"  {counted / 1e9:,.0f} billion operations at {rate / 1e9:,.0f} billion a second: {limit:.3g} s;"
         f" share of this limit: parp {limit / median['ours']:.0%}, peer {limit / median['peer']:.0%}"
     )
     if device == "cuda":
@@ -315,27 +337,27 @@ def high_water(work: Callable[[], object]) -> int:
     return resident("VmHWM") - before
 
 
-def memory_of(side: str, name: str, device: str, precision: str, dropout: str) -> int:
+def memory_of(side: str, case: Case) -> int:
     """Peak bytes of two updates, from the building of the model on."""
     # Here, or the peer would also be charged for the code that is imported with its model.
     import transformers.models.wav2vec2.modeling_wav2vec2  # noqa: F401
 
     def work() -> None:
-        one = make(side, name, device, precision, dropout)
-        if device == "cuda":
+        one = make(side, case)
+        if case.device == "cuda":
             torch.cuda.reset_peak_memory_stats()
         for _ in range(2):
             one.update()
 
-    with tensor_cores(precision):
-        if device == "cuda":
+    with tensor_cores(case.precision):
+        if case.device == "cuda":
             work()
             return torch.cuda.max_memory_allocated()
         return high_water(work)
 
 
-def measured_apart(*arguments: str) -> int:
-    command = [sys.executable, __file__, "--memory-of", json.dumps(arguments)]
+def measured_apart(side: str, case: Case) -> int:
+    command = [sys.executable, __file__, "--memory-of", json.dumps([side, asdict(case)])]
     return int(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
 
 
@@ -376,7 +398,12 @@ def breakdown(ours: Ours) -> None:
         named(ours.model.encoder.transformer.pos_conv_embed, "positional"),
         profile(activities=activities, acc_events=True) as run,
     ):
+        synchronize(ours.device)
+        began = time.perf_counter()
         ours.update()
+        submitted = time.perf_counter() - began
+        synchronize(ours.device)
+        wall = time.perf_counter() - began
     events = [event for event in run.events() if event.device_type == torch.autograd.DeviceType.CPU]
     numbers = {
         event.sequence_nr for event in events if event.sequence_nr >= 0 and "positional" in names_above(event, ())
@@ -397,7 +424,25 @@ def breakdown(ours: Ours) -> None:
         spent[part_of(event)] += event.self_device_time_total if on_device else event.self_cpu_time_total
     total = sum(spent.values())
     shares = ", ".join(f"{part} {time / total:.1%}" for part, time in spent.most_common())
-    print(f"  where parp's {total / 1e6:.2f} s go: {shares}", flush=True)
+    print(f"  where parp's {total / 1e6:.3g} s go: {shares}", flush=True)
+    if on_device:
+        on_gpu = [event for event in run.events() if event.device_type == torch.autograd.DeviceType.CUDA]
+        kernels = [event for event in on_gpu if not event.is_user_annotation]  # not names of what they are for
+        busy = covered((event.time_range.start, event.time_range.end) for event in kernels) / 1e6
+        print(
+            f"  of {wall:.3g} s the device computes {busy / wall:.1%}, in {len(kernels):,} kernels and copies, and"
+            f" waits {1 - busy / wall:.1%}; the host had submitted all after {submitted / wall:.1%}",
+            flush=True,
+        )
+
+
+def covered(spans: Iterable[tuple[float, float]]) -> float:
+    """The length of what spans, which may overlap, cover together."""
+    length, end = 0.0, float("-inf")
+    for first, last in sorted(spans):
+        length += max(0.0, last - max(first, end))
+        end = max(end, last)
+    return length
 
 
 def names_above(event: Any, backward_of_positional: Any) -> list[str]:
@@ -420,26 +465,36 @@ def main() -> None:
         "--precision", nargs="+", choices=("float32", "tf32", "bfloat16"), default=["float32", "bfloat16"]
     )
     parser.add_argument("--dropout", choices=("peer", "paper"), default="peer")
+    parser.add_argument("--utterances", type=int, default=4)
+    parser.add_argument("--compile", action="store_true", help="compile our layers")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--memory-of", type=json.loads, help=argparse.SUPPRESS)  # one side, in a process of its own
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     if options.memory_of is not None:
-        print(memory_of(*options.memory_of))
+        side, values = options.memory_of
+        print(memory_of(side, Case(**values)))
         return
     device = ("cuda" if torch.cuda.is_available() else "cpu") if options.device == "auto" else options.device
     name = MODELS[options.model]
+    case = Case(
+        name=name,
+        device=device,
+        utterances=options.utterances,
+        dropout=options.dropout,
+        compiled=options.compile,
+    )
     with tensor_cores("float32"):
-        check_same(name, device)
+        check_same(case)
     where = f"{device}, {options.threads} threads" if device == "cpu" else torch.cuda.get_device_name()
+    heard = f"{options.utterances} x {SECONDS} s, dropout as {options.dropout}"
     print(
-        f"\n| {name}, {where}, dropout as {options.dropout} | s per update | from, to | processor s | updates / s"
-        " | audio s / s | peak GB |"
+        f"\n| {name}, {where}, {heard} | s per update | from, to | processor s | updates / s | audio s / s | peak GB |"
     )
     print("| --- | ---: | ---: | ---: | ---: | ---: | ---: |")
     for precision in options.precision:
         with tensor_cores(precision):
-            breakdown(compare(name, device, precision, options.dropout, options.rounds))
+            breakdown(compare(replace(case, precision=precision), options.rounds))
 
 
 if __name__ == "__main__":

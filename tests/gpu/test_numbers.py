@@ -3,12 +3,14 @@
 import copy
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from parp_cli.models.sources.load import load_encoder
 from parp_cli.models.sources.names import MASK_EMBEDDING, without
@@ -64,6 +66,26 @@ def test_logits_and_gradients_of_every_family(device: torch.device, name: str, p
     most_of_logits, most_of_gradient = TOLERANCES[precision]
     assert difference(found_logits, logits) < most_of_logits
     assert difference(found_gradient, gradient) < most_of_gradient
+
+
+FUSED = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.CUDNN_ATTENTION]
+
+
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("name", ["wav2vec2-group-norm", "hubert-large", "wavlm-base", "data2vec"])
+def test_attention_is_by_fused_kernels(device: torch.device, name: str, precision: str, padded: bool) -> None:
+    """With its mask, and WavLM's positions, there and back: torch would raise, where its plain way alone can do it."""
+    if device.type == "cpu" and name == "wavlm-base":
+        pytest.skip("the CPU's has no gradient of positions")
+    architecture = replace(SMALL[name], width=64, feed_forward=128)
+    model: Any = randomise(build(architecture, vocabulary_size=4)).train().to(device)
+    samples = LENGTHS if padded else LENGTHS[:1]
+    with torch.no_grad():
+        batch = pad([front_end(model, architecture, waveform(count)[0].to(device)) for count in samples])
+    with sdpa_kernel(FUSED), autocast(precision, device):
+        encode(model, *batch).float().sum().backward()
+    assert all(weight.grad.isfinite().all() for weight in model.parameters() if weight.grad is not None)
 
 
 def losses(run: Path) -> list[float]:

@@ -1,6 +1,7 @@
 """Every stage on a GPU, from the command line."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,13 @@ def test_speech(parp: Parp, device: torch.device, world: World, precision: str) 
         ["pruning.pattern=2:4"],
         ["pruning.pattern=structures"],
         ["training.train_front_end=true"],
-        pytest.param(["training.compile=true"], marks=pytest.mark.filterwarnings("default")),  # torch's own
+        pytest.param(
+            ["training.compile=true"],
+            marks=[
+                pytest.mark.filterwarnings("default"),  # torch's own
+                pytest.mark.skipif(not any(map(shutil.which, ("gcc", "clang"))), reason="no C compiler"),
+            ],
+        ),
     ],
     ids=lambda values: values[0],
 )

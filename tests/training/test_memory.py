@@ -23,6 +23,8 @@ from parp_cli.training import run as loop
 from parp_cli.training.memory import largest_batches, try_largest
 from parp_cli.training.observe import Observer, observing
 from parp_cli.training.passes import Passes
+from tests.fake_cuda import CUDA as FAKE
+from tests.fake_cuda import fake_cuda
 from tests.tasks.ctc.conftest import ARCHITECTURE, VOCABULARY, passes_of, task_of
 from tests.tiny import World
 
@@ -154,6 +156,22 @@ def test_it_says_what_would_fit(
     assert caught.value.hint == "1.5 s of audio fit: --set training.micro_batch_seconds=1.5"
     if error is CUDA:
         finetune(world.recipe("training.micro_batch_seconds=1.5"), run=tmp_path)
+
+
+def test_memory_of_a_gpu_that_gives_out(
+    world: World, tmp_path: Path, memory_for: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was cached goes back after each try, and what is said to fit does."""
+    emptied: list[bool] = []
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: emptied.append(True))
+    memory_for(1.6)
+    with fake_cuda():
+        with pytest.raises(ResourceError, match="takes more than memory holds") as caught:
+            finetune(world.recipe(), run=tmp_path, device=FAKE)
+        assert caught.value.hint == "1.5 s of audio fit: --set training.micro_batch_seconds=1.5"
+        assert len(emptied) == 2
+        recipe = world.recipe("training.micro_batch_seconds=1.5", "training.updates=1")
+        assert finetune(recipe, run=tmp_path, device=FAKE).path.is_file()
 
 
 def test_an_utterance_that_is_too_long_is_named(world: World, tmp_path: Path, memory_for: Callable[..., None]) -> None:

@@ -141,6 +141,11 @@ def compile_layers(model: "SpeechNetwork", device: torch.device) -> None:
             "Triton is not installed, with which torch compiles for CUDA",
             hint="pip install triton, or set training.compile to false",
         )
+    if device.type == "cuda" and not any(shutil.which(name) for name in (os.environ.get("CC", "gcc"), "clang")):
+        raise ResourceError(
+            "no C compiler is found, which Triton needs to start kernels",
+            hint="install gcc, or name one in the environment variable CC, or set training.compile to false",
+        )
     # All layers share their code: padded or not, in training or not, WavLM's first one, one utterance alone.
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, _COMPILED_VARIANTS)
     model.encoder.transformer.compiled = True

@@ -188,10 +188,24 @@ def test_checkpointing_activations_changes_no_gradient(name: str, autocast: bool
     assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
 
 
-def test_compiling_without_a_compiler_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("shutil.which", lambda _: None)
-    with pytest.raises(ResourceError, match=r"C\+\+ compiler"):
-        compile_layers(model_of(SMALL["hubert-base"]), torch.device("cpu"))
+@pytest.mark.parametrize(
+    ("device", "triton", "found", "words"),
+    [
+        ("cpu", True, ["gcc"], r"C\+\+ compiler"),
+        ("cuda", False, ["g++", "gcc"], "Triton is not installed"),
+        ("cuda", True, ["g++"], "no C compiler is found, which Triton needs"),
+    ],
+)
+def test_compiling_without_a_compiler_is_refused(
+    monkeypatch: pytest.MonkeyPatch, device: str, triton: bool, found: list[str], words: str
+) -> None:
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.setattr("shutil.which", lambda name: name if name in found else None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: triton or None)
+    with pytest.raises(ResourceError, match=words) as caught:
+        compile_layers(model_of(SMALL["hubert-base"]), torch.device(device))
+    assert "training.compile" in (caught.value.hint or "")
 
 
 @pytest.mark.slow
