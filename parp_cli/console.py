@@ -24,8 +24,7 @@ from rich.table import Table
 from parp_cli.errors import ParpError
 from parp_cli.runtime.progress import Notify, Progress, silent
 
-_PLAIN_LINE_SECONDS = 15.0
-"""Time between two lines of progress where there is no terminal."""
+_PLAIN_LINE_SECONDS = 15.0  # time between two lines of progress where there is no terminal
 
 
 class Output:

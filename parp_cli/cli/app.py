@@ -34,8 +34,7 @@ Each stage reads and writes one file that holds weights and mask, in a run folde
 """
 
 
-_DISTRIBUTED = ("finetune", "pretrain", "eval")
-"""Commands that run under `torchrun`."""
+_DISTRIBUTED = ("finetune", "pretrain", "eval")  # commands that run under `torchrun`
 
 _LOST_CONTACT = "another process exited without reporting an error"
 

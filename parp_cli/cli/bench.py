@@ -12,8 +12,7 @@ from parp_cli.console import Output, percent, size
 if TYPE_CHECKING:
     from parp_cli.stages.bench import BenchResult, Speed
 
-_QUIET_LOAD = 0.5
-"""A load average up to this is of a machine that does nothing else."""
+_QUIET_LOAD = 0.5  # a load average up to this is of a machine that does nothing else
 
 
 def bench(

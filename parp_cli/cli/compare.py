@@ -13,8 +13,7 @@ if TYPE_CHECKING:
     from parp_cli.pruning.overlap import Overlap
     from parp_cli.stages.compare import Comparison
 
-_MANY_PAIRS = 3
-"""Above these, columns of pairs have numbers for heads and no decimals, to stay within a terminal."""
+_MANY_PAIRS = 3  # above these, columns of pairs have numbers for heads and no decimals, to stay within a terminal
 
 
 def compare(

@@ -26,6 +26,8 @@ Seed = Annotated[
     int | None,
     option("--seed", "Seed of everything random.", min=0, max=2**32 - 1, default="0, or the recipe's"),
 ]
+NamedCheckpoint = Annotated[Path | None, option("--checkpoint -c", "By default the newest of the run folder.")]
+DryRun = Annotated[bool, option("--dry-run", "Show the cells and what is left to do, without training.")]
 Resume = Annotated[bool, option("--resume", "Go on with the interrupted run of the run folder.")]
 Plot = Annotated[Path | None, option("--plot PATH", "Draw it too: a .png or .svg (extra `plot`).")]
 Json = Annotated[bool, option("--json", "Print the result as one JSON object.")]

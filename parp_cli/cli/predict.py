@@ -14,15 +14,14 @@ if TYPE_CHECKING:
     from parp_cli.scoring.classes import Measured, PairedTest
     from parp_cli.tasks.classification.evaluation import ClassifiedSystem, TextEvaluation
 
-_MOST_CLASSES = 10
-"""In a confusion table on the terminal."""
+_MOST_CLASSES = 10  # in a confusion table on the terminal
 
 
 def predict(
     file: Annotated[
         Path, typer.Argument(help="A text per line; or a .tsv, .csv or .jsonl with the columns of the recipe.")
     ],
-    checkpoint: Annotated[Path | None, option("--checkpoint -c", "By default the newest of the run folder.")] = None,
+    checkpoint: options.NamedCheckpoint = None,
     layout: Annotated[Literal["tsv", "jsonl"], option("--format -f", "Of the predictions.", default=True)] = "tsv",
     settings: Annotated[list[str] | None, option("--set KEY=VALUE", "Other columns: data.text, data.text_b.")] = None,
     out: Annotated[Path | None, option("--out PATH", "Write here instead of printing.")] = None,

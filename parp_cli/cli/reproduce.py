@@ -24,7 +24,7 @@ def reproduce(
     model: Annotated[
         str | None, option("--model -m NAME", "A full-size encoder, with the published settings; needs --set data.…")
     ] = None,
-    dry_run: Annotated[bool, option("--dry-run", "Show the cells and what is left to do, without training.")] = False,
+    dry_run: options.DryRun = False,
     workers: options.Workers = None,
     cluster: options.Cluster = False,
     settings: options.Set = None,

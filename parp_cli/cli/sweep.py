@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from parp_cli.cli import options
-from parp_cli.cli.options import option
 from parp_cli.console import Output
 from parp_cli.errors import ParpError
 
@@ -16,7 +15,7 @@ if TYPE_CHECKING:
 
 def sweep(
     file: Annotated[Path, typer.Argument(help="A YAML file such as recipes/sweeps/mini.yaml.")],
-    dry_run: Annotated[bool, option("--dry-run", "Show the cells and what is left to do, without training.")] = False,
+    dry_run: options.DryRun = False,
     workers: options.Workers = None,
     cluster: options.Cluster = False,
     settings: options.Set = None,

@@ -22,7 +22,7 @@ def transcribe(
         list[str],
         typer.Argument(metavar="FILES…", help='WAV, FLAC, OGG or MP3; "-" for standard input.'),
     ],
-    checkpoint: Annotated[Path | None, option("--checkpoint -c", "By default the newest of the run folder.")] = None,
+    checkpoint: options.NamedCheckpoint = None,
     mask: Annotated[Path | None, option("--mask PATH", "Recognise under this file's mask too.")] = None,
     layout: Annotated[
         Literal["text", "json", "srt", "vtt"], option("--format -f", "Of the transcripts.", default=True)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Final, Literal, Self, get_args
 
-from parp_cli.config.finetune import AnyRecipe, Optimization, Pruning, Task
+from parp_cli.config.finetune import AnyRecipe, Optimization, Task
 from parp_cli.config.values import (
     Count,
     FilePath,
@@ -146,19 +146,27 @@ class TextTraining(Optimization):
         return max(self.micro_batch_tokens, self.max_length)
 
 
-def text_conflicts(pruning: Pruning, data: TextFiles) -> Iterator[tuple[str, str]]:
-    """What of pruning does not go with texts: intervals in seconds are of audio, and masks are found on other texts."""
-    if pruning.interval_unit == "seconds":
-        yield "pruning", "interval_unit seconds is of audio; texts have updates and epochs"
-    if pruning.found_on is not None and (why := data.cannot_be_on(pruning.found_on)) is not None:
-        yield "pruning", f"found_on: {why}"
+@dataclass(frozen=True, kw_only=True)
+class AnyTextRecipe(AnyRecipe):
+    """A run over texts, whatever its task."""
+
+    default_model: ClassVar[str] = DEFAULT_TEXT_MODEL
+
+    data: TextFiles
+
+    def conflicts(self) -> Iterator[tuple[str, str]]:
+        """What of pruning does not go with texts: intervals in seconds are of audio, and masks are found on other
+        texts."""
+        if self.pruning.interval_unit == "seconds":
+            yield "pruning", "interval_unit seconds is of audio; texts have updates and epochs"
+        found_on = self.pruning.found_on
+        if found_on is not None and (why := self.data.cannot_be_on(found_on)) is not None:
+            yield "pruning", f"found_on: {why}"
 
 
 @dataclass(frozen=True, kw_only=True)
-class TextRecipe(AnyRecipe):
+class TextRecipe(AnyTextRecipe):
     """A fine-tuning run of task classification."""
-
-    default_model: ClassVar[str] = DEFAULT_TEXT_MODEL
 
     task: Task = "classification"
     """What the network learns, which decides the keys of `data` and `training`. classification: classes, or numbers, of
@@ -166,6 +174,3 @@ class TextRecipe(AnyRecipe):
 
     data: TextData = TextData()
     training: TextTraining = TextTraining()
-
-    def conflicts(self) -> Iterator[tuple[str, str]]:
-        yield from text_conflicts(self.pruning, self.data)

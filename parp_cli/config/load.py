@@ -35,8 +35,7 @@ def load_recipe(path: Path | None, overrides: Sequence[str] = (), *, kind: type[
             of lists are numbered from 0: `stages.0.updates=10`. Their paths are relative to the working folder.
         kind: `PretrainRecipe` or another dataclass of settings; by default the recipe that `task` selects.
 
-    Raises:
-        RecipeError: no such file, not YAML, or with all problems as its details.
+    Raises RecipeError: no such file, not YAML, or with all problems as its details.
     """
     root = tree.compose("{}", tree.UNNAMED) if path is None else tree.read_file(path)
     hint = "`parp finetune --keys` shows every key and what it means" if kind is None else None
@@ -52,8 +51,7 @@ def recipe_to_dict(recipe: Any) -> dict[str, Any]:
 def recipe_from_dict(values: Mapping[str, Any], overrides: Sequence[str] = (), *, kind: type[T] | None = None) -> T:
     """Read back what `recipe_to_dict` returned, with the overrides and checks of `load_recipe`; paths stay as they are.
 
-    Raises:
-        RecipeError: with all problems as its details.
+    Raises RecipeError: with all problems as its details.
     """
     try:
         root = tree.compose(tree.dump(dict(values)), tree.UNNAMED)

@@ -2,10 +2,9 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar
 
-from parp_cli.config.classification import DEFAULT_TEXT_MODEL, TextFiles, TextTraining, text_conflicts
-from parp_cli.config.finetune import AnyRecipe, Task
+from parp_cli.config.classification import AnyTextRecipe, TextFiles, TextTraining
+from parp_cli.config.finetune import Task
 from parp_cli.config.values import Count, Positive, ShareAboveZero
 
 
@@ -33,10 +32,8 @@ class MaskedLmTraining(TextTraining):
 
 
 @dataclass(frozen=True, kw_only=True)
-class MaskedLmRecipe(AnyRecipe):
+class MaskedLmRecipe(AnyTextRecipe):
     """A run of task masked-lm."""
-
-    default_model: ClassVar[str] = DEFAULT_TEXT_MODEL
 
     task: Task = "masked-lm"
     """What the network learns, which decides the keys of `data` and `training`. masked-lm: tokens hidden in texts."""
@@ -45,7 +42,7 @@ class MaskedLmRecipe(AnyRecipe):
     training: MaskedLmTraining = MaskedLmTraining()
 
     def conflicts(self) -> Iterator[tuple[str, str]]:
-        """Those of texts, and teachers are of labels."""
-        yield from text_conflicts(self.pruning, self.data)
+        """Teachers are of labels."""
+        yield from super().conflicts()
         if self.distil.teacher is not None:
             yield "distil", "task masked-lm has no teacher"

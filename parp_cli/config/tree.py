@@ -93,8 +93,7 @@ class _Loader(yaml.BaseLoader):
 def read_file(path: Path) -> Any:
     """The tree of a YAML file.
 
-    Raises:
-        RecipeError: missing or unreadable, not UTF-8, not YAML (with the line), or empty.
+    Raises RecipeError: missing or unreadable, not UTF-8, not YAML (with the line), or empty.
     """
     try:
         root = compose(path.read_text(encoding="utf-8-sig"), str(path), path.absolute().parent)
@@ -114,8 +113,7 @@ def read_file(path: Path) -> Any:
 def compose(text: str, place: str, folder: Path | None = None) -> Any:
     """The tree of one YAML document, its marks named `place`; None where there is nothing but comments.
 
-    Raises:
-        Problem: not YAML.
+    Raises Problem: not YAML.
     """
     try:
         loader = _Loader(text)
@@ -186,8 +184,7 @@ def put(tree: Any, parts: Sequence[str], value: Any, mark: yaml.Mark, defaults: 
         mark: of the key, and of sections that have to be added.
         defaults: plain values of what the tree lacks, so that entries of default lists can be replaced.
 
-    Raises:
-        Problem: there is no such place in the tree.
+    Raises Problem: there is no such place in the tree.
     """
     if not parts:
         return value
@@ -217,8 +214,7 @@ def override_place(override: str) -> str:
 def with_override(tree: Any, override: str, defaults: Any = None) -> Any:
     """A copy of a tree with the value of an override, `section.key=value`; `defaults` as of `put`.
 
-    Raises:
-        Problem: there is no such place in the tree, no `=`, or the value is not YAML.
+    Raises Problem: there is no such place in the tree, no `=`, or the value is not YAML.
     """
     name, equals, text = override.partition("=")
     parts, text, place = name.strip().split("."), text.strip(), override_place(override)

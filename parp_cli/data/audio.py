@@ -118,9 +118,8 @@ class AudioInfo:
 def read_audio(path: Path) -> Tensor:
     """Samples (S,), float32 at `SAMPLE_RATE`, of a WAV, FLAC, OGG or MP3 file; channels are averaged, full scale is 1.
 
-    Raises:
-        DataError: the file is missing, unreadable, empty or damaged, has samples that are not finite, or a sampling
-            rate without a simple ratio to `SAMPLE_RATE`.
+    Raises DataError: the file is missing, unreadable, empty or damaged, has samples that are not finite, or a sampling
+    rate without a simple ratio to `SAMPLE_RATE`.
     """
     return resample(*decode_audio(path))
 
@@ -139,8 +138,7 @@ def decode_audio(path: Path) -> tuple[Tensor, int]:
 def waveform_blocks(path: Path, info: AudioInfo | None = None) -> Iterator[Tensor]:
     """What `read_audio` returns, to rounding, in consecutive blocks (S,) without seams; `info` is filled in on the way.
 
-    Raises:
-        DataError: as `read_audio`; for a damaged file only when the damage is reached.
+    Raises DataError: as `read_audio`; for a damaged file only when the damage is reached.
     """
     info = info or AudioInfo()
     blocks = map(torch.from_numpy, _mono_blocks(path, info))
@@ -152,8 +150,7 @@ def waveform_blocks(path: Path, info: AudioInfo | None = None) -> Iterator[Tenso
 def inspect_audio(path: Path) -> AudioInfo:
     """Decode an audio file to its end and add up its bytes; without torch, so that threads may do it.
 
-    Raises:
-        DataError: as `read_audio`, except for the sampling rate.
+    Raises DataError: as `read_audio`, except for the sampling rate.
     """
     info = AudioInfo()
     for _ in _mono_blocks(path, info):
@@ -167,8 +164,7 @@ def inspect_audio(path: Path) -> AudioInfo:
 def audio_seconds(path: Path) -> float:
     """Length of an audio file in seconds: from its header, or decoded if that does not give it.
 
-    Raises:
-        DataError: the file is missing, unreadable or empty.
+    Raises DataError: the file is missing, unreadable or empty.
     """
     with _opened(path) as files:
         lengths = [(_declared(file), int(file.samplerate)) for file in files]

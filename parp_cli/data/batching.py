@@ -3,8 +3,7 @@
 import random
 from collections.abc import Iterable, Sequence
 
-_JITTER = 0.1
-"""Largest relative change of lengths before sorting, so that batches differ from epoch to epoch."""
+_JITTER = 0.1  # largest relative change of lengths before sorting, so that batches differ from epoch to epoch
 
 
 def batches_by_seconds(lengths: Sequence[float], *, seconds: float, seed: int, epoch: int) -> list[list[int]]:
@@ -17,8 +16,7 @@ def batches_by_seconds(lengths: Sequence[float], *, seconds: float, seed: int, e
     Returns:
         Indices into `lengths`, each exactly once. An utterance longer than `seconds` is a batch of its own.
 
-    Raises:
-        ValueError: `seconds` is not above 0.
+    Raises ValueError: `seconds` is not above 0.
     """
     # Of all generators only random() gives the same numbers in every version of Python.
     rng = random.Random(f"{seed}/{epoch}")

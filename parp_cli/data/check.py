@@ -47,8 +47,7 @@ _REMEDIES: Mapping[ProblemKind, str] = {
     "repeated id": "give each utterance an id of its own",
 }
 
-_EXAMPLES = 3
-"""Shown of each kind of problem, where there are many problems."""
+_EXAMPLES = 3  # shown of each kind of problem, where there are many problems
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -218,8 +217,7 @@ def _remedy(problem: Problem, alphabet: str) -> str:
     return "no training transcript has them: correct these, or add utterances that have them to the training split"
 
 
-_Found = Iterator[tuple[ProblemKind, str]]
-"""Kinds of problems, each with a description."""
+_Found = Iterator[tuple[ProblemKind, str]]  # kinds of problems, each with a description
 
 
 def _checked(

@@ -35,8 +35,7 @@ _MP3_FRAMES = 0x7FFFFFFF  # more samples than any other header can declare
 def parts(path: Path, stack: ExitStack) -> Iterable[Path | io.BytesIO]:
     """What to read one after another instead of a non-empty file: usually the file itself. `stack` closes it.
 
-    Raises:
-        OSError: the file cannot be read.
+    Raises OSError: the file cannot be read.
     """
     file = stack.enter_context(path.open("rb"))
     data = stack.enter_context(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))

@@ -3,9 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path, PurePath
-from typing import get_args
 
-from parp_cli.config.finetune import Corpus, Data
+from parp_cli.config.finetune import Data
 from parp_cli.data import espeak, generated
 from parp_cli.data.audio import AUDIO_SUFFIXES, audio_seconds
 from parp_cli.data.downloads import download_librilight, download_librispeech
@@ -22,29 +21,20 @@ from parp_cli.data.manifest import read_manifest
 from parp_cli.data.text import without_punctuation
 from parp_cli.data.utterances import Utterance
 from parp_cli.errors import DataError, first_few
-from parp_cli.runtime.progress import Notify, Progress
+from parp_cli.runtime.progress import Notify, Progress, silent
 from parp_cli.storage.download import ByteProgress
 
-CORPORA: tuple[Corpus, ...] = get_args(Corpus)
 
-
-def load(data: Data, split: str, notify: Notify, *, lenient: bool = False) -> list[Utterance]:
-    """One split of a recipe's corpus, as `load_split`; the same for every seed, so that runs can be compared.
+def load(data: Data, split: str, notify: Notify = silent, *, lenient: bool = False) -> list[Utterance]:
+    """All utterances of one split of a recipe's corpus; the same for every seed, so that runs can be compared.
 
     Only utterances in the recipe's languages; with phones from espeak-ng where these are the labels, and only a text is
-    there; for letters without punctuation, if the recipe says so.
+    there; for letters without punctuation, if the recipe says so. `lenient` as of `read_manifest` and
+    `load_librispeech`.
+
+    Raises DataError: there is no such split, or it is broken or cannot be fetched.
     """
-    utterances = load_split(
-        data.corpus,
-        split,
-        languages=data.language or ("en",),
-        root=None if data.root is None else Path(data.root),
-        manifest=None if data.manifest is None else Path(data.manifest),
-        lists=None if data.lists is None else Path(data.lists),
-        download=data.download,
-        progress=lambda done, total: notify(Progress(f"preparing {split}", done, total)),
-        lenient=lenient,
-    )
+    utterances = _read(data, split, lambda done, total: notify(Progress(f"preparing {split}", done, total)), lenient)
     if data.language is not None:
         there = sorted({utterance.language for utterance in utterances if utterance.language})
         utterances = [each for each in utterances if each.language in (None, *data.language)]
@@ -60,62 +50,41 @@ def load(data: Data, split: str, notify: Notify, *, lenient: bool = False) -> li
     return utterances
 
 
-def load_split(
-    corpus: str,
+def _read(data: Data, split: str, progress: ByteProgress, lenient: bool) -> list[Utterance]:
+    """The utterances as the corpus has them; progress is of bytes of a download, or of speakers of generated speech."""
+    root = None if data.root is None else Path(data.root)
+    if data.corpus == "generated":
+        return generated_speech(split, data.language or ("en",), root=root, progress=progress, lenient=lenient)
+    if data.corpus == "manifest":
+        return _load_manifest(data, split, lenient=lenient)
+    # Libri-light has no dev and test sets of its own: they are LibriSpeech's, under the same root.
+    if data.corpus == "librilight" and split not in LIBRISPEECH_SPLITS:
+        folder = root or generated.cache_folder() / "librilight"
+        if data.download and not (base_folder(folder, LIBRILIGHT_FOLDER) / "1h").is_dir():
+            download_librilight(folder, progress=progress)
+        return load_librilight(_existing(folder, "Libri-light limited"), split, lenient=lenient)
+    folder = root or generated.cache_folder() / "librispeech"
+    if data.download and split not in librispeech_splits(folder):
+        download_librispeech(split, folder, progress=progress)
+    return load_librispeech(_existing(folder, "LibriSpeech"), split, lenient=lenient)
+
+
+def generated_speech(
     split: str,
+    languages: Sequence[str],
     *,
-    languages: Sequence[str] = ("en",),
     root: Path | None = None,
-    manifest: Path | None = None,
-    lists: Path | None = None,
-    download: bool = False,
-    progress: ByteProgress | None = None,
-    seed: int = 0,
     minutes: float | None = None,
+    progress: ByteProgress | None = None,
     lenient: bool = False,
 ) -> list[Utterance]:
-    """All utterances of one split.
-
-    Args:
-        corpus: one of `CORPORA`; "librispeech" is any corpus in LibriSpeech's layout.
-        languages: of generated speech, whose utterances follow one another.
-        root: the corpus's folder; by default one in the user's cache folder. Manifests have none.
-        manifest: the file, folder or archive that corpus manifest reads.
-        lists: a folder of lists of ids, SPLIT.txt, which replace the manifest's own splits.
-        download: fetch LibriSpeech or Libri-light limited if it is not under `root`.
-        progress: called with done and total: bytes of a download, speakers of the generated corpus.
-        minutes: of generated speech in each language, if not those of the split.
-        lenient: as of `read_manifest` and `load_librispeech`.
-
-    Raises:
-        DataError: there is no such corpus or split, or it is broken or cannot be fetched.
-    """
-    match corpus:
-        case "generated":
-            utterances = []
-            for language in languages:
-                folder = generated.ensure_split(
-                    split, root=root, language=language, seed=seed, minutes=minutes, progress=progress
-                )
-                loaded = load_librispeech(folder, split, lenient=lenient)
-                utterances += [replace(utterance, language=language) for utterance in loaded]
-            return utterances
-        case "librispeech":
-            folder = root or generated.cache_folder() / "librispeech"
-            if download and split not in librispeech_splits(folder):
-                download_librispeech(split, folder, progress=progress)
-            return load_librispeech(_existing(folder, "LibriSpeech"), split, lenient=lenient)
-        case "librilight" if split in LIBRISPEECH_SPLITS:
-            # It has no dev and test sets of its own: they are LibriSpeech's, under the same root.
-            return load_split("librispeech", split, root=root, download=download, progress=progress, lenient=lenient)
-        case "librilight":
-            folder = root or generated.cache_folder() / "librilight"
-            if download and not (base_folder(folder, LIBRILIGHT_FOLDER) / "1h").is_dir():
-                download_librilight(folder, progress=progress)
-            return load_librilight(_existing(folder, "Libri-light limited"), split, lenient=lenient)
-        case "manifest":
-            return _load_manifest(manifest, split, lists, lenient=lenient)
-    raise DataError(f"no corpus named {corpus}", hint="name one of " + ", ".join(CORPORA))
+    """One split of generated speech in several languages, one after another; arguments and errors as `ensure_split`."""
+    utterances = []
+    for language in languages:
+        folder = generated.ensure_split(split, root=root, language=language, minutes=minutes, progress=progress)
+        loaded = load_librispeech(folder, split, lenient=lenient)
+        utterances += [replace(utterance, language=language) for utterance in loaded]
+    return utterances
 
 
 def _with_phones(utterances: list[Utterance], language: str | None) -> list[Utterance]:
@@ -138,8 +107,7 @@ def _with_phones(utterances: list[Utterance], language: str | None) -> list[Utte
 def find_audio(folder: Path) -> list[Utterance]:
     """Every audio file under a folder, unlabelled, sorted by path; ids are paths from the folder.
 
-    Raises:
-        DataError: there is no such folder, no audio in it, or files that cannot be read (all are listed).
+    Raises DataError: there is no such folder, no audio in it, or files that cannot be read (all are listed).
     """
     if not folder.is_dir():
         raise DataError(f"no folder {folder}", hint="name a folder that holds audio files")
@@ -171,11 +139,12 @@ def _existing(folder: Path, corpus: str) -> Path:
     return folder
 
 
-def _load_manifest(manifest: Path | None, split: str, lists: Path | None, *, lenient: bool) -> list[Utterance]:
-    if manifest is None:
-        raise DataError("no manifest is named", hint="name a file that lists the utterances, or the folder of a corpus")
-    if lists is None:
+def _load_manifest(data: Data, split: str, *, lenient: bool) -> list[Utterance]:
+    assert data.manifest is not None, "the recipe's rules ask for one"
+    manifest = Path(data.manifest)
+    if data.lists is None:
         return read_manifest(manifest, split=split, lenient=lenient)
+    lists = Path(data.lists)
     path = lists / f"{split}.txt"
     try:
         names = [line.split()[0] for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]

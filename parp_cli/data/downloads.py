@@ -15,8 +15,7 @@ from parp_cli.storage.download import ByteProgress, check_sha256, download
 def download_librispeech(split: str, root: Path, *, progress: ByteProgress | None = None) -> None:
     """Download one split into `root/LibriSpeech/<split>` (into `root` itself where that is named LibriSpeech).
 
-    Raises:
-        DataError: there is no such split, or as `fetch`.
+    Raises DataError: there is no such split, or as `fetch`.
     """
     if split not in LIBRISPEECH_SPLITS:
         hint = "name one of " + ", ".join(LIBRISPEECH_SPLITS)

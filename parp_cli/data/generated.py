@@ -34,9 +34,7 @@ from parp_cli.storage.atomic import write_error
 
 _RECORD = "generated.json"  # in the folder of a split: what it was generated with
 _PEAK = 0.5  # amplitude of an utterance, full scale being 1
-
-_ENGLISH = "en"
-"""The language whose splits lie under the corpus's folder itself, and not in a folder of its own there."""
+_ENGLISH = "en"  # the language whose splits lie under the corpus's folder itself, and not in a folder of its own there
 
 _PITCHES, _RATES = (25, 35, 45, 55, 65, 75), (130, 145, 160, 175, 190)
 _TRACTS = tuple(1 + step * 400 / espeak.SAMPLE_RATE for step in range(-6, 8))  # of rates with simple ratios to 16 kHz
@@ -144,38 +142,82 @@ def ensure_split(
     own = {"split": split, "seed": seed} | ({} if minutes is None else {"minutes": minutes})
     if not (root / split).is_dir():
         try:
-            _generate(root / split, plan, grammar, {**own, "versions": versions}, progress)
+            _Making(split, plan, grammar, seed).write(root / split, {**own, "versions": versions}, progress)
         except OSError as error:
             raise write_error(root / split, error) from error
     _check_record(own, root / split)
     return root
 
 
-def _generate(
-    target: Path,
-    plan: Split,
-    grammar: Grammar,
-    record: Mapping[str, Any],
-    progress: Callable[[int, int], None] | None,
-) -> None:
-    """Generate a split completely or not at all: in a folder beside it, which is then renamed."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    _remove_stale(target.parent)
-    folder = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
-    try:
-        _write_split(folder, target.name, plan, grammar, record["seed"], progress)
-        if next(folder.glob("*/*/*.flac"), None) is None:
-            needed = f"a minute is enough for {target.name}"
-            raise DataError(f"no sentence fits into {plan.minutes:g} minutes", hint=needed)
-        (folder / _RECORD).write_text(json.dumps(record, sort_keys=True) + "\n")
-        folder.chmod(0o755)
+@dataclass(frozen=True)
+class _Making:
+    """A split that is being made."""
+
+    split: str
+    plan: Split
+    grammar: Grammar
+    seed: int
+
+    def write(self, target: Path, record: Mapping[str, Any], progress: Callable[[int, int], None] | None) -> None:
+        """Generate the split completely or not at all: in a folder beside the target, which is then renamed."""
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _remove_stale(target.parent)
+        folder = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
         try:
-            folder.rename(target)
-        except OSError:
-            if not target.is_dir():  # another process has generated the same split meanwhile
+            self._write_speakers(folder, progress)
+            if next(folder.glob("*/*/*.flac"), None) is None:
+                needed = f"a minute is enough for {self.split}"
+                raise DataError(f"no sentence fits into {self.plan.minutes:g} minutes", hint=needed)
+            (folder / _RECORD).write_text(json.dumps(record, sort_keys=True) + "\n")
+            folder.chmod(0o755)
+            try:
+                folder.rename(target)
+            except OSError:
+                if not target.is_dir():  # another process has generated the same split meanwhile
+                    raise
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def _write_speakers(self, folder: Path, progress: Callable[[int, int], None] | None) -> None:
+        plan, grammar = self.plan, self.grammar
+        count = min(plan.speakers, max(1, int(plan.minutes * 60 / _MIN_SECONDS)))
+        tracts = _TRACTS if plan.tracts or grammar.language != _ENGLISH else (1.0,)
+        chosen = speakers(plan.part, self.seed, voice=grammar.voice, tracts=tracts)[:count]
+        write = partial(self._write_speaker, folder, plan.minutes * 60 / len(chosen))
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            try:
+                for done, _ in enumerate(pool.map(write, chosen), start=1):
+                    if progress is not None:
+                        progress(done, len(chosen))
+            except BaseException:  # Ctrl-C must not wait for the remaining speakers either
+                pool.shutdown(wait=False, cancel_futures=True)
                 raise
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+
+    def _write_speaker(self, folder: Path, seconds: float, speaker: tuple[int, espeak.Voice]) -> None:
+        number, voice = speaker
+        is_english = self.grammar.language == _ENGLISH
+        name = str(number) if is_english else f"{self.grammar.language}{number}"
+        rng = random.Random(f"{self.seed}/{self.split}/{name}")
+        sentences = self.grammar.sentences(self.plan.part, rng)
+        texts = [next(sentences) for _ in range(int(seconds) + 2)]  # hardly any sentence is shorter than a second
+        generator = torch.Generator().manual_seed(rng.getrandbits(62))
+        chapter = folder / name / "1"
+        chapter.mkdir(parents=True)
+        speeches = espeak.synthesise(voice, texts, seconds=seconds, seed=self.seed)
+        phones = [speech.phones for speech in speeches]
+        if not is_english:  # what espeak-ng says of its phones while it speaks lacks stress and tone
+            phones = espeak.phonemise(self.grammar.voice, [speech.text for speech in speeches])
+        transcripts, transcriptions = [], []
+        for index, speech in enumerate(speeches):
+            id_ = f"{name}-1-{index:04d}"
+            samples = _record(speech, self.plan.condition, generator)
+            flac = io.BytesIO()  # not the file itself: libsndfile does not report a full disk
+            soundfile.write(flac, samples.numpy(), SAMPLE_RATE, format="FLAC", subtype="PCM_16")
+            (chapter / f"{id_}.flac").write_bytes(flac.getvalue())
+            transcripts.append(f"{id_} {speech.text}\n")
+            transcriptions.append(f"{id_} " + " | ".join(" ".join(word) for word in phones[index]) + "\n")
+        (chapter / f"{name}-1.trans.txt").write_text("".join(transcripts), encoding="utf-8")
+        (chapter / f"{name}-1.phones.txt").write_text("".join(transcriptions), encoding="utf-8")
 
 
 def _remove_stale(root: Path) -> None:
@@ -202,63 +244,6 @@ def _check_record(own: Mapping[str, Any], folder: Path) -> None:
     ]
     if details:
         raise DataError(f"{folder} was generated otherwise", details=details, hint="name another folder, or delete it")
-
-
-def _write_split(
-    folder: Path,
-    split: str,
-    plan: Split,
-    grammar: Grammar,
-    seed: int,
-    progress: Callable[[int, int], None] | None,
-) -> None:
-    count = min(plan.speakers, max(1, int(plan.minutes * 60 / _MIN_SECONDS)))
-    tracts = _TRACTS if plan.tracts or grammar.language != _ENGLISH else (1.0,)
-    chosen = speakers(plan.part, seed, voice=grammar.voice, tracts=tracts)[:count]
-    write = partial(_write_speaker, folder, split, plan, seed, grammar, plan.minutes * 60 / len(chosen))
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        try:
-            for done, _ in enumerate(pool.map(write, chosen), start=1):
-                if progress is not None:
-                    progress(done, len(chosen))
-        except BaseException:  # Ctrl-C must not wait for the remaining speakers either
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
-
-
-def _write_speaker(
-    folder: Path,
-    split: str,
-    plan: Split,
-    seed: int,
-    grammar: Grammar,
-    seconds: float,
-    speaker: tuple[int, espeak.Voice],
-) -> None:
-    number, voice = speaker
-    is_english = grammar.language == _ENGLISH
-    name = str(number) if is_english else f"{grammar.language}{number}"
-    rng = random.Random(f"{seed}/{split}/{name}")
-    sentences = grammar.sentences(plan.part, rng)
-    texts = [next(sentences) for _ in range(int(seconds) + 2)]  # hardly any sentence is shorter than a second
-    generator = torch.Generator().manual_seed(rng.getrandbits(62))
-    chapter = folder / name / "1"
-    chapter.mkdir(parents=True)
-    speeches = espeak.synthesise(voice, texts, seconds=seconds, seed=seed)
-    phones = [speech.phones for speech in speeches]
-    if not is_english:  # what espeak-ng says of its phones while it speaks lacks stress and tone
-        phones = espeak.phonemise(grammar.voice, [speech.text for speech in speeches])
-    transcripts, transcriptions = [], []
-    for index, speech in enumerate(speeches):
-        id_ = f"{name}-1-{index:04d}"
-        samples = _record(speech, plan.condition, generator)
-        flac = io.BytesIO()  # not the file itself: libsndfile does not report a full disk
-        soundfile.write(flac, samples.numpy(), SAMPLE_RATE, format="FLAC", subtype="PCM_16")
-        (chapter / f"{id_}.flac").write_bytes(flac.getvalue())
-        transcripts.append(f"{id_} {speech.text}\n")
-        transcriptions.append(f"{id_} " + " | ".join(" ".join(word) for word in phones[index]) + "\n")
-    (chapter / f"{name}-1.trans.txt").write_text("".join(transcripts), encoding="utf-8")
-    (chapter / f"{name}-1.phones.txt").write_text("".join(transcriptions), encoding="utf-8")
 
 
 def _record(speech: espeak.Speech, condition: Literal["clean", "other"], generator: torch.Generator) -> Tensor:

@@ -46,8 +46,7 @@ class Vocabulary:
         lower_case: whether transcripts are lower case whatever the symbols are.
         padding: name of the blank where the model comes from, for export.
 
-    Raises:
-        DataError: `symbols` does not begin with "<blank>", or repeats a symbol.
+    Raises DataError: `symbols` does not begin with "<blank>", or repeats a symbol.
     """
 
     symbols: tuple[str, ...]
@@ -105,8 +104,7 @@ class Vocabulary:
     def encode(self, utterance: Utterance) -> list[int]:
         """Label ids of an utterance, without blanks; with the delimiter between words if there is one.
 
-        Raises:
-            DataError: the utterance has no such labels, or they are outside the vocabulary.
+        Raises DataError: the utterance has no such labels, or they are outside the vocabulary.
         """
         symbols = self._spell(utterance)
         if not symbols:
@@ -272,8 +270,7 @@ def letters_vocabulary(utterances: Iterable[Utterance] | None = None) -> Vocabul
 def phones_vocabulary(utterances: Iterable[Utterance], *, strip: Collection[Mark] = ()) -> Vocabulary:
     """Blank and the phones of the utterances, sorted, without the marks to `strip`, and in one way to write IPA.
 
-    Raises:
-        DataError: no utterance has phones.
+    Raises DataError: no utterance has phones.
     """
     marked = {phone for utterance in utterances for word in utterance.phones or () for phone in word}
     there = {without(phone, strip) for phone in marked} - {""}

@@ -29,7 +29,7 @@ from typing import Any
 from parp_cli.data.audio import AUDIO_SUFFIXES
 from parp_cli.data.downloads import unpack
 from parp_cli.data.generated import cache_folder
-from parp_cli.data.text import read_utf8
+from parp_cli.data.text import numbered_lines, read_utf8
 from parp_cli.errors import DataError
 
 Fields = dict[str, Any]
@@ -76,8 +76,7 @@ def listings(path: Path) -> list[Listing]:
 
     An archive is unpacked once, into the user's cache.
 
-    Raises:
-        DataError: there are none, or a file cannot be read.
+    Raises DataError: there are none, or a file cannot be read.
     """
     if path.is_file() and path.suffix not in (".tsv", ".csv", ".json", ".jsonl") and tarfile.is_tarfile(path):
         path = _unpacked(path)
@@ -160,9 +159,7 @@ def _text(path: Path) -> str:
 
 
 def _lines(path: Path) -> list[tuple[int, str]]:
-    """Number (from 1) and text of every line that is not blank."""
-    # Not splitlines, which also splits at characters that a transcript may contain.
-    return [(number, line) for number, line in enumerate(_text(path).split("\n"), start=1) if line.strip()]
+    return numbered_lines(_text(path))
 
 
 def _file_rows(path: Path) -> Rows:
@@ -170,7 +167,7 @@ def _file_rows(path: Path) -> Rows:
     if text.lstrip().startswith("["):
         rows = list(_json_rows([("", text)]))
     elif text.lstrip().startswith("{"):
-        rows = list(_json_rows([(f"line {number}", line) for number, line in _lines(path)]))
+        rows = list(_json_rows([(f"line {number}", line) for number, line in numbered_lines(text)]))
     else:
         rows = list(_table_rows(path, text))
     there = {name for _, fields in rows if isinstance(fields, dict) for name in fields}
@@ -203,7 +200,7 @@ def _json_rows(texts: list[tuple[str, str]]) -> Iterator[tuple[str, Fields | str
 
 
 def _table_rows(path: Path, text: str) -> Iterator[tuple[str, Fields | str]]:
-    lines = _lines(path)
+    lines = numbered_lines(text)
     if not lines:
         return
     if "\t" not in lines[0][1] and "," in lines[0][1]:

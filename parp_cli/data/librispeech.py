@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from parp_cli.data.audio import AUDIO_SUFFIXES, audio_seconds
-from parp_cli.data.text import normalize_text
+from parp_cli.data.text import normalize_text, numbered_lines
 from parp_cli.data.utterances import Utterance, parse_phones
 from parp_cli.errors import DataError, first_few
 
@@ -54,8 +54,7 @@ def load_librispeech(root: Path, split: str, *, lenient: bool = False) -> list[U
         split: a folder in it, such as "train-clean-100".
         lenient: do not open the audio, which `inspect_files` checks; all lengths are 0.
 
-    Raises:
-        DataError: there is no such split, audio cannot be read, or a transcript has no audio.
+    Raises DataError: there is no such split, audio cannot be read, or a transcript has no audio.
     """
     base, available = base_folder(root, LIBRISPEECH_FOLDER), librispeech_splits(root)
     if split not in available:
@@ -126,7 +125,7 @@ def _read_lines(path: Path, problems: list[str]) -> dict[str, str]:
     """Lines `id rest` as a dict; empty without the file."""
     if not path.is_file():
         return {}
-    parts = (line.split(maxsplit=1) for line in _text(path, problems).split("\n") if line.strip())
+    parts = (line.split(maxsplit=1) for _, line in numbered_lines(_text(path, problems)))
     return {name: " ".join(rest) for name, *rest in parts}
 
 

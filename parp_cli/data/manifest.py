@@ -32,9 +32,8 @@ def read_manifest(path: Path, *, split: str | None = None, lenient: bool = False
         split: the only one to read; None is all of them, and then what several files list is there once.
         lenient: allow repeated ids, and do not open the audio, which `inspect_files` checks; missing lengths are 0.
 
-    Raises:
-        DataError: there is no such split, a file cannot be read, or has wrong lines, all of which are listed with their
-            numbers.
+    Raises DataError: there is no such split, a file cannot be read, or has wrong lines, all of which are listed with
+    their numbers.
     """
     found = listings(path)
     problems: list[str] = []

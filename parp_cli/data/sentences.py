@@ -15,8 +15,7 @@ from parp_cli.data.generated import cache_folder
 from parp_cli.data.phrases import Grammar, part_of
 from parp_cli.storage.atomic import write_text
 
-_VERSION = 1
-"""Of the sentences: a new one where they change."""
+_VERSION = 1  # of the sentences: a new one where they change
 
 _KINDS = {"country": ("territory",), "language": ("language",), "measure": ("unit",), "time": ("month", "day")}
 """The slots of `phrases.Grammar` by label."""
@@ -36,8 +35,7 @@ _PATTERNS = (
 )
 
 _COUNTS = {"train": 100, "dev": 400, "test": 1000, "pretrain": 20000}
-_NEUTRAL = 0.3
-"""Share of the sentences for pre-training that are of these patterns, with any names."""
+_NEUTRAL = 0.3  # share of the sentences for pre-training that are of these patterns, with any names
 
 
 def ensure() -> Path:

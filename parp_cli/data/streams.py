@@ -57,8 +57,7 @@ def seconds_of(streams: Iterable[Stream]) -> float:
 class Crops:
     """Random windows of `frames` frames, uniform over all `streams` that are long enough.
 
-    Raises:
-        DataError: no stream is as long as a crop.
+    Raises DataError: no stream is as long as a crop.
     """
 
     def __init__(self, streams: Sequence[Stream], frames: int) -> None:

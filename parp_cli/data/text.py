@@ -27,6 +27,14 @@ def read_utf8(path: Path, *, what: str) -> str:
         raise DataError(f"cannot read {what}", details=[error.strerror or str(error)], hint="check the path") from error
 
 
+def numbered_lines(text: str) -> list[tuple[int, str]]:
+    """Number (from 1) and text of every line that is not blank.
+
+    Unlike those of splitlines, which also splits at characters that a text may contain.
+    """
+    return [(number, line) for number, line in enumerate(text.split("\n"), start=1) if line.strip()]
+
+
 def normalize_text(text: str) -> str:
     """Unicode's NFC with single spaces, without byte order mark and without the marks of sentences, <s> and </s>;
     everything else, such as case, is kept."""
@@ -57,6 +65,14 @@ def without_marks(text: str) -> list[list[str]]:
         elif sentences[-1]:
             sentences.append([])
     return sentences
+
+
+def columns_of(text: str) -> int:
+    """Width in columns: two for letters such as 中, none for marks that combine with the letter before."""
+    return sum(
+        0 if unicodedata.category(letter) in ("Mn", "Me", "Cf") else 1 + (unicodedata.east_asian_width(letter) in "WF")
+        for letter in text
+    )
 
 
 def lower(text: str, language: str) -> str:

@@ -15,14 +15,13 @@ from typing import Any
 from parp_cli.config.classification import TextData, TextFiles
 from parp_cli.data import sentences
 from parp_cli.data.glue import GLUE
-from parp_cli.data.text import read_utf8
+from parp_cli.data.text import numbered_lines, read_utf8
 from parp_cli.errors import DataError, first_few
 
 ENDINGS = (".tsv", ".csv", ".jsonl")
 """Of tables."""
 
-_LINES = ".txt"
-"""The ending of files with a text per line, which have no labels."""
+_LINES = ".txt"  # the ending of files with a text per line, which have no labels
 
 _IDS = ("id", "idx", "index")
 
@@ -138,8 +137,8 @@ def read_lines(path: Path) -> list[Text]:
 
     Raises DataError where it cannot be read, or has no text.
     """
-    lines = enumerate(read_utf8(path, what=str(path)).split("\n"), start=1)
-    texts = [Text(id=str(number), text=line.strip()) for number, line in lines if line.strip()]
+    lines = numbered_lines(read_utf8(path, what=str(path)))
+    texts = [Text(id=str(number), text=line.strip()) for number, line in lines]
     if not texts:
         raise DataError(f"{path} holds no text")
     return texts
@@ -154,17 +153,13 @@ def _rows(path: Path, *, header: bool) -> Iterator[tuple[int, Mapping[str, Any] 
     """Line number (from 1) and cells by column of each line, or in place of these what is wrong with it."""
     content = read_utf8(path, what=str(path))
     if path.suffix == ".jsonl":
-        for number, line in enumerate(content.split("\n"), start=1):
-            if line.strip():
-                yield number, _parsed(line)
+        yield from ((number, _parsed(line)) for number, line in numbered_lines(content))
         return
     if path.suffix == ".csv":
         reader = csv.reader(io.StringIO(content, newline=""), strict=True)
         rows = [(reader.line_num, row) for row in _csv_rows(reader, path) if any(cell.strip() for cell in row)]
-    else:
-        # Not splitlines, which also splits at characters that a text may contain; and quotes are plain characters.
-        lines = enumerate(content.split("\n"), start=1)
-        rows = [(number, line.rstrip("\r").split("\t")) for number, line in lines if line.strip()]
+    else:  # not the csv module: quotes are plain characters
+        rows = [(number, line.rstrip("\r").split("\t")) for number, line in numbered_lines(content)]
     names: Sequence[str] = [name.strip() for name in rows[0][1]] if rows and header else ()
     for number, row in rows[1:] if header else rows:
         if header and len(row) != len(names):

@@ -25,8 +25,7 @@ from parp_cli.models.speech.moments import field_samples, frame_samples
 if TYPE_CHECKING:
     from parp_cli.models.speech.encoder import SpeechNetwork
 
-_MAX_SECONDS = 1e9
-"""Of a chunk: longer than any recording."""
+_MAX_SECONDS = 1e9  # of a chunk: longer than any recording
 
 _BATCHES_AHEAD = 4
 """Batches of chunks that are gathered before the first is computed, so that those of similar length go together."""

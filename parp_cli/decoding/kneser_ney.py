@@ -25,8 +25,7 @@ SPECIAL_WORDS = ("<unk>", "<s>", "</s>")
 MAX_ORDER = 6
 """As usually compiled, KenLM (flashlight-text's copy included) reads no higher order."""
 
-_NEVER = -99.0
-"""log10 of the probability of <s>, as ARPA files have it."""
+_NEVER = -99.0  # log10 of the probability of <s>, as ARPA files have it
 
 _UNKNOWN_ID, _BEGIN_ID, _END_ID = range(3)
 

@@ -37,8 +37,7 @@ _GZIP_MAGIC = b"\x1f\x8b"
 _HINT = "take an ARPA file (plain or .gz) or a KenLM binary; `parp lm build` builds one from transcripts"
 
 
-_TEXTS = 64
-"""Texts per forward pass of a Transformer."""
+_TEXTS = 64  # texts per forward pass of a Transformer
 
 
 @dataclass(frozen=True, kw_only=True)

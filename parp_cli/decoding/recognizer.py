@@ -48,11 +48,8 @@ PAYS_OFF_FRAMES = 250_000
 MAX_WORKERS = 8
 """Processes by default: each may hold a language model of its own."""
 
-_CHUNKS_PER_WORKER = 8
-"""So that processes end at about the same time, whatever the utterances cost."""
-
-_GROUP = 64
-"""Utterances searched at a time, between two reports, where one process does it."""
+_CHUNKS_PER_WORKER = 8  # so that processes end at about the same time, whatever the utterances cost
+_GROUP = 64  # utterances searched at a time, between two reports, where one process does it
 
 Arrays = Sequence[NDArray[numpy.float32]]
 """Logits in the form sent to other processes: sending tensors would take a file handle each."""
@@ -256,8 +253,7 @@ def _in_processes(search: Search, items: Iterable[Arrays], workers: int) -> Iter
             pool.shutdown(cancel_futures=True)
 
 
-_kept: list[Search] = []
-"""In worker processes: the search, which is sent once to each."""
+_kept: list[Search] = []  # in worker processes: the search, which is sent once to each
 
 
 def _keep(search: Search) -> None:

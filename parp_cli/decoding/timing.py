@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from parp_cli.data.labels import BLANK_ID, Vocabulary
+from parp_cli.data.text import columns_of
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ def words_of(path: Tensor, vocabulary: Vocabulary, frame_seconds: float) -> list
     separator = " " if vocabulary.labels == "phones" else vocabulary.separator
     for group in filter(None, groups):
         whole = vocabulary.decode(label for label, _, _ in group)
-        divided = vocabulary.labels == "letters" and (vocabulary.delimiter is None or _columns(whole) > LINE_COLUMNS)
+        divided = vocabulary.labels == "letters" and (vocabulary.delimiter is None or columns_of(whole) > LINE_COLUMNS)
         for number, part in enumerate(_letters(group, vocabulary) if divided else [group]):
             begin, end = part[0][1] * frame_seconds, part[-1][2] * frame_seconds
             text = vocabulary.decode(label for label, _, _ in part)
@@ -82,8 +83,7 @@ def words_of(path: Tensor, vocabulary: Vocabulary, frame_seconds: float) -> list
     return words
 
 
-_Timed = tuple[int, int, int]
-"""A label, and the first frame of it and after it."""
+_Timed = tuple[int, int, int]  # a label, and the first frame of it and after it
 
 
 def _letters(group: list[_Timed], vocabulary: Vocabulary) -> list[list[_Timed]]:
@@ -105,8 +105,7 @@ SUFFIXES: dict[Format, str] = {"text": ".txt", "json": ".json", "srt": ".srt", "
 LINE_COLUMNS = 42
 """Maximum per line of a subtitle, by the usual guidelines (wide characters have two); a longer word has its own."""
 
-_MAX_LINES = 2
-"""Shown at a time."""
+_MAX_LINES = 2  # shown at a time
 
 PAUSE_SECONDS = 0.8
 """Without a word; ends a segment."""
@@ -120,22 +119,14 @@ def wrapped(words: Sequence[Word], columns: int = LINE_COLUMNS) -> list[str]:
     lines: list[str] = []
     left = 0
     for word in words:
-        width = _columns(word.text)
-        if lines and _columns(word.before) + width <= left:
+        width = columns_of(word.text)
+        if lines and columns_of(word.before) + width <= left:
             lines[-1] += word.before + word.text
-            left -= _columns(word.before) + width
+            left -= columns_of(word.before) + width
         else:
             lines.append(word.text)
             left = columns - width
     return lines
-
-
-def _columns(text: str) -> int:
-    """Width of a text in those of a Latin letter."""
-    return sum(
-        0 if unicodedata.category(character)[0] == "M" else 1 + (unicodedata.east_asian_width(character) in "WF")
-        for character in text
-    )
 
 
 def segments_of(words: Sequence[Word]) -> list[Segment]:
@@ -218,6 +209,6 @@ def _time(seconds: float, mark: str) -> str:
 def _lines(words: Sequence[Word]) -> str:
     """In as few lines as it takes, those as even as can be."""
     lines = wrapped(words)
-    least = -(-_columns(text_of(words)) // max(1, len(lines)))
+    least = -(-columns_of(text_of(words)) // max(1, len(lines)))
     narrower = (wrapped(words, width) for width in range(least, LINE_COLUMNS))
     return "\n".join(next((made for made in narrower if len(made) <= len(lines)), lines))

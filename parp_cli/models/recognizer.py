@@ -17,8 +17,7 @@ def encoder_of(checkpoint: Checkpoint, *, source: str, parents: tuple[Parent, ..
         source: names the checkpoint in errors.
         parents: what it descends from.
 
-    Raises:
-        CheckpointError: the weights are not those of the architecture; every name is listed.
+    Raises CheckpointError: the weights are not those of the architecture; every name is listed.
     """
     architecture, task = read_architecture(checkpoint.metadata.architecture), checkpoint.metadata.task
     weights = architecture.fit(checkpoint.weights, source=source, outputs=outputs_of(task))
@@ -33,8 +32,7 @@ def rebuild(checkpoint: Checkpoint, device: "torch.device", *, source: str) -> t
     Args:
         source: names the checkpoint in errors.
 
-    Raises:
-        CheckpointError: as `encoder_of`, or this parp does not have such a kernel.
+    Raises CheckpointError: as `encoder_of`, or this parp does not have such a kernel.
     """
     encoder = encoder_of(checkpoint, source=source)
     model = encoder.architecture.build(outputs=outputs_of(encoder.task))

@@ -20,8 +20,7 @@ from parp_cli.storage.checkpoint import Checkpoint, Metadata, Sparsity
 
 Masks = Mapping[str, Tensor]
 
-_INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-"""By the bytes of a number."""
+_INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by the bytes of a number
 
 OPERATIONS: Final[Mapping[str, Callable[[Tensor, Tensor], Tensor]]] = {
     "union": torch.logical_or,

@@ -21,8 +21,7 @@ from parp_cli.errors import ParpError
 _PIECE, _DEVICE_PIECE = 1 << 18, 1 << 24
 """Entries looked at together: on the CPU so few that they stay in its cache, on other devices so few that they fit."""
 
-_LOWER_BITS = 15
-"""Of a magnitude; 16 more of float32 are above them, none of the others."""
+_LOWER_BITS = 15  # of a magnitude; 16 more of float32 are above them, none of the others
 
 _FORMATS = {
     torch.float32: (torch.int32, 0x7FFF_FFFF, 0x7F80_0000),

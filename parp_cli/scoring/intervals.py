@@ -39,8 +39,7 @@ RESAMPLES = 10_000
 MIN_UNITS = 5
 """With fewer there is no interval."""
 
-_ROWS_AT_ONCE = 128
-"""Resamples drawn at once: as many as stay in the CPU's cache."""
+_ROWS_AT_ONCE = 128  # resamples drawn at once: as many as stay in the CPU's cache
 
 
 def counted(number: int, noun: str) -> str:

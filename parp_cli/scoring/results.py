@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from parp_cli.data.text import numbered_lines, read_utf8
 from parp_cli.errors import DataError, first_few
 
 
@@ -43,12 +44,8 @@ def read_results(path: Path) -> list[Recognition]:
 
     Raises `DataError`: it cannot be read, a line is no result, or an utterance is repeated.
     """
-    try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")  # splitlines() would break at other characters too
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-        raise DataError(f"cannot read the results {path}: {reason}") from error
-    results = [(number, _parse(line)) for number, line in enumerate(lines, start=1) if line.strip()]
+    lines = numbered_lines(read_utf8(path, what=f"the results {path}"))
+    results = [(number, _parse(line)) for number, line in lines]
     found = [result for _, result in results if isinstance(result, Recognition)]
     problems = [f"line {number}: {result}" for number, result in results if isinstance(result, str)] or repeated(found)
     if problems or not found:

@@ -1,10 +1,10 @@
 """A report's tables as text: columns and rows, for any renderer."""
 
-import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain, zip_longest
 
+from parp_cli.data.text import columns_of
 from parp_cli.scoring.comparison import SIGNIFICANT, p_text
 from parp_cli.scoring.intervals import Difference, Interval, Units, counted
 from parp_cli.scoring.metrics import Confusion, steps
@@ -103,22 +103,14 @@ def side_by_side(aligned: Aligned, width: int) -> list[str]:
     rows, used = list(_HEADS), len(_HEADS[0])
     for step in steps(aligned.alignment):
         tokens = (step.reference, step.hypothesis, _MARKS[step.kind])
-        size = max(map(terminal_columns, tokens))
+        size = max(map(columns_of, tokens))
         if used + size > width and rows[0] != _HEADS[0]:
             lines += rows
             rows, used = list(_HEADS), len(_HEADS[0])
         for place, token in enumerate(tokens):
-            rows[place] += token + " " * (size - terminal_columns(token) + 1)
+            rows[place] += token + " " * (size - columns_of(token) + 1)
         used += size + 1
     return [line.rstrip() for line in (*lines, *rows) if line.strip()]
-
-
-def terminal_columns(text: str) -> int:
-    """Width in a terminal: two columns for letters such as 中, none for marks that combine with the letter before."""
-    return sum(
-        0 if unicodedata.category(letter) in ("Mn", "Me", "Cf") else 1 + (unicodedata.east_asian_width(letter) in "WF")
-        for letter in text
-    )
 
 
 def intervals_text(units: Units) -> str:

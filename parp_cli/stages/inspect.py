@@ -52,11 +52,7 @@ class Inspection:
 
 
 def inspect(path: Path) -> Inspection:
-    """Summarise a checkpoint.
-
-    Raises:
-        CheckpointError: missing, truncated, damaged or not written by parp.
-    """
+    """Summarise a checkpoint. Raises CheckpointError: missing, truncated, damaged or not written by parp."""
     metadata, masks = checkpoint.read_metadata(path), checkpoint.read_masks(path)
     masks = {name: masks[name] for name in metadata.prunable if name in masks}  # in the order of the model
     architecture = read_architecture(metadata.architecture)

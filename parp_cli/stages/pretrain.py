@@ -19,7 +19,7 @@ from parp_cli.config.finetune import Training
 from parp_cli.config.load import recipe_to_dict
 from parp_cli.config.pretrain import PretrainRecipe, Source
 from parp_cli.data.audio import SAMPLE_RATE
-from parp_cli.data.corpora import find_audio, load_split
+from parp_cli.data.corpora import find_audio, generated_speech
 from parp_cli.data.manifest import read_manifest
 from parp_cli.data.streams import FRAME, Crops, read_streams, seconds_of
 from parp_cli.data.utterances import Utterance
@@ -325,10 +325,9 @@ def _utterances(source: Source, notify: Notify) -> list[Utterance]:
     path = None if source.path is None else Path(source.path)
     if source.kind == "generated":
         assert source.split is not None, "the recipe's rules ask for one"
-        return load_split(
-            "generated",
+        return generated_speech(
             source.split,
-            languages=source.language or ("en",),
+            source.language or ("en",),
             root=path,
             minutes=None if source.hours is None else source.hours * 60,
             progress=lambda done, total: notify(Progress(f"generating {source.split}", done, total)),

@@ -35,8 +35,7 @@ _STANDARD_INPUT_HINT = (
     "pipe in the bytes of a WAV, FLAC, OGG or MP3 file, such as those of `ffmpeg -i FILE -vn -f wav -`"
 )
 
-_QUIET = 2e-3
-"""Between the lowest sample and the highest; 2 is full scale, so this is 60 dB below it."""
+_QUIET = 2e-3  # between the lowest sample and the highest; 2 is full scale, so this is 60 dB below it
 
 
 @dataclass(frozen=True, kw_only=True)

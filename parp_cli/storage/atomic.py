@@ -84,8 +84,7 @@ def refuse_same(
 def require_writable(path: Path, option: str) -> None:
     """Check now that a file can be written later, rather than fail after hours of work. Creates nothing.
 
-    Raises:
-        UsageError: it is a folder, or its folder cannot be written to; names the command-line option to change.
+    Raises UsageError: it is a folder, or its folder cannot be written to; names the command-line option to change.
     """
     try:
         folder = next(parent for parent in path.absolute().parents if parent.exists())

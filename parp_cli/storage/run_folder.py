@@ -116,8 +116,7 @@ def tidy(run: Path, best: Path | None = None) -> None:
 def newest_checkpoint(run: Path, *, but_not_by: Collection[str] = ()) -> Path | None:
     """The checkpoint in the run folder that was written last, but not by these stages; or None.
 
-    Raises:
-        CheckpointError: a file there is damaged or was not written by parp.
+    Raises CheckpointError: a file there is damaged or was not written by parp.
     """
     files = [path for path in run.glob("*.safetensors") if not path.name.endswith(_LAST)]
     for path in sorted(files, key=lambda path: path.stat().st_mtime_ns, reverse=True):

@@ -87,8 +87,7 @@ def _are_comparable(parp: Cell, dense: Cell) -> bool:
 def select(cells: Sequence[Cell], pace: Pace, seconds: float) -> list[Cell]:
     """The first groups of cells that fit, in the order of `cells`; training that several need is counted once.
 
-    Raises:
-        UsageError: not even the first group fits.
+    Raises UsageError: not even the first group fits.
     """
     paid: set[str] = set()
     kept: set[str] = set()

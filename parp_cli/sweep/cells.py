@@ -52,8 +52,7 @@ def run_cell(run: Path, cell: Cell, device: str, notify: Notify = silent) -> Non
     """Run what is left of a cell of the sweep in `run`: training, which is resumed if it had begun, then the evaluation
     of each split. A failure is recorded in its folder.
 
-    Raises:
-        Interrupted: by the user; another call resumes.
+    Raises Interrupted: by the user; another call resumes.
     """
     folder, training = round_folder(run, cell.key), None
     if torch.device(device).index is not None:

@@ -28,14 +28,9 @@ Verdict = Literal["agrees", "does not agree", "cannot be told"]
 VERDICTS: tuple[Verdict, ...] = ("agrees", "does not agree", "cannot be told")
 
 FREEZE = "training.freeze_encoder_updates"
-_FAR_ABOVE = 0.5
-"""On the scale from chance (0) to equal masks (1): overlap that is far above chance."""
-
-_BY_CHANCE = 0.05
-"""On the same scale, what still counts as chance."""
-
-_LISTED = 4
-"""Numbers of a sentence per verdict; of the others their range is given."""
+_FAR_ABOVE = 0.5  # on the scale from chance (0) to equal masks (1): overlap that is far above chance
+_BY_CHANCE = 0.05  # on the same scale, what still counts as chance
+_LISTED = 4  # numbers of a sentence per verdict; of the others their range is given
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,7 @@ from parp_cli.sweep.cells import Outcome
 
 PARP = "parp"
 
-_File = tuple[Path, int, Unit]
-"""Results, when they were written, and what is counted in them."""
+_File = tuple[Path, int, Unit]  # results, when they were written, and what is counted in them
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -42,8 +42,7 @@ from parp_cli.training.plan import Round, rounds_of, target_sparsity
 METHOD, SPARSITY, SEED = "pruning.method", "pruning.sparsity", "seed"
 """Keys with a meaning in tables and figures: rows, columns, and what means are taken over."""
 
-_EXCEPT = "except"
-"""The key of combinations to leave out; no field of a dataclass can have that name."""
+_EXCEPT = "except"  # the key of combinations to leave out; no field of a dataclass can have that name
 
 _HINT = "recipes/sweeps/ has some to copy"
 
@@ -166,8 +165,7 @@ def load_sweep(
         choices: `section.key=[value, ...]`, instead of the values that the grid, or `vary`, has for the key.
         recipe: instead of the file's `recipe`, `set` and `splits`.
 
-    Raises:
-        RecipeError: no such file, not YAML, or with all problems of the file and its cells as details.
+    Raises RecipeError: no such file, not YAML, or with all problems of the file and its cells as details.
     """
     root = tree.read_file(path)
     file = read(root, path, kind=SweepFile, hint=_HINT)

@@ -39,8 +39,7 @@ _FULL_SIZE = {
 }
 """By sweep file: values that are of the size of the bundled encoder in it."""
 
-_LARGE = ("large", "lv60k", "xls")
-"""In names of models of 24 layers."""
+_LARGE = ("large", "lv60k", "xls")  # in names of models of 24 layers
 
 
 @dataclass(frozen=True, kw_only=True)

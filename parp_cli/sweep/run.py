@@ -35,8 +35,7 @@ from parp_cli.sweep.languages import draw_languages, languages
 from parp_cli.sweep.report import draw, panels, write_results
 from parp_cli.sweep.workers import Pool, ProcessPool, RayPool
 
-_POLL_SECONDS = 2.0
-"""Between two looks at what workers have saved."""
+_POLL_SECONDS = 2.0  # between two looks at what workers have saved
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -220,8 +219,7 @@ class _Meter:
     def listen(self, cell: Cell, step: Progress) -> None:
         """Turn what a cell in this process reports into progress of the sweep.
 
-        Raises:
-            Interrupted: a stop was asked for. At updates the training itself stops, with its state saved.
+        Raises Interrupted: a stop was asked for. At updates the training itself stops, with its state saved.
         """
         if step.is_line:
             if step.warning and step.kind == "data":
@@ -269,8 +267,7 @@ def run_cells(
     one has ended. One that fails is recorded, and the others go on. A training run that several cells need is made by
     the first of them; the others wait, and then find it finished.
 
-    Raises:
-        Interrupted: by the user; the same call goes on.
+    Raises Interrupted: by the user; the same call goes on.
     """
     waiting, running = list(cells), list[Cell]()
     failed: dict[str, Failure] = {}  # by training run, so that no other cell tries it again

@@ -16,8 +16,7 @@ from parp_cli.errors import Interrupted, ResourceError, UsageError
 from parp_cli.sweep.cells import record_failure, run_cell
 from parp_cli.sweep.grid import Cell
 
-_STOP_SECONDS = 30.0
-"""For workers to save their state when they are asked to stop."""
+_STOP_SECONDS = 30.0  # for workers to save their state when they are asked to stop
 
 
 class Pool(Protocol):

@@ -97,8 +97,7 @@ class UpdateBatches(SizedBatches[Item]):
         return [i for i, times in enumerate(self._repeats) for _ in range(int(times + rng.random()))]
 
 
-_POOL = 8
-"""Updates whose items are sorted together: little padding, and still drawn at random."""
+_POOL = 8  # updates whose items are sorted together: little padding, and still drawn at random
 
 
 class CountBatches(UpdateBatches[Item]):

@@ -5,7 +5,8 @@ limits what an update and a forward pass hold. B items in a forward pass.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -18,6 +19,7 @@ from parp_cli.config.finetune import AnyRecipe
 from parp_cli.config.load import recipe_from_dict
 from parp_cli.errors import CheckpointError
 from parp_cli.models.network import Architecture
+from parp_cli.runtime.device import autocast, validation_precision
 from parp_cli.runtime.processes import World
 from parp_cli.runtime.progress import Notify
 from parp_cli.storage.checkpoint import Metadata
@@ -101,25 +103,48 @@ class Objective(ABC, Generic[Item]):
 
     Attributes:
         network: all weights that train: what a run saves.
+        precision: what it computes in; validations in that on CUDA, in float32 on CPUs.
         uses_all: whether every parameter that trains has a part in every loss, while all train that ever will.
         metric_names: what `losses` reports beside losses.
         unsharded: parameters that are used outside of `module.forward`, so that every process needs them whole.
     """
 
     network: Any
+    precision: str
     uses_all: bool = True
     metric_names: tuple[str, ...] = ()
     unsharded: Sequence[nn.Parameter] = ()
 
     @property
-    @abstractmethod
     def module(self) -> nn.Module:
         """Does all computation that has to be distributed, with the network's weights."""
+        module: nn.Module = self.network
+        return module
 
     @property
-    @abstractmethod
     def layers(self) -> Sequence[nn.Module]:
         """Of the network: what is recomputed, compiled and sharded one by one."""
+        return list(self.network.layers)
+
+    @property
+    def device(self) -> torch.device:
+        """The network's."""
+        device: torch.device = next(self.network.parameters()).device
+        return device
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """The network without dropout, until the block ends."""
+        was_training = self.network.training
+        self.network.eval()
+        try:
+            yield
+        finally:
+            self.network.train(was_training)
+
+    def validation_autocast(self) -> torch.autocast:
+        """As `runtime.device.autocast`, for a pass of a validation."""
+        return autocast(validation_precision(self.precision, self.device), self.device)
 
     @abstractmethod
     def total(self, items: Sequence[Item], update: int) -> float:
@@ -143,7 +168,7 @@ class Objective(ABC, Generic[Item]):
 
     def is_head(self, name: str) -> bool:
         """Whether a parameter of the network is of the head, which may have its own learning rate."""
-        return False
+        return bool(self.network.is_head(name))
 
     def trains(self, name: str) -> bool:
         """Whether a parameter of the network trains at all."""

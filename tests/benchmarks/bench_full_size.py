@@ -30,7 +30,7 @@ import torch
 from parp_cli.config.finetune import Recipe
 from parp_cli.config.load import load_recipe
 from parp_cli.data.audio import SAMPLE_RATE, decode_audio
-from parp_cli.data.corpora import load_split
+from parp_cli.data.corpora import generated_speech
 from parp_cli.runtime.device import select_device, with_resolved_precision
 from parp_cli.stages.finetune import finetune
 from parp_cli.training.observe import Observer, observing
@@ -77,7 +77,7 @@ def write_corpus(folder: Path, seconds: float) -> Path:
         ("valid", "dev-clean", _VALIDATED * _RECORDING_SECONDS),
     ):
         written = 0.0
-        for _, group in groupby(load_split("generated", source), key=lambda utterance: utterance.speaker):
+        for _, group in groupby(generated_speech(source, ["en"]), key=lambda utterance: utterance.speaker):
             samples, texts = [], []
             for utterance in group:
                 if written >= wanted:

@@ -1,20 +1,23 @@
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
+from parp_cli.config.finetune import Corpus, Data
+from parp_cli.config.load import load_recipe
 from parp_cli.data import corpora, generated
-from parp_cli.data.corpora import CORPORA, find_audio, load_split
-from parp_cli.errors import DataError
+from parp_cli.data.corpora import find_audio, generated_speech, load
+from parp_cli.errors import DataError, RecipeError
 
 
 def test_librispeech(tmp_path, write_chapter):
     write_chapter(tmp_path / "dev-clean", "1", "1", ["A"])
-    assert [u.id for u in load_split("librispeech", "dev-clean", root=tmp_path)] == ["1-1-0000"]
+    assert [u.id for u in load(Data(corpus="librispeech", root=str(tmp_path)), "dev-clean")] == ["1-1-0000"]
     with pytest.raises(DataError) as caught:
-        load_split("librispeech", "dev-other", root=tmp_path)
+        load(Data(corpus="librispeech", root=str(tmp_path)), "dev-other")
     assert "dev-clean" in caught.value.details[0]
     with pytest.raises(DataError, match="no folder"):
-        load_split("librispeech", "dev-clean", root=tmp_path / "none")
+        load(Data(corpus="librispeech", root=str(tmp_path / "none")), "dev-clean")
 
 
 def test_librispeech_is_downloaded_only_on_request_and_only_if_absent(tmp_path, write_chapter, monkeypatch):
@@ -27,10 +30,10 @@ def test_librispeech_is_downloaded_only_on_request_and_only_if_absent(tmp_path, 
     monkeypatch.setattr(corpora, "download_librispeech", download)
     monkeypatch.setenv("PARP_CACHE", str(tmp_path))
     with pytest.raises(DataError) as caught:
-        load_split("librispeech", "dev-clean")
+        load(Data(corpus="librispeech"), "dev-clean")
     assert "downloaded" in (caught.value.hint or "")
     for _ in range(2):
-        (utterance,) = load_split("librispeech", "dev-clean", download=True)
+        (utterance,) = load(Data(corpus="librispeech", download=True), "dev-clean")
     assert asked == ["dev-clean"]
     assert utterance.audio.is_relative_to(tmp_path / "librispeech")
 
@@ -40,39 +43,38 @@ def test_librilight_is_downloaded_on_request(tmp_path, write_chapter, monkeypatc
         write_chapter(root / "librispeech_finetuning" / "1h" / "0" / "clean", "1", "1", ["A"])
 
     monkeypatch.setattr(corpora, "download_librilight", download)
-    assert len(load_split("librilight", "10min", root=tmp_path / "new", download=True)) == 1
+    assert len(load(Data(corpus="librilight", root=str(tmp_path / "new"), download=True), "10min")) == 1
     with pytest.raises(DataError, match="no folder"):
-        load_split("librilight", "10min", root=tmp_path / "none")
+        load(Data(corpus="librilight", root=str(tmp_path / "none")), "10min")
 
 
 def test_manifest(tmp_path, write_tone):
     write_tone(tmp_path / "a.wav")
     manifest = tmp_path / "m.tsv"
     manifest.write_text("id\taudio\tsplit\na\ta.wav\ttrain\nb\ta.wav\ttest\n")
-    assert [u.id for u in load_split("manifest", "test", manifest=manifest)] == ["b"]
+    data = Data(corpus="manifest", manifest=str(manifest))
+    assert [u.id for u in load(data, "test")] == ["b"]
     with pytest.raises(DataError) as caught:
-        load_split("manifest", "dev", manifest=manifest)
+        load(data, "dev")
     assert caught.value.details == ("splits there: test, train",)
-    with pytest.raises(DataError, match="no manifest is named"):
-        load_split("manifest", "dev")
 
 
 def test_generated_is_read_from_where_it_was_made(tmp_path, write_chapter, monkeypatch):
-    def ensure_split(split: str, *, language: str, seed: int, **_: object) -> Path:
-        write_chapter(tmp_path / f"{language}{seed}" / split, "1", "1", ["A"], phones=["x"])
-        return tmp_path / f"{language}{seed}"
+    def ensure_split(split: str, *, language: str, **_: object) -> Path:
+        write_chapter(tmp_path / language / split, "1", "1", ["A"], phones=["x"])
+        return tmp_path / language
 
     monkeypatch.setattr(generated, "ensure_split", ensure_split)
-    utterances = load_split("generated", "train-10min", languages=["tr", "en"], seed=7)
+    utterances = generated_speech("train-10min", ["tr", "en"])
     assert [utterance.language for utterance in utterances] == ["tr", "en"]
-    assert [u.audio.is_relative_to(tmp_path / f"{u.language}7") for u in utterances] == [True, True]
+    assert [u.audio.is_relative_to(tmp_path / str(u.language)) for u in utterances] == [True, True]
     assert utterances[0].phones == (("x",),)
 
 
 def test_an_unknown_corpus():
-    with pytest.raises(DataError, match="no corpus named librisspeech") as caught:
-        load_split("librisspeech", "dev-clean")
-    assert all(name in (caught.value.hint or "") for name in CORPORA)
+    with pytest.raises(RecipeError, match="librisspeech") as caught:
+        load_recipe(None, ["data.corpus=librisspeech"])
+    assert all(name in caught.value.details[0] for name in get_args(Corpus))
 
 
 def test_find_audio(tmp_path, write_tone):

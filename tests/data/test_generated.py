@@ -208,7 +208,7 @@ def test_an_unknown_language(tmp_path: Path) -> None:
 
 
 def test_what_is_there_is_not_made_again(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(generated, "_write_split", None)
+    monkeypatch.setattr(generated, "_Making", None)
     ensure_split("dev-clean", root=root, minutes=MINUTES)
 
 

@@ -3,8 +3,9 @@ from pathlib import Path
 
 import pytest
 
+from parp_cli.config.finetune import Data
 from parp_cli.data import layouts
-from parp_cli.data.corpora import load_split
+from parp_cli.data.corpora import load
 from parp_cli.data.manifest import read_manifest
 from parp_cli.errors import DataError
 from tests.others import CORPORA, common_voice, common_voice_archive, fleurs, kaldi, mls, nemo, recordings
@@ -179,17 +180,18 @@ def test_lists_of_ids(tmp_path):
     lists = tmp_path / "lists"
     lists.mkdir()
     (lists / "few.txt").write_text(f"{ids[3]}\n\n{ids[0]}.mp3\n")
-    chosen = load_split("manifest", "few", manifest=corpus.path, lists=lists)
+    data = Data(corpus="manifest", manifest=str(corpus.path), lists=str(lists))
+    chosen = load(data, "few")
     assert [(one.id, one.split, one.text) for one in chosen] == [
         (ids[3], "few", TEXTS["train"][3]),
         (ids[0], "few", TEXTS["train"][0]),
     ]
     (lists / "few.txt").write_text(f"gone\n{ids[0]}\nlost.mp3\n")
     with pytest.raises(DataError, match="2 ids of") as caught:
-        load_split("manifest", "few", manifest=corpus.path, lists=lists)
+        load(data, "few")
     assert caught.value.details == ("gone", "lost")
-    lenient = load_split("manifest", "few", manifest=corpus.path, lists=lists, lenient=True)
+    lenient = load(data, "few", lenient=True)
     assert [one.id for one in lenient] == ["gone", ids[0], "lost"]
     with pytest.raises(DataError, match=r"none\.txt of split none") as caught:
-        load_split("manifest", "none", manifest=corpus.path, lists=lists)
+        load(data, "none")
     assert caught.value.details == ("lists there: few",)

@@ -13,7 +13,15 @@ from typing import TYPE_CHECKING, Any
 
 from parp_cli.data.labels import Vocabulary
 from parp_cli.errors import CheckpointError
-from parp_cli.models.sources.names import MASK_EMBEDDING, Encoder, fit, fit_masks, head_note, without
+from parp_cli.models.sources.names import (
+    MASK_EMBEDDING,
+    Encoder,
+    fit,
+    fit_masks,
+    head_note,
+    refuse_unsupported,
+    without,
+)
 from parp_cli.models.sources.torch_files import Inert, tensors, unwrapped
 from parp_cli.models.sources.torch_prune import split
 from parp_cli.models.speech.config import Architecture, Family, with_known_name
@@ -24,18 +32,12 @@ if TYPE_CHECKING:
 
 # Parts of pre-training.
 _DROPPED = (
-    "quantizer.",
-    "input_quantizer.",
-    "project_q.",
-    "project_inp.",
-    "target_glu.",
-    "final_proj.",
-    "label_embs_concat",
+    *("quantizer.", "input_quantizer.", "project_q.", "project_inp."),
+    *("target_glu.", "final_proj.", "label_embs_concat"),
 )
 _HEAD = "proj."
 
-_SYMBOLS = ("<s>", "<pad>", "</s>", "<unk>")
-"""Before those of a dictionary; the first is CTC's blank."""
+_SYMBOLS = ("<s>", "<pad>", "</s>", "<unk>")  # before those of a dictionary; the first is CTC's blank
 
 _ROLES = {"<pad>": "extra", "</s>": "eos", "<unk>": "unk"}
 
@@ -84,8 +86,7 @@ def read(content: Mapping[str, Any], path: Path, *, architecture: Architecture |
         path: the file.
         architecture: takes the configuration's place.
 
-    Raises:
-        CheckpointError: weights are missing or left over, or the configuration is, or has unknown options.
+    Raises CheckpointError: weights are missing or left over, or the configuration is, or has unknown options.
     """
     weights, masks = split(stripped(unwrapped(tensors(content["model"]) or {})), source=str(path))
     config = _plain(content.get("cfg") or content.get("args"))
@@ -137,21 +138,13 @@ def _architecture(config: Any, weights: Iterable[str], *, source: str) -> Archit
         raise CheckpointError(
             f"{source} does not say what its network looks like", hint="name it: `parp mask --architecture NAME`"
         )
-    details = [
-        f"{key}: {model[key]!r}, supported is {value!r}"
-        for key, value in _SUPPORTED.items()
-        if model.get(key, value) != value
-    ]
-    if details:
-        raise CheckpointError(f"{source} uses options that parp does not support", details=details)
+    refuse_unsupported(model, _SUPPORTED, source=source)
     try:
         family = _family(model, weights)
         relative: dict[str, Any] = {}
         if family == "wavlm":
-            relative = {
-                "buckets": int(model.get("num_buckets", 320)),
-                "max_distance": int(model.get("max_distance", 800)),
-            }
+            relative["buckets"] = int(model.get("num_buckets", 320))
+            relative["max_distance"] = int(model.get("max_distance", 800))
         architecture = Architecture(
             family=family,
             normalize_waveform=bool(task.get("normalize", False)),
@@ -211,8 +204,7 @@ def _plain(value: Any) -> Any:
 def _conv_layers(expression: str) -> tuple[Any, ...]:
     """Layers from a Python expression of tuples, lists, + and *, which fairseq evaluates and this reads.
 
-    Raises:
-        ValueError: anything else is in it.
+    Raises ValueError: anything else is in it.
     """
     try:
         value = _value(ast.parse(expression.strip(), mode="eval").body)

@@ -50,8 +50,7 @@ def is_state(names: Iterable[str]) -> bool:
 def read(state: Mapping[str, Tensor], *, source: str) -> Encoder:
     """The encoder of a state dict; a CTC head is left out, as its labels are those of a tokenizer in another file.
 
-    Raises:
-        CheckpointError: weights are missing, left over, or of other shapes.
+    Raises CheckpointError: weights are missing, left over, or of other shapes.
     """
     weights = without(state, _PRETRAINING)
     notes: tuple[str, ...] = ()

@@ -17,6 +17,7 @@ from parp_cli.models.sources.names import (
     fit,
     fit_masks,
     head_note,
+    refuse_unsupported,
     renamed,
     unpack_attention,
     without,
@@ -120,8 +121,7 @@ def read_directory(directory: Path) -> Encoder:
     A CTC head is read with its vocabulary; one without `vocab.json` is left out with a note, since its outputs would
     have no names.
 
-    Raises:
-        CheckpointError: files are missing, broken, or of a model that parp does not know.
+    Raises CheckpointError: files are missing, broken, or of a model that parp does not know.
     """
     config = read_json(directory / CONFIG)
     architecture = architecture_of(config, _preprocessor(directory), source=str(directory))
@@ -152,8 +152,7 @@ def stripped(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def download(name: str) -> Path:
     """Fetch a model of the Hugging Face hub into its cache; the folder it is in.
 
-    Raises:
-        CheckpointError: huggingface_hub is not installed, or the hub or the model cannot be reached.
+    Raises CheckpointError: huggingface_hub is not installed, or the hub or the model cannot be reached.
     """
     if importlib.util.find_spec("huggingface_hub") is None:
         raise CheckpointError(
@@ -185,8 +184,7 @@ def architecture_of(config: Mapping[str, Any], preprocessor: Mapping[str, Any], 
         preprocessor: the feature extractor's settings, empty if there are none.
         source: whose they are, for the message.
 
-    Raises:
-        CheckpointError: another kind of model, or options that parp does not support.
+    Raises CheckpointError: another kind of model, or options that parp does not support.
     """
     family = config.get("model_type")
     if family not in get_args(Family):
@@ -195,15 +193,9 @@ def architecture_of(config: Mapping[str, Any], preprocessor: Mapping[str, Any], 
             f"{source} holds a model of type {family!r}",
             hint=f"parp reads {known}, and with the extra nlp text encoders",
         )
-    details = [
-        f"{key}: {config[key]!r}, supported is {value!r}"
-        for key, value in _SUPPORTED.items()
-        if config.get(key, value) != value
-    ]
-    if preprocessor.get("sampling_rate", SAMPLE_RATE) != SAMPLE_RATE:
-        details.append(f"sampling_rate: {preprocessor['sampling_rate']} Hz, supported is {SAMPLE_RATE} Hz")
-    if details:
-        raise CheckpointError(f"{source} uses options that parp does not support", details=details)
+    rate = preprocessor.get("sampling_rate", SAMPLE_RATE)
+    others = [] if rate == SAMPLE_RATE else [f"sampling_rate: {rate} Hz, supported is {SAMPLE_RATE} Hz"]
+    refuse_unsupported(config, _SUPPORTED, source=source, details=others)
     settings = _CONFIG_DEFAULTS | _CONFIG_DEFAULTS_OF.get(str(family), {}) | dict(config)
     try:
         sizes = {ours: settings[theirs] for ours, theirs in _keys_of(str(family)).items()}
@@ -223,21 +215,12 @@ def architecture_of(config: Mapping[str, Any], preprocessor: Mapping[str, Any], 
 def config_of(architecture: Architecture) -> dict[str, Any]:
     """The inverse of `architecture_of`: what describes the network in `config.json`.
 
-    Raises:
-        CheckpointError: sizes differ from layer to layer, which transformers' models cannot.
+    Raises CheckpointError: sizes differ from layer to layer, which transformers' models cannot.
     """
     check_equal_layers(architecture)
     channels, kernels, strides = zip(*architecture.conv_layers, strict=True)
-    sizes = {
-        config_key: getattr(architecture, key)
-        for key, config_key in _keys_of(architecture.family).items()
-        if getattr(architecture, key) is not None
-    }
-    options = {
-        key: value
-        for key, value in _SUPPORTED.items()
-        if key in ("hidden_act", "feat_extract_activation", "layer_norm_eps")  # the others are not in every family
-    }
+    sizes = {theirs: getattr(architecture, ours) for ours, theirs in _keys_of(architecture.family).items()}
+    in_every_family = ("hidden_act", "feat_extract_activation", "layer_norm_eps")
     return {
         "model_type": architecture.family,
         "feat_extract_norm": architecture.conv_norm,
@@ -245,9 +228,9 @@ def config_of(architecture: Architecture) -> dict[str, Any]:
         "conv_kernel": kernels,
         "conv_stride": strides,
         "num_feat_extract_layers": len(channels),
-        **sizes,
+        **{key: size for key, size in sizes.items() if size is not None},
         **_NO_DROPOUT,
-        **options,
+        **{key: _SUPPORTED[key] for key in in_every_family},
     }
 
 

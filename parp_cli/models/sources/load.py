@@ -41,8 +41,7 @@ BUNDLED = "mini"
 
 _ALL_BUNDLED = (BUNDLED, "mini-x", "mini-text")
 
-_RANDOM = "random:"
-"""Before an architecture's name: an encoder that has learned nothing, for comparison."""
+_RANDOM = "random:"  # before an architecture's name: an encoder that has learned nothing, for comparison
 
 _FILE_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
-from parp_cli.errors import MaskError, first_few
+from parp_cli.errors import CheckpointError, MaskError, first_few
 from parp_cli.models.network import check_weights, read_architecture
 from parp_cli.models.small import uneven_layers
 from parp_cli.models.sources.torch_prune import with_whole_attention
@@ -71,8 +71,7 @@ def check_same_model(mask_of: str, ours: Mapping[str, Any], other: str, theirs: 
         mask_of, ours: the file with the mask, and its architecture as JSON.
         other, theirs: the model or file it is to go with, and its architecture as JSON.
 
-    Raises:
-        MaskError: the architectures differ in sizes; those of several names may have the same.
+    Raises MaskError: the architectures differ in sizes; those of several names may have the same.
     """
     if not read_architecture(ours).same_network(read_architecture(theirs)):
         raise MaskError(
@@ -80,6 +79,16 @@ def check_same_model(mask_of: str, ours: Mapping[str, Any], other: str, theirs: 
             details=[f"{mask_of}: {ours.get('name')}", f"{other}: {theirs.get('name')}"],
             hint="masks can be combined, compared and applied to weights only within one architecture",
         )
+
+
+def refuse_unsupported(
+    options: Mapping[str, Any], supported: Mapping[str, Any], *, source: str, details: Iterable[str] = ()
+) -> None:
+    """Refuse options of a network (CheckpointError) that have another value than the supported one, which is also the
+    default; `details` are what else is not supported."""
+    found = [f"{k}: {options[k]!r}, supported is {v!r}" for k, v in supported.items() if options.get(k, v) != v]
+    if found := [*found, *details]:
+        raise CheckpointError(f"{source} uses options that parp does not support", details=found)
 
 
 def head_note(source: str, size: int, remedy: str) -> str:
@@ -134,8 +143,7 @@ def fit(
         vocabulary_size: rows of the head `aux`; None where there must be none.
         rules: from another project's names to ours, as `renamed` takes them.
 
-    Raises:
-        CheckpointError: names that are missing or left over, or shapes that differ, all of them at once.
+    Raises CheckpointError: names that are missing or left over, or shapes that differ, all of them at once.
     """
     if rules is not None:
         weights = {renamed(name, rules): tensor for name, tensor in weights.items()}
@@ -163,8 +171,7 @@ def fit_masks(
         weights: None for those of an architecture that is not known; then any names are let through.
         source: where they come from, for the message.
 
-    Raises:
-        MaskError: there is no such weight, or one of another shape.
+    Raises MaskError: there is no such weight, or one of another shape.
     """
     is_wavlm = any("rel_attn_embed" in name for name in weights or masks)
     found = {renamed(name, rules): mask for name, mask in masks.items()}
@@ -184,9 +191,8 @@ def fit_masks(
 def check_equal_layers(architecture: Architecture) -> None:
     """Refuse an architecture that other projects' models cannot have.
 
-    Raises:
-        CheckpointError: sizes differ from layer to layer, or heads from what fills the width, or are 0; or channels of
-            the feature encoder were removed.
+    Raises CheckpointError: sizes differ from layer to layer, or heads from what fills the width, or are 0; or channels
+    of the feature encoder were removed.
     """
     keys = ("heads", "head_size", "feed_forward", "conv_layers", "conv_norm_channels")
     sizes = {key: value for key in keys if (value := getattr(architecture, key)) is not None}

@@ -66,8 +66,7 @@ def _download(url: str, path: Path, notify: Notify) -> None:
 def _verify(path: Path) -> None:
     """Check the CRC-32 of every record; torch's own reader does not, and the publisher gives no other checksum.
 
-    Raises:
-        DataError: a record differs, or the file is no zip archive of records.
+    Raises DataError: a record differs, or the file is no zip archive of records.
     """
     try:
         with zipfile.ZipFile(path) as archive:

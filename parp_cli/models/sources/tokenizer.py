@@ -29,8 +29,7 @@ def read_vocabulary(directory: Path, config: Mapping[str, Any], *, size: int) ->
     Args:
         config: `config.json`, which names the blank where the tokenizer does not.
 
-    Raises:
-        CheckpointError: files are missing or broken, or do not say which label is the blank, or name two alike.
+    Raises CheckpointError: files are missing or broken, or do not say which label is the blank, or name two alike.
     """
     tokens = read_json(directory / VOCABULARY)
     if not all(isinstance(index, int) for index in tokens.values()):

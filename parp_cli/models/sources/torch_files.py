@@ -24,8 +24,7 @@ _PICKLES_BEFORE_TENSORS = 4
 _REFUSED_MODULES = ("os", "posix", "nt", "sys")
 
 
-_PIECE = 1 << 20
-"""Bytes of a file that are in memory at once while it is verified."""
+_PIECE = 1 << 20  # bytes of a file that are in memory at once while it is verified
 
 _CONTAINERS = ("state_dict", "model_state_dict", "model")
 _WRAPPERS = ("module.", "model.")
@@ -57,8 +56,7 @@ def load(path: Path) -> Any:
     function that the file names becomes an `Inert`, so that files with a training configuration beside the
     weights (fairseq's) can be read; a file that calls into the operating system is refused.
 
-    Raises:
-        CheckpointError: the file is missing, truncated, no file of `torch.save`, or refused.
+    Raises CheckpointError: the file is missing, truncated, no file of `torch.save`, or refused.
     """
     try:
         names = _globals(path)

@@ -16,8 +16,7 @@ from parp_cli.storage.checkpoint import Checkpoint
 from parp_cli.storage.run_folder import require_head
 from parp_cli.tasks.texts.items import Encoding, TextItem
 
-_PASS_TOKENS = 8192
-"""Padded tokens in one forward pass. Changes no prediction but by rounding."""
+_PASS_TOKENS = 8192  # padded tokens in one forward pass. Changes no prediction but by rounding
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,6 @@ from parp_cli.config.classification import TextRecipe
 from parp_cli.data.glue import GLUE
 from parp_cli.data.texts import Text, columns_of, read_texts, split_file
 from parp_cli.errors import DataError, first_few
-from parp_cli.runtime.progress import Notify, Progress
 from parp_cli.scoring.classes import CLASS_METRICS, NUMBER_METRICS
 from parp_cli.tasks.texts.items import Encoding, TextItem, class_names, labels_of
 
@@ -54,11 +53,11 @@ def are_numbers(recipe: TextRecipe) -> bool:
     return recipe.data.glue is not None and GLUE[recipe.data.glue].numbers
 
 
-def load_texts(recipe: TextRecipe, encoding: Encoding, own: Sequence[str] | None, notify: Notify) -> TextSet:
-    """Read both splits, and check that a network can be trained on them.
+def load_texts(recipe: TextRecipe, encoding: Encoding, own: Sequence[str] | None) -> TextSet:
+    """Read both splits.
 
     `own` are the classes of the head that training begins from, which are kept where they have all labels. Raises
-    DataError where the data is missing, or holds lines that cannot be trained on.
+    DataError where the data is missing, or has nothing that can be trained on.
     """
     data, numbers = recipe.data, are_numbers(recipe)
     problems: list[str] = []
@@ -92,14 +91,6 @@ def load_texts(recipe: TextRecipe, encoding: Encoding, own: Sequence[str] | None
         if names:
             counts = Counter(text.label for text, _ in usable)
             notes.append(f"{split}: " + ", ".join(f"{counts[name]:,} {name}" for name in names))
-    if problems and data.unusable == "refuse":
-        raise DataError(
-            "a problem with the texts" if len(problems) == 1 else f"{len(problems):,} problems with the texts",
-            details=first_few(problems),
-            hint="mend the files, or leave these lines out: --set data.unusable=skip",
-        )
-    for note in notes:
-        notify(Progress("checking texts", len(read), len(read), news=note))
     return TextSet(
         train=items[data.train],
         valid=items[data.valid],

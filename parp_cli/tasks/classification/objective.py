@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from parp_cli.data.batching import sorted_batches
-from parp_cli.runtime.device import autocast, on_device, validation_precision
+from parp_cli.runtime.device import autocast, on_device
 from parp_cli.runtime.processes import SINGLE, World
 from parp_cli.scoring.classes import class_metrics, confusion, pearson, ranks
 from parp_cli.tasks.distillation import Distillation
@@ -50,30 +50,17 @@ class ClassificationObjective(Objective[TextItem]):
     def uses_all(self) -> bool:  # type: ignore[override]
         return has_all_gradients(self, self.valid[:1])
 
-    @property
-    def module(self) -> nn.Module:
-        module: nn.Module = self.network
-        return module
-
-    @property
-    def layers(self) -> Sequence[nn.Module]:
-        return list(self.network.layers)
-
-    def is_head(self, name: str) -> bool:
-        return bool(self.network.is_head(name))
-
     def total(self, items: Sequence[TextItem], update: int) -> float:
         return len(items)
 
     def losses(self, module: nn.Module, items: Sequence[TextItem], update: int, skip: frozenset[int]) -> Tensor:
         """Loss (B, 1) of each text; with a teacher what it adds to that of the label is a second column."""
-        device = next(self.network.parameters()).device
-        inputs = self.encoding.batch(items, device)
+        inputs = self.encoding.batch(items, self.device)
         if self.distillation is None:
-            with autocast(self.precision, device):
+            with autocast(self.precision, self.device):
                 outputs = module(inputs)
             return self._losses(outputs.float(), items)[:, None]
-        with autocast(self.precision, device):
+        with autocast(self.precision, self.device):
             outputs, states = module(inputs, states=True)
             with torch.no_grad():
                 targets, target_states = self.distillation.teacher(inputs, states=True)
@@ -89,12 +76,10 @@ class ClassificationObjective(Objective[TextItem]):
 
     @torch.no_grad()
     def forward(self, module: nn.Module, items: Sequence[TextItem]) -> None:
-        was_training, device = self.network.training, next(self.network.parameters()).device
-        self.network.eval()
-        for item in items:
-            with autocast(validation_precision(self.precision, device), device):
-                module(self.encoding.batch([item], device))
-        self.network.train(was_training)
+        with self.evaluating():
+            for item in items:
+                with self.validation_autocast():
+                    module(self.encoding.batch([item], self.device))
 
     @torch.no_grad()
     def validate(self, module: nn.Module, train_metrics: Mapping[str, float | None], number: int) -> Judgement:
@@ -102,24 +87,22 @@ class ClassificationObjective(Objective[TextItem]):
 
         In the run's precision on CUDA, and in float32 on CPUs.
         """
-        was_training = self.network.training
-        self.network.eval()
-        rows: list[list[float]] = []
-        for batch in self._own_batches():
-            items = [self.valid[index] for index in batch]
-            device = next(self.network.parameters()).device
-            with autocast(validation_precision(self.precision, device), device):
-                outputs = module(self.encoding.batch(items, device)).float()
-            found = outputs.argmax(-1) if self.names else outputs[:, 0]
-            losses = self._losses(outputs, items).tolist()
-            rows += [list(row) for row in zip(batch, found.tolist(), losses, strict=True)]
-        self.network.train(was_training)
-        rows = sorted(row for some in self.world.gather(rows) for row in some)
-        rows = [row for row, before in zip(rows, [None, *rows], strict=False) if before is None or row[0] != before[0]]
+        batches = sorted_batches([len(item.tokens) for item in self.valid], self.pass_tokens)
+        rows: dict[int, list[float]] = {}  # prediction and loss by index
+        with self.evaluating():
+            for place, _ in self.world.share(len(batches)):
+                batch = batches[place]
+                items = [self.valid[index] for index in batch]
+                with self.validation_autocast():
+                    outputs = module(self.encoding.batch(items, self.device)).float()
+                found = outputs.argmax(-1) if self.names else outputs[:, 0]
+                pairs = zip(found.tolist(), self._losses(outputs, items).tolist(), strict=True)
+                rows |= dict(zip(batch, map(list, pairs), strict=True))
+        gathered = {index: row for some in self.world.gather(list(rows.items())) for index, row in some}
         references = [item.label for item in self.valid]
-        predictions = [row[1] for row in rows]
+        predictions, losses = ([gathered[index][column] for index in range(len(references))] for column in (0, 1))
         metrics = measured(references, predictions, len(self.names))
-        loss = sum(row[2] for row in rows) / len(rows)
+        loss = sum(losses) / len(losses)
         chosen = number % len(self.valid)
         shown = [
             str(self.names[int(value)]) if self.names else f"{value:.3g}"
@@ -130,11 +113,6 @@ class ClassificationObjective(Objective[TextItem]):
             metrics={"loss": loss, **{name: metrics[name] for name in self.metrics}},
             example={"id": self.valid[chosen].id, "reference": shown[0], "hypothesis": shown[1]},
         )
-
-    def _own_batches(self) -> list[list[int]]:
-        """This process's share; some are computed by several, so that all call the module equally often."""
-        batches = sorted_batches([len(item.tokens) for item in self.valid], self.pass_tokens)
-        return [batches[index] for index, _ in self.world.share(len(batches))]
 
 
 def measured(references: Sequence[float | None], predictions: Sequence[float], classes: int) -> dict[str, float]:

@@ -48,7 +48,8 @@ class ClassificationTask(TextTask):
     ) -> "ClassificationTask":
         assert isinstance(recipe, TextRecipe), "the registry of recipes goes with that of tasks"
         encoding = cls.encoding_for(recipe, architecture, weights.get(TOKENIZER))
-        data = load_texts(recipe, encoding, recorded_names(head), notify)
+        data = load_texts(recipe, encoding, recorded_names(head))
+        cls.check(recipe, data.left_out, data.notes, notify)
         return cls(recipe=recipe, architecture=architecture, data=data)
 
     @staticmethod
@@ -138,13 +139,9 @@ class ClassificationTask(TextTask):
         best, name = min(validations, key=lambda validation: validation.score), self.data.metrics[0]
         return f"best {NAMES[name]} {best.metrics[name]:.1%}"
 
-    def message(self, values: Mapping[str, Any]) -> str:
-        parts = [] if values["train_loss"] is None else [f"loss {values['train_loss']:.3f}"]
-        parts.append(f"loss on valid {values['loss']:.3f}")
-        parts += [f"{NAMES[name]} {values[name]:.1%}" for name in self.data.metrics]
-        if values["sparsity"]:
-            parts.append(f"sparsity {values['sparsity']:.1%}, {values['revived']:,} revived")
-        return f"update {values['update']}: {', '.join(parts)}"
+    def measured(self, values: Mapping[str, Any]) -> list[str]:
+        metrics = (f"{NAMES[name]} {values[name]:.1%}" for name in self.data.metrics)
+        return [f"loss on valid {values['loss']:.3f}", *metrics]
 
     def advise(self, validations: Sequence[Validation], *, sparsity: float) -> str | None:
         """A network that predicts one class for everything has learned nothing yet."""

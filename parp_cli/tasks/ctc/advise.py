@@ -9,23 +9,12 @@ from parp_cli.tasks.task import Validation
 _NEARLY_BLANK = 0.95
 """Share of blank frames from which on transcripts may be nearly empty: speech has 8 to 15 phones in 50 frames."""
 
-_NOTHING_RIGHT = 0.9
-"""Error rate from which on they are."""
-
-_FALLING = 0.98
-"""The loss still falls where it is below this share of what it was at the validation before."""
-
-_USUAL_SHARE = 0.2
-"""Share of a run in which blanks alone are nothing to worry about."""
-
-_SPARSE = 0.8
-"""Sparsity from which on it may be the reason why nothing is learned."""
-
-_SOMETHING_RIGHT = 0.75
-"""Error rate below which a model has recognised something."""
-
-_MAX_WIDTH = 60
-"""Characters of an example."""
+_NOTHING_RIGHT = 0.9  # error rate from which on transcripts are nearly empty
+_FALLING = 0.98  # the loss still falls where it is below this share of what it was at the validation before
+_USUAL_SHARE = 0.2  # share of a run in which blanks alone are nothing to worry about
+_SPARSE = 0.8  # sparsity from which on it may be the reason why nothing is learned
+_SOMETHING_RIGHT = 0.75  # error rate below which a model has recognised something
+_MAX_WIDTH = 60  # characters of an example
 
 
 def validation_message(values: Mapping[str, Any]) -> str:

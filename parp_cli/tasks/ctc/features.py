@@ -44,8 +44,7 @@ MEMORY_BYTES = 4 << 30
 DISK_BYTES = 64 << 30
 """Disk for features that no memory is left for: 180 hours."""
 
-_RESERVE_BYTES = 2 << 30
-"""Disk that is left free for what matters more."""
+_RESERVE_BYTES = 2 << 30  # disk that is left free for what matters more
 
 Augment = Callable[[Utterance, Tensor, int], Tensor]
 """Alters an utterance's waveform (S,) at 16 kHz for an update, given its number."""

@@ -14,7 +14,7 @@ from parp_cli.decoding.logits import logits_of
 from parp_cli.decoding.search import collapse
 from parp_cli.models.speech.encoder import padding
 from parp_cli.models.speech.forward import draw_skipped_layers, encode, pad
-from parp_cli.runtime.device import autocast, on_device, validation_precision
+from parp_cli.runtime.device import autocast, on_device
 from parp_cli.runtime.processes import SINGLE, World
 from parp_cli.scoring.metrics import character_errors, word_errors
 from parp_cli.tasks.ctc.features import FrontEndFeatures
@@ -22,8 +22,7 @@ from parp_cli.tasks.distillation import Distillation
 from parp_cli.tasks.masking import LatentMasking
 from parp_cli.tasks.task import DISTILLED, Judgement, Objective
 
-_BATCH_SECONDS = 60.0
-"""Padded audio in one forward pass of a validation."""
+_BATCH_SECONDS = 60.0  # padded audio in one forward pass of a validation
 
 
 class Logits(nn.Module):
@@ -76,16 +75,9 @@ class CtcObjective(Objective[Utterance]):
         return Logits(self.network)
 
     @property
-    def layers(self) -> Sequence[nn.Module]:
-        return list(self.network.layers)
-
-    @property
     def unsharded(self) -> Sequence[nn.Parameter]:  # type: ignore[override]
         """The front end, which runs on whatever utterances a process has."""
         return list(self.network.feature_encoder.parameters())
-
-    def is_head(self, name: str) -> bool:
-        return bool(self.network.is_head(name))
 
     def trains(self, name: str) -> bool:
         return self.train_front_end or not self.network.is_feature_encoder(name)
@@ -141,13 +133,11 @@ class CtcObjective(Objective[Utterance]):
 
     @torch.no_grad()  # inference_mode would leave FSDP2 with buffers that training cannot use
     def forward(self, module: nn.Module, items: Sequence[Utterance]) -> None:
-        was_training = self.network.training
-        self.network.eval()
-        for utterance in items:
-            padded, lengths = pad(self.features([utterance]))
-            with autocast(validation_precision(self.precision, padded.device), padded.device):
-                module(padded, lengths)
-        self.network.train(was_training)
+        with self.evaluating():
+            for utterance in items:
+                padded, lengths = pad(self.features([utterance]))
+                with self.validation_autocast():
+                    module(padded, lengths)
 
     def prefetch(self, items: Sequence[Utterance]) -> None:
         for features in self._all_features:
@@ -169,7 +159,7 @@ class CtcObjective(Objective[Utterance]):
         """
 
         def encoder(padded: Tensor, lengths: Tensor) -> Tensor:
-            with autocast(validation_precision(self.precision, padded.device), padded.device):
+            with self.validation_autocast():
                 logits: Tensor = module(padded, lengths)
                 return logits
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from parp_cli.data.batching import sorted_batches
 from parp_cli.models.transformers.prediction import TokenPredictor
-from parp_cli.runtime.device import autocast, on_device, validation_precision
+from parp_cli.runtime.device import autocast, on_device
 from parp_cli.runtime.processes import SINGLE, World
 from parp_cli.tasks.task import Judgement, Objective, has_all_gradients
 from parp_cli.tasks.texts.items import Encoding, TextItem
@@ -134,30 +134,19 @@ class MaskedLmObjective(Objective[TextItem]):
     def uses_all(self) -> bool:  # type: ignore[override]
         return has_all_gradients(self, self.valid[:1])
 
-    @property
-    def module(self) -> nn.Module:
-        return self.network
-
-    @property
-    def layers(self) -> Sequence[nn.Module]:
-        return list(self.network.layers)
-
-    def is_head(self, name: str) -> bool:
-        return self.network.is_head(name)
-
     def total(self, items: Sequence[TextItem], update: int) -> float:
         """Tokens that are predicted."""
         return sum(map(self.hiding.count, items))
 
     def losses(self, module: nn.Module, items: Sequence[TextItem], update: int, skip: frozenset[int]) -> Tensor:
         """Sum of the losses and number of right tokens (B, 2) of each text."""
-        device = next(self.network.parameters()).device
-        return self._measured(module, items, self.hiding.hide(items, device), self.precision)
-
-    def _measured(self, module: nn.Module, items: Sequence[TextItem], hidden: Hidden, precision: str) -> Tensor:
-        device = hidden.labels.device
-        with autocast(precision, device):
+        hidden = self.hiding.hide(items, self.device)
+        with autocast(self.precision, self.device):
             logits = module(hidden.inputs, hidden.places)
+        return self._measured(logits, items, hidden)
+
+    def _measured(self, logits: Tensor, items: Sequence[TextItem], hidden: Hidden) -> Tensor:
+        device = hidden.labels.device
         losses = nn.functional.cross_entropy(logits.float(), hidden.labels, reduction="none")
         right = (logits.detach().argmax(-1) == hidden.labels).float()
         rows = on_device(torch.repeat_interleave(torch.tensor(list(map(self.hiding.count, items)))), device)
@@ -165,28 +154,29 @@ class MaskedLmObjective(Objective[TextItem]):
 
     @torch.no_grad()
     def forward(self, module: nn.Module, items: Sequence[TextItem]) -> None:
-        was_training, device = self.network.training, next(self.network.parameters()).device
-        self.network.eval()
-        for number, item in enumerate(items):
-            hidden = self.hiding.hide([item], device, torch.Generator().manual_seed(number))
-            with autocast(validation_precision(self.precision, device), device):
-                module(hidden.inputs, hidden.places)
-        self.network.train(was_training)
+        with self.evaluating():
+            for number, item in enumerate(items):
+                self._hidden_pass(module, [item], torch.Generator().manual_seed(number))
+
+    def _hidden_pass(
+        self, module: nn.Module, items: Sequence[TextItem], generator: torch.Generator
+    ) -> tuple[Tensor, Hidden]:
+        """Logits of a pass of a validation, and what was hidden."""
+        hidden = self.hiding.hide(items, self.device, generator)
+        with self.validation_autocast():
+            return module(hidden.inputs, hidden.places), hidden
 
     @torch.no_grad()
     def validate(self, module: nn.Module, train_metrics: Mapping[str, float | None], number: int) -> Judgement:
         """Perplexity and accuracy on hidden tokens of the validation split; the former decides."""
-        was_training, device = self.network.training, next(self.network.parameters()).device
-        self.network.eval()
         batches = sorted_batches([len(item.tokens) for item in self.valid], self.pass_tokens)
         rows: dict[int, list[float]] = {}
-        for index, _ in self.world.share(len(batches)):
-            items = [self.valid[each] for each in batches[index]]
-            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + index)
-            hidden = self.hiding.hide(items, device, generator)
-            found = self._measured(module, items, hidden, validation_precision(self.precision, device))
-            rows |= dict(zip(batches[index], found.tolist(), strict=True))
-        self.network.train(was_training)
+        with self.evaluating():
+            for index, _ in self.world.share(len(batches)):
+                items = [self.valid[each] for each in batches[index]]
+                generator = torch.Generator().manual_seed(self.seed * 1_000_003 + index)
+                logits, hidden = self._hidden_pass(module, items, generator)
+                rows |= dict(zip(batches[index], self._measured(logits, items, hidden).tolist(), strict=True))
         gathered = {index: row for some in self.world.gather(rows) for index, row in some.items()}
         total = self.total(self.valid, 0)
         loss, accuracy = (sum(gathered[each][column] for each in sorted(gathered)) / total for column in (0, 1))

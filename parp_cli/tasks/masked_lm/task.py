@@ -19,7 +19,7 @@ from parp_cli.errors import DataError, UsageError, first_few
 from parp_cli.models.transformers.architecture import TOKENIZER
 from parp_cli.models.transformers.prediction import TokenPredictor, build_predictor
 from parp_cli.runtime.processes import World
-from parp_cli.runtime.progress import Notify, Progress
+from parp_cli.runtime.progress import Notify
 from parp_cli.storage.checkpoint import file_hash
 from parp_cli.tasks.masked_lm.objective import MaskedLmObjective, hiding_of
 from parp_cli.tasks.task import Validation
@@ -66,14 +66,7 @@ class MaskedLmTask(TextTask):
             notes += made.notes(split, encoding.max_length)
             if not items[split]:
                 raise DataError(f"no usable text in {split}", details=first_few(problems))
-        if problems and recipe.data.unusable == "refuse":
-            raise DataError(
-                "a problem with the texts" if len(problems) == 1 else f"{len(problems):,} problems with the texts",
-                details=first_few(problems),
-                hint="mend the files, or leave these lines out: --set data.unusable=skip",
-            )
-        for note in notes:
-            notify(Progress("checking texts", len(items), len(items), news=note))
+        cls.check(recipe, problems, notes, notify)
         return cls(
             recipe=recipe,
             architecture=architecture,
@@ -150,9 +143,5 @@ class MaskedLmTask(TextTask):
         best = min(validations, key=lambda validation: validation.score)
         return f"best perplexity {best.metrics['perplexity']:.2f}"
 
-    def message(self, values: Mapping[str, Any]) -> str:
-        parts = [] if values["train_loss"] is None else [f"loss {values['train_loss']:.3f}"]
-        parts.append(f"perplexity on valid {values['perplexity']:.2f}, accuracy {values['accuracy']:.1%}")
-        if values["sparsity"]:
-            parts.append(f"sparsity {values['sparsity']:.1%}, {values['revived']:,} revived")
-        return f"update {values['update']}: {', '.join(parts)}"
+    def measured(self, values: Mapping[str, Any]) -> list[str]:
+        return [f"perplexity on valid {values['perplexity']:.2f}", f"accuracy {values['accuracy']:.1%}"]

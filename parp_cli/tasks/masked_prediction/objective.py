@@ -21,11 +21,8 @@ from parp_cli.runtime.device import autocast, on_device
 from parp_cli.tasks.masking import span_mask
 from parp_cli.tasks.task import Judgement, Objective
 
-_TEMPERATURE = 0.1
-"""Divides the cosine similarities (HuBERT, section 3.3)."""
-
-_PROJECTION = 64
-"""P: dimensions in which frames and clusters are compared."""
+_TEMPERATURE = 0.1  # divides the cosine similarities (HuBERT, section 3.3)
+_PROJECTION = 64  # P: dimensions in which frames and clusters are compared
 
 
 def check_can_learn(architecture: Architecture) -> None:
@@ -53,6 +50,12 @@ class Predictor(nn.Module):
         self.encoder = encoder
         self.final_proj = nn.Linear(features, projection)
         self.label_embeddings = nn.Parameter(torch.empty(clusters, projection).uniform_())
+
+    @property
+    def layers(self) -> Sequence[nn.Module]:
+        """The encoder's."""
+        layers: Sequence[nn.Module] = self.encoder.layers
+        return layers
 
     @staticmethod
     def encoder_weights(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -107,13 +110,8 @@ class MaskedPrediction(Objective[Crop]):
     _hidden: int = 0
     _seen: int = 0
 
-    @property
-    def module(self) -> nn.Module:
-        return self.network
-
-    @property
-    def layers(self) -> Sequence[nn.Module]:
-        return list(self.network.encoder.layers)
+    def is_head(self, name: str) -> bool:
+        return False  # which has no learning rate of its own
 
     def total(self, items: Sequence[Crop], update: int) -> float:
         """Draw the masks of an update; its losses are means already."""
@@ -126,7 +124,7 @@ class MaskedPrediction(Objective[Crop]):
 
     def losses(self, module: nn.Module, items: Sequence[Crop], update: int, skip: frozenset[int]) -> Tensor:
         """Each crop's share (B, 2) of the update's loss, and of its accuracy on hidden frames."""
-        device = next(self.network.parameters()).device
+        device = self.device
         waveforms = torch.stack([self._heard(crop, update) for crop in items])
         labels = [self.targets[crop.stream][crop.first : crop.first + self.crops.frames] for crop in items]
         masked = on_device(torch.stack([self._masks[crop.number] for crop in items]), device)

@@ -27,8 +27,7 @@ from parp_cli.storage.tensors import write_tensors
 _KMEANS_FRAMES = 150_000
 """Frames that the clusters are found on, drawn from all speech; 50 minutes settle a hundred clusters."""
 
-_FEATURE_CROP = 1000
-"""Frames (20 s) at a time when learned features are computed for clustering."""
+_FEATURE_CROP = 1000  # frames (20 s) at a time when learned features are computed for clustering
 
 _FRAME_MS, _SHIFT_MS = 25.0, 20.0
 """The receptive field and stride of wav2vec 2.0's feature encoder at 16 kHz: one MFCC frame per frame of it."""

@@ -17,8 +17,7 @@ from parp_cli.models.transformers.network import TextNetwork
 from parp_cli.models.transformers.tokenizer import tokenizer_of
 from parp_cli.runtime.device import on_device
 
-_MOST_UNKNOWN = 0.5
-"""Share of unknown tokens beyond which a tokenizer cannot be the one for a text."""
+_MOST_UNKNOWN = 0.5  # share of unknown tokens beyond which a tokenizer cannot be the one for a text
 
 _AT_ONCE = 1000
 

@@ -1,7 +1,7 @@
 """What tasks over texts have in common. Their items are tokenized, and their sizes are in tokens."""
 
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from parp_cli.data.batching import sorted_batches
-from parp_cli.errors import UsageError
+from parp_cli.errors import DataError, UsageError, first_few
 from parp_cli.models.transformers.architecture import TextArchitecture
+from parp_cli.runtime.progress import Notify, Progress
 from parp_cli.tasks.batches import CountBatches
 from parp_cli.tasks.task import RecipeTask
 from parp_cli.tasks.texts.items import Encoding, TextItem
@@ -47,6 +48,18 @@ class TextTask(RecipeTask[TextItem]):
             network = architecture.build()
         return Encoding(network, packed, max_length=recipe.training.max_length, source=architecture.name)
 
+    @staticmethod
+    def check(recipe: Any, problems: Sequence[str], notes: Sequence[str], notify: Notify) -> None:
+        """Refuse lines that cannot be used (DataError), unless the recipe skips such, and tell the notes on others."""
+        if problems and recipe.data.unusable == "refuse":
+            raise DataError(
+                "a problem with the texts" if len(problems) == 1 else f"{len(problems):,} problems with the texts",
+                details=first_few(problems),
+                hint="mend the files, or leave these lines out: --set data.unusable=skip",
+            )
+        for note in notes:
+            notify(Progress("checking texts", 1, 1, news=note))
+
     def findings(self) -> Iterator[tuple[str, dict[str, Any]]]:
         for problem in self.left_out():
             yield "unusable", {"why": problem}
@@ -69,6 +82,16 @@ class TextTask(RecipeTask[TextItem]):
         """Texts of similar length together, each once per epoch."""
         lengths = [len(item.tokens) for item in self.train]
         return CountBatches(self.train, lengths, count=self.recipe.training.batch_size, seed=self.recipe.seed)
+
+    def message(self, values: Mapping[str, Any]) -> str:
+        loss = [] if values["train_loss"] is None else [f"loss {values['train_loss']:.3f}"]
+        sparse = f"sparsity {values['sparsity']:.1%}, {values['revived']:,} revived"
+        parts = [*loss, *self.measured(values), *([sparse] if values["sparsity"] else [])]
+        return f"update {values['update']}: {', '.join(parts)}"
+
+    @abstractmethod
+    def measured(self, values: Mapping[str, Any]) -> list[str]:
+        """What `message` says of the validation split."""
 
     def prepared(self, network: Any) -> Any:
         """A network whose layers are recomputed and compiled as the recipe says."""
