@@ -11,7 +11,7 @@ from parp_cli.cli.options import option
 from parp_cli.console import Output, duration, percent
 
 if TYPE_CHECKING:
-    from parp_cli.scoring.classes import Measured, PairedTest
+    from parp_cli.scoring.classes import Measured
     from parp_cli.tasks.classification.evaluation import ClassifiedSystem, TextEvaluation
 
 _MOST_CLASSES = 10  # in a confusion table on the terminal
@@ -81,9 +81,9 @@ def show(output: Output, result: "TextEvaluation") -> None:
     output.table("Metrics, with 95 % intervals", ("system", *(NAMES[name] for name in shown), "sparsity"), rows)
     if len(result.systems) == 1 and 0 < len(first.names) <= _MOST_CLASSES:
         _confusion(output, first)
-    output.text(*(in_words(test) for system in result.systems for test in system.comparisons))
+    output.text(*(test.words for system in result.systems for test in system.comparisons))
     output.text(f"took {duration(first.seconds)}")
-    output.wrote(*(path for system in result.systems for path in (system.path, system.figures)))
+    output.wrote(*(path for system in result.systems for path in (system.path, system.figures, system.html) if path))
 
 
 def _confusion(output: Output, system: "ClassifiedSystem") -> None:
@@ -99,15 +99,3 @@ def interval(measured: "Measured") -> str:
     if measured.low is None or measured.high is None:
         return percent(measured.value)
     return f"{percent(measured.value)} [{100 * measured.low:.1f}, {100 * measured.high:.1f}]"
-
-
-def in_words(test: "PairedTest") -> str:
-    """The difference of two systems in words, in points of accuracy."""
-    points = 0.0 - 100 * test.difference  # never -0.0
-    reach = "" if test.low is None or test.high is None else f" [{-100 * test.high:.1f}, {-100 * test.low:.1f}]"
-    p = "< 0.001" if test.p_value < 0.001 else f"= {test.p_value:.3f}"
-    verdict = "no significant difference" if test.p_value >= 0.05 else ("better" if points > 0 else "worse")
-    return (
-        f"{test.name} against {test.other}: accuracy {points:+.1f} points{reach}, right on {test.better} texts where "
-        f"the other is wrong, and wrong on {test.worse} where that is right (p {p}): {verdict}"
-    )

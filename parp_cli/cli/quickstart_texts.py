@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from parp_cli.cli import render
-from parp_cli.cli.predict import in_words, interval
+from parp_cli.cli.predict import interval
 from parp_cli.cli.quickstart import fine_tuned
 from parp_cli.console import Output, duration, percent, size
 
@@ -59,7 +59,7 @@ def quickstart_texts(output: Output, run: Path, *, sparsity: float, updates: int
     }
     title = "100 generated sentences, 1,000 others to test on"
     render.rows(output, title, columns, [{**row, **row["metrics"]} for row in rows])
-    output.text("Is PARP any different from the others?", *(in_words(one) for one in rows[-1]["comparisons"]))
+    output.text("Is PARP any different from the others?", *(one.words for one in rows[-1]["comparisons"]))
     written = (masked.path, *(row[key] for row in rows for key in ("checkpoint", "predictions")))
     output.text(f"all in {duration(seconds)}; wrote", *(f"  {path}" for path in written))
     output.json({"rows": rows, "mask": masked.path, "seconds": seconds})

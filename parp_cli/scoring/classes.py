@@ -5,7 +5,7 @@ N items, K classes, R resamples.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy
 from numpy.typing import NDArray
@@ -23,6 +23,7 @@ NAMES = {
 """Metrics for people."""
 
 _RESAMPLES = 2000
+_SIGNIFICANT = 0.05
 
 _ROUNDING = 1e-12
 """Differences that differ by less are equal."""
@@ -52,6 +53,24 @@ class PairedTest:
     p_value: float
     better: int
     worse: int
+
+    @property
+    def verdict(self) -> Literal["better", "worse", "no significant difference"]:
+        """What p and the difference say, at 0.05."""
+        if self.p_value >= _SIGNIFICANT:
+            return "no significant difference"
+        return "better" if self.difference < 0 else "worse"
+
+    @property
+    def words(self) -> str:
+        """The difference in points of accuracy, where more are better."""
+        points = 0.0 - 100 * self.difference  # never -0.0
+        reach = "" if self.low is None or self.high is None else f" [{-100 * self.high:.1f}, {-100 * self.low:.1f}]"
+        p = "< 0.001" if self.p_value < 0.001 else f"= {self.p_value:.3f}"
+        return (
+            f"{self.name} against {self.other}: accuracy {points:+.1f} points{reach}, right on {self.better} texts "
+            f"where the other is wrong, and wrong on {self.worse} where that is right (p {p}): {self.verdict}"
+        )
 
 
 def confusion(references: Sequence[int], predictions: Sequence[int], classes: int) -> NDArray[numpy.int64]:

@@ -1,6 +1,7 @@
 """A report as one HTML page that needs nothing else: no network, no scripts, and the same bytes each time.
 
-`page.html` is the template, which escapes whatever a transcript holds, and `page.css` its style.
+`page.html` is the template for speech and `classes.html` that for texts; they escape whatever a transcript or a text
+holds. `marks.html` has what both draw with, and `page.css` their style.
 """
 
 import math
@@ -10,6 +11,8 @@ from importlib import resources
 
 import jinja2
 
+from parp_cli.scoring.class_report import ClassReport
+from parp_cli.scoring.classes import NAMES
 from parp_cli.scoring.intervals import Interval, counted
 from parp_cli.scoring.metrics import steps
 from parp_cli.scoring.report import Report
@@ -18,11 +21,20 @@ from parp_cli.scoring.tables import difference_texts, interval_text, visible
 _MARGIN = 14  # pixels left and right of a scale, for half of a label
 
 
-def page(report: Report) -> str:
+def page(report: Report | ClassReport) -> str:
     """The whole page."""
     folder = resources.files("parp_cli") / "scoring"
-    strict = jinja2.StrictUndefined
-    environment = jinja2.Environment(autoescape=True, undefined=strict, trim_blocks=True, lstrip_blocks=True)
+
+    def read(name: str) -> str:
+        return (folder / name).read_text(encoding="utf-8")
+
+    environment = jinja2.Environment(
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        loader=jinja2.FunctionLoader(read),
+    )
     environment.filters |= {
         "interval": interval_text,
         "length_of": _length,
@@ -33,16 +45,16 @@ def page(report: Report) -> str:
         "visible": visible,
     }
     environment.tests["with_errors"] = lambda some: some and (some.substitutions or some.deletions or some.insertions)
-    template = environment.from_string((folder / "page.html").read_text(encoding="utf-8"))
-    return template.render(
-        report=report,
-        style=(folder / "page.css").read_text(encoding="utf-8"),
-        columns=lambda counts: [sum(column) for column in zip(*counts, strict=True)],
-        counted=counted,
-        difference_texts=difference_texts,
-        scale_of=scale,
-        steps=steps,
-    )
+    environment.globals |= {
+        "columns": lambda counts: [sum(column) for column in zip(*counts, strict=True)],
+        "counted": counted,
+        "difference_texts": difference_texts,
+        "metric_names": NAMES,
+        "scale_of": scale,
+        "steps": steps,
+    }
+    template = environment.get_template("page.html" if isinstance(report, Report) else "classes.html")
+    return template.render(report=report, style=read("page.css"))
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,8 @@ class Options:
         against: results files of other systems on the same items, to test the difference from.
         seed: of the bootstrap.
         precision: of the encoder. With bfloat16 a result may depend on its batch, by rounding.
-        decoding, tuned, workers, html, trn, batch_seconds: of speech alone.
+        html: a page to write.
+        decoding, tuned, workers, trn, batch_seconds: of speech alone.
         tuned: tune the language model's weights on the validation split of the data, separately per system.
         workers: processes that decode; by default one per core where it pays.
         trn: prefix of two files for sclite, which end in ".ref.trn" and ".hyp.trn".
@@ -53,7 +54,7 @@ class Options:
         """The options given that are of speech alone, as the command line names them."""
         decoding = self.decoding
         pairs: list[tuple[Any, Any, str]]
-        pairs = [(self, Options(), name) for name in ("html", "trn", "tuned", "workers", "batch_seconds")]
+        pairs = [(self, Options(), name) for name in ("trn", "tuned", "workers", "batch_seconds")]
         pairs += [(decoding, Decoding(), each.name) for each in fields(Decoding)]
         given = [name for ours, default, name in pairs if getattr(ours, name) != getattr(default, name)]
         if decoding.lm is not None or decoding.lexicon is not None:

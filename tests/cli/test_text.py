@@ -74,10 +74,16 @@ def test_systems_side_by_side(parp: Any, trained: Films) -> None:
     assert masked["sparsity"] > 0.85 > whole["sparsity"]
     assert masked["comparisons"][0]["other"] == whole["name"]
     again = parp(
-        "eval", "parp-run/finetune-last.safetensors", "--against", "parp-run/eval-dev.jsonl", "--out", "last.jsonl"
+        "eval",
+        "parp-run/finetune-last.safetensors",
+        *("--against", "parp-run/eval-dev.jsonl", "--out", "last.jsonl", "--html", "last.html"),
     )
     assert again.code == 0, again.err
     assert "last against eval-dev" in again.out
+    page = Path("last.html").read_text()
+    assert "last against eval-dev" in page
+    accuracy = json.loads(Path("last.json").read_text())["metrics"]["accuracy"]["value"]
+    assert f"{accuracy:.1%}" in page
 
 
 @pytest.mark.parametrize("head", [False, True])
@@ -140,8 +146,8 @@ def test_what_goes_with_other_heads(parp: Any, trained: Films, tmp_path: Path) -
     checkpoint = "parp-run/finetune.safetensors"
     speech = parp("transcribe", "a.wav", "-c", checkpoint)
     assert speech.code in (3, 4)
-    options = parp("eval", checkpoint, "--lm", "x", "--html", "y")
-    assert (options.code, "--html, --lm is for speech" in options.err) == (2, True)
+    options = parp("eval", checkpoint, "--lm", "x", "--trn", "y")
+    assert (options.code, "--trn, --lm is for speech" in options.err) == (2, True)
     assert parp("export", checkpoint, "--to", "torchaudio").code == 4
     headless = parp("mask", "--model", trained.model, "--run", "body")
     assert headless.code == 0

@@ -6,6 +6,8 @@ from html.parser import HTMLParser
 
 import pytest
 
+from parp_cli.scoring.class_report import Predicted, class_report
+from parp_cli.scoring.classes import PairedTest, confusion, measure_classes, measure_numbers
 from parp_cli.scoring.intervals import Interval, Units
 from parp_cli.scoring.page import page, scale
 from parp_cli.scoring.report import Report, build_report
@@ -188,3 +190,84 @@ def test_scales_hold_what_they_show(low: float, high: float) -> None:
     assert 2 <= len(found.ticks) <= 9
     assert found.place(low) <= found.place(high)
     assert found.place(-1e9) == found.place(found.low / 100)
+
+
+def class_page(*, hostile: str = "") -> str:
+    """Of 40 texts of two classes, five of which are taken for the other."""
+    names = ["bad", f"good{hostile}"]
+    predictions = [
+        Predicted(
+            id=str(item),
+            split="dev",
+            text=f"text {item}{hostile}",
+            text_b=None,
+            reference=names[item % 2],
+            prediction=names[(item + (item < 5)) % 2],
+            probability=0.5 + item / 100,
+        )
+        for item in range(40)
+    ]
+    table = confusion([i % 2 for i in range(40)], [(i + (i < 5)) % 2 for i in range(40)], 2)
+    test = PairedTest(
+        name="ours", other=f"theirs{hostile}", difference=-0.1, low=-0.2, high=-0.01, p_value=0.01, better=5, worse=1
+    )
+    return page(
+        class_report(
+            predictions,
+            name=f"system{hostile}",
+            origin=[("checkpoint", f"a{hostile}")],
+            metrics=measure_classes(table),
+            names=names,
+            confusion=table.tolist(),
+            comparisons=[test],
+        )
+    )
+
+
+def test_a_page_of_classes() -> None:
+    found = read(class_page())
+    text = " ".join(found.texts)
+    for words in (
+        "87.5%",
+        "accuracy",
+        "Matthews",
+        "bad",
+        "good",
+        "Surest mistakes",
+        "text 4",
+        "+10.0 points",
+        "better",
+    ):
+        assert words in text, words
+    assert "text 5" not in text, "which is right"
+    surest = [each for each in found.texts if each.startswith("text ")]
+    assert surest == [f"text {item}" for item in (4, 3, 2, 1, 0)]
+    assert class_page() == class_page()
+
+
+def test_a_page_of_classes_shows_whatever_texts_hold() -> None:
+    found = read(class_page(hostile=HOSTILE))
+    assert "script" not in found.tags
+    assert any(HOSTILE in each for each in found.texts)
+
+
+def test_a_page_of_numbers() -> None:
+    predictions = [
+        Predicted(
+            id=str(i),
+            split="dev",
+            text="t",
+            text_b="u",
+            reference=str(i),
+            prediction=str(i * (1 + i % 2)),
+            probability=None,
+        )
+        for i in range(8)
+    ]
+    metrics = measure_numbers([float(i) for i in range(8)], [float(one.prediction) for one in predictions])
+    report = class_report(
+        predictions, name="system", origin=[], metrics=metrics, names=[], confusion=[], comparisons=[]
+    )
+    found = read(page(report))
+    assert "Farthest predictions" in found.texts
+    assert next(each for each in found.texts if "taken for" in each).startswith("7 taken for 14")

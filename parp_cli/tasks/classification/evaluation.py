@@ -15,8 +15,10 @@ from parp_cli.errors import DataError, UsageError, first_few
 from parp_cli.runtime.device import versions
 from parp_cli.runtime.processes import World
 from parp_cli.runtime.progress import Notify
+from parp_cli.scoring.class_report import ClassReport, Predicted, class_report
 from parp_cli.scoring.classes import Measured, PairedTest, confusion, measure_classes, measure_numbers, paired_test
 from parp_cli.scoring.outputs import Outputs
+from parp_cli.scoring.page import page
 from parp_cli.storage import checkpoint
 from parp_cli.storage.atomic import write_text
 from parp_cli.storage.run_folder import require_head
@@ -33,7 +35,7 @@ class ClassifiedSystem:
         metrics: with their intervals; the first one is what its recipe decides by.
         names, confusion: classes, and how often each (rows) was predicted as each (columns); empty for numbers.
         comparisons: its share of wrong classes with that of others.
-        path, figures: the files of predictions (JSON Lines) and of all this (JSON).
+        path, figures, html: the files of predictions (JSON Lines), of all this (JSON), and a page if one was asked for.
     """
 
     name: str
@@ -49,6 +51,7 @@ class ClassifiedSystem:
     seconds: float
     path: Path
     figures: Path
+    html: Path | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,6 +129,7 @@ def evaluate_texts(
                 seconds=time.monotonic() - began,
                 path=system.outputs.hypotheses,
                 figures=system.outputs.figures,
+                html=system.outputs.html,
             )
         )
         if world.is_main:
@@ -186,4 +190,46 @@ def _write(
     files.make_room(predicted)
     write_text(files.hypotheses, predicted)
     figures = {**asdict(system), "metric": next(iter(system.metrics)), **about}
+    del figures["html"]  # a page makes no difference to what was found
     write_text(files.figures, json.dumps(figures, default=str, ensure_ascii=False, indent=2, sort_keys=True) + "\n")
+    if files.html is not None:
+        write_text(files.html, page(_report(system, texts, predictions, about)))
+
+
+def _report(
+    system: ClassifiedSystem,
+    texts: Sequence[tuple[str, Text]],
+    predictions: Sequence[Prediction],
+    about: Mapping[str, Any],
+) -> ClassReport:
+    shown = [
+        Predicted(
+            id=text.id,
+            split=split,
+            text=text.text,
+            text_b=text.text_b,
+            reference=text.label or "",
+            prediction=one.label,
+            probability=one.probability,
+        )
+        for (split, text), one in zip(texts, predictions, strict=True)
+    ]
+    data = about["data"]
+    origin = {
+        "checkpoint": str(system.checkpoint),
+        "mask": "" if system.mask is None else str(system.mask),
+        "sparsity": f"{system.sparsity:.1%}",
+        "data": " ".join(filter(None, (data["glue"], data["root"]))) or "generated sentences",
+        "splits": ", ".join(system.splits),
+        "notes": "; ".join(about["notes"]),
+        **about["versions"],
+    }
+    return class_report(
+        shown,
+        name=system.name,
+        origin=[(name, value) for name, value in origin.items() if value],
+        metrics=system.metrics,
+        names=system.names,
+        confusion=system.confusion,
+        comparisons=system.comparisons,
+    )
