@@ -54,6 +54,8 @@ _NOT_DETERMINISTIC = (
     _aten.put_,
     _aten.histc,
     _aten.median.dim,
+    _aten.kthvalue,
+    _aten.replication_pad1d_backward,
     _aten.reflection_pad1d_backward,
     _aten.upsample_linear1d_backward,
 )
@@ -121,7 +123,7 @@ class FakeCuda(FakeTensorMode):
         if func in (_aten._use_cudnn_ctc_loss.Tensor, _aten._use_miopen_ctc_loss.Tensor):
             return False
         self.operators += 1
-        _check(func, [leaf for leaf in inputs if not isinstance(leaf, FakeTensor)], kwargs)
+        _check(func, inputs, kwargs)
         if why := _wait(func, args, kwargs):
             self.waits.append(f"{func} ({why}) at {_place()}")
         if func.overloadpacket in _PRODUCTS and any(leaf.dtype == torch.float32 for leaf in fakes):
@@ -259,9 +261,9 @@ def _pinned(tensor: Tensor) -> Tensor:
     return copy
 
 
-def _check(func: Any, on_cpu: Sequence[Tensor], kwargs: Any) -> None:
+def _check(func: Any, inputs: Sequence[Tensor], kwargs: Any) -> None:
     """Raise what CUDA raises."""
-    name = func.name()
+    name, on_cpu = func.name(), [tensor for tensor in inputs if not isinstance(tensor, FakeTensor)]
     if func not in _TAKES_CPU and any(tensor.dim() > 0 for tensor in on_cpu):
         raise RuntimeError(f"Expected all tensors to be on the same device, but {name} got some on cpu, some on cuda")
     built_with = torch.version.cuda is None or any(_has_kernel(func, key) for key in _KERNELS)
@@ -269,8 +271,10 @@ def _check(func: Any, on_cpu: Sequence[Tensor], kwargs: Any) -> None:
         raise NotImplementedError(f"Could not run '{name}' with arguments from the 'CUDA' backend")
     if (generator := kwargs.get("generator")) is not None and generator.device.type != "cuda":
         raise RuntimeError(f"Expected a 'cuda' device type for generator but found '{generator.device.type}'")
-    if torch.are_deterministic_algorithms_enabled() and {func, func.overloadpacket} & {*_NOT_DETERMINISTIC}:
-        raise RuntimeError(f"{name} does not have a deterministic implementation")
+    if torch.are_deterministic_algorithms_enabled():
+        adds_floats = func.overloadpacket is _aten.cumsum and any(map(torch.is_floating_point, inputs))
+        if adds_floats or {func, func.overloadpacket} & {*_NOT_DETERMINISTIC}:
+            raise RuntimeError(f"{name} does not have a deterministic implementation")
 
 
 def _stays(func: Any, args: Any, device: Any) -> bool:

@@ -171,6 +171,18 @@ def test_the_gradient_of_ctc_is_in_no_fixed_order(deterministic: bool) -> None:
         torch.use_deterministic_algorithms(False)
 
 
+def test_cumulative_sums_of_floats_are_in_no_fixed_order() -> None:
+    torch.use_deterministic_algorithms(True)
+    try:
+        with fake_cuda():
+            x = torch.ones(3, device=CUDA)
+            assert value_of(x.long().cumsum(0)).tolist() == [1, 2, 3]
+            with pytest.raises(RuntimeError, match="deterministic"):
+                x.cumsum(0)
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
 def test_products_in_float32_are_noted() -> None:
     with fake_cuda() as device:
         module, x = Faulty().to(CUDA), torch.ones(4, 8, device=CUDA)

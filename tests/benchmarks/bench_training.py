@@ -423,6 +423,9 @@ def breakdown(ours: Ours) -> None:
     for event in events:
         spent[part_of(event)] += event.self_device_time_total if on_device else event.self_cpu_time_total
     total = sum(spent.values())
+    if total == 0:
+        print("  the profiler saw no work on the device: it may not be allowed to look", flush=True)
+        return
     shares = ", ".join(f"{part} {time / total:.1%}" for part, time in spent.most_common())
     print(f"  where parp's {total / 1e6:.3g} s go: {shares}", flush=True)
     if on_device:

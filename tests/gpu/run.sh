@@ -19,6 +19,7 @@
 set -euo pipefail
 root=$(cd "$(dirname "$0")/../.." && pwd)
 wheels=$root/tests/gpu/wheels
+site=$root/gpu-results/site # not in --out, which is to be brought back
 out=gpu-results
 rest=()
 while [ $# -gt 0 ]; do
@@ -33,13 +34,13 @@ python=${PYTHON:-python3}
 mkdir -p "$out"
 out=$(cd "$out" && pwd)
 if compgen -G "$wheels/*.whl" >/dev/null; then
-  rm -rf "$out/site"
+  rm -rf "$site"
   if "$python" -m pip --version >/dev/null 2>&1; then
-    "$python" -m pip install --quiet --no-index --no-deps --no-compile --target "$out/site" "$wheels"/*.whl
+    "$python" -m pip install --quiet --no-index --no-deps --no-compile --target "$site" "$wheels"/*.whl
   else
-    for wheel in "$wheels"/*.whl; do "$python" -m zipfile -e "$wheel" "$out/site"; done
+    for wheel in "$wheels"/*.whl; do "$python" -m zipfile -e "$wheel" "$site"; done
   fi
 fi
 cd "$root"
-export PYTHONPATH=$out/site:$root${PYTHONPATH:+:$PYTHONPATH}
+export PYTHONPATH=$site:$root${PYTHONPATH:+:$PYTHONPATH}
 exec "$python" -m tests.gpu.measure --out "$out" "${rest[@]}"
