@@ -68,9 +68,12 @@ def split_file(data: TextFiles, split: str) -> Path:
     if found:
         raise DataError(f"split {split} has several files in {root}", details=[path.name for path in found])
     there = sorted(path.name for path in root.iterdir() if path.suffix in endings) if root.is_dir() else []
+    details = [f"looked for {' or '.join(path.name for path in candidates)}", f"found: {', '.join(there) or 'none'}"]
+    if data.glue is not None and root.name != GLUE[data.glue].folder:
+        details.append(f"task {data.glue} of GLUE is in a folder {GLUE[data.glue].folder}, which is not there")
     raise DataError(
         f"there is no split {split} in {root}",
-        details=[f"looked for {' or '.join(path.name for path in candidates)}", f"found: {', '.join(there) or 'none'}"],
+        details=details,
         hint="name the files with data.train, data.valid and data.test (--split)",
     )
 

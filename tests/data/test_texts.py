@@ -71,6 +71,9 @@ def test_files_that_are_missing_or_broken(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no split dev") as raised:
         split_file(data, "dev")
     assert raised.value.details[1] == "found: train.tsv"
+    with pytest.raises(DataError, match="no split train") as raised:
+        split_file(TextData(root=str(tmp_path / "no"), glue="rte"), "train")
+    assert raised.value.details[-1] == "task rte of GLUE is in a folder RTE, which is not there"
     with pytest.raises(DataError, match="holds no text"):
         read(data)
     write(tmp_path, "train.jsonl", "{}\n")
