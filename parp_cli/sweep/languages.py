@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.image import AxesImage
 
+_DARK = 0.6
+"""Share of the scale beyond which a cell's colour is dark."""
+
 _SHOWN_ELSEWHERE = (
     SEED,
     "pruning.method",
@@ -322,5 +325,6 @@ def _transfer_panel(axes: "Axes", matrix: Matrix, noun: str) -> "AxesImage":
     for y, row in enumerate(matrix.values):
         for x, value in enumerate(row):
             if value is not None:
-                axes.text(x, y, f"{100 * value.error:.1f}", ha="center", va="center", fontsize=8)
+                colour = "white" if abs(differences[y][x]) > _DARK * limit else "black"
+                axes.text(x, y, f"{100 * value.error:.1f}", ha="center", va="center", fontsize=8, color=colour)
     return image
