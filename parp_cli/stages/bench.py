@@ -314,13 +314,13 @@ def _draw(result: BenchResult, path: Path) -> None:
 
     figure = Figure(figsize=(6.4, 4.4), layout="constrained")
     ax = figure.subplots()
-    for one in result.models:
-        if one.errors is not None:
-            point = (1 / one.speeds[-1].real_time_factor, 100 * one.errors.rate)
-            ax.plot(*point, "o")
-            ax.annotate(f"{one.model} ({one.runtime})", point, fontsize=8, xytext=(4, 4), textcoords="offset points")
+    drawn = [(one, 100 * one.errors.rate) for one in result.models if one.errors is not None]
+    for one, rate in drawn:
+        ax.plot(1 / one.speeds[-1].real_time_factor, rate, "o", label=f"{one.model} ({one.runtime})")
     last = result.models[0].speeds[-1]
     ax.set_xlabel(f"seconds of audio per second, {last.seconds:g} s, batch {last.batch}")
     ax.set_ylabel(f"{result.metric} in %, {result.split}")
-    ax.set_ylim(bottom=0)
+    ax.set_xlim(left=0)
+    ax.set_ylim(0, 1.1 * max(rate for _, rate in drawn) or 1)
+    ax.legend(loc="lower right")
     save_figure(figure, path)
