@@ -20,7 +20,7 @@ def started(run: Path, settings: Sequence[str], *options: str) -> "subprocess.Po
     )
 
 
-def wait_for(happened: Callable[[], object], process: "subprocess.Popen[str]", *, seconds: int = 30) -> None:
+def wait_for(happened: Callable[[], object], process: "subprocess.Popen[str]", *, seconds: int = 300) -> None:
     """Until something is so, which has to be while the process runs."""
     for _ in range(200 * seconds):
         if happened():
@@ -30,7 +30,7 @@ def wait_for(happened: Callable[[], object], process: "subprocess.Popen[str]", *
     raise AssertionError("it takes too long")
 
 
-def wait_for_state(run: Path, process: "subprocess.Popen[str]", after: int = 0, *, seconds: int = 30) -> None:
+def wait_for_state(run: Path, process: "subprocess.Popen[str]", after: int = 0, *, seconds: int = 300) -> None:
     """Until the state is newer than `after` (nanoseconds)."""
     state = run / "state" / "finetune.safetensors"
     wait_for(lambda: state.exists() and state.stat().st_mtime_ns > after, process, seconds=seconds)
