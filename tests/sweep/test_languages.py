@@ -10,7 +10,7 @@ import torch
 
 from parp_cli.config.finetune import Recipe
 from parp_cli.config.load import load_recipe
-from parp_cli.errors import DataError, RecipeError, UsageError
+from parp_cli.errors import DataError, RecipeError
 from parp_cli.pruning.select import magnitude_masks, prune_count
 from parp_cli.stages.finetune import finetune
 from parp_cli.storage import checkpoint
@@ -173,9 +173,9 @@ def test_what_does_not_go_together(world: World, two: Path, tmp_path: Path) -> N
     with pytest.raises(RecipeError) as wrong:
         recipe(world, two, "pruning.method=pap", "pruning.initial=omp")
     assert any("does not start from a mask" in detail for detail in wrong.value.details)
-    text = load_recipe(None, ["task=classification", "pruning.initial=omp", "pruning.found_on=aa"])
-    with pytest.raises(UsageError, match="task classification has no languages"):
-        rounds_of(text)
+    with pytest.raises(RecipeError) as wrong:
+        load_recipe(None, ["task=classification", "pruning.initial=omp", "pruning.found_on=aa"])
+    assert any("aa is no folder" in detail for detail in wrong.value.details)
     asked = recipe(world, two, "pruning.initial=omp", "pruning.found_on=cc", "data.language=aa")
     with pytest.raises(DataError, match="nothing in cc") as missing:
         finetune(asked, run=tmp_path / "run")
