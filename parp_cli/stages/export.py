@@ -25,7 +25,6 @@ from parp_cli.exporters.sherpa import (
     MODEL,
     TOKENS,
     SherpaNetwork,
-    Symbols,
     export_sherpa,
     same_text,
     symbols_of,
@@ -364,19 +363,7 @@ def _onnx(
             raise write_error(made, error) from error
         with replacing(out) as temporary:
             shutil.copyfile(made, temporary)
-    before = _size(architecture, weights, source)
-    size = out.stat().st_size
-    return ExportResult(
-        path=out,
-        target="onnx",
-        source=source,
-        size=size,
-        zeros=zeros,
-        before=before,
-        after=replace(before, bytes=size),
-        check=check,
-        integer_products=nodes,
-    )
+    return _for_runtime("onnx", source, encoder, out, [out], zeros, check, nodes)
 
 
 def _sherpa(
@@ -400,31 +387,17 @@ def _sherpa(
                 partial(compared, speech=speech, recognises=False),
                 source,
             )
-            check = _transcribed(check, Path(folder), symbols, ours, vocabulary, speech)
+            check = _transcribed(check, *transcribed(Path(folder), symbols, speech), ours, vocabulary, speech)
         except OSError as error:
             raise write_error(made, error) from error
         if check.transcripts_changed and not int8:
-            raise CheckpointError(
-                f"{check.transcribed_by} makes other transcripts of {check.transcripts_changed} of "
-                f"{check.transcripts} utterances than {source}: nothing is written",
-                hint="please report this, with the versions that `parp inspect` names",
+            raise _other_transcripts(
+                check, source, hint="please report this, with the versions that `parp inspect` names"
             )
         write_tokens(symbols, out / TOKENS)
         with replacing(out / MODEL) as temporary:
             shutil.copyfile(made, temporary)
-    before = _size(architecture, weights, source)
-    size = sum((out / name).stat().st_size for name in (MODEL, TOKENS))
-    return ExportResult(
-        path=out,
-        target="sherpa",
-        source=source,
-        size=size,
-        zeros=zeros,
-        before=before,
-        after=replace(before, bytes=size),
-        check=check,
-        integer_products=nodes,
-    )
+    return _for_runtime("sherpa", source, encoder, out, [out / MODEL, out / TOKENS], zeros, check, nodes)
 
 
 def _gguf(
@@ -444,38 +417,60 @@ def _gguf(
         theirs = CrispNetwork(made)
         check = compared(ours, theirs, speech, exact=False, recognises=False)
         refuse_different(check.largest_difference, str(source), exact=False)
-        pairs = [(ours([waveform])[0], theirs.recognized(waveform)[0]) for waveform in speech]
-        changed = sum(not same_text(vocabulary.decode(labels(logits)), text) for logits, text in pairs)
-        by = crispasr_version()
-        if changed and not int8:
-            raise CheckpointError(
-                f"{by} makes other transcripts of {changed} of {len(speech)} utterances than {source}: "
-                "nothing is written",
-                details=[f"the largest difference of a logit is {check.largest_difference:.2g}"],
-                hint="export it with --to onnx or sherpa",
-            )
+        texts = [theirs.recognized(waveform)[0] for waveform in speech]
+        check = _transcribed(check, texts, crispasr_version(), ours, vocabulary, speech)
+        if check.transcripts_changed and not int8:
+            difference = f"the largest difference of a logit is {check.largest_difference:.2g}"
+            raise _other_transcripts(check, source, difference, hint="export it with --to onnx or sherpa")
         with replacing(out) as temporary:
             shutil.copyfile(made, temporary)
-    before = _size(architecture, weights, source)
-    size = out.stat().st_size
+    return _for_runtime("gguf", source, encoder, out, [out], zeros, check, matrices if int8 else None)
+
+
+def _for_runtime(
+    target: Target,
+    source: Path,
+    encoder: Encoder,
+    out: Path,
+    files: Sequence[Path],
+    zeros: int,
+    check: Check | TextCheck,
+    products: int | None,
+) -> ExportResult:
+    """What was written for another runtime, of the same network in these files."""
+    before = _size(encoder.architecture, encoder.weights, source)
+    size = sum(path.stat().st_size for path in files)
     return ExportResult(
         path=out,
-        target="gguf",
+        target=target,
         source=source,
         size=size,
         zeros=zeros,
         before=before,
         after=replace(before, bytes=size),
-        check=replace(check, transcripts=len(speech), transcripts_changed=changed, transcribed_by=by),
-        integer_products=matrices if int8 else None,
+        check=check,
+        integer_products=products,
+    )
+
+
+def _other_transcripts(check: Check, source: Path, *details: str, hint: str) -> CheckpointError:
+    return CheckpointError(
+        f"{check.transcribed_by} makes other transcripts of {check.transcripts_changed} of {check.transcripts} "
+        f"utterances than {source}: nothing is written",
+        details=details,
+        hint=hint,
     )
 
 
 def _transcribed(
-    check: Check, folder: Path, symbols: Symbols, ours: Network, vocabulary: Vocabulary, speech: Sequence[Tensor]
+    check: Check,
+    texts: Sequence[str],
+    program: str,
+    ours: Network,
+    vocabulary: Vocabulary,
+    speech: Sequence[Tensor],
 ) -> Check:
-    """The check with how many greedy transcripts are other ones."""
-    texts, program = transcribed(folder, symbols, speech)
+    """The check with how many of a program's transcripts are not the greedy ones of ours."""
     expected = [vocabulary.decode(labels(ours([waveform])[0])) for waveform in speech]
     changed = sum(not same_text(*pair) for pair in zip(expected, texts, strict=True))
     return replace(check, transcripts=len(texts), transcripts_changed=changed, transcribed_by=program)
