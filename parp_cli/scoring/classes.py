@@ -10,6 +10,7 @@ from typing import Any, Literal
 import numpy
 from numpy.typing import NDArray
 
+from parp_cli.scoring.comparison import SIGNIFICANT, p_text
 from parp_cli.scoring.intervals import LEVEL, MIN_UNITS, Difference, Interval, paired_difference, units_of
 
 CLASS_METRICS, NUMBER_METRICS = ("accuracy", "f1", "matthews"), ("pearson", "spearman")
@@ -23,7 +24,6 @@ NAMES = {
 """Metrics for people."""
 
 _RESAMPLES = 2000
-_SIGNIFICANT = 0.05
 
 _ROUNDING = 1e-12
 """Differences that differ by less are equal."""
@@ -56,8 +56,8 @@ class PairedTest:
 
     @property
     def verdict(self) -> Literal["better", "worse", "no significant difference"]:
-        """What p and the difference say, at 0.05."""
-        if self.p_value >= _SIGNIFICANT:
+        """What p and the difference say."""
+        if self.p_value >= SIGNIFICANT:
             return "no significant difference"
         return "better" if self.difference < 0 else "worse"
 
@@ -66,7 +66,7 @@ class PairedTest:
         """The difference in points of accuracy, where more are better."""
         points = 0.0 - 100 * self.difference  # never -0.0
         reach = "" if self.low is None or self.high is None else f" [{-100 * self.high:.1f}, {-100 * self.low:.1f}]"
-        p = "< 0.001" if self.p_value < 0.001 else f"= {self.p_value:.3f}"
+        p = p_text(self.p_value, SIGNIFICANT)
         return (
             f"{self.name} against {self.other}: accuracy {points:+.1f} points{reach}, right on {self.better} texts "
             f"where the other is wrong, and wrong on {self.worse} where that is right (p {p}): {self.verdict}"
