@@ -385,7 +385,7 @@ PARTS = {
     "loss": ("aten::_ctc_loss", "aten::ctc_loss", "CtcLoss", "aten::log_softmax", "LogSoftmax"),
     "optimizer": ("Optimizer.step",),
     "masks": ("masks",),
-    "matrix products": ("aten::mm", "aten::addmm", "aten::linear", "aten::bmm"),
+    "matrix products": ("mkldnn::_linear", "_Trained", "aten::mm", "aten::addmm", "aten::linear", "aten::bmm"),
 }
 """By how the names of operations begin, or of what they are done for; all else is elementwise, norms and copies."""
 
