@@ -84,8 +84,28 @@ def _compressed_product(packed: Tensor, dense: Tensor, bias: Tensor | None = Non
     return made.to(dense.dtype)
 
 
-_ON_CPU = {_aten._cslt_compress.default: _compress, _aten._cslt_sparse_mm.default: _compressed_product}
-"""Values of operators that have no kernel for CPUs."""
+def _in_float32(convolution: Any) -> Any:
+    def values(*args: Any, **kwargs: Any) -> Any:
+        def wide(leaf: Any) -> Any:
+            return leaf.float() if isinstance(leaf, Tensor) and leaf.dtype == torch.bfloat16 else leaf
+
+        def narrow(leaf: Any) -> Any:
+            return leaf.bfloat16() if isinstance(leaf, Tensor) else leaf
+
+        rounded = args[0].dtype == torch.bfloat16
+        made = convolution(*tree_map(wide, args), **tree_map(wide, kwargs))
+        return tree_map(narrow, made) if rounded else made
+
+    return values
+
+
+_ON_CPU = {
+    _aten._cslt_compress.default: _compress,
+    _aten._cslt_sparse_mm.default: _compressed_product,
+    _aten.convolution.default: _in_float32(_aten.convolution.default),
+    _aten.convolution_backward.default: _in_float32(_aten.convolution_backward.default),
+}
+"""Values of operators that have no kernel for CPUs, or in bfloat16 one that some CPUs compute wrong."""
 
 _NO_FAKE = (DataDependentOutputException, DynamicOutputShapeException, UnsupportedOperatorException)
 

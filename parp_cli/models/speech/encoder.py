@@ -26,7 +26,7 @@ from parp_cli.models.speech.dropout import (
     recomputed,
 )
 from parp_cli.models.speech.linear import Linear
-from parp_cli.models.speech.positional import frequency_convolution, pays
+from parp_cli.models.speech.positional import direct_convolution, frequency_convolution, pays
 from parp_cli.models.speech.prunable import is_feature_encoder, is_head, prunable_parameters
 
 if TYPE_CHECKING:
@@ -147,8 +147,7 @@ class PositionalConvolution(nn.Module):
         del mask
         if on_cpu(x) and pays(x, self.conv.kernel_size[0]):
             return gelu(frequency_convolution(x, self.conv.weight, self.conv.bias, self.conv.groups))
-        frames = x.shape[1]
-        return gelu(self.conv(x.transpose(1, 2))[..., :frames]).transpose(1, 2)
+        return gelu(direct_convolution(self.conv, x))
 
 
 class PositionalLayer(nn.Module):
@@ -160,7 +159,7 @@ class PositionalLayer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, D) of (B, T, D)."""
-        found = self.conv(x.transpose(1, 2))[..., : x.shape[1]].transpose(1, 2)
+        found = direct_convolution(self.conv, x)
         return gelu(nn.functional.layer_norm(found, found.shape[-1:]))
 
 

@@ -14,7 +14,8 @@ import math
 from functools import lru_cache
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.functional import conv1d
 
 _FEW_KERNELS = 4
 """Lengths of the kernel from which on an input is long enough for the kernel's transform to pay."""
@@ -81,3 +82,19 @@ def frequency_convolution(x: Tensor, weight: Tensor, bias: Tensor, groups: int) 
     with torch.autocast("cpu", enabled=False):
         exact = x if x.dtype == torch.float64 else x.float()
         return (convolve(exact, weight.to(exact.dtype), groups) + bias).to(x.dtype)
+
+
+def direct_convolution(conv: nn.Conv1d, x: Tensor) -> Tensor:
+    """As many frames (B, T, D) of x (B, T, D) as it has, by a convolution that is padded by half its kernel; in the
+    precision of x.
+
+    On a CPU nothing is rounded to bfloat16 for it: of groups of few channels oneDNN's kernels for AMX make numbers that
+    have nothing to do with the convolution.
+    """
+    if x.device.type == "cpu" and (x.dtype == torch.bfloat16 or torch.is_autocast_enabled("cpu")):
+        with torch.autocast("cpu", enabled=False):
+            weight, bias = conv.weight.float(), None if conv.bias is None else conv.bias.float()
+            made = conv1d(x.mT.float(), weight, bias, padding=conv.kernel_size[0] // 2, groups=conv.groups).to(x.dtype)
+    else:
+        made = conv(x.mT)
+    return made[..., : x.shape[1]].mT

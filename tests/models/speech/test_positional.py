@@ -1,10 +1,15 @@
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
 from torch.nn.functional import conv1d
+from torch.utils._python_dispatch import TorchDispatchMode
 from torchaudio.models.wav2vec2 import components
 
-from parp_cli.models.speech.encoder import PositionalConvolution
+from parp_cli.models.speech.encoder import PositionalConvolution, PositionalStack
 from parp_cli.models.speech.positional import convolve
 
 
@@ -60,6 +65,35 @@ def test_the_module_is_torchaudios(frames: int, kernel: int, autocast: bool) -> 
     tolerance = 5e-2 if autocast else 1e-4
     for one, other in zip(*results, strict=True):
         torch.testing.assert_close(one, other, atol=tolerance * float(other.abs().max()), rtol=tolerance)
+
+
+class Convolutions(TorchDispatchMode):
+    """Notes the types of what is convolved."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.types: list[torch.dtype] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if "convolution" in func.name():
+            self.types.append(args[0].dtype)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("autocast", [False, True], ids=["weights in bfloat16", "autocast"])
+@pytest.mark.parametrize("make", [PositionalConvolution, partial(PositionalStack, layers=2)])
+def test_no_cpu_convolves_in_bfloat16(make: Callable[..., Any], autocast: bool) -> None:
+    torch.manual_seed(0)
+    module = make(32, 16, 4)
+    x = torch.randn(3, 20, 32)
+    expected = module(x).detach()
+    with Convolutions() as seen, torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        found = module(x) if autocast else module.bfloat16()(x.bfloat16())
+        found.float().square().sum().backward()
+    assert len(seen.types) >= 2
+    assert set(seen.types) == {torch.float32}
+    assert found.dtype == (torch.float32 if autocast else torch.bfloat16)
+    torch.testing.assert_close(found.float(), expected, atol=2e-2 * float(expected.abs().max()), rtol=0.0)
 
 
 def test_matrices_made_in_inference_serve_training() -> None:
