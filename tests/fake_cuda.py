@@ -8,6 +8,7 @@ of attention's fused kernels, since torch takes its plain one where there is no 
 """
 
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import count
@@ -125,8 +126,11 @@ class FakeCuda(FakeTensorMode):
         self.waits: list[str] = []
         self.float32_products: list[str] = []
         self._inside = False  # an operator that torch takes apart
+        self._thread = threading.get_ident()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if threading.get_ident() != self._thread:  # the state of a mode is one for all
+            raise RuntimeError(f"{func} on the fake device, which only the thread that made it may use")
         kwargs = dict(kwargs or {})
         if self._inside or func.namespace == "prim":
             return super().__torch_dispatch__(func, types, args, kwargs)

@@ -14,7 +14,6 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -168,6 +167,8 @@ class FrontEndFeatures(AbstractContextManager["FrontEndFeatures"]):
         if self._readers is None:
             self._readers = ThreadPoolExecutor(min(4, max(1, (os.cpu_count() or 1) // 4)))
         files = None if raw else self._files
+        if files is not None:
+            files.settle()
         self._ahead[key, raw] = self._readers.submit(_read, utterance.audio, files, self._device)
 
     def _features(self, utterance: Utterance, update: int | None) -> Tensor:
@@ -248,11 +249,19 @@ class _Files:
 
     def __init__(self, folder: Path, model: "SpeechNetwork", architecture: Architecture, left: int) -> None:
         self._folder, self._model, self._architecture, self._left = folder, model, architecture, left
+        self._own_folder: Path | None = None
         self._paths: dict[Path, Path] = {}
         self.problem = ""
 
+    def settle(self) -> None:
+        """Choose the folder of this front end by its weights as they are now, which threads should not read from their
+        device; to be called before `path_of`."""
+        if self._own_folder is None:
+            self._own_folder = self._folder / self._digest()
+
     def path_of(self, audio: Path) -> Path | None:
         """Where the features of an audio file are, or would be; None where it cannot be read."""
+        assert self._own_folder is not None
         try:
             if audio not in self._paths:
                 self._paths[audio] = self._own_folder / f"{file_hash(audio)}.safetensors"
@@ -281,9 +290,8 @@ class _Files:
             self._left -= features.nbytes
         return not self.problem
 
-    @cached_property
-    def _own_folder(self) -> Path:
-        """That of this front end, named by everything but the audio that decides the features' bits."""
+    def _digest(self) -> str:
+        """Of everything but the audio that decides the features' bits."""
         weights = self._model.feature_extractor.state_dict()
         settings = {
             "normalize_waveform": self._architecture.normalize_waveform,
@@ -295,7 +303,7 @@ class _Files:
         digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
         for weight in weights.values():
             digest.update(weight.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
-        return self._folder / digest.hexdigest()[:32]
+        return digest.hexdigest()[:32]
 
 
 def _read(audio: Path, files: _Files | None, device: torch.device) -> _Reading:
