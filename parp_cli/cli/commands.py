@@ -142,21 +142,6 @@ def reprune(
     output.json(result)
 
 
-_KINDS = {
-    "small": "without what its mask emptied",
-    "packed": "without pruned weights",
-    "sparse": "with the fastest kernels",
-    "mask": "without weights",
-}
-_RUNTIMES = {
-    "hf": "transformers",
-    "torchaudio": "torchaudio",
-    "onnx": "onnxruntime",
-    "sherpa": "sherpa-onnx",
-    "gguf": "crispasr",
-}
-
-
 def export(
     to: Annotated[
         Literal["hf", "torchaudio", "small", "onnx", "sherpa", "gguf", "packed", "sparse", "mask"],
@@ -208,6 +193,7 @@ def export(
       parp export parp-run/small.safetensors --to onnx --int8
       parp export parp-run/small.safetensors --to sherpa --int8
     """
+    from parp_cli.exporters.targets import target_of
     from parp_cli.runtime.device import select_device
     from parp_cli.stages.export import export as stage
     from parp_cli.storage.run_folder import EXPORTS, checkpoint_or_newest
@@ -220,8 +206,7 @@ def export(
         # A sparse one of a model without 2:4 matrices is for the CPU; others are made there.
         where = None if device == "auto" else select_device(device)
         result = stage(source, to=to, out=out or run / name, int8=int8, values=values, device=where, notify=notify)
-    tool = _KINDS.get(to) or f"for {_RUNTIMES[to]}"
-    output.text(f"exported {source} {tool}, {size(result.size)}")
+    output.text(f"exported {source} {target_of(to).title}, {size(result.size)}")
     render.export(output, result)
     output.wrote(*filter(None, [result.path, result.card]))
     output.json(result)

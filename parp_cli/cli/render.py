@@ -12,7 +12,7 @@ from parp_cli.console import Output, duration, percent, size
 from parp_cli.errors import first_few
 
 if TYPE_CHECKING:
-    from parp_cli.stages.export import ExportResult
+    from parp_cli.exporters.target import ExportResult
     from parp_cli.stages.finetune import FinetuneResult, Plan
     from parp_cli.stages.inspect import Inspection
     from parp_cli.stages.pretrain import PretrainResult

@@ -10,7 +10,11 @@ from typing import Any
 
 import yaml
 
+from parp_cli.exporters.target import Job
 from parp_cli.models.sources import huggingface
+from parp_cli.pruning.masks import count_all, count_pruned
+from parp_cli.pruning.methods import all_specs
+from parp_cli.storage import checkpoint
 from parp_cli.storage.atomic import write_text
 from parp_cli.storage.checkpoint import Metadata, Parent
 
@@ -236,3 +240,21 @@ def _rows(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 def card_path(out: Path) -> Path:
     """Where the card of an export is: in its folder, or beside its file under the file's name."""
     return out / CARD if out.is_dir() else out.with_suffix(".md")
+
+
+def card_beside(job: Job) -> Path | None:
+    """Write the card of what a job has written; None where a card of one's own was kept."""
+    metadata, masks = job.content.metadata, job.content.masks
+    lineage = checkpoint.lineage(job.source, metadata)
+    method = (metadata.recipe or {}).get("pruning", {}).get("method")
+    known = all_specs().get(method)  # not a method of one's own, in a process that has not registered it
+    text = card(
+        metadata,
+        target=job.target,
+        method=method if known is None else f"{method}: {known.description}",
+        pruned=(count_pruned(masks), count_all(masks)),
+        lineage=lineage,
+        results=results_of(job.source.parent, lineage[-1].sha256),
+    )
+    path = card_path(job.out)
+    return path if write_card(path, text) else None

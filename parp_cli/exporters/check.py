@@ -4,10 +4,11 @@ S samples, T frames, V tokens.
 """
 
 import time
+import unicodedata
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -19,6 +20,9 @@ from parp_cli.models.speech.forward import encode, front_end, pad
 from parp_cli.models.speech.kernels import install
 from parp_cli.runtime.device import autocast
 from parp_cli.storage.conventions import SAMPLE_RATE
+
+if TYPE_CHECKING:
+    from parp_cli.data.labels import Vocabulary
 
 TOLERANCE = 1e-4
 """Largest difference of a logit that float32's rounding explains."""
@@ -148,3 +152,35 @@ def refuse_different(largest_difference: float, source: str, *, exact: bool) -> 
 def labels(logits: Tensor) -> list[int]:
     """The greedy transcript, as label ids; the blank is 0."""
     return [label for label in torch.unique_consecutive(logits.argmax(-1)).tolist() if label]
+
+
+def with_transcripts(
+    check: Check,
+    texts: Sequence[str],
+    program: str,
+    *,
+    ours: Network,
+    vocabulary: "Vocabulary",
+    speech: Sequence[Tensor],
+) -> Check:
+    """The check with how many of a program's transcripts are not the greedy ones of ours."""
+    expected = [vocabulary.decode(labels(ours([waveform])[0])) for waveform in speech]
+    changed = sum(not same_text(*pair) for pair in zip(expected, texts, strict=True))
+    return replace(check, transcripts=len(texts), transcripts_changed=changed, transcribed_by=program)
+
+
+def same_text(one: str, other: str) -> bool:
+    """Whether transcripts are the same except for spaces, of which some programs print all, and composed characters."""
+    first, second = (unicodedata.normalize("NFC", text).split() for text in (one, other))
+    return first == second
+
+
+def refuse_other_transcripts(check: Check, source: str, *details: str, hint: str) -> None:
+    """Raise CheckpointError where a program made other transcripts."""
+    if check.transcripts_changed:
+        raise CheckpointError(
+            f"{check.transcribed_by} makes other transcripts of {check.transcripts_changed} of {check.transcripts} "
+            f"utterances than {source}: nothing is written",
+            details=details,
+            hint=hint,
+        )

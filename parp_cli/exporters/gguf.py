@@ -19,12 +19,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from parp_cli.data.labels import Vocabulary, vocabulary_of
 from parp_cli.errors import CheckpointError, UsageError
+from parp_cli.exporters.check import compared, network, refuse_different, refuse_other_transcripts, with_transcripts
 from parp_cli.exporters.onnx import folded
+from parp_cli.exporters.target import ExportResult, Job, Target
 from parp_cli.storage.conventions import SAMPLE_RATE
+from parp_cli.storage.run_folder import require_head
 
 if TYPE_CHECKING:
-    from parp_cli.data.labels import Vocabulary
     from parp_cli.models.speech.config import Architecture
 
 _ARCHITECTURE = "wav2vec2"
@@ -214,3 +217,26 @@ class CrispNetwork:
                 hint="the checkpoint may be trained too little to be of use",
             )
         return " ".join(segment.text for segment in segments), torch.from_numpy(logits)
+
+
+def _write(job: Job) -> ExportResult:
+    source = str(job.source)
+    require_head(job.source, job.content.metadata)
+    architecture, weights, task, *_ = job.encoder
+    check_readable(architecture, source=source)
+    vocabulary, speech, ours = vocabulary_of(job.source, task), job.speech(), network(architecture, weights)
+    with job.made("model.gguf") as folder:
+        made = folder / "model.gguf"
+        matrices = export_gguf(architecture, weights, vocabulary, made, int8=job.int8, properties=job.properties)
+        theirs = CrispNetwork(made)
+        check = compared(ours, theirs, speech, exact=False, recognises=False)
+        refuse_different(check.largest_difference, source, exact=False)
+        texts = [theirs.recognized(waveform)[0] for waveform in speech]
+        check = with_transcripts(check, texts, crispasr_version(), ours=ours, vocabulary=vocabulary, speech=speech)
+        if not job.int8:
+            difference = f"the largest difference of a logit is {check.largest_difference:.2g}"
+            refuse_other_transcripts(check, source, difference, hint="export it with --to onnx or sherpa")
+    return job.for_runtime(check, matrices if job.int8 else None)
+
+
+GGUF = Target(name="gguf", title="for crispasr", write=_write, int8=True, require=require_gguf)

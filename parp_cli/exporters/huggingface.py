@@ -7,7 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from parp_cli.data.labels import Vocabulary
+from parp_cli.data.labels import Vocabulary, vocabulary_of
+from parp_cli.exporters.card import card_beside
+from parp_cli.exporters.target import ExportResult, Job, Target
+from parp_cli.exporters.text import export_text
 from parp_cli.models.sources import huggingface
 from parp_cli.models.sources.names import MASK_EMBEDDING, fit
 from parp_cli.models.sources.tokenizer import SETTINGS, VOCABULARY, tokenizer_files
@@ -95,3 +98,16 @@ def _preprocessor(architecture: Architecture, *, has_head: bool) -> dict[str, An
         # Group norm takes padding for audio, with or without a mask; models with it were trained without.
         "return_attention_mask": architecture.conv_norm == "layer",
     } | ({"processor_class": "Wav2Vec2Processor"} if has_head else {})
+
+
+def _write(job: Job) -> ExportResult:
+    architecture, weights, task, *_ = job.encoder
+    if architecture.kind == "text":
+        export_text(architecture, weights, task, job.out)
+    else:
+        vocabulary = None if job.content.metadata.vocabulary is None else vocabulary_of(job.source, task)
+        export_huggingface(architecture, weights, vocabulary, job.out)
+    return job.result(card=card_beside(job))
+
+
+HUGGINGFACE = Target(name="hf", title="for transformers", write=_write, of_texts=True)

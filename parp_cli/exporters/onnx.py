@@ -9,16 +9,19 @@ import importlib.util
 import json
 import logging
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import conv1d, gelu
 
 from parp_cli.errors import CheckpointError, UsageError
+from parp_cli.exporters.check import Check, refuse_different
+from parp_cli.exporters.target import ExportResult, Job, Target
+from parp_cli.exporters.text_check import TextCheck
 from parp_cli.models.sources.names import MASK_EMBEDDING, without
 from parp_cli.models.sources.torch_files import one_line
 from parp_cli.models.speech.config import Architecture, build
@@ -28,6 +31,8 @@ from parp_cli.storage.conventions import SAMPLE_RATE
 
 if TYPE_CHECKING:
     from parp_cli.models.speech.encoder import SpeechNetwork
+
+AnyCheck = TypeVar("AnyCheck", bound=Check | TextCheck)
 
 _PACKAGES = ("onnx", "onnxruntime", "onnxscript")
 
@@ -233,6 +238,21 @@ def session(path: Path, inputs: Sequence[str] | None = None) -> Any:
     return made
 
 
+def checked(
+    made: Path, int8: bool, ours: Any, opened: Callable[[Path], Any], compared: Callable[..., AnyCheck], *, source: str
+) -> tuple[AnyCheck, int | None]:
+    """How a file compares with the checkpoint; and with `int8` how the one compares that takes its place, and of how
+    many products it is. Raises CheckpointError where either failed."""
+    check, products = compared(ours, opened(made), exact=True), None
+    refuse_different(check.largest_difference, source, exact=True)
+    if int8:
+        plain = made.rename(made.with_suffix(".float32"))
+        products = quantize(plain, made)
+        check = compared(ours, opened(made), exact=False)
+        refuse_different(check.largest_difference, source, exact=False)
+    return check, products
+
+
 class OnnxNetwork:
     """A file of `export_onnx` in onnxruntime, on the CPU, with as many threads as torch has."""
 
@@ -258,3 +278,16 @@ def _quietly() -> Iterator[None]:
             yield
     finally:
         logging.disable(disabled)
+
+
+def _write(job: Job) -> ExportResult:
+    architecture, weights, trial = job.encoder.architecture, job.encoder.weights, job.trial()
+    ours = trial.network(architecture, weights)
+    with job.made("model.onnx") as folder:
+        made = folder / "model.onnx"
+        trial.write_onnx(architecture, weights, path=made, properties=job.properties)
+        check, products = checked(made, job.int8, ours, trial.onnx, trial.compared, source=str(job.source))
+    return job.for_runtime(check, products)
+
+
+ONNX = Target(name="onnx", title="for onnxruntime", write=_write, of_texts=True, int8=True, require=require_onnx)

@@ -6,24 +6,26 @@ B utterances of one length, S samples, T frames, V labels of the checkpoint, W s
 from __future__ import annotations
 
 import importlib.util
-import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
+from parp_cli.data.labels import Vocabulary, vocabulary_of
 from parp_cli.errors import CheckpointError
 from parp_cli.exporters import onnx
-from parp_cli.exporters.check import labels
+from parp_cli.exporters.check import compared, labels, network, refuse_other_transcripts, with_transcripts
+from parp_cli.exporters.target import ExportResult, Job, Target
 from parp_cli.models.speech.waveform import EPSILON
 from parp_cli.storage.atomic import write_text
 from parp_cli.storage.conventions import SAMPLE_RATE
+from parp_cli.storage.run_folder import require_head
 
 if TYPE_CHECKING:
-    from parp_cli.data.labels import Vocabulary
     from parp_cli.models.speech.config import Architecture
     from parp_cli.models.speech.encoder import SpeechNetwork
 
@@ -175,7 +177,28 @@ def transcribed(folder: Path, symbols: Symbols, speech: Sequence[Tensor]) -> tup
     return texts, f"sherpa-onnx {sherpa_onnx.__version__}"
 
 
-def same_text(one: str, other: str) -> bool:
-    """Whether transcripts are the same except for spaces, of which sherpa-onnx prints all, and composed characters."""
-    first, second = (unicodedata.normalize("NFC", text).split() for text in (one, other))
-    return first == second
+def _write(job: Job) -> ExportResult:
+    require_head(job.source, job.content.metadata)
+    architecture, weights, task, *_ = job.encoder
+    source, vocabulary, speech = str(job.source), vocabulary_of(job.source, task), job.speech()
+    symbols, ours = symbols_of(vocabulary, source=source), network(architecture, weights)
+    with job.made(MODEL, TOKENS) as folder:
+        export_sherpa(architecture, weights, symbols, folder / MODEL, properties=job.properties)
+        write_tokens(symbols, folder / TOKENS)
+        check, products = onnx.checked(
+            folder / MODEL,
+            job.int8,
+            lambda waveforms: [symbols.logits(row) for row in ours(waveforms)],
+            SherpaNetwork,
+            partial(compared, speech=speech, recognises=False),
+            source=source,
+        )
+        texts, program = transcribed(folder, symbols, speech)
+        check = with_transcripts(check, texts, program, ours=ours, vocabulary=vocabulary, speech=speech)
+        if not job.int8:
+            hint = "please report this, with the versions that `parp inspect` names"
+            refuse_other_transcripts(check, source, hint=hint)
+    return job.for_runtime(check, products, MODEL, TOKENS)
+
+
+SHERPA = Target(name="sherpa", title="for sherpa-onnx", write=_write, int8=True, require=onnx.require_onnx)

@@ -7,6 +7,8 @@ from pathlib import Path
 from torch import Tensor
 
 from parp_cli.errors import MaskError
+from parp_cli.exporters.check import refuse_different
+from parp_cli.exporters.target import ExportResult, Job, Target, size_of
 from parp_cli.models.network import Architecture
 from parp_cli.models.small import Small
 from parp_cli.storage import checkpoint
@@ -50,3 +52,22 @@ def export_small(small: Small, metadata: Metadata, path: Path) -> None:
         metrics={key: list(getattr(small, key)) for key in ("heads", "units", "channels", "blocks")},
     )
     checkpoint.write(path, Checkpoint(weights=small.weights, masks=small.masks, metadata=metadata))
+
+
+def _write(job: Job) -> ExportResult:
+    architecture, weights = job.encoder.architecture, job.encoder.weights
+    small = shrink(architecture, weights, job.encoder.masks, source=str(job.source))
+    trial = job.trial()
+    masked, made = trial.network(architecture, weights), trial.network(small.architecture, small.weights)
+    check = trial.compared(masked, made, exact=True)
+    refuse_different(check.largest_difference, str(job.source), exact=True)
+    export_small(small, job.descended, job.out)
+    return job.result(
+        zeros=sum(mask.numel() - int(mask.count_nonzero()) for mask in small.masks.values()),
+        before=size_of(architecture, weights, job.source),
+        after=size_of(small.architecture, small.weights, job.out),
+        check=check,
+    )
+
+
+SMALL = Target(name="small", title="without what its mask emptied", write=_write, of_texts=True)

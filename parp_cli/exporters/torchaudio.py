@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from parp_cli.errors import CheckpointError
+from parp_cli.exporters.card import card_beside
+from parp_cli.exporters.target import ExportResult, Job, Target
 from parp_cli.models.sources.names import MASK_EMBEDDING, check_equal_layers, fit, without
 from parp_cli.models.speech.config import Architecture
 from parp_cli.storage.atomic import replacing, write_error
@@ -43,3 +45,11 @@ def export_torchaudio(architecture: Architecture, weights: Mapping[str, Tensor],
             if isinstance(error.__context__, OSError):
                 raise write_error(path, error.__context__) from error
             raise
+
+
+def _write(job: Job) -> ExportResult:
+    export_torchaudio(job.encoder.architecture, job.encoder.weights, job.out)
+    return job.result(card=card_beside(job))
+
+
+TORCHAUDIO = Target(name="torchaudio", title="for torchaudio", write=_write)

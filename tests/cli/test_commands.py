@@ -15,8 +15,8 @@ import parp_cli
 from parp_cli.cli.quickstart_small import quickstart_small
 from parp_cli.console import Output
 from parp_cli.exporters import onnx as onnx_exporter
+from parp_cli.exporters import sparse
 from parp_cli.models.speech.kernels import products
-from parp_cli.stages import export as exporting
 from tests.tiny import World
 
 SMOKE = Path(__file__).parents[2] / "recipes" / "mini" / "smoke.yaml"
@@ -353,12 +353,12 @@ def test_a_sparse_checkpoint_and_whether_it_gains(
         return lambda model, pruned, *, int8, each: dict.fromkeys(products(model), kind)
 
     assert parp("mask", "--model", world.encoder, "--run", tmp_path).code == 0
-    monkeypatch.setattr(exporting, "choose", choose("dense"))
+    monkeypatch.setattr(sparse, "choose", choose("dense"))
     shown = parp("export", "--to", "sparse", "--run", tmp_path)
     assert shown.code == 0, shown.err
     assert "matrices: 13 dense" in shown.out
     assert "no gain: " in shown.out
-    monkeypatch.setattr(exporting, "choose", choose("csr"))
+    monkeypatch.setattr(sparse, "choose", choose("csr"))
     shown = parp("export", tmp_path / "mask.safetensors", "--to", "sparse", "--int8", "--run", tmp_path)
     assert shown.code == 0, shown.err
     assert "matrices: 13 as compressed rows" in shown.out

@@ -12,7 +12,7 @@ from parp_cli.errors import CheckpointError, ResourceError
 from parp_cli.exporters.check import least_seconds
 from parp_cli.exporters.measure import Worker, bytes_of, open_network, runtime_of
 from parp_cli.exporters.sherpa import MODEL
-from parp_cli.stages.export import Target, export
+from parp_cli.stages.export import export
 
 
 def test_the_least_of_rounds_in_turn() -> None:
@@ -56,11 +56,11 @@ def test_a_killed_process(worker: Worker) -> None:
 
 
 @pytest.fixture
-def export_to(trained: Path, tmp_path: Path) -> Callable[[Target], Path]:
+def export_to(trained: Path, tmp_path: Path) -> Callable[[str], Path]:
     return lambda to: export(trained, to=to, out=tmp_path / to).path
 
 
-def test_pruned_weights_are_zero_where_it_runs(trained: Path, export_to: Callable[[Target], Path]) -> None:
+def test_pruned_weights_are_zero_where_it_runs(trained: Path, export_to: Callable[[str], Path]) -> None:
     pytest.importorskip("transformers", reason="what the folder is for")
     folder = export_to("hf")
     assert (runtime_of(trained), runtime_of(folder)) == ("parp", "transformers")
@@ -83,7 +83,7 @@ def test_what_is_no_model(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("target", ["onnx", "sherpa", "hf"])
 @pytest.mark.parametrize("damage", ["truncated", "empty", "of another kind"])
-def test_damaged_exports_are_named(export_to: Callable[[Target], Path], target: Target, damage: str) -> None:
+def test_damaged_exports_are_named(export_to: Callable[[str], Path], target: str, damage: str) -> None:
     pytest.importorskip("transformers" if target == "hf" else "onnxruntime", reason="what it is for")
     path = export_to(target)
     if target == "onnx":

@@ -12,14 +12,13 @@ from torch import Tensor
 from parp_cli.data.labels import Vocabulary
 from parp_cli.errors import CheckpointError
 from parp_cli.exporters import sherpa
-from parp_cli.exporters.check import labels, network
+from parp_cli.exporters.check import labels, network, same_text
 from parp_cli.exporters.sherpa import (
     MODEL,
     TOKENS,
     SherpaNetwork,
     Symbols,
     export_sherpa,
-    same_text,
     symbols_of,
     transcribed,
     write_tokens,

@@ -8,7 +8,7 @@ from parp_cli.errors import CheckpointError, UsageError
 from parp_cli.exporters.measure import Loaded, Pass, runtime_of
 from parp_cli.stages.bench import bench
 from parp_cli.stages.evaluate import evaluate
-from parp_cli.stages.export import Target, export
+from parp_cli.stages.export import export
 from tests.tiny import World
 
 
@@ -58,7 +58,7 @@ def test_they_take_turns(trained: Path, masked: Path) -> None:
 
 
 @pytest.mark.parametrize("target", ["packed", "onnx", "sherpa", "hf"])
-def test_errors_are_those_of_eval(trained: Path, tmp_path: Path, target: Target) -> None:
+def test_errors_are_those_of_eval(trained: Path, tmp_path: Path, target: str) -> None:
     needed = {"onnx": "onnxruntime", "sherpa": "onnxruntime", "hf": "transformers"}
     if target in needed:
         pytest.importorskip(needed[target], reason="what it is for")

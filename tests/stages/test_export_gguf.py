@@ -11,10 +11,9 @@ from torch import Tensor
 from parp_cli.data.labels import Vocabulary
 from parp_cli.errors import CheckpointError, UsageError
 from parp_cli.exporters import gguf as exporter
-from parp_cli.exporters.check import network
+from parp_cli.exporters.check import labels, network
 from parp_cli.exporters.gguf import CrispNetwork, check_readable, export_gguf, tokens_of
 from parp_cli.models.speech.config import Architecture, build
-from parp_cli.stages import export as exporting
 from parp_cli.stages.export import export
 from parp_cli.storage import checkpoint
 from tests.models.small import SMALL, randomise, waveform
@@ -89,7 +88,7 @@ def test_transcripts(vocabulary: Vocabulary, tmp_path: Path) -> None:
     weights = dict(randomise(build(architecture, vocabulary_size=len(vocabulary))).state_dict())
     export_gguf(architecture, weights, vocabulary, tmp_path / "a.gguf", int8=False, properties={})
     text, logits = CrispNetwork(tmp_path / "a.gguf").recognized(SPEECH[1])
-    assert text.split() == vocabulary.decode(exporting.labels(logits)).split()
+    assert text.split() == vocabulary.decode(labels(logits)).split()
     assert text
 
 

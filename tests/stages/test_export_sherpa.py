@@ -9,8 +9,7 @@ import pytest
 from parp_cli.data.audio import read_audio
 from parp_cli.errors import CheckpointError
 from parp_cli.exporters import sherpa
-from parp_cli.exporters.sherpa import Symbols
-from parp_cli.stages import export as exporting
+from parp_cli.exporters.sherpa import Symbols, write_tokens
 from parp_cli.stages.evaluate import evaluate
 from parp_cli.stages.export import export
 from tests.tiny import World
@@ -54,14 +53,14 @@ def test_int8_tells_how_many_transcripts_change(trained: Path, tmp_path: Path) -
 def test_other_transcripts_leave_nothing_behind(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def off_by_one(symbols: Symbols, path: Path) -> None:
         texts = symbols.texts
-        sherpa.write_tokens(Symbols((texts[0], *texts[2:], texts[1]), symbols.printed, symbols.silent), path)
+        write_tokens(Symbols((texts[0], *texts[2:], texts[1]), symbols.printed, symbols.silent), path)
 
     def other(folder: Path, symbols: Symbols, speech: Any) -> tuple[list[str], str]:
         return ["X" for _ in speech], "a program"
 
-    monkeypatch.setattr(exporting, "write_tokens", off_by_one)
+    monkeypatch.setattr(sherpa, "write_tokens", off_by_one)
     if sherpa.importlib.util.find_spec("sherpa_onnx") is None:
-        monkeypatch.setattr(exporting, "transcribed", other)
+        monkeypatch.setattr(sherpa, "transcribed", other)
     with pytest.raises(
         CheckpointError, match=r"makes other transcripts of 3 of 3 utterances than .*: nothing is written"
     ):

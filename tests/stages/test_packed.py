@@ -9,7 +9,6 @@ import torch
 from parp_cli.errors import CheckpointError, MaskError, UsageError
 from parp_cli.models.speech.config import ARCHITECTURES, Architecture, build
 from parp_cli.models.speech.prunable import prunable_parameters
-from parp_cli.stages import export as exporting
 from parp_cli.stages.compare import compare
 from parp_cli.stages.evaluate import Options, evaluate
 from parp_cli.stages.export import export
@@ -170,7 +169,7 @@ def test_a_failed_check_leaves_nothing_behind(pruned: Path, tmp_path: Path, monk
         weights = {name: weight + 0.1 for name, weight in content.weights.items()}
         return Checkpoint(weights=weights, masks=content.masks, metadata=content.metadata)
 
-    monkeypatch.setattr(exporting.checkpoint, "read", off)
+    monkeypatch.setattr(checkpoint, "read", off)
     with pytest.raises(CheckpointError, match="gives other logits, and is not written"):
         export(pruned, to="packed", out=tmp_path / "packed.safetensors")
     assert not list(tmp_path.iterdir())

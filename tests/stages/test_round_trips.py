@@ -14,6 +14,7 @@ from torchaudio.models import wav2vec2_model, wavlm_model
 
 from parp_cli.data.labels import Vocabulary
 from parp_cli.errors import CheckpointError
+from parp_cli.exporters import sparse
 from parp_cli.exporters.check import network
 from parp_cli.exporters.onnx import OnnxNetwork
 from parp_cli.exporters.sherpa import MODEL, SherpaNetwork, symbols_of
@@ -151,7 +152,7 @@ def test_logits_and_zeros_are_the_masked_checkpoints(
 
     if target in ("onnx", "sherpa"):
         pytest.importorskip("onnx", reason="the extra `onnx`")
-    monkeypatch.setattr(exporting, "choose", choose)
+    monkeypatch.setattr(sparse, "choose", choose)
     monkeypatch.setattr(exporting, "some_speech", lambda *_: SPEECH)
     architecture, path = FAMILIES[family], checkpoints(family)
     content = checkpoint.read(path)

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from parp_cli.errors import CheckpointError, MaskError, UsageError
+from parp_cli.exporters import sparse as exporter
 from parp_cli.models.recognizer import rebuild
 from parp_cli.models.speech.kernels import products
 from parp_cli.stages import export as exporting
@@ -36,7 +37,7 @@ def always(kind: str) -> Any:
 def test_it_is_evaluated_and_used_as_any_other(
     world: World, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
-    monkeypatch.setattr(exporting, "choose", always(kind))
+    monkeypatch.setattr(exporter, "choose", always(kind))
     result = export(trained, to="sparse", int8=kind == "int8", out=tmp_path / "sparse.safetensors")
     content = checkpoint.read(result.path)
     assert set(content.kernels.values()) == {kind}
@@ -65,7 +66,7 @@ def kernel_modules(model: torch.nn.Module, content: checkpoint.Checkpoint) -> li
 def test_what_is_made_of_it_has_no_kernels(
     world: World, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(exporting, "choose", always("csr"))
+    monkeypatch.setattr(exporter, "choose", always("csr"))
     sparse = export(trained, to="sparse", out=tmp_path / "sparse.safetensors").path
     assert inspect(sparse).overall == inspect(trained).overall
     packed = export(sparse, to="packed", out=tmp_path / "packed.safetensors").path
@@ -89,7 +90,7 @@ def test_it_is_measured_and_written_as_it_was_found(trained: Path, tmp_path: Pat
 def test_damage_and_kernels_of_a_newer_parp_are_told(
     trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(exporting, "choose", always("csr"))
+    monkeypatch.setattr(exporter, "choose", always("csr"))
     sparse = export(trained, to="sparse", out=tmp_path / "sparse.safetensors").path
     content = sparse.read_bytes()
     swapped = content.replace(b'\\"csr\\"', b'\\"5:8\\"')
@@ -119,7 +120,7 @@ def test_what_fails_leaves_nothing_behind(
     def off(architecture: Any, weights: Any, kernels: Any = None, device: Any = None) -> Any:
         return lambda waveforms: [torch.full((3, 3), float(kernels is None)) for _ in waveforms]
 
-    monkeypatch.setattr(exporting, "choose", always("csr"))
+    monkeypatch.setattr(exporter, "choose", always("csr"))
     monkeypatch.setattr(exporting, "network", off)
     with pytest.raises(CheckpointError, match="gives other logits, and is not written"):
         export(trained, to="sparse", out=tmp_path / "a")
@@ -142,7 +143,7 @@ def test_sparse_tensor_cores(two_of_four: Path, tmp_path: Path, monkeypatch: pyt
         places.append(next(model.parameters()).device.type)
         return {name: kind for name in sorted(pruned & set(products(model))) if "feature_projection" not in name}
 
-    monkeypatch.setattr(exporting, "choose", choose)
+    monkeypatch.setattr(exporter, "choose", choose)
     with fake_cuda():
         result = export(two_of_four, to="sparse", device=CUDA, out=tmp_path / "sparse.safetensors")
         assert places == ["cuda"]
@@ -173,10 +174,10 @@ def evaluated(path: Path, device: torch.device | None = None, **options: Any) ->
 def test_which_device_a_sparse_export_is_for(
     trained: Path, two_of_four: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(exporting, "choose", always("csr"))
+    monkeypatch.setattr(exporter, "choose", always("csr"))
     out = tmp_path / "sparse.safetensors"
     with fake_cuda():
-        monkeypatch.setattr(exporting, "select_device", lambda name: CUDA if name == "auto" else torch.device(name))
+        monkeypatch.setattr(exporter, "select_device", lambda name: CUDA if name == "auto" else torch.device(name))
         assert export(trained, to="sparse", out=out).measured_on == "cpu"
         assert export(two_of_four, to="sparse", out=out).measured_on == "cuda"
         assert export(two_of_four, to="sparse", int8=True, out=out).measured_on == "cpu"

@@ -1,0 +1,206 @@
+"""What `parp export` writes. Each target is one `Target` in one file of this folder, which says all there is to say of
+it; `targets` lists them."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+from parp_cli.errors import MaskError
+from parp_cli.runtime.device import versions
+from parp_cli.storage import checkpoint
+from parp_cli.storage.atomic import replacing, write_error
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from parp_cli.exporters.check import Check
+    from parp_cli.exporters.text_check import TextCheck
+    from parp_cli.models.sources.names import Encoder
+    from parp_cli.runtime.progress import Notify
+    from parp_cli.storage.checkpoint import Checkpoint, Metadata
+    from parp_cli.storage.packed import Values
+
+
+@dataclass(frozen=True, kw_only=True)
+class Size:
+    """Of a model: bytes of its file, parameters, attention heads, feed-forward units, blocks with any of these, and
+    channels of the feature encoder."""
+
+    bytes: int
+    parameters: int
+    heads: int
+    units: int
+    blocks: int
+    channels: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportResult:
+    """What `parp export` wrote.
+
+    Attributes:
+        target: its name.
+        size: bytes of the folder (hf, sherpa) or file in all.
+        zeros: pruned weights that are zero in it.
+        before, after: the checkpoint and the export, of targets that were compared; None for others.
+        check: how they compare.
+        integer_products: matrix products of 8-bit integers, of a quantised export.
+        card: the model card that was written; None for other targets, or where a card of one's own was kept.
+        kernels: how many matrix products are computed dense, from compressed rows (csr), in 8-bit integers (int8) and
+            as 2:4, of a sparse export.
+        measured_on: "cpu" or "cuda", of a sparse export.
+    """
+
+    path: Path
+    target: str
+    source: Path
+    size: int
+    zeros: int
+    before: Size | None = None
+    after: Size | None = None
+    check: Check | TextCheck | None = None
+    integer_products: int | None = None
+    card: Path | None = None
+    kernels: Mapping[str, int] | None = None
+    measured_on: str | None = None
+
+
+@dataclass(frozen=True)
+class Trial:
+    """How exports of one kind of network are run, and compared on the same inputs.
+
+    Attributes:
+        network: from architecture and weights (and kernels, of speech), as parp runs it.
+        compared: two of them; `exact` where their outputs are to be equal.
+        write_onnx: writes one in ONNX, from architecture and weights.
+        onnx: one from such a file, as onnxruntime runs it.
+    """
+
+    network: Callable[..., Any]
+    compared: Callable[..., Check | TextCheck]
+    write_onnx: Callable[..., None]
+    onnx: Callable[[Path], Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """A checkpoint that is to be exported.
+
+    Attributes:
+        target: its name.
+        content, encoder: of the checkpoint `source`, whose weights are zero where its mask prunes.
+        out: the directory or file to write.
+        int8, values, device: as of `stages.export.export`.
+        trial: how it is compared, on data of the corpus that it was fine-tuned on.
+        speech: such waveforms (S,), sorted by length.
+        notify: takes progress.
+    """
+
+    target: str
+    source: Path
+    content: Checkpoint
+    encoder: Encoder
+    out: Path
+    int8: bool
+    values: Values | None
+    device: torch.device | None
+    trial: Callable[[], Trial]
+    speech: Callable[[], Sequence[Tensor]]
+    notify: Notify
+
+    @property
+    def zeros(self) -> int:
+        """Weights under the mask that are zero."""
+        return sum(int((self.encoder.weights[name] == 0).sum()) for name in self.content.masks)
+
+    @property
+    def descended(self) -> Metadata:
+        """The metadata of a checkpoint that is made of this one."""
+        metadata = self.content.metadata
+        lineage = checkpoint.lineage(self.source, metadata)
+        return replace(metadata, stage="export", parents=lineage, versions=versions())
+
+    @property
+    def properties(self) -> dict[str, str]:
+        """What a file for another runtime says of where it is from."""
+        return {**versions(), "source_sha256": checkpoint.file_hash(self.source)}
+
+    def require_mask(self) -> None:
+        """Raises MaskError where there is none."""
+        if not self.content.masks:
+            raise MaskError(f"{self.source} has no mask", hint="make one with `parp mask` or `parp finetune`")
+
+    @contextmanager
+    def made(self, *names: str) -> Iterator[Path]:
+        """A temporary folder for files of these names: once the block has written and checked them, they are copied to
+        `out`, a directory where there are several. Raises ResourceError where a disk is full."""
+        with TemporaryDirectory() as folder:
+            try:
+                yield Path(folder)
+            except OSError as error:
+                raise write_error(Path(folder) / names[0], error) from error
+            for name in names:
+                with replacing(self.out / name if len(names) > 1 else self.out) as temporary:
+                    shutil.copyfile(Path(folder) / name, temporary)
+
+    def result(self, **found: Any) -> ExportResult:
+        """What was written; `found` has what is not of every export."""
+        files = [self.out] if self.out.is_file() else [path for path in self.out.rglob("*") if path.is_file()]
+        size = sum(path.stat().st_size for path in files)
+        known: dict[str, Any] = {
+            "path": self.out,
+            "target": self.target,
+            "source": self.source,
+            "size": size,
+            "zeros": self.zeros,
+        }
+        return ExportResult(**{**known, **found})
+
+    def for_runtime(self, check: Check | TextCheck, products: int | None, *names: str) -> ExportResult:
+        """What was written for another runtime, of the same network: `out`, or files of these names in it."""
+        before = size_of(self.encoder.architecture, self.encoder.weights, self.source)
+        size = sum(path.stat().st_size for path in ([self.out / name for name in names] or [self.out]))
+        after = replace(before, bytes=size)
+        return self.result(size=size, before=before, after=after, check=check, integer_products=products)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """A target of `parp export`.
+
+    Attributes:
+        name: the value of `--to`.
+        title: what it is, as in "exported model.safetensors for transformers".
+        write: writes it. Raises as `stages.export.export`.
+        of_texts: whether text encoders have it too.
+        int8, values: whether it takes these options.
+        require: raises UsageError where a package that it needs is not installed.
+    """
+
+    name: str
+    title: str
+    write: Callable[[Job], ExportResult]
+    of_texts: bool = False
+    int8: bool = False
+    values: bool = False
+    require: Callable[[], None] = lambda: None
+
+
+def size_of(architecture: Any, weights: Mapping[str, Tensor], path: Path) -> Size:
+    """The size of a network whose file is at `path`."""
+    sizes = [architecture.sizes_of_layer(index) for index in range(architecture.layers)]
+    return Size(
+        bytes=path.stat().st_size,
+        parameters=sum(weight.numel() for weight in weights.values() if weight.is_floating_point()),
+        heads=sum(heads for heads, _, _ in sizes),
+        units=sum(units for _, _, units in sizes),
+        blocks=sum(bool(count) for heads, _, units in sizes for count in (heads, units)),
+        channels=architecture.channels,
+    )
