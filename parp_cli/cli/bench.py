@@ -19,7 +19,7 @@ def bench(
     models: Annotated[
         list[Path],
         typer.Argument(
-            help="Checkpoints, and what --to hf, onnx and sherpa wrote.", show_default=False, metavar="MODEL…"
+            help="Checkpoints, and what --to hf, onnx, sherpa and gguf wrote.", show_default=False, metavar="MODEL…"
         ),
     ],
     seconds: Annotated[

@@ -205,18 +205,25 @@ class CrispNetwork:
             raise CheckpointError(f"{path} cannot be read by crispasr", details=[str(error)]) from error
 
     def __call__(self, waveforms: Sequence[Tensor]) -> list[Tensor]:
-        """Logits (T, V) of each of the waveforms (S,), one at a time."""
-        return [self.recognized(waveform)[1] for waveform in waveforms]
+        """Logits (T, V) of each of the waveforms (S,), one at a time. Raises CheckpointError where it recognises
+        nothing, and gives none."""
+        found = []
+        for waveform in waveforms:
+            _, logits = self._run(waveform)
+            if logits is None:
+                raise CheckpointError(
+                    f"crispasr recognises nothing in {len(waveform) / SAMPLE_RATE:.1f} s of speech: no logits",
+                    hint="the checkpoint may be trained too little to be of use",
+                )
+            found.append(torch.from_numpy(logits))
+        return found
 
-    def recognized(self, waveform: Tensor) -> tuple[str, Tensor]:
-        """The transcript of a waveform (S,), and its logits (T, V)."""
-        segments, logits = self._session.transcribe_with_logits(waveform.numpy(), SAMPLE_RATE)
-        if logits is None:
-            raise CheckpointError(
-                f"crispasr recognises nothing in {len(waveform) / SAMPLE_RATE:.1f} s of speech, and gives no logits",
-                hint="the checkpoint may be trained too little to be of use",
-            )
-        return " ".join(segment.text for segment in segments), torch.from_numpy(logits)
+    def transcribe(self, waveforms: Sequence[Tensor]) -> list[str]:
+        """The transcript of each of the waveforms (S,), one at a time."""
+        return [" ".join(segment.text for segment in self._run(waveform)[0]) for waveform in waveforms]
+
+    def _run(self, waveform: Tensor) -> Any:
+        return self._session.transcribe_with_logits(waveform.numpy(), SAMPLE_RATE)
 
 
 def _write(job: Job) -> ExportResult:
@@ -231,7 +238,7 @@ def _write(job: Job) -> ExportResult:
         theirs = CrispNetwork(made)
         check = compared(ours, theirs, speech, exact=False, recognises=False)
         refuse_different(check.largest_difference, source, exact=False)
-        texts = [theirs.recognized(waveform)[0] for waveform in speech]
+        texts = theirs.transcribe(speech)
         check = with_transcripts(check, texts, crispasr_version(), ours=ours, vocabulary=vocabulary, speech=speech)
         if not job.int8:
             difference = f"the largest difference of a logit is {check.largest_difference:.2g}"

@@ -21,6 +21,7 @@ from torch import Tensor
 from parp_cli.errors import CheckpointError, ResourceError
 from parp_cli.exporters import sherpa
 from parp_cli.exporters.check import Network, network
+from parp_cli.exporters.gguf import CrispNetwork, require_gguf
 from parp_cli.exporters.onnx import OnnxNetwork, require_onnx
 from parp_cli.exporters.transformers_network import TransformersNetwork, classes_of, require_transformers
 from parp_cli.models.recognizer import encoder_of
@@ -29,7 +30,7 @@ from parp_cli.pruning.masks import under
 from parp_cli.storage import checkpoint
 from parp_cli.storage.conventions import SAMPLE_RATE
 
-Runtime = Literal["parp", "transformers", "onnxruntime"]
+Runtime = Literal["parp", "transformers", "onnxruntime", "crispasr"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,8 +62,8 @@ class Pass:
 
 
 def runtime_of(path: Path) -> Runtime:
-    """Where a file or folder runs: checkpoints in parp, folders of transformers there, and .onnx files and folders for
-    sherpa-onnx in onnxruntime.
+    """Where a file or folder runs: checkpoints in parp, folders of transformers there, .onnx files and folders for
+    sherpa-onnx in onnxruntime, and .gguf files in crispasr.
 
     Raises:
         CheckpointError: there is nothing, or nothing of these kinds.
@@ -74,13 +75,16 @@ def runtime_of(path: Path) -> Runtime:
     if is_for_sherpa(path) or (path.is_file() and path.suffix == ".onnx"):
         require_onnx()
         return "onnxruntime"
+    if path.is_file() and path.suffix == ".gguf":
+        require_gguf()
+        return "crispasr"
     if path.is_file() and path.suffix == ".safetensors":
         metadata = checkpoint.read_metadata(path, with_weights=True)
         if metadata.architecture.get("kind", "speech") == "speech":
             return "parp"
     raise CheckpointError(
         f"{path} is no model whose speed can be measured" if path.exists() else f"there is no model {path}",
-        hint="name checkpoints of speech, folders of transformers, or what `parp export --to onnx` (sherpa) wrote",
+        hint="name checkpoints of speech, folders of transformers, or exports to onnx, sherpa or gguf",
     )
 
 
@@ -106,6 +110,10 @@ def _opener(path: Path) -> Callable[[], Network]:
         if is_for_sherpa(path):
             return lambda: sherpa.SherpaNetwork(path / sherpa.MODEL)
         return lambda: OnnxNetwork(path)
+    if runtime == "crispasr":
+        import crispasr  # noqa: F401
+
+        return lambda: CrispNetwork(path)
     return lambda: _of_checkpoint(path)
 
 
@@ -199,11 +207,16 @@ def _peak_bytes() -> int | None:
     return _memory("VmHWM")
 
 
+def _work_of(network: Network) -> Callable[[Sequence[Tensor]], object]:
+    """What a network is timed by: crispasr gives no logits of noise in which it recognises nothing."""
+    return network.transcribe if isinstance(network, CrispNetwork) else network
+
+
 def _work(path: Path, seconds: float, questions: TextIO, answer: Callable[[object], None]) -> None:
     """What the process of a Worker does."""
     opener, taken = _opener(path), _peak_bytes()
     began = time.perf_counter()
-    run = opener()
+    run = _work_of(opener())
     loaded = time.perf_counter()
     run([_noise(seconds)])
     answer(asdict(Loaded(load_seconds=loaded - began, first_result_seconds=time.perf_counter() - began)))

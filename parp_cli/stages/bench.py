@@ -12,6 +12,7 @@ from tempfile import TemporaryDirectory
 from typing import Protocol
 
 import torch
+from torch import Tensor
 
 from parp_cli.config.finetune import Recipe
 from parp_cli.config.load import recipe_from_dict
@@ -20,6 +21,7 @@ from parp_cli.data.corpora import load
 from parp_cli.data.labels import vocabulary_of
 from parp_cli.errors import CheckpointError, UsageError
 from parp_cli.exporters.check import labels, least_seconds
+from parp_cli.exporters.gguf import CrispNetwork
 from parp_cli.exporters.huggingface import export_huggingface
 from parp_cli.exporters.measure import (
     Loaded,
@@ -136,7 +138,7 @@ def bench(
     """Load each model into a fresh process, and let all of them compute the same work in turn.
 
     Args:
-        models: checkpoints of parp, folders of transformers, .onnx files, folders for sherpa-onnx.
+        models: checkpoints of parp, folders of transformers, .onnx and .gguf files, folders for sherpa-onnx.
         lengths, batches: seconds of an utterance, and utterances per pass.
         rounds: the fastest counts; a pass before them does not.
         dense: measure transformers too, where it is installed, on a dense network of the first checkpoint's
@@ -290,23 +292,33 @@ class _Judge:
 
     def errors(self, path: Path) -> ErrorRate:
         """Of words; of phones where the labels are phones. Raises CheckpointError where outputs are of others."""
+        transcribe, texts = self._transcriber(path), []
+        for number, utterance in enumerate(self._test.utterances):
+            texts.append(transcribe(read_audio(utterance.audio)))
+            self._notify(Progress(f"recognising {self._split}", number + 1, len(self._test.utterances), note=str(path)))
+        recognized = self._test.recognized(texts)
+        return word_errors([one.reference for one in recognized], [one.hypothesis for one in recognized])
+
+    def _transcriber(self, path: Path) -> Callable[[Tensor], str]:
+        """What makes the transcript of a waveform (S,)."""
         run, outputs = open_network(path), len(self._vocabulary)
+        if isinstance(run, CrispNetwork):
+            return lambda waveform: run.transcribe([waveform])[0]  # by the labels that are in its file
         text: Callable[[list[int]], str] = self._vocabulary.decode
         if is_for_sherpa(path):
             symbols = symbols_of(self._vocabulary, source=str(self._source))
             outputs, text = len(symbols.texts), symbols.text
-        texts = []
-        for number, utterance in enumerate(self._test.utterances):
-            (logits,) = run([read_audio(utterance.audio)])
+
+        def transcribe(waveform: Tensor) -> str:
+            (logits,) = run([waveform])
             if logits.shape[-1] != outputs:
                 raise CheckpointError(
                     f"{path} has {logits.shape[-1]} outputs, and the vocabulary of {self._source} is for {outputs}",
                     hint="name a checkpoint and what was exported from it",
                 )
-            texts.append(text(labels(logits)))
-            self._notify(Progress(f"recognising {self._split}", number + 1, len(self._test.utterances), note=str(path)))
-        recognized = self._test.recognized(texts)
-        return word_errors([one.reference for one in recognized], [one.hypothesis for one in recognized])
+            return text(labels(logits))
+
+        return transcribe
 
 
 def _draw(result: BenchResult, path: Path) -> None:

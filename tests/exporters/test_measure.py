@@ -70,6 +70,18 @@ def test_pruned_weights_are_zero_where_it_runs(trained: Path, export_to: Callabl
     assert bytes_of(folder) == sum(path.stat().st_size for path in folder.iterdir())
 
 
+def test_gguf_is_measured_on_what_it_recognises_nothing_in(trained: Path, tmp_path: Path) -> None:
+    pytest.importorskip("crispasr", reason="the extra `gguf`")
+    path = export(trained, to="gguf", out=tmp_path / "model.gguf").path
+    assert runtime_of(path) == "crispasr"
+    one = Worker(path, 0.5)
+    assert one.run(0.5, 2).seconds > 0
+    one.close()
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(CheckpointError, match=r"model\.gguf cannot be read by crispasr"):
+        open_network(path)
+
+
 def test_what_is_no_model(tmp_path: Path) -> None:
     (tmp_path / "model.txt").write_text("x")
     with pytest.raises(CheckpointError, match="no model whose speed can be measured"):

@@ -57,13 +57,13 @@ def test_they_take_turns(trained: Path, masked: Path) -> None:
     assert result.all == result.models
 
 
-@pytest.mark.parametrize("target", ["packed", "onnx", "sherpa", "hf"])
+@pytest.mark.parametrize("target", ["packed", "onnx", "sherpa", "hf", "gguf"])
 def test_errors_are_those_of_eval(trained: Path, tmp_path: Path, target: str) -> None:
-    needed = {"onnx": "onnxruntime", "sherpa": "onnxruntime", "hf": "transformers"}
+    needed = {"onnx": "onnxruntime", "sherpa": "onnxruntime", "hf": "transformers", "gguf": "crispasr"}
     if target in needed:
         pytest.importorskip(needed[target], reason="what it is for")
     pytest.importorskip("matplotlib", reason="the extra `plot`")
-    name = {"packed": "packed.safetensors", "onnx": "model.onnx"}.get(target, target)
+    name = {"packed": "packed.safetensors", "onnx": "model.onnx", "gguf": "model.gguf"}.get(target, target)
     exported = export(trained, to=target, out=tmp_path / name).path
     figure = tmp_path / "speed.svg"
     models = [trained, exported]

@@ -87,7 +87,8 @@ def test_transcripts(vocabulary: Vocabulary, tmp_path: Path) -> None:
     architecture = NETWORKS["hubert-large"]
     weights = dict(randomise(build(architecture, vocabulary_size=len(vocabulary))).state_dict())
     export_gguf(architecture, weights, vocabulary, tmp_path / "a.gguf", int8=False, properties={})
-    text, logits = CrispNetwork(tmp_path / "a.gguf").recognized(SPEECH[1])
+    network = CrispNetwork(tmp_path / "a.gguf")
+    (text,), (logits,) = network.transcribe([SPEECH[1]]), network([SPEECH[1]])
     assert text.split() == vocabulary.decode(labels(logits)).split()
     assert text
 
