@@ -8,11 +8,12 @@ import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from parp_cli.data.labels import Vocabulary
 from parp_cli.errors import CheckpointError
 from parp_cli.models.sources.names import MASK_EMBEDDING, without
 from parp_cli.models.speech.config import Architecture, build
@@ -20,9 +21,6 @@ from parp_cli.models.speech.forward import encode, front_end, pad
 from parp_cli.models.speech.kernels import install
 from parp_cli.runtime.device import autocast
 from parp_cli.storage.conventions import SAMPLE_RATE
-
-if TYPE_CHECKING:
-    from parp_cli.data.labels import Vocabulary
 
 TOLERANCE = 1e-4
 """Largest difference of a logit that float32's rounding explains."""
@@ -160,7 +158,7 @@ def with_transcripts(
     program: str,
     *,
     ours: Network,
-    vocabulary: "Vocabulary",
+    vocabulary: Vocabulary,
     speech: Sequence[Tensor],
 ) -> Check:
     """The check with how many of a program's transcripts are not the greedy ones of ours."""

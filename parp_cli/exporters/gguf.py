@@ -192,6 +192,14 @@ def _padded(tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
     return found
 
 
+def tokens_in(path: Path) -> list[str]:
+    """What a file has crispasr print for each label."""
+    import gguf
+
+    field = gguf.GGUFReader(path).fields["tokenizer.ggml.tokens"]
+    return [bytes(field.parts[index]).decode() for index in field.data]
+
+
 class CrispNetwork:
     """A file of `export_gguf` in crispasr, with as many threads as torch has. Raises CheckpointError: it cannot be
     read."""
@@ -209,10 +217,11 @@ class CrispNetwork:
         nothing, and gives none."""
         found = []
         for waveform in waveforms:
-            _, logits = self._run(waveform)
+            _, logits = self._session.transcribe_with_logits(waveform.numpy(), SAMPLE_RATE)
             if logits is None:
                 raise CheckpointError(
-                    f"crispasr recognises nothing in {len(waveform) / SAMPLE_RATE:.1f} s of speech: no logits",
+                    "crispasr gives no logits where it recognises nothing, "
+                    f"as in {len(waveform) / SAMPLE_RATE:.1f} s of speech",
                     hint="the checkpoint may be trained too little to be of use",
                 )
             found.append(torch.from_numpy(logits))
@@ -220,10 +229,8 @@ class CrispNetwork:
 
     def transcribe(self, waveforms: Sequence[Tensor]) -> list[str]:
         """The transcript of each of the waveforms (S,), one at a time."""
-        return [" ".join(segment.text for segment in self._run(waveform)[0]) for waveform in waveforms]
-
-    def _run(self, waveform: Tensor) -> Any:
-        return self._session.transcribe_with_logits(waveform.numpy(), SAMPLE_RATE)
+        runs = (self._session.transcribe(waveform.numpy(), SAMPLE_RATE) for waveform in waveforms)
+        return [" ".join(segment.text for segment in run) for run in runs]
 
 
 def _write(job: Job) -> ExportResult:

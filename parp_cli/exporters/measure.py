@@ -111,8 +111,9 @@ def _opener(path: Path) -> Callable[[], Network]:
             return lambda: sherpa.SherpaNetwork(path / sherpa.MODEL)
         return lambda: OnnxNetwork(path)
     if runtime == "crispasr":
-        import crispasr  # noqa: F401
+        from crispasr import Session
 
+        Session.available_backends()  # loads its library, which the import does not
         return lambda: CrispNetwork(path)
     return lambda: _of_checkpoint(path)
 
@@ -181,12 +182,6 @@ class Worker:
         raise CheckpointError(f"{self._path} cannot be measured", details=details)
 
 
-def bytes_of(path: Path) -> int:
-    """Bytes of a file, or of all files in a folder."""
-    files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
-    return sum(file.stat().st_size for file in files)
-
-
 def _noise(seconds: float) -> Tensor:
     return 0.1 * torch.randn(round(seconds * SAMPLE_RATE), generator=torch.Generator().manual_seed(0))
 
@@ -207,7 +202,7 @@ def _peak_bytes() -> int | None:
     return _memory("VmHWM")
 
 
-def _work_of(network: Network) -> Callable[[Sequence[Tensor]], object]:
+def _pass_of(network: Network) -> Callable[[Sequence[Tensor]], object]:
     """What a network is timed by: crispasr gives no logits of noise in which it recognises nothing."""
     return network.transcribe if isinstance(network, CrispNetwork) else network
 
@@ -216,7 +211,7 @@ def _work(path: Path, seconds: float, questions: TextIO, answer: Callable[[objec
     """What the process of a Worker does."""
     opener, taken = _opener(path), _peak_bytes()
     began = time.perf_counter()
-    run = _work_of(opener())
+    run = _pass_of(opener())
     loaded = time.perf_counter()
     run([_noise(seconds)])
     answer(asdict(Loaded(load_seconds=loaded - began, first_result_seconds=time.perf_counter() - began)))

@@ -9,6 +9,7 @@ from parp_cli.exporters.check import refuse_different
 from parp_cli.exporters.target import ExportResult, Job, Target, size_of
 from parp_cli.models.recognizer import encoder_of
 from parp_cli.models.speech.kernels import INT8, SEMI_STRUCTURED
+from parp_cli.pruning.masks import count_zeros
 from parp_cli.storage import checkpoint
 from parp_cli.storage.checkpoint import Checkpoint
 
@@ -33,7 +34,7 @@ def write_packed(job: Job, content: Checkpoint, device: torch.device) -> ExportR
         check = trial.compared(ours, theirs, exact=exact)
         refuse_different(check.largest_difference, str(job.source), exact=exact)
     return job.result(
-        zeros=sum(int((read[name] == 0).sum()) for name in content.masks),
+        zeros=count_zeros(read, content.masks),
         before=size_of(architecture, weights, job.source),
         after=size_of(architecture, weights, job.out),
         check=check,

@@ -180,8 +180,9 @@ def transcribed(folder: Path, symbols: Symbols, speech: Sequence[Tensor]) -> tup
 def _write(job: Job) -> ExportResult:
     require_head(job.source, job.content.metadata)
     architecture, weights, task, *_ = job.encoder
-    source, vocabulary, speech = str(job.source), vocabulary_of(job.source, task), job.speech()
-    symbols, ours = symbols_of(vocabulary, source=source), network(architecture, weights)
+    source, vocabulary = str(job.source), vocabulary_of(job.source, task)
+    symbols, speech = symbols_of(vocabulary, source=source), job.speech()
+    ours = network(architecture, weights)
     with job.made(MODEL, TOKENS) as folder:
         export_sherpa(architecture, weights, symbols, folder / MODEL, properties=job.properties)
         write_tokens(symbols, folder / TOKENS)

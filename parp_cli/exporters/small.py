@@ -11,6 +11,7 @@ from parp_cli.exporters.check import refuse_different
 from parp_cli.exporters.target import ExportResult, Job, Target, size_of
 from parp_cli.models.network import Architecture
 from parp_cli.models.small import Small
+from parp_cli.pruning.masks import count_pruned
 from parp_cli.storage import checkpoint
 from parp_cli.storage.checkpoint import Checkpoint, Metadata, Sparsity
 
@@ -63,7 +64,7 @@ def _write(job: Job) -> ExportResult:
     refuse_different(check.largest_difference, str(job.source), exact=True)
     export_small(small, job.descended, job.out)
     return job.result(
-        zeros=sum(mask.numel() - int(mask.count_nonzero()) for mask in small.masks.values()),
+        zeros=count_pruned(small.masks),
         before=size_of(architecture, weights, job.source),
         after=size_of(small.architecture, small.weights, job.out),
         check=check,

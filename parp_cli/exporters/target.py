@@ -1,7 +1,5 @@
-"""What `parp export` writes. Each target is one `Target` in one file of this folder, which says all there is to say of
-it; `targets` lists them."""
-
-from __future__ import annotations
+"""What `parp export` writes. Each target is one `Target` in one file of this folder, which says what it writes, for
+what, and by which options; `targets` lists them."""
 
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -9,23 +7,22 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
+from torch import Tensor
 
 from parp_cli.errors import MaskError
+from parp_cli.exporters.check import Check
+from parp_cli.exporters.text_check import TextCheck
+from parp_cli.models.sources.names import Encoder
+from parp_cli.pruning.masks import count_zeros
 from parp_cli.runtime.device import versions
+from parp_cli.runtime.progress import Notify
 from parp_cli.storage import checkpoint
 from parp_cli.storage.atomic import replacing, write_error
-
-if TYPE_CHECKING:
-    import torch
-    from torch import Tensor
-
-    from parp_cli.exporters.check import Check
-    from parp_cli.exporters.text_check import TextCheck
-    from parp_cli.models.sources.names import Encoder
-    from parp_cli.runtime.progress import Notify
-    from parp_cli.storage.checkpoint import Checkpoint, Metadata
-    from parp_cli.storage.packed import Values
+from parp_cli.storage.checkpoint import Checkpoint, Metadata
+from parp_cli.storage.packed import Values
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,11 +113,6 @@ class Job:
     notify: Notify
 
     @property
-    def zeros(self) -> int:
-        """Weights under the mask that are zero."""
-        return sum(int((self.encoder.weights[name] == 0).sum()) for name in self.content.masks)
-
-    @property
     def descended(self) -> Metadata:
         """The metadata of a checkpoint that is made of this one."""
         metadata = self.content.metadata
@@ -140,33 +132,32 @@ class Job:
     @contextmanager
     def made(self, *names: str) -> Iterator[Path]:
         """A temporary folder for files of these names: once the block has written and checked them, they are copied to
-        `out`, a directory where there are several. Raises ResourceError where a disk is full."""
+        `out`, a directory where there are several. Raises ResourceError where a disk is full, UsageError where they
+        cannot be written."""
         with TemporaryDirectory() as folder:
             try:
                 yield Path(folder)
             except OSError as error:
-                raise write_error(Path(folder) / names[0], error) from error
+                raise write_error(self.out, error) from error
             for name in names:
                 with replacing(self.out / name if len(names) > 1 else self.out) as temporary:
                     shutil.copyfile(Path(folder) / name, temporary)
 
-    def result(self, **found: Any) -> ExportResult:
-        """What was written; `found` has what is not of every export."""
-        files = [self.out] if self.out.is_file() else [path for path in self.out.rglob("*") if path.is_file()]
-        size = sum(path.stat().st_size for path in files)
-        known: dict[str, Any] = {
-            "path": self.out,
-            "target": self.target,
-            "source": self.source,
-            "size": size,
-            "zeros": self.zeros,
-        }
-        return ExportResult(**{**known, **found})
+    def result(self, *, size: int | None = None, zeros: int | None = None, **found: Any) -> ExportResult:
+        """What was written; by default with the size of `out`, and the zeros of the checkpoint."""
+        return ExportResult(
+            path=self.out,
+            target=self.target,
+            source=self.source,
+            size=bytes_of(self.out) if size is None else size,
+            zeros=count_zeros(self.encoder.weights, self.content.masks) if zeros is None else zeros,
+            **found,
+        )
 
     def for_runtime(self, check: Check | TextCheck, products: int | None, *names: str) -> ExportResult:
         """What was written for another runtime, of the same network: `out`, or files of these names in it."""
         before = size_of(self.encoder.architecture, self.encoder.weights, self.source)
-        size = sum(path.stat().st_size for path in ([self.out / name for name in names] or [self.out]))
+        size = sum(map(bytes_of, [self.out / name for name in names] or [self.out]))
         after = replace(before, bytes=size)
         return self.result(size=size, before=before, after=after, check=check, integer_products=products)
 
@@ -191,6 +182,12 @@ class Target:
     int8: bool = False
     values: bool = False
     require: Callable[[], None] = lambda: None
+
+
+def bytes_of(path: Path) -> int:
+    """Bytes of a file, or of all files in a folder."""
+    files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
+    return sum(file.stat().st_size for file in files)
 
 
 def size_of(architecture: Any, weights: Mapping[str, Tensor], path: Path) -> Size:

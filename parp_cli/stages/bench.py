@@ -21,19 +21,19 @@ from parp_cli.data.corpora import load
 from parp_cli.data.labels import vocabulary_of
 from parp_cli.errors import CheckpointError, UsageError
 from parp_cli.exporters.check import labels, least_seconds
-from parp_cli.exporters.gguf import CrispNetwork
+from parp_cli.exporters.gguf import CrispNetwork, tokens_in, tokens_of
 from parp_cli.exporters.huggingface import export_huggingface
 from parp_cli.exporters.measure import (
     Loaded,
     Pass,
     Runtime,
     Worker,
-    bytes_of,
     is_for_sherpa,
     open_network,
     runtime_of,
 )
 from parp_cli.exporters.sherpa import symbols_of
+from parp_cli.exporters.target import bytes_of
 from parp_cli.models.network import SMALL
 from parp_cli.models.sources.load import random_encoder
 from parp_cli.models.speech.config import ARCHITECTURES, Architecture, frames
@@ -303,7 +303,12 @@ class _Judge:
         """What makes the transcript of a waveform (S,)."""
         run, outputs = open_network(path), len(self._vocabulary)
         if isinstance(run, CrispNetwork):
-            return lambda waveform: run.transcribe([waveform])[0]  # by the labels that are in its file
+            if tokens_in(path) != tokens_of(self._vocabulary):
+                raise CheckpointError(
+                    f"{path} has other labels than {self._source}",
+                    hint="name a checkpoint and what was exported from it",
+                )
+            return lambda waveform: run.transcribe([waveform])[0]
         text: Callable[[list[int]], str] = self._vocabulary.decode
         if is_for_sherpa(path):
             symbols = symbols_of(self._vocabulary, source=str(self._source))

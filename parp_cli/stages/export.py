@@ -73,12 +73,12 @@ def export(
             hint=f"text encoders are written with --to {_those('of_texts')}",
         )
     weights = under(content.masks, encoder.weights)
-    encoder = encoder._replace(weights=weights)
+    content, encoder = replace(content, weights=weights), encoder._replace(weights=weights)
     return target.write(
         Job(
             target=to,
             source=source,
-            content=replace(content, weights=weights),
+            content=content,
             encoder=encoder,
             out=out,
             int8=int8,

@@ -77,7 +77,7 @@ def test_small_models_are_refused_with_the_way_out(world: World, tmp_path: Path)
     small = export(masked, to="small", out=tmp_path / "small.safetensors").path
     for to in ("hf", "torchaudio"):
         with pytest.raises(CheckpointError, match="layers of sizes") as raised:
-            export(small, to=to, out=tmp_path / to)  # type: ignore[arg-type]  # each is a target
+            export(small, to=to, out=tmp_path / to)
         assert "--to onnx" in (raised.value.hint or "")
         assert not (tmp_path / to).exists()
         assert not (tmp_path / f"{to}.md").exists()

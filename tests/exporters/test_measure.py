@@ -10,8 +10,9 @@ from safetensors.torch import load_file, save_file
 
 from parp_cli.errors import CheckpointError, ResourceError
 from parp_cli.exporters.check import least_seconds
-from parp_cli.exporters.measure import Worker, bytes_of, open_network, runtime_of
+from parp_cli.exporters.measure import Worker, open_network, runtime_of
 from parp_cli.exporters.sherpa import MODEL
+from parp_cli.exporters.target import bytes_of
 from parp_cli.stages.export import export
 
 
@@ -70,7 +71,7 @@ def test_pruned_weights_are_zero_where_it_runs(trained: Path, export_to: Callabl
     assert bytes_of(folder) == sum(path.stat().st_size for path in folder.iterdir())
 
 
-def test_gguf_is_measured_on_what_it_recognises_nothing_in(trained: Path, tmp_path: Path) -> None:
+def test_gguf_is_measured(trained: Path, tmp_path: Path) -> None:
     pytest.importorskip("crispasr", reason="the extra `gguf`")
     path = export(trained, to="gguf", out=tmp_path / "model.gguf").path
     assert runtime_of(path) == "crispasr"

@@ -76,6 +76,14 @@ def test_errors_are_those_of_eval(trained: Path, tmp_path: Path, target: str) ->
     assert name in figure.read_text()
 
 
+def test_gguf_of_other_labels(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("crispasr", reason="what it is for")
+    exported = export(trained, to="gguf", out=tmp_path / "model.gguf").path
+    monkeypatch.setattr("parp_cli.stages.bench.tokens_of", lambda vocabulary: ["", *"XYZ"])
+    with pytest.raises(CheckpointError, match=r"model\.gguf has other labels than"):
+        bench([trained, exported], split="test", start=Clockwork())
+
+
 def test_the_dense_network_in_transformers(trained: Path) -> None:
     pytest.importorskip("transformers", reason="it is what runs it")
     result = bench([trained], lengths=(1.0,), batches=(1,), dense=True, start=Clockwork())

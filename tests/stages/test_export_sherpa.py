@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from parp_cli.data.audio import read_audio
+from parp_cli.data.labels import Vocabulary
 from parp_cli.errors import CheckpointError
 from parp_cli.exporters import sherpa
 from parp_cli.exporters.sherpa import Symbols, write_tokens
@@ -66,6 +67,16 @@ def test_other_transcripts_leave_nothing_behind(trained: Path, tmp_path: Path, m
     ):
         export(trained, to="sherpa", out=tmp_path / "sherpa")
     assert not list(tmp_path.iterdir())
+
+
+def test_labels_are_refused_before_speech_is_read(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spaced = Vocabulary(("<blank>", "A B"), "letters")
+    monkeypatch.setattr(sherpa, "vocabulary_of", lambda *_: spaced)
+    monkeypatch.setattr("parp_cli.stages.export.some_speech", lambda *_: pytest.fail("it was read"))
+    with pytest.raises(CheckpointError, match="has a label with a space in it"):
+        export(trained, to="sherpa", out=tmp_path / "sherpa")
 
 
 def test_an_encoder_without_a_head(masked: Path, tmp_path: Path) -> None:

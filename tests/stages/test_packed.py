@@ -153,7 +153,7 @@ def test_the_newest_of_a_run_folder_has_weights(pruned: Path, tmp_path: Path) ->
 def test_what_cannot_be_exported_so(dense: Path, pruned: Path, tmp_path: Path) -> None:
     for target in ("packed", "mask"):
         with pytest.raises(MaskError, match="has no mask"):
-            export(dense, to=target, out=tmp_path / "a")  # type: ignore[arg-type]
+            export(dense, to=target, out=tmp_path / "a")
     with pytest.raises(UsageError, match="--values goes with --to packed"):
         export(pruned, to="mask", values="int8", out=tmp_path / "a")
     assert not list(tmp_path.iterdir())

@@ -169,7 +169,7 @@ def test_every_stage_takes_it(world: World, small: Path, tmp_path: Path) -> None
     assert dense.sparsity is None
     for target in ("hf", "torchaudio"):
         with pytest.raises(CheckpointError, match="sizes that other projects' models cannot have") as caught:
-            export(small, to=target, out=tmp_path / target)  # type: ignore[arg-type]
+            export(small, to=target, out=tmp_path / target)
         assert "export what it was made from" in (caught.value.hint or "")
         assert not (tmp_path / target).exists()
 
@@ -249,7 +249,7 @@ def test_channels_are_pruned_removed_and_what_is_left_goes_on(world: World, tmp_
     assert architecture.norm_channels == (16, 16, 16)
     for target in ("hf", "torchaudio"):
         with pytest.raises(CheckpointError, match="sizes that other projects' models cannot have"):
-            export(twice.path, to=target, out=tmp_path / target)  # type: ignore[arg-type]
+            export(twice.path, to=target, out=tmp_path / target)
 
 
 def test_a_method_that_does_not_prune_structures(world: World) -> None:

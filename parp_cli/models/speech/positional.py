@@ -85,13 +85,13 @@ def frequency_convolution(x: Tensor, weight: Tensor, bias: Tensor, groups: int) 
 
 
 def direct_convolution(conv: nn.Conv1d, x: Tensor) -> Tensor:
-    """As many frames (B, T, D) of x (B, T, D) as it has, by a convolution that is padded by half its kernel; in the
-    precision of x.
+    """As many frames (B, T, D) of x (B, T, D) as it has, by a convolution that is padded by half its kernel.
 
-    On a CPU nothing is rounded to bfloat16 for it: of groups of few channels oneDNN's kernels for AMX make numbers that
-    have nothing to do with the convolution.
+    On a CPU in float32 and in the precision of x, where another one would round to bfloat16: of groups of few channels
+    oneDNN's kernels for AMX make numbers that have nothing to do with the convolution.
     """
-    if x.device.type == "cpu" and (x.dtype == torch.bfloat16 or torch.is_autocast_enabled("cpu")):
+    rounds = x.dtype == torch.bfloat16 or (x.dtype == torch.float32 and torch.is_autocast_enabled("cpu"))
+    if rounds and x.device.type == "cpu":
         with torch.autocast("cpu", enabled=False):
             weight, bias = conv.weight.float(), None if conv.bias is None else conv.bias.float()
             made = conv1d(x.mT.float(), weight, bias, padding=conv.kernel_size[0] // 2, groups=conv.groups).to(x.dtype)
