@@ -239,8 +239,7 @@ def _write(job: Job) -> ExportResult:
     architecture, weights, task, *_ = job.encoder
     check_readable(architecture, source=source)
     vocabulary, speech, ours = vocabulary_of(job.source, task), job.speech(), network(architecture, weights)
-    with job.made("model.gguf") as folder:
-        made = folder / "model.gguf"
+    with job.made() as made:
         matrices = export_gguf(architecture, weights, vocabulary, made, int8=job.int8, properties=job.properties)
         theirs = CrispNetwork(made)
         check = compared(ours, theirs, speech, exact=False, recognises=False)

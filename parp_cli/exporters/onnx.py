@@ -8,10 +8,12 @@ from __future__ import annotations
 import importlib.util
 import json
 import logging
+import shutil
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
@@ -20,7 +22,7 @@ from torch.nn.functional import conv1d, gelu
 
 from parp_cli.errors import CheckpointError, UsageError
 from parp_cli.exporters.check import Check, refuse_different
-from parp_cli.exporters.target import ExportResult, Job, Target
+from parp_cli.exporters.target import ExportResult, Job, Target, weights_beside
 from parp_cli.exporters.text_check import TextCheck
 from parp_cli.models.sources.names import MASK_EMBEDDING, without
 from parp_cli.models.sources.torch_files import one_line
@@ -119,15 +121,13 @@ def export_onnx(
     """Write a model with inputs `waveforms` (B, S), float32 at 16 kHz, not normalised, and `lengths` (B,), int64, and
     outputs `logits` (B, T, V), or hidden states without a head, and `frames` (B,).
 
-    What is beyond an utterance's length has no influence on its frames. The weight norm is folded.
+    What is beyond an utterance's length has no influence on its frames. The weight norm is folded. A model that is
+    larger than one file can be has its weights in another, as `write` says.
 
     Args:
         architecture, weights: of the network, zeros where it is pruned.
         vocabulary: V labels by id, the blank first; None for no head.
         properties: for the file's metadata, beside the vocabulary and the sample rate.
-
-    Raises:
-        UsageError: the model is larger than one ONNX file can be.
     """
     model = folded(architecture, weights)
     samples = round(_TRACED_SECONDS * SAMPLE_RATE)
@@ -153,8 +153,7 @@ def require_one_file(name: str, weights: Mapping[str, Tensor]) -> None:
 
 
 def folded(architecture: Architecture, weights: Mapping[str, Tensor]) -> SpeechNetwork:
-    """The network of these weights, its weight norm folded. Raises UsageError where it is larger than one file."""
-    require_one_file(architecture.name, weights)
+    """The network of these weights, its weight norm folded."""
     model = build(architecture, vocabulary_size=len(weights["aux.weight"]) if "aux.weight" in weights else None)
     model.load_state_dict(without(weights, [MASK_EMBEDDING]))
     for module in model.modules():
@@ -199,18 +198,31 @@ def quantize(path: Path, out: Path) -> int:
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     with _quietly():
-        quantize_dynamic(path, out, op_types_to_quantize=["MatMul"], per_channel=True, weight_type=QuantType.QInt8)
+        quantize_dynamic(
+            path,
+            out,
+            op_types_to_quantize=["MatMul"],
+            per_channel=True,
+            weight_type=QuantType.QInt8,
+            use_external_data_format=weights_beside(path).exists(),
+        )
     made, before = onnx.load(out), onnx.load(path, load_external_data=False)
     write(made, out, {prop.key: prop.value for prop in before.metadata_props})
     return sum(node.op_type in _INTEGER_PRODUCTS for node in made.graph.node)
 
 
 def write(model: Any, path: Path, properties: Mapping[str, str]) -> None:
-    """Write a model of onnx with these properties as its metadata."""
+    """Write a model of onnx with these properties as its metadata; where one file cannot hold it, its weights are in
+    another, `weights_beside` it, which has to stay there under its name."""
     import onnx
 
     onnx.helper.set_model_props(model, dict(properties))
-    onnx.save_model(model, path)
+    beside = weights_beside(path)
+    beside.unlink(missing_ok=True)  # what is there would be added to
+    if sum(len(weight.raw_data) for weight in model.graph.initializer) > _MOST_BYTES:
+        onnx.save_model(model, path, save_as_external_data=True, location=beside.name)
+    else:
+        onnx.save_model(model, path)
 
 
 def session(path: Path, inputs: Sequence[str] | None = None) -> Any:
@@ -246,8 +258,12 @@ def checked(
     check, products = compared(ours, opened(made), exact=True), None
     refuse_different(check.largest_difference, source, exact=True)
     if int8:
-        plain = made.rename(made.with_suffix(".float32"))
-        products = quantize(plain, made)
+        with TemporaryDirectory() as folder:
+            plain = Path(folder) / made.name
+            for path, place in ((made, plain), (weights_beside(made), weights_beside(plain))):
+                if path.exists():
+                    shutil.move(path, place)
+            products = quantize(plain, made)
         check = compared(ours, opened(made), exact=False)
         refuse_different(check.largest_difference, source, exact=False)
     return check, products
@@ -283,8 +299,7 @@ def _quietly() -> Iterator[None]:
 def _write(job: Job) -> ExportResult:
     architecture, weights, trial = job.encoder.architecture, job.encoder.weights, job.trial()
     ours = trial.network(architecture, weights)
-    with job.made("model.onnx") as folder:
-        made = folder / "model.onnx"
+    with job.made() as made:
         trial.write_onnx(architecture, weights, path=made, properties=job.properties)
         check, products = checked(made, job.int8, ours, trial.onnx, trial.compared, source=str(job.source))
     return job.for_runtime(check, products)

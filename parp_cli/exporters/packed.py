@@ -20,9 +20,9 @@ def write_packed(job: Job, content: Checkpoint, device: torch.device) -> ExportR
     architecture, weights, values = job.encoder.architecture, job.encoder.weights, job.values or "float32"
     exact = values == "float32" and not {INT8, SEMI_STRUCTURED} & set(content.kernels.values())
     device = torch.device("cpu") if exact else device
-    with job.made("packed") as folder:
-        checkpoint.write_packed(folder / "packed", content, values)
-        written = checkpoint.read(folder / "packed")
+    with job.made() as made:
+        checkpoint.write_packed(made, content, values)
+        written = checkpoint.read(made)
         read = encoder_of(written, source=str(job.out)).weights
         trial = job.trial()
         where: dict[str, Any] = {"device": device} if written.kernels else {}

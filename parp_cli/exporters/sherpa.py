@@ -123,13 +123,14 @@ def export_sherpa(
 
     Raises:
         CheckpointError: it was trained on waveforms as they are, with a layer norm, whose output depends on their mean.
-        UsageError: the model is larger than one ONNX file can be.
+        UsageError: the model is larger than one ONNX file can be, and sherpa-onnx reads one.
     """
     if not architecture.normalize_waveform and architecture.conv_norm == "layer":
         raise CheckpointError(
             f"{architecture.name} was trained on waveforms that are not normalised, and sherpa-onnx normalises them",
             hint="export it with --to onnx",
         )
+    onnx.require_one_file(architecture.name, weights)
     module = _FromNormalized(onnx.folded(architecture, weights), architecture, symbols)
     free = {0: torch.export.Dim("batch"), 1: torch.export.Dim("samples")}
     made = onnx.traced(module, (torch.zeros(2, SAMPLE_RATE),), inputs={"x": free}, outputs=["logits"])
@@ -183,7 +184,8 @@ def _write(job: Job) -> ExportResult:
     source, vocabulary = str(job.source), vocabulary_of(job.source, task)
     symbols, speech = symbols_of(vocabulary, source=source), job.speech()
     ours = network(architecture, weights)
-    with job.made(MODEL, TOKENS) as folder:
+    with job.made() as folder:
+        folder.mkdir()
         export_sherpa(architecture, weights, symbols, folder / MODEL, properties=job.properties)
         write_tokens(symbols, folder / TOKENS)
         check, products = onnx.checked(

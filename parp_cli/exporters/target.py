@@ -130,18 +130,20 @@ class Job:
             raise MaskError(f"{self.source} has no mask", hint="make one with `parp mask` or `parp finetune`")
 
     @contextmanager
-    def made(self, *names: str) -> Iterator[Path]:
-        """A temporary folder for files of these names: once the block has written and checked them, they are copied to
-        `out`, a directory where there are several. Raises ResourceError where a disk is full, UsageError where they
-        cannot be written."""
+    def made(self) -> Iterator[Path]:
+        """A temporary path that stands for `out`: once the block has written and checked a file there, with its
+        `weights_beside`, or a directory, they are copied. Raises ResourceError where a disk is full, UsageError where
+        they cannot be written."""
         with TemporaryDirectory() as folder:
+            made = Path(folder) / self.out.name
             try:
-                yield Path(folder)
+                yield made
             except OSError as error:
                 raise write_error(self.out, error) from error
-            for name in names:
-                with replacing(self.out / name if len(names) > 1 else self.out) as temporary:
-                    shutil.copyfile(Path(folder) / name, temporary)
+            files = filter(Path.is_file, Path(folder).rglob("*"))
+            for file in sorted(files, reverse=True):  # a model after its weights
+                with replacing(self.out.parent / file.relative_to(folder)) as temporary:
+                    shutil.copyfile(file, temporary)
 
     def result(self, *, size: int | None = None, zeros: int | None = None, **found: Any) -> ExportResult:
         """What was written; by default with the size of `out`, and the zeros of the checkpoint."""
@@ -184,10 +186,15 @@ class Target:
     require: Callable[[], None] = lambda: None
 
 
+def weights_beside(path: Path) -> Path:
+    """Where the weights of an ONNX file are that is too large to hold them."""
+    return path.with_name(f"{path.name}.data")
+
+
 def bytes_of(path: Path) -> int:
-    """Bytes of a file, or of all files in a folder."""
-    files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
-    return sum(file.stat().st_size for file in files)
+    """Bytes of a file, with its `weights_beside`, or of all files in a folder."""
+    files = [path, weights_beside(path)] if path.is_file() else path.rglob("*")
+    return sum(file.stat().st_size for file in files if file.is_file())
 
 
 def size_of(architecture: Any, weights: Mapping[str, Tensor], path: Path) -> Size:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from parp_cli.errors import CheckpointError
-from parp_cli.exporters.onnx import require_one_file, session, traced, write
+from parp_cli.exporters.onnx import session, traced, write
 from parp_cli.models.network import outputs_of
 from parp_cli.models.transformers.architecture import TOKENIZER, TextArchitecture
 from parp_cli.models.transformers.tokenizer import files_of, tokenizer_of
@@ -68,10 +68,8 @@ def export_text_onnx(
     classes by id (`labels`, JSON) beside the `properties`.
 
     Raises:
-        UsageError: the model is larger than one ONNX file can be.
         CheckpointError: there is no tokenizer, or torch cannot export such a network.
     """
-    require_one_file(architecture.name, weights)
     tokenizer = tokenizer_of(weights.get(TOKENIZER), source=architecture.name, config=architecture.config)
     network = architecture.build(outputs=outputs_of(task))
     network.load_state_dict(dict(weights))

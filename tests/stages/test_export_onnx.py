@@ -9,6 +9,7 @@ import torch
 from parp_cli.data.audio import read_audio
 from parp_cli.data.labels import vocabulary_of
 from parp_cli.errors import CheckpointError, ResourceError, UsageError
+from parp_cli.exporters import onnx as exporter
 from parp_cli.exporters.onnx import OnnxNetwork
 from parp_cli.stages import export as exporting
 from parp_cli.stages.export import export
@@ -74,9 +75,29 @@ def test_a_full_disk(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(exporting, "export_onnx", full)
-    with pytest.raises(ResourceError):
+    with pytest.raises(ResourceError, match=r"model\.onnx"):
         export(trained, to="onnx", out=tmp_path / "model.onnx")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("int8", [False, True])
+def test_weights_that_one_file_cannot_hold(
+    world: World, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, int8: bool
+) -> None:
+    whole = export(trained, to="onnx", int8=int8, out=tmp_path / "whole.onnx").path
+    monkeypatch.setattr(exporter, "_MOST_BYTES", 1_000)
+    result = export(trained, to="onnx", int8=int8, out=tmp_path / "large" / "a.onnx")
+    files = sorted(result.path.parent.iterdir())
+    assert [file.name for file in files] == ["a.onnx", "a.onnx.data"]
+    assert result.after is not None
+    assert result.after.bytes == result.size == sum(file.stat().st_size for file in files)
+    audio = [read_audio(world.folder / f"test-{number}.wav") for number in range(2)]
+    moved = result.path.parent.rename(tmp_path / "moved") / "a.onnx"
+    for one, other in zip(OnnxNetwork(moved)(audio), OnnxNetwork(whole)(audio), strict=True):
+        torch.testing.assert_close(one, other)
+    files[1] = moved.with_name("a.onnx.data").rename(tmp_path / "elsewhere")
+    with pytest.raises(CheckpointError, match=r"a\.onnx cannot be read by onnxruntime"):
+        OnnxNetwork(moved)
 
 
 def test_int8_goes_with_onnx_alone(trained: Path, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from parp_cli.data.audio import read_audio
 from parp_cli.data.labels import Vocabulary
-from parp_cli.errors import CheckpointError
+from parp_cli.errors import CheckpointError, UsageError
 from parp_cli.exporters import sherpa
 from parp_cli.exporters.sherpa import Symbols, write_tokens
 from parp_cli.stages.evaluate import evaluate
@@ -77,6 +77,14 @@ def test_labels_are_refused_before_speech_is_read(
     monkeypatch.setattr("parp_cli.stages.export.some_speech", lambda *_: pytest.fail("it was read"))
     with pytest.raises(CheckpointError, match="has a label with a space in it"):
         export(trained, to="sherpa", out=tmp_path / "sherpa")
+
+
+def test_what_one_file_cannot_hold(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sherpa.onnx, "_MOST_BYTES", 1_000)
+    with pytest.raises(UsageError, match="an ONNX file holds") as caught:
+        export(trained, to="sherpa", out=tmp_path / "sherpa")
+    assert "--to small" in (caught.value.hint or "")
+    assert not list(tmp_path.iterdir())
 
 
 def test_an_encoder_without_a_head(masked: Path, tmp_path: Path) -> None:
