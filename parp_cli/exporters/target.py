@@ -135,14 +135,19 @@ class Job:
         `weights_beside`, or a directory, they are copied. Raises ResourceError where a disk is full, UsageError where
         they cannot be written."""
         with TemporaryDirectory() as folder:
-            made = Path(folder) / self.out.name
+            own = self.out if self.out.name not in ("", "..") else self.out.resolve()
+            made = Path(folder) / own.name
             try:
                 yield made
             except OSError as error:
                 raise write_error(self.out, error) from error
             files = filter(Path.is_file, Path(folder).rglob("*"))
             for file in sorted(files, reverse=True):  # a model after its weights
-                with replacing(self.out.parent / file.relative_to(folder)) as temporary:
+                if made.is_dir():
+                    place = self.out / file.relative_to(made)
+                else:
+                    place = self.out if file == made else weights_beside(self.out)
+                with replacing(place) as temporary:
                     shutil.copyfile(file, temporary)
 
     def result(self, *, size: int | None = None, zeros: int | None = None, **found: Any) -> ExportResult:

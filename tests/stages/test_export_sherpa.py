@@ -79,6 +79,15 @@ def test_labels_are_refused_before_speech_is_read(
         export(trained, to="sherpa", out=tmp_path / "sherpa")
 
 
+@pytest.mark.parametrize("out", [".", ".."])
+def test_the_working_directory(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, out: str) -> None:
+    below = tmp_path / "below"
+    below.mkdir()
+    monkeypatch.chdir(below)
+    export(trained, to="sherpa", out=Path(out))
+    assert {"model.onnx", "tokens.txt"} <= {path.name for path in (below / out).iterdir()}
+
+
 def test_what_one_file_cannot_hold(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sherpa.onnx, "_MOST_BYTES", 1_000)
     with pytest.raises(UsageError, match="an ONNX file holds") as caught:
