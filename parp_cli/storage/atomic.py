@@ -35,6 +35,8 @@ def replacing(path: Path, *, flush: bool = True) -> Iterator[Path]:
     """
     temporary: Path | None = None
     try:
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
         path.parent.mkdir(parents=True, exist_ok=True)
         name = path.with_name(f".{path.name}-{secrets.token_hex(4)}{_TEMPORARY_SUFFIX}")
         # The system applies the umask here; reading it would mean setting it, for other threads' files as well.

@@ -86,6 +86,8 @@ def test_the_working_directory(trained: Path, tmp_path: Path, monkeypatch: pytes
     monkeypatch.chdir(below)
     export(trained, to="sherpa", out=Path(out))
     assert {"model.onnx", "tokens.txt"} <= {path.name for path in (below / out).iterdir()}
+    with pytest.raises(UsageError, match="cannot write"):
+        export(trained, to="onnx", out=Path(out))
 
 
 def test_what_one_file_cannot_hold(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -110,6 +110,15 @@ def test_what_killed_processes_were_writing_is_forgotten(tmp_path: Path) -> None
     forget_temporaries(tmp_path / "absent")
 
 
+@pytest.mark.parametrize("folder", [".", "..", "below"])
+def test_a_folder_is_refused_before_the_work(folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "below").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match="Is a directory"), replacing(Path(folder)):
+        pytest.fail("it may be written")
+    assert [path.name for path in tmp_path.iterdir()] == ["below"]
+
+
 def test_a_folder_that_cannot_be_flushed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As on network file systems: the file is there all the same."""
     flush = os.fsync
