@@ -22,6 +22,7 @@ from torch.nn.functional import conv1d, gelu
 
 from parp_cli.errors import CheckpointError, UsageError
 from parp_cli.exporters.check import Check, refuse_different
+from parp_cli.exporters.onnx_convolutions import integer_convolutions
 from parp_cli.exporters.target import ExportResult, Job, Target, weights_beside
 from parp_cli.exporters.text_check import TextCheck
 from parp_cli.models.sources.names import MASK_EMBEDDING, without
@@ -189,10 +190,10 @@ def traced(
 
 
 def quantize(path: Path, out: Path) -> int:
-    """Write a model whose products with constant matrices are of 8-bit integers; how many these are.
+    """Write a model whose products with constant matrices are of 8-bit integers, and its convolutions too, as
+    `integer_convolutions` says; how many these are.
 
-    Weights have a scale for each output, activations one that is measured as it runs. Convolutions stay as they are:
-    their integers are no faster in onnxruntime.
+    Weights have a scale for each output, activations one that is measured as it runs.
     """
     import onnx
     from onnxruntime.quantization import QuantType, quantize_dynamic
@@ -207,6 +208,7 @@ def quantize(path: Path, out: Path) -> int:
             use_external_data_format=weights_beside(path).exists(),
         )
     made, before = onnx.load(out), onnx.load(path, load_external_data=False)
+    integer_convolutions(made)
     write(made, out, {prop.key: prop.value for prop in before.metadata_props})
     return sum(node.op_type in _INTEGER_PRODUCTS for node in made.graph.node)
 

@@ -14,6 +14,7 @@ from parp_cli.errors import CheckpointError, UsageError
 from parp_cli.exporters import onnx as exporter
 from parp_cli.exporters.check import compared, network, refuse_different
 from parp_cli.exporters.onnx import OnnxNetwork, export_onnx, quantize
+from parp_cli.exporters.onnx_convolutions import integer_convolutions
 from parp_cli.models.speech.config import Architecture, build
 from tests.models.small import SMALL, randomise, waveform
 
@@ -95,10 +96,11 @@ def test_int8_products_are_counted_and_near(exported: Any, tmp_path: Path) -> No
     units = [architecture.sizes_of_layer(index)[2] for index in range(3)]
     in_attention = 2 if architecture.family == "wavlm" else 4
     gates = sum(map(bool, heads)) if architecture.family == "wavlm" else 0
-    assert count == in_attention * sum(map(bool, heads)) + gates + 2 * sum(map(bool, units)) + 2, (
-        "projections of attention, gates, feed-forward blocks, of features, head"
+    assert count == in_attention * sum(map(bool, heads)) + gates + 2 * sum(map(bool, units)) + 4, (
+        "projections of attention, gates, feed-forward blocks, of features, head, two convolutions"
     )
-    assert kinds.count("Conv") == 4
+    assert kinds.count("Conv") == 2, "that of the waveform, and that of positions, in groups"
+    onnx.checker.check_model(model, full_check=True)
     check = compared(
         network(architecture, weights), OnnxNetwork(tmp_path / "int8.onnx"), SPEECH, exact=False, recognises=True
     )
@@ -129,3 +131,40 @@ def test_what_is_missing_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UsageError, match="need the package no_such_package") as caught:
         exporter.require_onnx()
     assert "parp-cli[onnx]" in (caught.value.hint or "")
+
+
+@pytest.mark.parametrize(("kernel", "stride", "bias"), [(3, 2, True), (2, 2, False), (5, 3, False), (1, 1, True)])
+def test_convolutions_of_integers(kernel: int, stride: int, bias: bool, tmp_path: Path) -> None:
+    """Inputs of 0 to 255 and weights up to 127 have a scale of one, so that nothing is rounded."""
+    generator = torch.Generator().manual_seed(kernel)
+    convolution = torch.nn.Conv1d(3, 4, kernel, stride, bias=bias)
+    with torch.no_grad():
+        convolution.weight.copy_(torch.randint(-127, 128, convolution.weight.shape, generator=generator))
+        convolution.weight[:, 0, 0] = 127
+        convolution.weight[3] = 0  # pruned
+    free = {0: torch.export.Dim("batch"), 2: torch.export.Dim("steps")}
+    made = exporter.traced(convolution, (torch.zeros(2, 3, 30),), inputs={"x": free}, outputs=["y"])
+    integer_convolutions(made)
+    onnx.checker.check_model(made, full_check=True)
+    assert not [node for node in made.graph.node if node.op_type == "Conv"]
+    session = onnxruntime.InferenceSession(made.SerializeToString())
+    for steps in (kernel, 17, 30, 31):
+        x = torch.randint(0, 256, (2, 3, steps), generator=generator).float()
+        x[0, 0, 0], x[1, 0, 0] = 0, 255
+        with torch.no_grad():
+            expected = convolution(x)
+        torch.testing.assert_close(torch.from_numpy(session.run(None, {"x": x.numpy()})[0]), expected)
+
+
+def test_convolutions_that_stay_as_they_are() -> None:
+    others = [
+        torch.nn.Conv1d(1, 4, 3),  # of a waveform
+        torch.nn.Conv1d(4, 4, 3, padding=1),
+        torch.nn.Conv1d(4, 4, 3, groups=2),
+        torch.nn.Conv1d(4, 4, 3, dilation=2),
+    ]
+    free = {2: torch.export.Dim("steps")}
+    made = exporter.traced(torch.nn.Sequential(*others), (torch.zeros(1, 1, 30),), inputs={"x": free}, outputs=["y"])
+    before = made.SerializeToString()
+    integer_convolutions(made)
+    assert made.SerializeToString() == before
