@@ -14,15 +14,15 @@ _APOSTROPHE = re.compile("[‘’]")
 _FINAL_SIGMA = re.compile(r"(?<=\w)Σ(?!\w)")
 
 
-def read_utf8(path: Path, *, what: str) -> str:
+def read_utf8(path: Path, *, what: str, hint: str = "save it as UTF-8") -> str:
     """The content of a text file, which messages call `what`, without byte order mark.
 
-    Raises DataError where it cannot be read, or is not UTF-8.
+    Raises DataError where it cannot be read, or is not UTF-8, with this hint.
     """
     try:
         return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        raise DataError(f"{what} is not UTF-8 text", details=[str(error)], hint="save it as UTF-8") from error
+        raise DataError(f"{what} is not UTF-8 text", details=[str(error)], hint=hint) from error
     except OSError as error:
         raise DataError(f"cannot read {what}", details=[error.strerror or str(error)], hint="check the path") from error
 

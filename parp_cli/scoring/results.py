@@ -12,6 +12,10 @@ from typing import Any
 from parp_cli.data.text import numbered_lines, read_utf8
 from parp_cli.errors import DataError, first_few
 
+_HINT = (
+    "`parp eval` writes one, as eval-test-clean.jsonl: lines of JSON with id, reference and hypothesis of an utterance"
+)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Recognition:
@@ -44,7 +48,7 @@ def read_results(path: Path) -> list[Recognition]:
 
     Raises `DataError`: it cannot be read, a line is no result, or an utterance is repeated.
     """
-    lines = numbered_lines(read_utf8(path, what=f"the results {path}"))
+    lines = numbered_lines(read_utf8(path, what=f"the results {path}", hint=_HINT))
     results = [(number, _parse(line)) for number, line in lines]
     found = [result for _, result in results if isinstance(result, Recognition)]
     problems = [f"line {number}: {result}" for number, result in results if isinstance(result, str)] or repeated(found)
@@ -52,7 +56,7 @@ def read_results(path: Path) -> list[Recognition]:
         raise DataError(
             f"{path} is no file of results" if found or problems else f"{path} holds no results",
             details=first_few(problems),
-            hint="`parp eval` writes one: a line of JSON with id, reference and hypothesis per utterance",
+            hint=_HINT,
         )
     return found
 

@@ -52,3 +52,11 @@ def test_files_of_nothing(tmp_path: Path, content: bytes, message: str) -> None:
         read_results(path)
     with pytest.raises(DataError, match="cannot read the results"):
         read_results(tmp_path / "nowhere.jsonl")
+
+
+def test_a_checkpoint_in_place_of_results_is_told_what_was_meant(tmp_path: Path) -> None:
+    path = tmp_path / "finetune.safetensors"
+    path.write_bytes(b"\xb8\x00\x00")
+    with pytest.raises(DataError, match="is not UTF-8 text") as caught:
+        read_results(path)
+    assert "eval-test-clean.jsonl" in (caught.value.hint or "")
