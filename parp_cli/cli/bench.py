@@ -67,12 +67,12 @@ def bench(
             figure=figure,
             notify=notify,
         )
-    _show(output, result)
+    show(output, result)
     output.wrote(*filter(None, [figure]))
     output.json(result)
 
 
-def _show(output: Output, result: "BenchResult") -> None:
+def show(output: Output, result: "BenchResult") -> None:
     """The measurements as two tables."""
     columns = ["model", "runtime", "size", "load", "first result", "peak memory"]
     rows = [

@@ -11,7 +11,7 @@ import typer
 
 from parp_cli.cli import options, render
 from parp_cli.cli.options import option
-from parp_cli.console import Output, percent, size
+from parp_cli.console import Output, jsonable, percent, size
 from parp_cli.errors import UsageError
 
 
@@ -166,6 +166,14 @@ def export(
         Literal["float32", "float16", "bfloat16", "int8"] | None,
         option("--values", "With packed: the number type of kept weights.", default="float32"),
     ] = None,
+    split: Annotated[
+        str | None,
+        option(
+            "--split",
+            "Then measure it beside the checkpoint and the dense network: load time, memory, speed by length, and "
+            "errors on this split.",
+        ),
+    ] = None,
     run: options.Run = options.DEFAULT_RUN,
     out: options.Out = None,
     device: options.Device = "auto",
@@ -190,17 +198,24 @@ def export(
       parp export --to small
       parp export --to packed --values int8
       parp export --to sparse --int8
-      parp export parp-run/small.safetensors --to onnx --int8
+      parp export parp-run/small.safetensors --to onnx --int8 --split test-clean
       parp export parp-run/small.safetensors --to sherpa --int8
     """
+    from parp_cli.cli.bench import show
+    from parp_cli.exporters.measure import runtime_of
     from parp_cli.exporters.targets import target_of
     from parp_cli.runtime.device import select_device
+    from parp_cli.stages.bench import bench
     from parp_cli.stages.export import export as stage
     from parp_cli.storage.run_folder import EXPORTS, checkpoint_or_newest
 
     del seed  # nothing here is random; taken because every stage takes it
     output = Output(as_json=as_json, quiet=quiet)
     source = checkpoint_or_newest(checkpoint, run)
+    if split is not None:
+        if not target_of(to).benched:
+            raise UsageError(f"what --to {to} writes cannot be measured", hint="leave out --split")
+        runtime_of(source)  # or it cannot be measured
     with output.progress() as notify:
         name = EXPORTS[f"{to}-int8" if int8 else to]
         # A sparse one of a model without 2:4 matrices is for the CPU; others are made there.
@@ -209,7 +224,13 @@ def export(
     output.text(f"exported {source} {target_of(to).title}, {size(result.size)}")
     render.export(output, result)
     output.wrote(*filter(None, [result.path, result.card]))
-    output.json(result)
+    if split is None:
+        output.json(result)
+        return
+    with output.progress() as notify:
+        measured = bench([source, result.path], batches=[1], dense=True, split=split, notify=notify)
+    show(output, measured)
+    output.json({**jsonable(result), "bench": jsonable(measured)})
 
 
 def shrink(

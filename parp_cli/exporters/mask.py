@@ -15,4 +15,4 @@ def _write(job: Job) -> ExportResult:
     return job.result()
 
 
-MASK = Target(name="mask", title="without weights", write=_write, of_texts=True)
+MASK = Target(name="mask", title="without weights", write=_write, of_texts=True, benched=False)

@@ -179,6 +179,7 @@ class Target:
         write: writes it. Raises as `stages.export.export`.
         of_texts: whether text encoders have it too.
         int8, values: whether it takes these options.
+        benched: whether `parp bench` takes what it writes of speech.
         require: raises UsageError where a package that it needs is not installed.
     """
 
@@ -188,6 +189,7 @@ class Target:
     of_texts: bool = False
     int8: bool = False
     values: bool = False
+    benched: bool = True
     require: Callable[[], None] = lambda: None
 
 
