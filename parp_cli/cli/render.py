@@ -159,10 +159,19 @@ def inspection(output: Output, result: "Inspection") -> None:
         output.text("Recipe", yaml.safe_dump(dict(metadata.recipe), sort_keys=False).rstrip())
 
 
+_WITH_ZEROS = ("hf", "torchaudio", "onnx", "sherpa", "gguf")
+"""Targets of exports in which pruned weights are zeros among others."""
+
+
 def export(output: Output, result: "ExportResult") -> None:
-    """Sizes and speed before and after, of an export that was compared with its checkpoint."""
+    """Sizes and speed before and after, of an export that was compared with its checkpoint; and what zeros gain."""
     from parp_cli.exporters.text_check import TextCheck
 
+    if result.zeros and result.target in _WITH_ZEROS:
+        output.text(
+            f"its {result.zeros:,} zeros gain nothing there, in size or speed: they are computed as other numbers; "
+            "--to packed leaves them out of the file, pruning.pattern=structures and `parp shrink` out of the network"
+        )
     before, after, check = result.before, result.after, result.check
     if before is None or after is None or check is None:
         return
