@@ -159,15 +159,12 @@ def inspection(output: Output, result: "Inspection") -> None:
         output.text("Recipe", yaml.safe_dump(dict(metadata.recipe), sort_keys=False).rstrip())
 
 
-_WITH_ZEROS = ("hf", "torchaudio", "onnx", "sherpa", "gguf")
-"""Targets of exports in which pruned weights are zeros among others."""
-
-
 def export(output: Output, result: "ExportResult") -> None:
     """Sizes and speed before and after, of an export that was compared with its checkpoint; and what zeros gain."""
+    from parp_cli.exporters.targets import target_of
     from parp_cli.exporters.text_check import TextCheck
 
-    if result.zeros and result.target in _WITH_ZEROS:
+    if result.zeros and target_of(result.target).with_zeros:
         output.text(
             f"its {result.zeros:,} zeros gain nothing there, in size or speed: they are computed as other numbers; "
             "--to packed leaves them out of the file, pruning.pattern=structures and `parp shrink` out of the network"

@@ -252,4 +252,4 @@ def _write(job: Job) -> ExportResult:
     return job.for_runtime(check, matrices if job.int8 else None)
 
 
-GGUF = Target(name="gguf", title="for crispasr", write=_write, int8=True, require=require_gguf)
+GGUF = Target(name="gguf", title="for crispasr", write=_write, int8=True, require=require_gguf, with_zeros=True)

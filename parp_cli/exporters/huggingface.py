@@ -110,4 +110,4 @@ def _write(job: Job) -> ExportResult:
     return job.result(card=card_beside(job))
 
 
-HUGGINGFACE = Target(name="hf", title="for transformers", write=_write, of_texts=True)
+HUGGINGFACE = Target(name="hf", title="for transformers", write=_write, of_texts=True, with_zeros=True)

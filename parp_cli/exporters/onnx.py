@@ -307,4 +307,6 @@ def _write(job: Job) -> ExportResult:
     return job.for_runtime(check, products)
 
 
-ONNX = Target(name="onnx", title="for onnxruntime", write=_write, of_texts=True, int8=True, require=require_onnx)
+ONNX = Target(
+    name="onnx", title="for onnxruntime", write=_write, of_texts=True, int8=True, require=require_onnx, with_zeros=True
+)

@@ -204,4 +204,6 @@ def _write(job: Job) -> ExportResult:
     return job.for_runtime(check, products, MODEL, TOKENS)
 
 
-SHERPA = Target(name="sherpa", title="for sherpa-onnx", write=_write, int8=True, require=onnx.require_onnx)
+SHERPA = Target(
+    name="sherpa", title="for sherpa-onnx", write=_write, int8=True, require=onnx.require_onnx, with_zeros=True
+)

@@ -180,6 +180,7 @@ class Target:
         of_texts: whether text encoders have it too.
         int8, values: whether it takes these options.
         benched: whether `parp bench` takes what it writes of speech.
+        with_zeros: whether pruned weights are in it, zeros among other numbers.
         require: raises UsageError where a package that it needs is not installed.
     """
 
@@ -190,6 +191,7 @@ class Target:
     int8: bool = False
     values: bool = False
     benched: bool = True
+    with_zeros: bool = False
     require: Callable[[], None] = lambda: None
 
 

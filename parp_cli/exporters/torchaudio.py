@@ -52,4 +52,4 @@ def _write(job: Job) -> ExportResult:
     return job.result(card=card_beside(job))
 
 
-TORCHAUDIO = Target(name="torchaudio", title="for torchaudio", write=_write, benched=False)
+TORCHAUDIO = Target(name="torchaudio", title="for torchaudio", write=_write, benched=False, with_zeros=True)

@@ -134,7 +134,7 @@ def test_what_is_missing_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(("kernel", "stride", "bias"), [(3, 2, True), (2, 2, False), (5, 3, False), (1, 1, True)])
-def test_convolutions_of_integers(kernel: int, stride: int, bias: bool, tmp_path: Path) -> None:
+def test_convolutions_of_integers(kernel: int, stride: int, bias: bool) -> None:
     """Inputs of 0 to 255 and weights up to 127 have a scale of one, so that nothing is rounded."""
     generator = torch.Generator().manual_seed(kernel)
     convolution = torch.nn.Conv1d(3, 4, kernel, stride, bias=bias)
