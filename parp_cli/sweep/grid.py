@@ -12,7 +12,7 @@
       training.learning_rate: [1e-3, 4e-3]
     where:                              # settings of the cells that match every key of `cells`; later entries win
       - {cells: {pruning.method: parp}, set: {training.freeze_encoder_updates: 0}}
-    splits: [test-clean]                # to evaluate each cell on; null is the recipe's data.test
+    splits: [test-clean]                # to evaluate each cell on; null is data.test, and so is --set data.test=...
 
 All cells are checked completely before the first one runs. Cells with the same training are one cell: there is one
 dense cell per seed here, since a dense run has no sparsity.
@@ -82,7 +82,7 @@ class SweepFile(Section):
     """Settings of the cells that match, in this order."""
 
     splits: tuple[str, ...] | None = None
-    """What each cell is evaluated on; null is its recipe's data.test."""
+    """What each cell is evaluated on; null is its recipe's data.test, and so is a data.test set on the command line."""
 
     def conflicts(self) -> Iterator[tuple[str, str]]:
         """Invalid values."""
@@ -161,6 +161,7 @@ def load_sweep(
     Args:
         path: the YAML file; its relative paths start at its folder.
         overrides: `section.key=value` for all cells, as `--set` takes them; the grid's own keys cannot be set.
+            A data.test takes the place of the file's `splits`.
         device: a torch.device, which resolves the precision `auto`.
         choices: `section.key=[value, ...]`, instead of the values that the grid, or `vary`, has for the key.
         recipe: instead of the file's `recipe`, `set` and `splits`.
@@ -192,6 +193,7 @@ def load_sweep(
                 if name.startswith(f"{reserved}.") or reserved.startswith(name):
                     raise tree.Problem(f"{who_has} values for {reserved}: change them in the file{by_option}")
             settings = tree.with_override(settings, override)
+            splits = None if "data.test.".startswith(name) else splits
         except tree.Problem as problem:
             problems.append(f"{tree.override_place(override)}: {problem}")
     cells: dict[str, Cell] = {}

@@ -76,6 +76,8 @@ def test_what_wins(write_sweep: Any) -> None:
     (cell,) = load(path, "seed=6").cells
     assert (cell.recipe.training.updates, cell.recipe.seed) == (4, 6)
     assert cell.splits == ("a", "b")
+    (cell,) = load(path, "data.test=own").cells
+    assert cell.splits == ("own",)
 
 
 @pytest.mark.parametrize("override", ["training.adam_betas=[0.9,0.98]", "training={}", "training.adam_betas.0=0.5"])
